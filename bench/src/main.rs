@@ -1,0 +1,144 @@
+//! `docket-bench`: loads Docket and its peer through their front doors and prints tables. The only place that measures.
+//!
+//! It never links a Docket crate: the harness of the crate `tests` starts the systems, `generator` speaks HTTP to them.
+
+mod create;
+mod generator;
+mod import;
+mod systems;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::systems::Peer;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXAMPLES: &str = "Examples:
+  docket-bench create                             stock, embedded and scaled in turn, three rounds, medians
+  docket-bench create --peers stock --rounds 1    the peer alone
+  docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
+  docket-bench all orders.csv.gz --expected orders.expected.json
+
+Build first: cargo build --release -p server -p bench";
+
+const EXIT_CODES: &str = "Exit codes:
+  0  measured, and every check held
+  1  a request failed, a count or a report was wrong, or a system did not start
+  2  the command line cannot be used";
+
+/// Measures Docket against an order API on stock axum, cqrs-es and postgres-es.
+#[derive(Debug, Parser)]
+#[command(name = "docket-bench", bin_name = "docket-bench", version, before_help = EXAMPLES, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    case: Case,
+}
+
+#[derive(Debug, Subcommand)]
+enum Case {
+    /// Creates orders over keep-alive connections, each sending its next request when the last one is answered.
+    #[command(
+        before_help = "Examples:\n  docket-bench create --seconds 20\n  docket-bench create --peers stock,scaled --connections 128"
+    )]
+    Create(Create),
+    /// Imports a file with `docket import`, times it, and compares the reports with what they must be.
+    #[command(
+        before_help = "Examples:\n  docket-bench import orders.csv.gz --expected orders.expected.json\n  docket-bench import orders.csv.gz --expected orders.expected.json --peers scaled"
+    )]
+    Import(Import),
+    /// Both cases with their defaults.
+    #[command(before_help = "Examples:\n  docket-bench all orders.csv.gz --expected orders.expected.json")]
+    All {
+        #[command(flatten)]
+        input: Input,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    /// Keep-alive HTTP/1.1 connections.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    connections: u32,
+    /// Measured seconds of each run.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Seconds of load before each run is measured.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
+    warm_up: u64,
+    /// How often each peer runs, in turn.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    /// Who runs, in this order.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "stock,embedded,scaled")]
+    peers: Vec<Peer>,
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    #[command(flatten)]
+    input: Input,
+    /// Who runs, in this order; stock has no import.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "embedded,scaled")]
+    peers: Vec<Peer>,
+}
+
+#[derive(Debug, Args)]
+struct Input {
+    /// CSV as `docket import` takes it, plain or gzip.
+    file: PathBuf,
+    /// What the reports must say after it.
+    #[arg(long, value_name = "JSON")]
+    expected: PathBuf,
+}
+
+impl From<Create> for create::Settings {
+    fn from(create: Create) -> Self {
+        Self {
+            connections: create.connections,
+            warm_up: Duration::from_secs(create.warm_up),
+            measured: Duration::from_secs(create.seconds),
+            rounds: create.rounds,
+            peers: create.peers,
+        }
+    }
+}
+
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    create: Create,
+}
+
+async fn run(case: Case) -> anyhow::Result<()> {
+    match case {
+        Case::Create(create) => create::run(&create.into()).await,
+        Case::Import(Import { input, peers }) => import::run(&input.file, &input.expected, &peers).await,
+        Case::All { input } => {
+            create::run(&Defaults::parse_from(["docket-bench"]).create.into()).await?;
+            println!();
+            import::run(&input.file, &input.expected, &[Peer::Embedded, Peer::Scaled]).await
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match systems::prepare() {
+        Ok(()) => run(cli.case).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("docket-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

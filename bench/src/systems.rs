@@ -1,0 +1,186 @@
+//! The systems under load: the stock peer, and Docket both ways, through the harness of the tests.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use sqlx::{Connection, PgConnection};
+use tempfile::TempDir;
+use tests::ports::free_port;
+use tests::postgres::Postgres;
+use tests::process::{POLL, Process, profile_directory};
+use tests::system::{Mode, TestSystem};
+
+/// How long the stock peer may take until it listens.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the read models may take to reach the head of the log.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Peer {
+    /// An order API on stock axum, cqrs-es and postgres-es.
+    Stock,
+    /// Docket in one process on SQLite.
+    Embedded,
+    /// Docket on PostgreSQL and NATS.
+    Scaled,
+}
+
+impl Peer {
+    /// How Docket runs; nothing for stock.
+    pub fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Stock => None,
+            Self::Embedded => Some(Mode::Embedded),
+            Self::Scaled => Some(Mode::Scaled),
+        }
+    }
+
+    /// The peer's name and what it runs on, for a table.
+    pub fn title(self) -> [String; 2] {
+        let (name, mode) = match self {
+            Self::Stock => ("stock", "PostgreSQL, durable"),
+            Self::Embedded => ("docket", "embedded: SQLite, FULL"),
+            Self::Scaled => ("docket", "scaled: PostgreSQL, durable, NATS"),
+        };
+        [name.to_owned(), mode.to_owned()]
+    }
+}
+
+/// Sees to it that the harness finds the binaries, and that the data will lie on a disk.
+///
+/// # Errors
+/// When that can't be had.
+pub fn prepare() -> anyhow::Result<()> {
+    let executable = std::env::current_exe()?;
+    let directory = executable.parent().context("the executable lies in a directory")?;
+    if !directory.ends_with("deps") {
+        // The harness takes the directory above that of its executable for the profile's, as it is for a test.
+        let linked = directory.join("deps/docket-bench");
+        let _ = std::fs::remove_file(&linked);
+        std::fs::hard_link(&executable, &linked).with_context(|| format!("link {}", linked.display()))?;
+        let error = std::process::Command::new(&linked).args(std::env::args_os().skip(1)).exec();
+        bail!("{}: {error}", linked.display());
+    }
+    let temporary = std::env::temp_dir().canonicalize()?;
+    let mounts = std::fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    let kind = mounts.filter(|(point, _)| temporary.starts_with(point)).max_by_key(|(point, _)| point.len());
+    ensure!(
+        !kind.is_some_and(|(_, kind)| matches!(kind, "tmpfs" | "ramfs")),
+        "{} lies in memory, where durability costs nothing; set TMPDIR to a directory on a disk",
+        temporary.display()
+    );
+    Ok(())
+}
+
+/// The stock peer with a PostgreSQL of its own.
+pub struct Stock {
+    /// Dropped before the database that it uses.
+    _process: Process,
+    postgres: Postgres,
+    /// Where it listens.
+    pub address: String,
+    _directory: TempDir,
+}
+
+impl Stock {
+    /// Starts it on an empty durable database.
+    ///
+    /// # Errors
+    /// When its binary is missing or the database is not durable.
+    pub async fn start() -> anyhow::Result<Self> {
+        let program = profile_directory().join("docket-bench-stock");
+        ensure!(program.is_file(), "{} is missing; build it with: cargo build --release -p bench", program.display());
+        let postgres = Postgres::start(true).await;
+        ensure_durable(&postgres.url()).await?;
+        let directory = tempfile::Builder::new().prefix("docket-bench-").tempdir()?;
+        let address = format!("127.0.0.1:{}", free_port());
+        let variables = [("DATABASE_URL".to_owned(), postgres.url()), ("LISTEN".to_owned(), address.clone())];
+        let mut process = Process::new("stock", program, directory.path().join("log")).envs(&variables);
+        process.start();
+        let listens = || async { tokio::net::TcpStream::connect(&address).await.is_ok() };
+        process.wait_until(START_DEADLINE, listens).await;
+        Ok(Self { _process: process, postgres, address, _directory: directory })
+    }
+
+    /// How many events and how many orders in the read model its database holds.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn counts(&self) -> anyhow::Result<(u64, u64)> {
+        let mut connection = PgConnection::connect(&self.postgres.url()).await?;
+        let sql = "select (select count(*) from events), (select count(*) from order_view)";
+        let (events, orders): (i64, i64) = sqlx::query_as(sql).fetch_one(&mut connection).await?;
+        Ok((u64::try_from(events)?, u64::try_from(orders)?))
+    }
+}
+
+/// Docket with data of its own, durable.
+///
+/// # Errors
+/// When PostgreSQL would not wait for the disk.
+pub async fn docket(mode: Mode) -> anyhow::Result<TestSystem> {
+    let system = TestSystem::builder(mode).durable().start().await;
+    if mode == Mode::Scaled {
+        ensure_durable(system.database_url()).await?;
+    }
+    Ok(system)
+}
+
+async fn ensure_durable(url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(url).await?;
+    let sql = "select name, setting from pg_settings where name in ('fsync', 'synchronous_commit', 'full_page_writes')";
+    let settings: Vec<(String, String)> = sqlx::query_as(sql).fetch_all(&mut connection).await?;
+    ensure!(settings.len() == 3 && settings.iter().all(|(_, value)| value == "on"), "not durable: {settings:?}");
+    Ok(())
+}
+
+/// Waits until every projection stands at the head of the log; the head, and how long that took.
+///
+/// # Errors
+/// When a projection is still behind at the deadline, with its state.
+pub async fn settled(system: &TestSystem) -> anyhow::Result<(u64, Duration)> {
+    let started = Instant::now();
+    loop {
+        let answer = system.get("/v1/projections").send().await.expect(200).json();
+        let head = answer["head"].as_u64().context("no head in /v1/projections")?;
+        let items = answer["items"].as_array().context("no items in /v1/projections")?;
+        ensure!(!items.is_empty(), "there are no projections");
+        if items.iter().all(|item| item["position"].as_u64() == Some(head)) {
+            return Ok((head, started.elapsed()));
+        }
+        ensure!(started.elapsed() < SETTLE_DEADLINE, "not settled in {SETTLE_DEADLINE:?}: {answer}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The largest memory, in MiB, that a `docket serve` started by this process has held (`VmHWM`).
+///
+/// # Errors
+/// When there is no such process.
+pub fn peak_memory_mib() -> anyhow::Result<f64> {
+    let own = std::process::id().to_string();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        if let Some(kib) = docket_peak_kib(&entry.path(), &own) {
+            return Ok(kib / 1024.0);
+        }
+    }
+    bail!("no `docket serve` runs")
+}
+
+/// `VmHWM` of the process in this directory of `/proc`, if it is a `docket serve` whose parent is `parent`.
+fn docket_peak_kib(process: &Path, parent: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(process.join("status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+    let command = std::fs::read(process.join("cmdline")).ok()?;
+    let serves = command.split(|&byte| byte == 0).any(|argument| argument == b"serve");
+    let ours = field("Name:")? == "docket" && field("PPid:")? == parent && serves;
+    ours.then(|| field("VmHWM:")?.split(' ').next()?.parse().ok()).flatten()
+}

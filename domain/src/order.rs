@@ -1,0 +1,712 @@
+//! The order, read top to bottom: events, state, commands, errors, decide, fold, the cqrs-es adapter, tests.
+//!
+//! ```text
+//! absent --Create--> draft --Confirm--> confirmed (final)
+//!                    draft --Cancel---> cancelled (final)
+//! ```
+
+use cqrs_es::event_sink::EventSink;
+use cqrs_es::{Aggregate, DomainEvent};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{
+    self, Amount, Attributes, Category, Currency, CustomerId, Name, Quantity, Reason, Sku, format_minor,
+};
+
+/// The largest number of lines in an order, and of items in one [`Command::Create`].
+pub const LINES_MAX: usize = 1000;
+
+/// The largest total of an order, in minor units: below 2^53, so that any JSON reader holds it exactly.
+pub const TOTAL_MAX: i64 = 1_000_000_000_000_000;
+
+/// The version that newly written events carry.
+pub const EVENT_VERSION: &str = "1";
+
+// ---- events ----
+
+/// A fact of an order's history, in its stored form: `{"ItemRemoved": {"sku": "tea"}}`.
+///
+/// Unknown fields are ignored, so that an older process can read what a newer one added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Event {
+    /// A customer's order was opened, as a draft without lines.
+    OrderCreated {
+        /// Whose order it is.
+        customer_id: CustomerId,
+        /// The one currency of all its prices.
+        currency: Currency,
+        /// Free labels, such as `store_id`; left out when there are none.
+        #[serde(default, skip_serializing_if = "Attributes::is_empty")]
+        attributes: Attributes,
+    },
+    /// Pieces of an item were added: a new line, or more of a line that has this SKU.
+    ItemAdded {
+        /// What was added.
+        sku: Sku,
+        /// How many pieces were added; the line may hold more.
+        quantity: Quantity,
+        /// The price of one piece, in minor units of the order's currency.
+        #[schemars(range(min = 0))]
+        unit_price: i64,
+        /// The item's name; the latest one given stands.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<Name>,
+        /// The item's category; the latest one given stands.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        category: Option<Category>,
+    },
+    /// A line's quantity was set.
+    ItemQuantityChanged {
+        /// The line.
+        sku: Sku,
+        /// Its whole quantity from now on, in pieces.
+        quantity: Quantity,
+    },
+    /// A line was taken out of the order.
+    ItemRemoved {
+        /// The line.
+        sku: Sku,
+    },
+    /// The order was placed: it is final.
+    OrderConfirmed {
+        /// The sum of its lines, in minor units.
+        #[schemars(range(min = 0))]
+        total: i64,
+        /// The currency of the total.
+        currency: Currency,
+    },
+    /// The draft was given up: it is final.
+    OrderCancelled {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl DomainEvent for Event {
+    fn event_type(&self) -> String {
+        let name = match self {
+            Event::OrderCreated { .. } => "OrderCreated",
+            Event::ItemAdded { .. } => "ItemAdded",
+            Event::ItemQuantityChanged { .. } => "ItemQuantityChanged",
+            Event::ItemRemoved { .. } => "ItemRemoved",
+            Event::OrderConfirmed { .. } => "OrderConfirmed",
+            Event::OrderCancelled { .. } => "OrderCancelled",
+        };
+        name.to_owned()
+    }
+
+    fn event_version(&self) -> String {
+        EVENT_VERSION.to_owned()
+    }
+}
+
+// ---- state ----
+
+/// An order as its events tell it; the default is an order that does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Where the order stands.
+    pub status: Status,
+    /// Whose order it is; none as long as it is absent.
+    pub customer_id: Option<CustomerId>,
+    /// The one currency of all its prices.
+    pub currency: Currency,
+    /// Free labels given when it was created.
+    pub attributes: Attributes,
+    /// The lines, in the order in which they were first added; one for each SKU.
+    pub lines: Vec<Line>,
+    /// The sum of the lines, in minor units.
+    pub total: i64,
+}
+
+/// Where an order stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It was never created.
+    #[default]
+    Absent,
+    /// It takes changes.
+    Draft,
+    /// It was placed and takes no change.
+    Confirmed,
+    /// It was given up and takes no change.
+    Cancelled,
+}
+
+impl Status {
+    /// The name as it stands in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Absent => "absent",
+            Status::Draft => "draft",
+            Status::Confirmed => "confirmed",
+            Status::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One SKU of an order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// What is ordered.
+    pub sku: Sku,
+    /// How many pieces; `decide` keeps it from 1 to [`Quantity::MAX`].
+    pub quantity: u32,
+    /// The price of one piece, in minor units.
+    pub unit_price: i64,
+    /// The item's name, as last given.
+    pub name: Option<Name>,
+    /// The item's category, as last given.
+    pub category: Option<Category>,
+}
+
+impl Line {
+    /// Price times quantity, in minor units; it stops at the ends of an i64.
+    pub fn total(&self) -> i64 {
+        self.unit_price.saturating_mul(self.quantity.into())
+    }
+}
+
+// ---- commands ----
+
+/// An item to add to an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewItem {
+    /// What to add.
+    pub sku: Sku,
+    /// How many pieces to add.
+    pub quantity: Quantity,
+    /// The price of one piece, in the order's currency.
+    pub unit_price: Amount,
+    /// The item's name, if known.
+    pub name: Option<Name>,
+    /// The item's category, if known.
+    pub category: Option<Category>,
+}
+
+/// What can be asked of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Open a draft, with its first items; either all items are taken or nothing happens.
+    Create {
+        /// Whose order it is.
+        customer_id: CustomerId,
+        /// The currency of all its prices.
+        currency: Currency,
+        /// Free labels.
+        attributes: Attributes,
+        /// The first items, at most [`LINES_MAX`]; may be empty.
+        items: Vec<NewItem>,
+    },
+    /// Add pieces of an item: to its line if it has one, at the same price.
+    AddItem(NewItem),
+    /// Set a line's quantity.
+    ChangeQuantity {
+        /// The line.
+        sku: Sku,
+        /// Its whole quantity from now on.
+        quantity: Quantity,
+    },
+    /// Take a line out.
+    RemoveItem {
+        /// The line.
+        sku: Sku,
+    },
+    /// Place the order; it must have a line.
+    Confirm,
+    /// Give the draft up.
+    Cancel {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+// ---- errors ----
+
+/// The business rule that refused a command; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Create was asked for an order that exists, in whatever status.
+    #[error("an order with this id exists")]
+    AlreadyExists,
+    /// The order was never created.
+    #[error("there is no such order")]
+    NotFound,
+    /// The order is final.
+    #[error("the order is {0} and takes no change")]
+    NotDraft(Status),
+    /// Confirm was asked for an order without lines.
+    #[error("an order without lines cannot be confirmed")]
+    Empty,
+    /// The SKU is in the order at another price; both as decimal texts in the order's currency.
+    #[error("{sku} is in the order at a unit price of {first} and cannot be added at {given}")]
+    PriceMismatch {
+        /// The line.
+        sku: Sku,
+        /// The price that the line has.
+        first: String,
+        /// The price that the command gave.
+        given: String,
+    },
+    /// No line has this SKU.
+    #[error("{0} is not in the order")]
+    ItemNotFound(Sku),
+    /// The line would hold more than [`Quantity::MAX`] pieces in sum.
+    #[error("{sku} would have a quantity above {max}", max = Quantity::MAX)]
+    QuantityTooLarge {
+        /// The line.
+        sku: Sku,
+    },
+    /// The order would have more than [`LINES_MAX`] lines, or Create gave more items than that.
+    #[error("an order takes at most {LINES_MAX} lines")]
+    TooManyLines,
+    /// The order's total would be above [`TOTAL_MAX`].
+    #[error("the order's total would be above {TOTAL_MAX} minor units")]
+    TotalTooLarge,
+    /// The price does not fit the order's currency.
+    #[error(transparent)]
+    Amount(values::Error),
+    /// Create refused these items: each with its index, from 0, and its reason.
+    #[error("{} of the items are refused{}", .0.len(), first_of(.0))]
+    Items(Vec<(usize, Error)>),
+}
+
+fn first_of(items: &[(usize, Error)]) -> String {
+    items.first().map(|(index, error)| format!(", the first at index {index}: {error}")).unwrap_or_default()
+}
+
+impl Error {
+    /// The stable name of the rule, the last part of a problem's `type`.
+    pub fn slug(&self) -> &'static str {
+        match self {
+            Error::AlreadyExists => "order-exists",
+            Error::NotFound => "order-not-found",
+            Error::NotDraft(_) => "order-not-draft",
+            Error::Empty => "order-empty",
+            Error::PriceMismatch { .. } => "price-mismatch",
+            Error::ItemNotFound(_) => "item-not-found",
+            Error::QuantityTooLarge { .. } => "quantity-too-large",
+            Error::TooManyLines => "too-many-lines",
+            Error::TotalTooLarge => "total-too-large",
+            Error::Amount(_) => "invalid-amount",
+            Error::Items(_) => "items-rejected",
+        }
+    }
+}
+
+// ---- decide ----
+
+impl Order {
+    /// The events that the command makes of this state. They are not applied here. A command that changes nothing
+    /// succeeds with no event.
+    ///
+    /// # Errors
+    /// The rule that refuses the command.
+    pub fn decide(&self, command: Command) -> Result<Vec<Event>, Error> {
+        match (self.status, command) {
+            (Status::Absent, Command::Create { customer_id, currency, attributes, items }) => {
+                create(Event::OrderCreated { customer_id, currency, attributes }, items)
+            }
+            (_, Command::Create { .. }) => Err(Error::AlreadyExists),
+            (Status::Absent, _) => Err(Error::NotFound),
+            (Status::Confirmed | Status::Cancelled, _) => Err(Error::NotDraft(self.status)),
+            (Status::Draft, Command::AddItem(item)) => Ok(vec![self.add(item)?]),
+            (Status::Draft, Command::ChangeQuantity { sku, quantity }) => self.change_quantity(sku, quantity),
+            (Status::Draft, Command::RemoveItem { sku }) => match self.line(&sku) {
+                Some(_) => Ok(vec![Event::ItemRemoved { sku }]),
+                None => Err(Error::ItemNotFound(sku)),
+            },
+            (Status::Draft, Command::Confirm) if self.lines.is_empty() => Err(Error::Empty),
+            (Status::Draft, Command::Confirm) => {
+                Ok(vec![Event::OrderConfirmed { total: self.total, currency: self.currency }])
+            }
+            (Status::Draft, Command::Cancel { reason }) => Ok(vec![Event::OrderCancelled { reason }]),
+        }
+    }
+
+    fn add(&self, item: NewItem) -> Result<Event, Error> {
+        let NewItem { sku, quantity, unit_price, name, category } = item;
+        let unit_price = unit_price.minor(self.currency).map_err(Error::Amount)?;
+        match self.line(&sku) {
+            Some(line) if line.unit_price != unit_price => {
+                let [first, given] = [line.unit_price, unit_price].map(|minor| format_minor(minor, self.currency));
+                return Err(Error::PriceMismatch { sku, first, given });
+            }
+            Some(line) if line.quantity.saturating_add(quantity.get()) > Quantity::MAX => {
+                return Err(Error::QuantityTooLarge { sku });
+            }
+            None if self.lines.len() >= LINES_MAX => return Err(Error::TooManyLines),
+            Some(_) | None => {}
+        }
+        self.check_total(0, unit_price.saturating_mul(quantity.get().into()))?;
+        Ok(Event::ItemAdded { sku, quantity, unit_price, name, category })
+    }
+
+    fn change_quantity(&self, sku: Sku, quantity: Quantity) -> Result<Vec<Event>, Error> {
+        let Some(line) = self.line(&sku) else {
+            return Err(Error::ItemNotFound(sku));
+        };
+        if line.quantity == quantity.get() {
+            return Ok(vec![]);
+        }
+        self.check_total(line.total(), line.unit_price.saturating_mul(quantity.get().into()))?;
+        Ok(vec![Event::ItemQuantityChanged { sku, quantity }])
+    }
+
+    fn check_total(&self, less: i64, more: i64) -> Result<(), Error> {
+        let total = self.total.saturating_sub(less).saturating_add(more);
+        if total > TOTAL_MAX { Err(Error::TotalTooLarge) } else { Ok(()) }
+    }
+
+    fn line(&self, sku: &Sku) -> Option<&Line> {
+        self.lines.iter().find(|line| line.sku == *sku)
+    }
+}
+
+/// Adds the items one after the other to a draft of its own, so that each is held against those before it, and
+/// reports every bad one.
+fn create(created: Event, items: Vec<NewItem>) -> Result<Vec<Event>, Error> {
+    if items.len() > LINES_MAX {
+        return Err(Error::TooManyLines);
+    }
+    let mut draft = Order::default();
+    draft.apply(&created);
+    let (mut events, mut refused) = (vec![created], vec![]);
+    for (index, item) in items.into_iter().enumerate() {
+        match draft.add(item) {
+            Ok(event) => {
+                draft.apply(&event);
+                events.push(event);
+            }
+            Err(error) => refused.push((index, error)),
+        }
+    }
+    if refused.is_empty() { Ok(events) } else { Err(Error::Items(refused)) }
+}
+
+// ---- fold ----
+
+impl Order {
+    /// Takes one event into the state. It holds no rule and never fails or panics, whatever the order of events: what
+    /// is stored has happened.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::OrderCreated { customer_id, currency, attributes } => {
+                *self = Order {
+                    status: Status::Draft,
+                    customer_id: Some(customer_id.clone()),
+                    currency: *currency,
+                    attributes: attributes.clone(),
+                    ..Order::default()
+                };
+            }
+            Event::ItemAdded { sku, quantity, unit_price, name, category } => {
+                let added = Line {
+                    sku: sku.clone(),
+                    quantity: quantity.get(),
+                    unit_price: *unit_price,
+                    name: name.clone(),
+                    category: category.clone(),
+                };
+                self.merge(added);
+            }
+            Event::ItemQuantityChanged { sku, quantity } => {
+                if let Some(line) = self.lines.iter_mut().find(|line| line.sku == *sku) {
+                    line.quantity = quantity.get();
+                }
+            }
+            Event::ItemRemoved { sku } => self.lines.retain(|line| line.sku != *sku),
+            Event::OrderConfirmed { .. } => self.status = Status::Confirmed,
+            Event::OrderCancelled { .. } => self.status = Status::Cancelled,
+        }
+        self.total = self.lines.iter().fold(0, |total, line| total.saturating_add(line.total()));
+    }
+
+    fn merge(&mut self, added: Line) {
+        match self.lines.iter_mut().find(|line| line.sku == added.sku) {
+            Some(line) => {
+                line.quantity = line.quantity.saturating_add(added.quantity);
+                line.unit_price = added.unit_price;
+                line.name = added.name.or(line.name.take());
+                line.category = added.category.or(line.category.take());
+            }
+            None => self.lines.push(added),
+        }
+    }
+}
+
+// ---- cqrs-es ----
+
+impl Aggregate for Order {
+    const TYPE: &'static str = "order";
+    type Command = Command;
+    type Event = Event;
+    type Error = Error;
+    type Services = ();
+
+    async fn handle(&mut self, command: Command, _: &(), sink: &EventSink<Self>) -> Result<(), Error> {
+        for event in self.decide(command)? {
+            sink.write(event, self).await;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, event: Event) {
+        Order::apply(self, &event);
+    }
+}
+
+// ---- tests: given these events, when this command, then these events or this refusal ----
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cqrs_es::test::{AggregateTestExecutor, TestFramework};
+
+    fn given(events: impl IntoIterator<Item = Event>) -> AggregateTestExecutor<Order> {
+        TestFramework::with(()).given(events.into_iter().collect())
+    }
+
+    fn currency(code: &str) -> Currency {
+        code.parse().unwrap()
+    }
+
+    fn sku(text: &str) -> Sku {
+        text.parse().unwrap()
+    }
+
+    fn pieces(quantity: u32) -> Quantity {
+        quantity.try_into().unwrap()
+    }
+
+    fn item(text: &str, quantity: u32, price: &str) -> NewItem {
+        NewItem {
+            sku: sku(text),
+            quantity: pieces(quantity),
+            unit_price: price.parse().unwrap(),
+            name: None,
+            category: None,
+        }
+    }
+
+    fn create_with(items: Vec<NewItem>) -> Command {
+        Command::Create {
+            customer_id: "cy".parse().unwrap(),
+            currency: currency("USD"),
+            attributes: Attributes::default(),
+            items,
+        }
+    }
+
+    fn created() -> Event {
+        Event::OrderCreated {
+            customer_id: "cy".parse().unwrap(),
+            currency: currency("USD"),
+            attributes: Attributes::default(),
+        }
+    }
+
+    fn added(text: &str, quantity: u32, unit_price: i64) -> Event {
+        Event::ItemAdded { sku: sku(text), quantity: pieces(quantity), unit_price, name: None, category: None }
+    }
+
+    fn change(text: &str, quantity: u32) -> Command {
+        Command::ChangeQuantity { sku: sku(text), quantity: pieces(quantity) }
+    }
+
+    fn changed(text: &str, quantity: u32) -> Event {
+        Event::ItemQuantityChanged { sku: sku(text), quantity: pieces(quantity) }
+    }
+
+    fn remove(text: &str) -> Command {
+        Command::RemoveItem { sku: sku(text) }
+    }
+
+    fn cancel() -> Command {
+        Command::Cancel { reason: "changed my mind".parse().unwrap() }
+    }
+
+    fn cancelled() -> Event {
+        Event::OrderCancelled { reason: "changed my mind".parse().unwrap() }
+    }
+
+    fn confirmed(total: i64) -> Event {
+        Event::OrderConfirmed { total, currency: currency("USD") }
+    }
+
+    fn every_command() -> [Command; 6] {
+        [
+            create_with(vec![]),
+            Command::AddItem(item("tea", 1, "1")),
+            change("tea", 2),
+            remove("tea"),
+            Command::Confirm,
+            cancel(),
+        ]
+    }
+
+    #[test]
+    fn create_opens_a_draft() {
+        given([]).when(create_with(vec![])).then_expect_events(vec![created()]);
+    }
+
+    #[test]
+    fn create_adds_its_items_and_merges_a_repeated_sku() {
+        given([])
+            .when(create_with(vec![item("tea", 2, "2.50"), item("rye", 1, "3"), item("tea", 1, "2.5")]))
+            .then_expect_events(vec![created(), added("tea", 2, 250), added("rye", 1, 300), added("tea", 1, 250)]);
+    }
+
+    #[test]
+    fn create_reports_every_bad_item_with_its_index() {
+        let items = vec![item("tea", 1, "2.50"), item("tea", 1, "2.60"), item("rye", 1, "3"), item("egg", 1, "0.255")];
+        let mismatch = Error::PriceMismatch { sku: sku("tea"), first: "2.50".into(), given: "2.60".into() };
+        let too_precise = Error::Amount(values::Error::TooPrecise { currency: currency("USD") });
+        let refused = Error::Items(vec![(1, mismatch), (3, too_precise)]);
+        assert!(
+            refused.to_string().starts_with("2 of the items are refused, the first at index 1: tea is in the order")
+        );
+        given([]).when(create_with(items)).then_expect_error(refused);
+    }
+
+    #[test]
+    fn create_takes_at_most_a_thousand_items() {
+        let items = |count: usize| (0..count).map(|n| item(&n.to_string(), 1, "1")).collect();
+        assert_eq!(Order::default().decide(create_with(items(LINES_MAX))).unwrap().len(), LINES_MAX + 1);
+        given([]).when(create_with(items(LINES_MAX + 1))).then_expect_error(Error::TooManyLines);
+    }
+
+    #[test]
+    fn create_is_refused_whenever_the_order_exists() {
+        given([created()]).when(create_with(vec![])).then_expect_error(Error::AlreadyExists);
+        given([created(), cancelled()]).when(create_with(vec![])).then_expect_error(Error::AlreadyExists);
+    }
+
+    #[test]
+    fn every_other_command_needs_an_order() {
+        for command in every_command().into_iter().skip(1) {
+            given([]).when(command).then_expect_error(Error::NotFound);
+        }
+    }
+
+    #[test]
+    fn a_final_order_takes_no_change() {
+        for command in every_command().into_iter().skip(1) {
+            given([created(), added("tea", 1, 100), confirmed(100)])
+                .when(command.clone())
+                .then_expect_error(Error::NotDraft(Status::Confirmed));
+            given([created(), added("tea", 1, 100), cancelled()])
+                .when(command)
+                .then_expect_error(Error::NotDraft(Status::Cancelled));
+        }
+    }
+
+    #[test]
+    fn add_item_makes_a_line_in_the_orders_currency() {
+        let named =
+            NewItem { name: "Green tea".parse().ok(), category: "drinks".parse().ok(), ..item("tea", 3, "2.5") };
+        given([created()]).when(Command::AddItem(named)).then_expect_events(vec![Event::ItemAdded {
+            sku: sku("tea"),
+            quantity: pieces(3),
+            unit_price: 250,
+            name: "Green tea".parse().ok(),
+            category: "drinks".parse().ok(),
+        }]);
+        given([created()])
+            .when(Command::AddItem(item("tea", 1, "2.555")))
+            .then_expect_error(Error::Amount(values::Error::TooPrecise { currency: currency("USD") }));
+    }
+
+    #[test]
+    fn add_item_again_adds_to_the_line_at_the_same_price_only() {
+        let history = [created(), added("tea", 2, 250)];
+        given(history.clone())
+            .when(Command::AddItem(item("tea", 3, "2.50")))
+            .then_expect_events(vec![added("tea", 3, 250)]);
+        given(history)
+            .when(Command::AddItem(item("tea", 3, "2.51")))
+            .then_expect_error_message("tea is in the order at a unit price of 2.50 and cannot be added at 2.51");
+    }
+
+    #[test]
+    fn add_item_keeps_the_limits_of_line_order_and_total() {
+        given([created(), added("tea", Quantity::MAX, 1)])
+            .when(Command::AddItem(item("tea", 1, "0.01")))
+            .then_expect_error(Error::QuantityTooLarge { sku: sku("tea") });
+        let full = (0..LINES_MAX).map(|n| added(&n.to_string(), 1, 1));
+        let full: Vec<_> = std::iter::once(created()).chain(full).collect();
+        given(full.clone()).when(Command::AddItem(item("tea", 1, "1"))).then_expect_error(Error::TooManyLines);
+        given(full).when(Command::AddItem(item("7", 1, "0.01"))).then_expect_events(vec![added("7", 1, 1)]);
+        given([created(), added("tea", 10_000, 100_000_000_000)])
+            .when(Command::AddItem(item("rye", 1, "0.01")))
+            .then_expect_error(Error::TotalTooLarge);
+    }
+
+    #[test]
+    fn change_quantity_sets_a_line_and_the_same_again_writes_nothing() {
+        let history = [created(), added("tea", 2, 250)];
+        given(history.clone()).when(change("tea", 5)).then_expect_events(vec![changed("tea", 5)]);
+        given(history.clone()).when(change("tea", 2)).then_expect_events(vec![]);
+        given(history).when(change("rye", 2)).then_expect_error(Error::ItemNotFound(sku("rye")));
+        given([created(), added("tea", 10_000, 100_000_000_000)])
+            .when(change("tea", 10_001))
+            .then_expect_error(Error::TotalTooLarge);
+    }
+
+    #[test]
+    fn remove_item_takes_a_line_out_once() {
+        let history = [created(), added("tea", 2, 250)];
+        let removed = Event::ItemRemoved { sku: sku("tea") };
+        given(history.clone()).when(remove("tea")).then_expect_events(vec![removed.clone()]);
+        given(history).and(vec![removed]).when(remove("tea")).then_expect_error(Error::ItemNotFound(sku("tea")));
+    }
+
+    #[test]
+    fn a_removed_item_may_come_back_at_another_price() {
+        given([created(), added("tea", 2, 250), Event::ItemRemoved { sku: sku("tea") }])
+            .when(Command::AddItem(item("tea", 1, "9.99")))
+            .then_expect_events(vec![added("tea", 1, 999)]);
+    }
+
+    #[test]
+    fn confirm_needs_a_line_and_states_the_total() {
+        given([created(), added("tea", 2, 250), added("rye", 1, 300)])
+            .when(Command::Confirm)
+            .then_expect_events(vec![confirmed(800)]);
+        given([created()]).when(Command::Confirm).then_expect_error(Error::Empty);
+        given([created(), added("tea", 2, 250), Event::ItemRemoved { sku: sku("tea") }])
+            .when(Command::Confirm)
+            .then_expect_error(Error::Empty);
+    }
+
+    #[test]
+    fn cancel_gives_up_a_draft() {
+        given([created()]).when(cancel()).then_expect_events(vec![cancelled()]);
+        given([created(), added("tea", 2, 250)]).when(cancel()).then_expect_events(vec![cancelled()]);
+    }
+
+    #[test]
+    fn the_latest_name_given_stands() {
+        let mut order = Order::default();
+        let named = |name: &str| Event::ItemAdded {
+            sku: sku("tea"),
+            quantity: pieces(1),
+            unit_price: 250,
+            name: name.parse().ok(),
+            category: None,
+        };
+        for event in [created(), named("Tea"), named(""), named("Green tea"), named("")] {
+            order.apply(&event);
+        }
+        assert_eq!(order.lines[0].name.as_ref().map(Name::as_str), Some("Green tea"));
+        assert_eq!((order.lines[0].quantity, order.total), (4, 1000));
+    }
+}

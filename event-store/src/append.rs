@@ -1,0 +1,237 @@
+//! Group commit: one task takes what waits, from all requests, into one transaction.
+//!
+//! Positions come from one counter, updated inside that transaction, so they are dense and in commit order; sharing the
+//! transaction wins back what the serialisation costs. Within a batch each command stands alone: a loser gets its
+//! conflict, the others are not disturbed.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::error::{AppendError, Error};
+use crate::event::NewEvent;
+use crate::log::Log;
+
+/// One command's events, to be written together or not at all.
+#[derive(Debug)]
+pub struct Append {
+    /// Kind of the aggregate.
+    pub aggregate_type: &'static str,
+    /// The aggregate's id.
+    pub aggregate_id: String,
+    /// The version on which the command was decided; 0 where the stream must not exist.
+    pub expected_version: i64,
+    /// Its events; may be empty where only an idempotency row is to be kept.
+    pub events: Vec<NewEvent>,
+    /// What to remember of the answer, where the request had an idempotency key.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// The request to remember; the answer's version and position are filled in when the append commits.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// The principal.
+    pub scope: String,
+    /// The key as the client sent it.
+    pub key: String,
+    /// Hash of method, path and body.
+    pub request_hash: String,
+    /// Status of the answer.
+    pub status: u16,
+}
+
+/// Where an append stands in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The aggregate's version after it.
+    pub version: i64,
+    /// Position of its last event; for an append without events, the log's head.
+    pub position: i64,
+}
+
+/// An append and who waits for it.
+pub(crate) struct Pending {
+    pub(crate) append: Append,
+    reply: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// What the transaction found when it held the lock.
+pub(crate) struct Found {
+    /// The log's head.
+    pub(crate) head: i64,
+    /// Versions of the aggregates in the batch.
+    pub(crate) versions: HashMap<String, i64>,
+    /// Idempotency keys of the batch that are taken.
+    pub(crate) keys: HashSet<(String, String)>,
+}
+
+/// What each command of the batch gets, and what there is to write for the winners.
+pub(crate) struct Plan {
+    /// One for each append, in order.
+    pub(crate) outcomes: Vec<Result<Appended, AppendError>>,
+    /// Head after the batch.
+    pub(crate) head: i64,
+}
+
+/// Key of an aggregate within a batch.
+pub(crate) fn aggregate_key(append: &Append) -> String {
+    format!("{}/{}", append.aggregate_type, append.aggregate_id)
+}
+
+/// Decides who wins. Appends to one aggregate are taken in order of arrival, each checked against those before it.
+pub(crate) fn plan(batch: &[&Append], mut found: Found) -> Plan {
+    let mut head = found.head;
+    let outcomes = batch
+        .iter()
+        .map(|append| {
+            if let Some(idempotency) = &append.idempotency
+                && !found.keys.insert((idempotency.scope.clone(), idempotency.key.clone()))
+            {
+                return Err(AppendError::KeyUsed);
+            }
+            let version = found.versions.entry(aggregate_key(append)).or_default();
+            if *version != append.expected_version {
+                if let Some(idempotency) = &append.idempotency {
+                    found.keys.remove(&(idempotency.scope.clone(), idempotency.key.clone()));
+                }
+                return Err(AppendError::Conflict { expected: append.expected_version, actual: *version });
+            }
+            *version += append.events.len() as i64;
+            head += append.events.len() as i64;
+            Ok(Appended { version: *version, position: head })
+        })
+        .collect();
+    Plan { outcomes, head }
+}
+
+/// Hands appends to the one task that writes.
+#[derive(Clone)]
+pub(crate) struct Appender {
+    queue: mpsc::Sender<Pending>,
+}
+
+/// How long an append may wait for a place in the queue.
+const QUEUE_WAIT: Duration = Duration::from_secs(5);
+
+impl Appender {
+    /// Starts the task. It ends when the last handle is dropped and the queue is empty, so that what was taken is
+    /// finished; `head` is told each new head of the log.
+    pub(crate) fn start(
+        log: Log,
+        batch_events_max: usize,
+        queue_max: usize,
+        head: watch::Sender<i64>,
+        tracker: &tokio_util::task::TaskTracker,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(queue_max);
+        tracker.spawn(run(log, batch_events_max, waiting, head));
+        Self { queue }
+    }
+
+    pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let (reply, answer) = oneshot::channel();
+        match tokio::time::timeout(QUEUE_WAIT, self.queue.send(Pending { append, reply })).await {
+            Err(_) => return Err(Error::Overloaded.into()),
+            Ok(Err(_)) => return Err(Error::Closing.into()),
+            Ok(Ok(())) => {}
+        }
+        answer.await.unwrap_or(Err(Error::Closing.into()))
+    }
+}
+
+async fn run(log: Log, batch_events_max: usize, mut waiting: mpsc::Receiver<Pending>, head: watch::Sender<i64>) {
+    while let Some(first) = waiting.recv().await {
+        let mut events = first.append.events.len();
+        let mut batch = vec![first];
+        while events < batch_events_max {
+            let Ok(next) = waiting.try_recv() else { break };
+            events += next.append.events.len();
+            batch.push(next);
+        }
+        write(&log, batch, &head).await;
+    }
+}
+
+/// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit fails.
+async fn write(log: &Log, batch: Vec<Pending>, head: &watch::Sender<i64>) {
+    let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
+    match log.append(&appends).await {
+        Ok(plan) => {
+            drop(appends);
+            head.send_if_modified(|known| {
+                let newer = plan.head > *known;
+                *known = plan.head.max(*known);
+                newer
+            });
+            for (pending, outcome) in batch.into_iter().zip(plan.outcomes) {
+                // A requester that went away has no use for its answer.
+                let _ = pending.reply.send(outcome);
+            }
+        }
+        Err(error) if batch.len() > 1 && is_about_the_data(&error) => {
+            for pending in batch {
+                Box::pin(write(log, vec![pending], head)).await;
+            }
+        }
+        Err(error) => {
+            tracing::error!(%error, commands = batch.len(), "append failed");
+            let reason = error.to_string();
+            for pending in batch {
+                let _ = pending.reply.send(Err(Error::Database(sqlx::Error::Protocol(reason.clone())).into()));
+            }
+        }
+    }
+}
+
+/// Data exceptions (class 22) and integrity violations (class 23): another try would fail the same way.
+fn is_about_the_data(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| {
+        e.is_unique_violation() || e.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(id: &str, expected_version: i64, events: usize, key: Option<&str>) -> Append {
+        let event =
+            NewEvent { event_type: "E".into(), event_version: "1".into(), payload: "{}".into(), metadata: "{}".into() };
+        Append {
+            aggregate_type: "order",
+            aggregate_id: id.into(),
+            expected_version,
+            events: vec![event; events],
+            idempotency: key.map(|key| Idempotency {
+                scope: "s".into(),
+                key: key.into(),
+                request_hash: "h".into(),
+                status: 200,
+            }),
+        }
+    }
+
+    #[test]
+    fn a_loser_leaves_its_neighbours_and_no_hole() {
+        let batch =
+            [append("a", 0, 2, None), append("a", 0, 1, None), append("a", 2, 1, None), append("b", 4, 1, None)];
+        let found = Found { head: 10, versions: HashMap::from([("order/b".into(), 4)]), keys: HashSet::new() };
+        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
+        assert_eq!(plan.head, 14);
+        assert!(matches!(plan.outcomes[0], Ok(Appended { version: 2, position: 12 })));
+        assert!(matches!(plan.outcomes[1], Err(AppendError::Conflict { expected: 0, actual: 2 })));
+        assert!(matches!(plan.outcomes[2], Ok(Appended { version: 3, position: 13 })));
+        assert!(matches!(plan.outcomes[3], Ok(Appended { version: 5, position: 14 })));
+    }
+
+    #[test]
+    fn a_key_wins_once_and_a_conflict_gives_it_back() {
+        let batch = [append("a", 3, 1, Some("k")), append("a", 0, 1, Some("k")), append("b", 0, 1, Some("k"))];
+        let found = Found { head: 0, versions: HashMap::new(), keys: HashSet::new() };
+        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
+        assert!(matches!(plan.outcomes[0], Err(AppendError::Conflict { .. })));
+        assert!(plan.outcomes[1].is_ok());
+        assert!(matches!(plan.outcomes[2], Err(AppendError::KeyUsed)));
+    }
+}

@@ -1,0 +1,139 @@
+//! Events as the log carries them: JSON and metadata, no business types.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// An event that a command decided on and the log has not taken yet.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// The event's name, e.g. `ItemAdded`: a storage format, never renamed.
+    pub event_type: String,
+    /// Version of the payload's schema.
+    pub event_version: String,
+    /// JSON, in the form in which cqrs-es stores it (tagged by the event's name).
+    pub payload: String,
+    /// JSON object of strings: cqrs-es reads metadata as a map of strings.
+    pub metadata: String,
+}
+
+/// An event in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedEvent {
+    /// Place in the whole log: 1, 2, 3 … without a gap, in commit order.
+    pub position: i64,
+    /// Kind of the aggregate, e.g. `order`.
+    pub aggregate_type: String,
+    /// The aggregate's id.
+    pub aggregate_id: String,
+    /// Place in the aggregate's own stream: 1, 2, 3 …; the aggregate's version after it.
+    pub sequence: i64,
+    /// The event's name.
+    pub event_type: String,
+    /// Version of the payload's schema.
+    pub event_version: String,
+    /// JSON text, tagged by the event's name.
+    pub payload: String,
+    /// JSON text, an object of strings.
+    pub metadata: String,
+    /// When the log took it, in microseconds since 1970.
+    pub recorded_at: i64,
+}
+
+/// What of the metadata the log itself asks for.
+#[derive(Deserialize)]
+struct Identity<'a> {
+    #[serde(borrow, default)]
+    event_id: Option<std::borrow::Cow<'a, str>>,
+}
+
+impl RecordedEvent {
+    /// The event's id: `event_id` of its metadata, or, for an event that foreign code wrote without one, its natural
+    /// key. Unique in a log, and the same whenever it is asked.
+    pub fn id(&self) -> String {
+        serde_json::from_str::<Identity>(&self.metadata)
+            .ok()
+            .and_then(|identity| identity.event_id.map(|id| id.into_owned()))
+            .unwrap_or_else(|| format!("{}/{}/{}", self.aggregate_type, self.aggregate_id, self.sequence))
+    }
+
+    /// The event as a message on the bus.
+    pub(crate) fn to_message(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&Message {
+            position: self.position,
+            aggregate_type: (&*self.aggregate_type).into(),
+            aggregate_id: (&*self.aggregate_id).into(),
+            sequence: self.sequence,
+            event_type: (&*self.event_type).into(),
+            event_version: (&*self.event_version).into(),
+            payload: serde_json::from_str(&self.payload)?,
+            metadata: serde_json::from_str(&self.metadata)?,
+            recorded_at: self.recorded_at,
+        })
+    }
+
+    /// The event of a message on the bus.
+    pub(crate) fn from_message(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let message: Message = serde_json::from_slice(bytes)?;
+        Ok(Self {
+            position: message.position,
+            aggregate_type: message.aggregate_type.into_owned(),
+            aggregate_id: message.aggregate_id.into_owned(),
+            sequence: message.sequence,
+            event_type: message.event_type.into_owned(),
+            event_version: message.event_version.into_owned(),
+            payload: message.payload.get().to_owned(),
+            metadata: message.metadata.get().to_owned(),
+            recorded_at: message.recorded_at,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Message<'a> {
+    position: i64,
+    #[serde(borrow)]
+    aggregate_type: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    aggregate_id: std::borrow::Cow<'a, str>,
+    sequence: i64,
+    #[serde(borrow)]
+    event_type: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    event_version: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
+    recorded_at: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(metadata: &str) -> RecordedEvent {
+        RecordedEvent {
+            position: 7,
+            aggregate_type: "order".into(),
+            aggregate_id: "a-1".into(),
+            sequence: 2,
+            event_type: "ItemAdded".into(),
+            event_version: "1".into(),
+            payload: r#"{"ItemAdded":{"name":"caf\u00e9 \"x\""}}"#.into(),
+            metadata: metadata.into(),
+            recorded_at: 1,
+        }
+    }
+
+    #[test]
+    fn a_message_carries_the_event_unchanged() {
+        let event = event(r#"{"event_id":"e-1"}"#);
+        assert_eq!(RecordedEvent::from_message(&event.to_message().unwrap()).unwrap(), event);
+    }
+
+    #[test]
+    fn an_event_of_foreign_code_is_named_by_its_natural_key() {
+        assert_eq!(event("{}").id(), "order/a-1/2");
+        assert_eq!(event(r#"{"event_id":"e-1"}"#).id(), "e-1");
+    }
+}

@@ -1,0 +1,436 @@
+//! JetStream as transport: the relay that writes the stream, and the reading end.
+//!
+//! Sequence equals position. The stream is dedicated, only the relay writes it, and each message is published with
+//! `Nats-Expected-Last-Sequence: position-1`, so the server itself refuses whatever would break the order. The protocol
+//! needs no lock: of two relays at once one is refused and goes back to the stream's tail. See NATS ADR-8 and the
+//! JetStream publish headers for the meaning of the two headers.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::context::PublishAckFuture;
+use async_nats::jetstream::{self, message::PublishMessage, stream};
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::event::RecordedEvent;
+use crate::log::Log;
+use crate::settings::Settings;
+
+/// Messages that may be on their way to the server without an answer.
+const RELAY_WINDOW: i64 = 512;
+/// How often an idle relay looks for events of writers that cannot wake it.
+const RELAY_POLL: Duration = Duration::from_millis(200);
+/// How long a failed relay or reader waits before it tries again.
+pub(crate) const RETRY: Duration = Duration::from_millis(300);
+/// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
+const SERVER_MIN: (u32, u32) = (2, 10);
+/// Which log a stream belongs to, in the stream's metadata.
+const INCARNATION: &str = "docket_incarnation";
+
+/// The connection to NATS and the one stream on it.
+#[derive(Clone)]
+pub(crate) struct Bus {
+    client: async_nats::Client,
+    context: jetstream::Context,
+    stream: String,
+    bytes_max: i64,
+    incarnation: String,
+}
+
+impl Bus {
+    /// Connects. A server that is away is no failure: commands and queries do without it, and the connection is retried
+    /// for ever. A server that is too old is refused.
+    pub(crate) async fn connect(settings: &Settings, incarnation: String) -> Result<Self, Error> {
+        let client = async_nats::ConnectOptions::new()
+            .name("docket")
+            .retry_on_initial_connect()
+            .connection_timeout(Duration::from_secs(5))
+            .request_timeout(Some(Duration::from_secs(5)))
+            .reconnect_delay_callback(|attempts| Duration::from_millis(50 * attempts.min(20) as u64))
+            .connect(&settings.nats_url)
+            .await
+            .map_err(|e| Error::Settings(format!("nats_url {}: {e}", settings.nats_url)))?;
+        let context = jetstream::context::ContextBuilder::new()
+            .timeout(Duration::from_secs(5))
+            .ack_timeout(Duration::from_secs(5))
+            .max_ack_inflight(4 * RELAY_WINDOW as usize)
+            .build(client.clone());
+        let bus = Self {
+            client,
+            context,
+            stream: settings.nats_stream.clone(),
+            bytes_max: settings.nats_stream_bytes_max,
+            incarnation,
+        };
+        match tokio::time::timeout(Duration::from_secs(3), bus.client.flush()).await {
+            Ok(Ok(())) => bus.check_version()?,
+            _ => tracing::warn!(url = settings.nats_url, "NATS is away: going on without it, projections read the log"),
+        }
+        Ok(bus)
+    }
+
+    /// Whether the connection stands.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    fn check_version(&self) -> Result<(), Error> {
+        check_version(&self.client.server_info().version)
+    }
+
+    /// The stream, made if it is not there: a new one begins after what the log holds, and readers take the rest from
+    /// the log.
+    async fn stream(&self, head: i64) -> Result<stream::Stream, Error> {
+        self.check_version()?;
+        let found = match self.context.get_stream(&self.stream).await {
+            Ok(found) => found,
+            Err(_) => {
+                let first = head as u64 + 1;
+                tracing::info!(stream = self.stream, first, "making the stream");
+                let made = self
+                    .context
+                    .create_stream(stream::Config {
+                        name: self.stream.clone(),
+                        subjects: vec![format!("{}.events.>", self.stream)],
+                        max_bytes: self.bytes_max,
+                        discard: stream::DiscardPolicy::Old,
+                        first_sequence: (first > 1).then_some(first),
+                        allow_direct: true,
+                        metadata: [(INCARNATION.to_owned(), self.incarnation.clone())].into(),
+                        ..Default::default()
+                    })
+                    .await
+                    .map_err(nats)?;
+                if first > 1 && made.cached_info().config.first_sequence != Some(first) {
+                    return Err(Error::Settings(
+                        "the NATS server ignores first_seq: docket needs nats-server 2.10 or newer".into(),
+                    ));
+                }
+                made
+            }
+        };
+        match found.cached_info().config.metadata.get(INCARNATION) {
+            Some(owner) if *owner == self.incarnation => Ok(found),
+            _ => Err(Error::Settings(format!(
+                "the JetStream stream `{0}` belongs to another store: delete it (`nats stream rm {0}`), \
+                 or give this store its own name in nats_stream",
+                self.stream
+            ))),
+        }
+    }
+
+    /// Reads the stream from a position on.
+    pub(crate) async fn messages(&self, from: i64) -> Result<pull::Ordered, Error> {
+        self.check_version()?;
+        let stream = self.context.get_stream(&self.stream).await.map_err(nats)?;
+        let owner = stream.cached_info().config.metadata.get(INCARNATION);
+        if owner != Some(&self.incarnation) {
+            return Err(Error::Nats(format!("the stream `{}` belongs to another store", self.stream)));
+        }
+        let consumer = stream
+            .create_consumer(OrderedConfig {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from as u64 },
+                ..Default::default()
+            })
+            .await
+            .map_err(nats)?;
+        consumer.messages().await.map_err(nats)
+    }
+
+    /// Tells other processes something that may be lost: whoever listens also looks for itself, only later.
+    pub(crate) async fn hint(&self, name: &str, position: i64) {
+        let subject = format!("{}.hint.{name}", self.stream);
+        if self.is_connected()
+            && let Err(error) = self.client.publish(subject, position.to_string().into()).await
+        {
+            tracing::debug!(%error, "hint not sent");
+        }
+    }
+
+    /// Positions that other processes tell of under a name.
+    pub(crate) async fn hints(&self, name: &str) -> Result<impl futures::Stream<Item = i64> + Unpin + use<>, Error> {
+        let subscription = self.client.subscribe(format!("{}.hint.{name}", self.stream)).await.map_err(nats)?;
+        Ok(subscription.filter_map(|message| {
+            std::future::ready(std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok()))
+        }))
+    }
+
+    /// Publishes the log to the stream, for ever. Everything it knows it reads from the stream's own tail, so a crash
+    /// between commit and publish loses nothing.
+    pub(crate) async fn relay(&self, log: &Log, head: watch::Receiver<i64>, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let outcome = tokio::select! {
+                outcome = self.relay_from_tail(log, head.clone()) => outcome,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "relay: going back to the stream's tail");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Finds where the stream ends, makes sure that it ends in our event, and goes on from there until something fails.
+    async fn relay_from_tail(&self, log: &Log, mut head: watch::Receiver<i64>) -> Result<(), Error> {
+        let (log_head, _) = log.head().await?;
+        let stream = self.stream(log_head).await?;
+        let mut tail = stream.cached_info().state.last_sequence as i64;
+        if tail > log_head {
+            return Err(Error::Stored(format!(
+                "the stream `{}` is at {tail}, beyond the log's head {log_head}: delete the stream",
+                self.stream
+            )));
+        }
+        self.check_tail(&stream, log, tail).await?;
+        loop {
+            let events = log.read(tail, RELAY_WINDOW).await?;
+            if events.is_empty() {
+                // A timeout is the poll for writers that cannot wake us; a closed sender only means shutdown.
+                let _ = tokio::time::timeout(RELAY_POLL, head.changed()).await;
+                continue;
+            }
+            tail = self.publish(&events, tail).await?;
+        }
+    }
+
+    /// The message at the tail must be the log's event of that position: after a wrong-last-sequence this tells "we
+    /// sent it before" from "somebody else writes here".
+    async fn check_tail(&self, stream: &stream::Stream, log: &Log, tail: i64) -> Result<(), Error> {
+        let info = &stream.cached_info().state;
+        if tail == 0 || info.messages == 0 {
+            return Ok(());
+        }
+        let message = stream.get_raw_message(tail as u64).await.map_err(nats)?;
+        let sent = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(ToString::to_string);
+        let ours = log.read(tail - 1, 1).await?.first().map(RecordedEvent::id);
+        if sent == ours {
+            return Ok(());
+        }
+        Err(Error::Stored(format!(
+            "position {tail} of the stream `{}` is {sent:?}, in the log it is {ours:?}: delete the stream",
+            self.stream
+        )))
+    }
+
+    /// Sends a window of events without waiting, then takes the answers in order. Gives the new tail.
+    async fn publish(&self, events: &[RecordedEvent], mut tail: i64) -> Result<i64, Error> {
+        let mut answers: Vec<PublishAckFuture> = Vec::with_capacity(events.len());
+        for event in events {
+            let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
+            let message = PublishMessage::build()
+                .message_id(event.id())
+                .expected_last_sequence(event.position as u64 - 1)
+                .payload(payload.into());
+            let subject = format!("{}.events.{}.{}", self.stream, event.aggregate_type, event.event_type);
+            answers.push(self.context.send_publish(subject, message).await.map_err(nats)?);
+        }
+        for (event, answer) in events.iter().zip(answers) {
+            let ack = answer.await.map_err(nats)?;
+            if ack.sequence as i64 != event.position {
+                return Err(Error::Nats(format!("event {} was stored at sequence {}", event.position, ack.sequence)));
+            }
+            tail = event.position;
+        }
+        Ok(tail)
+    }
+}
+
+fn nats(error: impl std::fmt::Display) -> Error {
+    Error::Nats(error.to_string())
+}
+
+fn check_version(version: &str) -> Result<(), Error> {
+    let mut parts = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if version.is_empty() || found >= SERVER_MIN {
+        return Ok(());
+    }
+    Err(Error::Settings(format!(
+        "nats-server {version} is too old: docket needs 2.10 or newer (older ones ignore first_seq, and a recreated \
+         stream would give events other positions)"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::append::Append;
+    use crate::event::NewEvent;
+
+    #[test]
+    fn servers_before_2_10_are_refused() {
+        assert!(check_version("2.9.25").unwrap_err().to_string().contains("2.9.25 is too old"));
+        for version in ["2.10.0", "2.15.1", "3.0.0-beta.1", ""] {
+            assert!(check_version(version).is_ok(), "{version}");
+        }
+    }
+
+    /// A log in SQLite and a real server: the protocol does not care which database is behind it.
+    struct Rig {
+        log: Log,
+        nats: ::tests::nats::Nats,
+        settings: Settings,
+        head: watch::Sender<i64>,
+        stop: CancellationToken,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Rig {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let nats = ::tests::nats::Nats::start().await;
+            let settings = Settings {
+                database_url: format!("sqlite:{}", folder.path().join("log.db").display()),
+                nats_url: nats.url(),
+                ..Settings::default()
+            };
+            let (log, db) = Log::open(&settings).await.unwrap();
+            log.migrate(&db).await.unwrap();
+            Self { log, nats, settings, head: watch::channel(0).0, stop: CancellationToken::new(), _folder: folder }
+        }
+
+        async fn bus(&self) -> Bus {
+            Bus::connect(&self.settings, "one".into()).await.unwrap()
+        }
+
+        async fn append(&self, count: usize) {
+            let (head, _) = self.log.head().await.unwrap();
+            let event = |n: usize| NewEvent {
+                event_type: "E".into(),
+                event_version: "1".into(),
+                payload: "{}".into(),
+                metadata: format!(r#"{{"event_id":"e-{}"}}"#, head as usize + n),
+            };
+            let append = Append {
+                aggregate_type: "t",
+                aggregate_id: format!("a-{head}"),
+                expected_version: 0,
+                events: (1..=count).map(event).collect(),
+                idempotency: None,
+            };
+            let plan = self.log.append(&[&append]).await.unwrap();
+            self.head.send_replace(plan.head);
+        }
+
+        fn relay(&self, bus: Bus) {
+            let (log, head, stop) = (self.log.clone(), self.head.subscribe(), self.stop.clone());
+            tokio::spawn(async move { bus.relay(&log, head, &stop).await });
+        }
+
+        /// Waits until the stream ends at a position, then checks that what it holds is the log, each event once.
+        async fn holds_the_log(&self, from: u64, to: u64) {
+            let context = self.nats.jetstream().await;
+            for _ in 0..200 {
+                if let Ok(stream) = context.get_stream("docket").await
+                    && stream.cached_info().state.last_sequence == to
+                {
+                    let state = &stream.cached_info().state;
+                    assert_eq!((state.first_sequence, state.messages), (from, to + 1 - from));
+                    for sequence in from..=to {
+                        let message = stream.get_raw_message(sequence).await.unwrap();
+                        let event = RecordedEvent::from_message(&message.payload).unwrap();
+                        assert_eq!((event.position, event.id()), (sequence as i64, format!("e-{sequence}")));
+                    }
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("the stream does not end at {to}");
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_relays_at_once_publish_each_event_once() {
+        let rig = Rig::new().await;
+        rig.relay(rig.bus().await);
+        rig.relay(rig.bus().await);
+        for _ in 0..50 {
+            rig.append(7).await;
+        }
+        rig.holds_the_log(1, 350).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_event_that_was_sent_before_a_crash_is_not_sent_again() {
+        let rig = Rig::new().await;
+        rig.append(3).await;
+        let bus = rig.bus().await;
+        let events = rig.log.read(0, 10).await.unwrap();
+        bus.stream(0).await.unwrap();
+        assert_eq!(bus.publish(&events[..2], 0).await.unwrap(), 2);
+        // Sent, but its sender died before it knew.
+        bus.publish(&events[2..], 2).await.unwrap();
+        rig.relay(rig.bus().await);
+        rig.append(2).await;
+        rig.holds_the_log(1, 5).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lost_tail_is_sent_again() {
+        let rig = Rig::new().await;
+        let bus = rig.bus().await;
+        rig.append(5).await;
+        bus.stream(0).await.unwrap();
+        // What a crashed server may do: it acknowledged five events and comes back with three.
+        let events = rig.log.read(0, 3).await.unwrap();
+        bus.publish(&events, 0).await.unwrap();
+        let later = [RecordedEvent { position: 5, ..rig.log.read(4, 1).await.unwrap().remove(0) }];
+        assert!(bus.publish(&later, 4).await.is_err(), "the server refuses what does not follow its tail");
+        rig.relay(rig.bus().await);
+        rig.holds_the_log(1, 5).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_deleted_stream_begins_again_after_the_head() {
+        let rig = Rig::new().await;
+        rig.relay(rig.bus().await);
+        rig.append(4).await;
+        rig.holds_the_log(1, 4).await;
+        rig.nats.jetstream().await.delete_stream("docket").await.unwrap();
+        rig.append(2).await;
+        rig.append(1).await;
+        let context = rig.nats.jetstream().await;
+        let first = loop {
+            match context.get_stream("docket").await {
+                Ok(stream) if stream.cached_info().state.first_sequence > 4 => {
+                    break stream.cached_info().state.first_sequence;
+                }
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        rig.append(2).await;
+        rig.holds_the_log(first, 9).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_of_another_store_is_left_alone() {
+        let rig = Rig::new().await;
+        rig.append(1).await;
+        let other = Bus::connect(&rig.settings, "another".into()).await.unwrap();
+        other.stream(0).await.unwrap();
+        let refused = rig.bus().await.stream(0).await.map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("belongs to another store"), "{refused}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_foreign_message_in_the_stream_stops_the_relay() {
+        let rig = Rig::new().await;
+        rig.append(1).await;
+        let bus = rig.bus().await;
+        bus.stream(0).await.unwrap();
+        rig.nats.jetstream().await.publish("docket.events.x.y", "not ours".into()).await.unwrap().await.unwrap();
+        let head = rig.head.subscribe();
+        let refused = bus.relay_from_tail(&rig.log, head).await.unwrap_err().to_string();
+        assert!(refused.contains("delete the stream"), "{refused}");
+    }
+}

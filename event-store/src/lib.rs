@@ -1,0 +1,23 @@
+//! The event log and its stream: the only crate that knows which database and which bus run.
+//!
+//! It carries JSON and metadata and never a business type: what an event means is for the domain, what a read model
+//! makes of it for the projections.
+
+pub mod aggregates;
+pub mod append;
+pub mod db;
+pub mod error;
+pub mod event;
+mod jetstream;
+pub mod leader;
+pub mod log;
+mod postgres;
+pub mod settings;
+mod sqlite;
+pub mod store;
+pub mod subscription;
+
+/// Microseconds since 1970, as the log stamps its events.
+pub fn now_us() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}

@@ -1,0 +1,137 @@
+//! The log: one signature over the two databases. Each statement stands in the database's own file.
+
+use crate::append::{Append, Plan};
+use crate::db::Db;
+use crate::error::Error;
+use crate::event::RecordedEvent;
+use crate::settings::Settings;
+use crate::{postgres, sqlite};
+
+/// What was answered to a request with an idempotency key.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Remembered {
+    /// Hash of method, path and body.
+    pub request_hash: String,
+    /// Status of the answer.
+    pub status: i64,
+    /// The aggregate it touched.
+    pub aggregate_id: String,
+    /// Its version after it.
+    pub version: i64,
+    /// Position of its last event.
+    pub position: i64,
+}
+
+/// The columns of an event as both databases select them.
+pub(crate) type EventRow = (i64, String, String, i64, String, String, String, String, i64);
+
+pub(crate) fn recorded(row: EventRow) -> RecordedEvent {
+    let (position, aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, recorded_at) =
+        row;
+    RecordedEvent {
+        position,
+        aggregate_type,
+        aggregate_id,
+        sequence,
+        event_type,
+        event_version,
+        payload,
+        metadata,
+        recorded_at,
+    }
+}
+
+/// The log in one of its databases.
+#[derive(Clone)]
+pub(crate) enum Log {
+    Sqlite(sqlite::Log),
+    Postgres(postgres::Log),
+}
+
+macro_rules! each {
+    ($self:ident, $log:ident => $call:expr) => {
+        match $self {
+            Self::Sqlite($log) => $call.await,
+            Self::Postgres($log) => $call.await,
+        }
+    };
+}
+
+impl Log {
+    /// Opens the log and the read models' database; the scheme of the URL decides which.
+    pub(crate) async fn open(settings: &Settings) -> Result<(Self, Db), Error> {
+        let url = &settings.database_url;
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings.connections_max).await?;
+            Ok((Self::Sqlite(log), db))
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let (log, db) = postgres::Log::open(url, settings.connections_max).await?;
+            Ok((Self::Postgres(log), db))
+        } else {
+            Err(Error::Settings("database_url must start with `sqlite:` (a file) or `postgres://`".into()))
+        }
+    }
+
+    /// Brings the schema up to date; what is there stays.
+    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
+        each!(self, log => log.migrate(db))
+    }
+
+    /// One transaction: lock the head, check versions and keys, insert, move the head, commit.
+    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+        each!(self, log => log.append(batch))
+    }
+
+    /// Position of the last event and the log's incarnation.
+    pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
+        each!(self, log => log.head())
+    }
+
+    /// Events after `after`, in order, at most `limit`.
+    pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        each!(self, log => log.read(after, limit))
+    }
+
+    /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
+    pub(crate) async fn read_stream(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        after: i64,
+        to: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))
+    }
+
+    /// All events of several aggregates before a position, stream by stream.
+    pub(crate) async fn read_streams(
+        &self,
+        aggregate_type: &str,
+        aggregate_ids: &[String],
+        before: i64,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))
+    }
+
+    /// What was answered under an idempotency key.
+    pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
+        each!(self, log => log.remembered(scope, key))
+    }
+
+    /// Forgets idempotency keys older than a time in microseconds since 1970; at most some thousand a call.
+    pub(crate) async fn forget_before(&self, recorded_at: i64) -> Result<u64, sqlx::Error> {
+        each!(self, log => log.forget_before(recorded_at))
+    }
+
+    /// Keeps the newest snapshot of an aggregate.
+    pub(crate) async fn save_snapshot(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        version: i64,
+        payload: &str,
+    ) -> Result<(), sqlx::Error> {
+        each!(self, log => log.save_snapshot(aggregate_type, aggregate_id, version, payload))
+    }
+}

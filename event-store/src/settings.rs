@@ -1,0 +1,46 @@
+//! Where the log lives and how much of it is in flight.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of the store, the relay and the stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `sqlite:PATH` (embedded) or `postgres://…` (scaled).
+    pub database_url: String,
+    /// `nats://host:port`; empty: the stream runs in process, read from the log.
+    pub nats_url: String,
+    /// Name of the JetStream stream, and first token of its subjects.
+    pub nats_stream: String,
+    /// Bytes that the JetStream stream may keep; readers that come later read the log.
+    pub nats_stream_bytes_max: i64,
+    /// Events in one append transaction, at most (one command's events always stay together).
+    pub append_batch_events_max: usize,
+    /// Commands that may wait for the appender; more are answered 503.
+    pub append_queue_max: usize,
+    /// Connections for queries (PostgreSQL) or readers (SQLite).
+    pub connections_max: u32,
+    /// Orders kept in memory on the write side.
+    pub cache_aggregates_max: u64,
+    /// A snapshot is written each time a stream has grown by so many events.
+    pub snapshot_every_events: i64,
+    /// How long an idempotency key is kept, in hours; at least 24.
+    pub idempotency_hours: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            database_url: "sqlite:data/docket.db".into(),
+            nats_url: String::new(),
+            nats_stream: "docket".into(),
+            nats_stream_bytes_max: 1 << 30,
+            append_batch_events_max: 4_000,
+            append_queue_max: 8_192,
+            connections_max: 8,
+            cache_aggregates_max: 10_000,
+            snapshot_every_events: 200,
+            idempotency_hours: 48,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The log in SQLite: one writer, `synchronous=FULL`, and the read models in a file of their own beside it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::append::{Append, Found, Plan, plan};
+use crate::db::Db;
+use crate::error::Error;
+use crate::event::RecordedEvent;
+use crate::log::{EventRow, Remembered, recorded};
+use crate::now_us;
+
+static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/log");
+static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/read");
+
+const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
+                     payload, metadata, coalesce(recorded_at, 0) from events";
+
+/// Events in one insert statement; a statement of this length is prepared once and kept.
+const INSERT_ROWS: usize = 64;
+
+#[derive(Clone)]
+pub(crate) struct Log {
+    /// Reads, and loads of aggregates.
+    pub(crate) read: SqlitePool,
+    /// The one writer.
+    write: SqlitePool,
+    /// Held while the log is open: a second process is refused, so that the log and the read models have one owner.
+    _lock: std::sync::Arc<std::fs::File>,
+}
+
+impl Log {
+    pub(crate) async fn open(path: &str, connections_max: u32) -> Result<(Self, Db), Error> {
+        let settings = |reason: String| Error::Settings(reason);
+        if path.is_empty() || path.contains(":memory:") {
+            return Err(settings(
+                "database_url `sqlite:PATH` needs the path of a file: a log in memory would not be durable".into(),
+            ));
+        }
+        let file = Path::new(path);
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|e| settings(format!("cannot make the folder {}: {e}", folder.display())))?;
+        }
+        let lock_path = file.with_extension("lock");
+        let lock = std::fs::File::create(&lock_path)
+            .map_err(|e| settings(format!("cannot write {}: {e}", lock_path.display())))?;
+        lock.try_lock().map_err(|_| {
+            settings(format!("{path} is in use by another docket process: stop it first, or talk to it over HTTP"))
+        })?;
+        let (write, read) = pools(file, SqliteSynchronous::Full, connections_max).await?;
+        let views = file.with_file_name(format!("{}-read.db", file.file_stem().unwrap_or_default().to_string_lossy()));
+        // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
+        let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, connections_max).await?;
+        let log = Self { read, write, _lock: std::sync::Arc::new(lock) };
+        Ok((log, Db::Sqlite { write: views_write, read: views_read }))
+    }
+
+    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
+        LOG_MIGRATIONS.run(&self.write).await?;
+        if let Db::Sqlite { write, .. } = db {
+            READ_MIGRATIONS.run(write).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+        let mut tx = self.write.begin_with("begin immediate").await?;
+        let (head,): (i64,) = sqlx::query_as("select position from log_head").fetch_one(&mut *tx).await?;
+        let mut ids: HashMap<&str, Vec<&str>> = HashMap::new();
+        for append in batch {
+            ids.entry(append.aggregate_type).or_default().push(&append.aggregate_id);
+        }
+        let mut versions = HashMap::new();
+        for (aggregate_type, ids) in ids {
+            // One seek an aggregate; a join would let the planner walk the whole log instead.
+            let found: Vec<(String, i64)> = sqlx::query_as(
+                "select $1 || '/' || w.value, coalesce(
+                     (select sequence from events where aggregate_type = $1 and aggregate_id = w.value
+                      order by sequence desc limit 1), 0)
+                 from json_each($2) w",
+            )
+            .bind(aggregate_type)
+            .bind(serde_json::to_string(&ids).unwrap_or_default())
+            .fetch_all(&mut *tx)
+            .await?;
+            versions.extend(found);
+        }
+        let mut keys = HashSet::new();
+        for idempotency in batch.iter().filter_map(|a| a.idempotency.as_ref()) {
+            let taken: Option<(i64,)> = sqlx::query_as("select 1 from idempotency where scope = $1 and key = $2")
+                .bind(&idempotency.scope)
+                .bind(&idempotency.key)
+                .fetch_optional(&mut *tx)
+                .await?;
+            if taken.is_some() {
+                keys.insert((idempotency.scope.clone(), idempotency.key.clone()));
+            }
+        }
+        let plan = plan(batch, Found { head, versions, keys });
+        insert(&mut tx, batch, &plan, head).await?;
+        tx.commit().await?;
+        Ok(plan)
+    }
+
+    pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
+        sqlx::query_as("select position, incarnation from log_head").fetch_one(&self.read).await
+    }
+
+    pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        let rows: Vec<EventRow> = sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.read)
+            .await?;
+        Ok(rows.into_iter().map(recorded).collect())
+    }
+
+    pub(crate) async fn read_stream(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        after: i64,
+        to: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+            "{EVENT} where aggregate_type = $1 and aggregate_id = $2 and sequence > $3 and sequence <= $4
+             order by sequence limit $5"
+        ))
+        .bind(aggregate_type)
+        .bind(aggregate_id)
+        .bind(after)
+        .bind(to)
+        .bind(limit)
+        .fetch_all(&self.read)
+        .await?;
+        Ok(rows.into_iter().map(recorded).collect())
+    }
+
+    pub(crate) async fn read_streams(
+        &self,
+        aggregate_type: &str,
+        aggregate_ids: &[String],
+        before: i64,
+    ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+            "{EVENT} where aggregate_type = $1 and aggregate_id in (select value from json_each($2)) and position < $3
+             order by aggregate_id, sequence"
+        ))
+        .bind(aggregate_type)
+        .bind(serde_json::to_string(aggregate_ids).unwrap_or_default())
+        .bind(before)
+        .fetch_all(&self.read)
+        .await?;
+        Ok(rows.into_iter().map(recorded).collect())
+    }
+
+    pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
+        sqlx::query_as(
+            "select request_hash, status, aggregate_id, version, position from idempotency where scope = $1 and key = $2",
+        )
+        .bind(scope)
+        .bind(key)
+        .fetch_optional(&self.read)
+        .await
+    }
+
+    pub(crate) async fn forget_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
+        let done = sqlx::query(
+            "delete from idempotency where (scope, key) in
+                 (select scope, key from idempotency where created_at < $1 limit 5000)",
+        )
+        .bind(created_at)
+        .execute(&self.write)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(crate) async fn save_snapshot(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        version: i64,
+        payload: &str,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "insert into snapshots (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload)
+             values ($1, $2, $3, 1, $4)
+             on conflict (aggregate_type, aggregate_id) do update
+             set last_sequence = excluded.last_sequence, current_snapshot = current_snapshot + 1,
+                 payload = excluded.payload
+             where last_sequence < excluded.last_sequence",
+        )
+        .bind(aggregate_type)
+        .bind(aggregate_id)
+        .bind(version)
+        .bind(payload)
+        .execute(&self.write)
+        .await?;
+        Ok(())
+    }
+}
+
+/// A file's one writer and its readers.
+async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(synchronous)
+        .busy_timeout(Duration::from_secs(10))
+        .pragma("cache_size", "-65536")
+        .pragma("journal_size_limit", "67108864");
+    let pool = |max: u32| {
+        SqlitePoolOptions::new()
+            .max_connections(max)
+            .acquire_timeout(Duration::from_secs(10))
+            .test_before_acquire(false)
+    };
+    let write = pool(1).connect_with(options.clone()).await?;
+    let read = pool(readers).connect_with(options.pragma("query_only", "on")).await?;
+    Ok((write, read))
+}
+
+async fn insert(tx: &mut sqlx::SqliteConnection, batch: &[&Append], plan: &Plan, head: i64) -> Result<(), sqlx::Error> {
+    let now = now_us();
+    let mut rows = Vec::with_capacity((plan.head - head) as usize);
+    for (append, outcome) in batch.iter().zip(&plan.outcomes) {
+        let Ok(appended) = outcome else { continue };
+        let first = appended.version - append.events.len() as i64 + 1;
+        rows.extend(append.events.iter().enumerate().map(|(at, event)| (append, first + at as i64, event)));
+        if let Some(idempotency) = &append.idempotency {
+            sqlx::query(
+                "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
+            )
+            .bind(&idempotency.scope)
+            .bind(&idempotency.key)
+            .bind(&idempotency.request_hash)
+            .bind(i64::from(idempotency.status))
+            .bind(&append.aggregate_id)
+            .bind(appended.version)
+            .bind(appended.position)
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
+        }
+    }
+    let mut position = head;
+    for chunk in rows.chunks(INSERT_ROWS) {
+        let sql = format!(
+            "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
+                                 position, recorded_at) values {}",
+            vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?)"; chunk.len()].join(", ")
+        );
+        let mut query = sqlx::query(&sql).persistent(chunk.len() == INSERT_ROWS || chunk.len() == 1);
+        for (append, sequence, event) in chunk {
+            position += 1;
+            query = query
+                .bind(append.aggregate_type)
+                .bind(&append.aggregate_id)
+                .bind(sequence)
+                .bind(&event.event_type)
+                .bind(&event.event_version)
+                .bind(&event.payload)
+                .bind(&event.metadata)
+                .bind(position)
+                .bind(now);
+        }
+        query.execute(&mut *tx).await?;
+    }
+    sqlx::query("update log_head set position = $1").bind(plan.head).execute(&mut *tx).await?;
+    Ok(())
+}

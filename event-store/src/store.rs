@@ -1,0 +1,237 @@
+//! The store's front door.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cqrs_es::Aggregate;
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::aggregates::Aggregates;
+use crate::append::{Append, Appended, Appender};
+use crate::db::Db;
+use crate::error::{AppendError, Error};
+use crate::event::RecordedEvent;
+use crate::jetstream::Bus;
+use crate::leader::Leadership;
+use crate::log::{Log, Remembered};
+use crate::now_us;
+use crate::settings::Settings;
+use crate::subscription::Subscription;
+
+/// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
+/// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
+///
+/// # Errors
+/// Settings that cannot work, a database that is away, a NATS server that is too old.
+pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTracker) -> Result<Store, Error> {
+    let (log, db) = Log::open(&settings).await?;
+    log.migrate(&db).await?;
+    let (position, incarnation) = log.head().await?;
+    let (head, _) = watch::channel(position);
+    let bus = match settings.nats_url.as_str() {
+        "" => None,
+        _ => Some(Bus::connect(&settings, incarnation.clone()).await?),
+    };
+    let appender = Appender::start(
+        log.clone(),
+        settings.append_batch_events_max,
+        settings.append_queue_max,
+        head.clone(),
+        &tracker,
+    );
+    let inner = Inner { log, db, bus, appender, head, incarnation, settings };
+    Ok(Store { inner: Arc::new(inner), stop, tracker })
+}
+
+/// The log, its stream, and the read models' database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+struct Inner {
+    log: Log,
+    db: Db,
+    bus: Option<Bus>,
+    appender: Appender,
+    head: watch::Sender<i64>,
+    incarnation: String,
+    settings: Settings,
+}
+
+impl Store {
+    /// Appends one command's events. When it returns `Ok`, they are durable.
+    ///
+    /// # Errors
+    /// [`AppendError::Conflict`] and [`AppendError::KeyUsed`] wrote nothing; after a [`AppendError::Store`] the outcome
+    /// may be unknown.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        self.inner.appender.append(append).await
+    }
+
+    /// Aggregates of one kind, with a cache of the hot ones.
+    pub fn aggregates<A: Aggregate + Clone + 'static>(&self) -> Aggregates<A> {
+        let settings = &self.inner.settings;
+        Aggregates::new(self.clone(), settings.cache_aggregates_max, settings.snapshot_every_events)
+    }
+
+    /// Position of the last event.
+    pub async fn head(&self) -> Result<i64, Error> {
+        Ok(self.inner.log.head().await?.0)
+    }
+
+    /// Names this log: a restored or replaced store has another incarnation.
+    pub fn incarnation(&self) -> &str {
+        &self.inner.incarnation
+    }
+
+    /// Events after a position, in order, at most `limit`.
+    pub async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, Error> {
+        Ok(self.inner.log.read(after, limit).await?)
+    }
+
+    /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
+    pub async fn read_stream(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+        after: i64,
+        to: i64,
+        limit: i64,
+    ) -> Result<Vec<RecordedEvent>, Error> {
+        Ok(self.inner.log.read_stream(aggregate_type, aggregate_id, after, to, limit).await?)
+    }
+
+    /// All events of several aggregates with `position < before`, stream by stream.
+    pub async fn read_streams(
+        &self,
+        aggregate_type: &str,
+        aggregate_ids: &[String],
+        before: i64,
+    ) -> Result<Vec<RecordedEvent>, Error> {
+        Ok(self.inner.log.read_streams(aggregate_type, aggregate_ids, before).await?)
+    }
+
+    /// Every event after a position, for ever.
+    pub fn subscribe(&self, after: i64) -> Subscription {
+        Subscription::new(self.inner.log.clone(), self.inner.bus.clone(), self.inner.head.subscribe(), after)
+    }
+
+    /// What was answered under an idempotency key.
+    pub async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, Error> {
+        Ok(self.inner.log.remembered(scope, key).await?)
+    }
+
+    /// The read models' database.
+    pub fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    /// Whether the connection to NATS stands; `None` where the stream runs in process.
+    pub fn nats_connected(&self) -> Option<bool> {
+        self.inner.bus.as_ref().map(Bus::is_connected)
+    }
+
+    /// Waits until this process leads in a role.
+    pub async fn lead(&self, role: &str) -> Leadership {
+        Leadership::win(&self.inner.log, role).await
+    }
+
+    /// Tells the other processes of a position; it may be lost, whoever listens polls as well.
+    pub async fn hint(&self, name: &str, position: i64) {
+        if let Some(bus) = &self.inner.bus {
+            bus.hint(name, position).await;
+        }
+    }
+
+    /// Positions that other processes tell of; ends never. Embedded there are no other processes, and nothing comes.
+    pub async fn hints(&self, name: &str) -> futures::stream::BoxStream<'static, i64> {
+        if let Some(bus) = &self.inner.bus {
+            match bus.hints(name).await {
+                Ok(hints) => return hints.chain(futures::stream::pending()).boxed(),
+                Err(error) => tracing::warn!(%error, name, "no hints from other processes"),
+            }
+        }
+        futures::stream::pending().boxed()
+    }
+
+    /// Starts what the write role needs besides the appender: the relay to JetStream, the hint that wakes the relay of
+    /// another process, and the sweep of old idempotency keys.
+    pub fn start_write_tasks(&self) {
+        let store = self.clone();
+        self.tracker.spawn(async move { store.sweep_idempotency().await });
+        if self.inner.bus.is_some() {
+            let store = self.clone();
+            self.tracker.spawn(async move { store.relay().await });
+            let store = self.clone();
+            self.tracker.spawn(async move { store.hint_heads().await });
+        }
+    }
+
+    async fn relay(&self) {
+        let Some(bus) = &self.inner.bus else { return };
+        let wake = self.clone();
+        let listen = async {
+            let mut heads = wake.hints("head").await;
+            while let Some(position) = heads.next().await {
+                wake.inner.head.send_if_modified(|known| {
+                    let newer = position > *known;
+                    *known = position.max(*known);
+                    newer
+                });
+            }
+        };
+        let lead = async {
+            loop {
+                let mut leadership = self.lead("relay").await;
+                tracing::info!("relay: leading");
+                let lost = async {
+                    while leadership.check().await.is_ok() {
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                    }
+                };
+                tokio::select! {
+                    () = bus.relay(&self.inner.log, self.inner.head.subscribe(), &self.stop) => return,
+                    () = lost => tracing::warn!("relay: leadership lost"),
+                }
+            }
+        };
+        tokio::select! { () = listen => {}, () = lead => {}, () = self.stop.cancelled() => {} }
+    }
+
+    async fn hint_heads(&self) {
+        let mut head = self.inner.head.subscribe();
+        while !self.stop.is_cancelled() {
+            tokio::select! {
+                changed = head.changed() => if changed.is_err() { return },
+                () = self.stop.cancelled() => return,
+            }
+            let position = *head.borrow_and_update();
+            self.hint("head", position).await;
+        }
+    }
+
+    async fn sweep_idempotency(&self) {
+        let keep_us = self.inner.settings.idempotency_hours.max(24) * 3_600_000_000;
+        loop {
+            match self.inner.log.forget_before(now_us() - keep_us).await {
+                Ok(5000) => continue,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "old idempotency keys not removed"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(600)) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.inner.log
+    }
+}

@@ -1,0 +1,128 @@
+//! The stream as readers see it: every event after a position, in order, once, whatever happens to the transport.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use futures::StreamExt;
+use tokio::sync::watch;
+
+use crate::error::Error;
+use crate::event::RecordedEvent;
+use crate::jetstream::Bus;
+use crate::log::Log;
+
+/// Events in one batch, at most.
+const BATCH_MAX: i64 = 2_000;
+/// How long a reader trusts a silent transport before it looks into the log itself.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Where the events come from at the moment.
+enum Source {
+    /// The log, woken by the appender of this process.
+    Log,
+    /// JetStream, which continues where the log was read to.
+    Stream(Box<futures::stream::ReadyChunks<pull::Ordered>>),
+}
+
+/// A reader of the stream. Positions are dense, so it sees a gap or a repeat at once: a gap is filled from the log, a
+/// repeat is dropped. When the transport is dead or silent, the log is read instead.
+pub struct Subscription {
+    log: Log,
+    bus: Option<Bus>,
+    head: watch::Receiver<i64>,
+    source: Source,
+    last: i64,
+}
+
+impl Subscription {
+    pub(crate) fn new(log: Log, bus: Option<Bus>, head: watch::Receiver<i64>, after: i64) -> Self {
+        Self { log, bus, head, source: Source::Log, last: after }
+    }
+
+    /// The next events, at least one. Cancel-safe: what was not returned comes again.
+    ///
+    /// # Errors
+    /// The database is away; the same call may succeed later.
+    pub async fn next(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+        loop {
+            let batch = match &mut self.source {
+                Source::Log => self.from_log().await?,
+                Source::Stream(messages) => {
+                    let chunk = tokio::time::timeout(SILENCE, messages.next()).await;
+                    self.from_stream(chunk.ok()).await?
+                }
+            };
+            if let Some(event) = batch.last() {
+                self.last = event.position;
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// Reads on in the log; at its end, embedded: waits to be woken, scaled: goes over to the stream.
+    async fn from_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+        self.head.borrow_and_update();
+        let batch = self.log.read(self.last, BATCH_MAX).await?;
+        if batch.len() as i64 == BATCH_MAX {
+            return Ok(batch);
+        }
+        let after = batch.last().map_or(self.last, |event| event.position);
+        match &self.bus {
+            Some(bus) if bus.is_connected() => match bus.messages(after + 1).await {
+                Ok(messages) => {
+                    self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX as usize)));
+                    return Ok(batch);
+                }
+                Err(error) => tracing::debug!(%error, "reading the log while the stream is away"),
+            },
+            _ => {}
+        }
+        if batch.is_empty() {
+            // A timeout is the poll for writers that cannot wake us.
+            let _ = tokio::time::timeout(SILENCE, self.head.changed()).await;
+        }
+        Ok(batch)
+    }
+
+    async fn from_stream(
+        &mut self,
+        chunk: Option<Option<Vec<Result<async_nats::jetstream::Message, pull::OrderedError>>>>,
+    ) -> Result<Vec<RecordedEvent>, Error> {
+        let Some(chunk) = chunk else {
+            // Silent: either nothing happened, or the relay is dead. The log knows.
+            return Ok(self.log.read(self.last, BATCH_MAX).await?);
+        };
+        let mut batch = Vec::new();
+        let mut last = self.last;
+        for message in chunk.unwrap_or_default() {
+            let event = message
+                .map_err(|e| e.to_string())
+                .and_then(|message| RecordedEvent::from_message(&message.payload).map_err(|e| e.to_string()));
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    tracing::warn!(error, "the stream failed: back to the log");
+                    self.source = Source::Log;
+                    return Ok(batch);
+                }
+            };
+            while event.position > last + 1 {
+                let missing = self.log.read(last, (event.position - 1 - last).min(BATCH_MAX)).await?;
+                let Some(end) = missing.last() else {
+                    return Err(Error::Stored(format!("the stream is at {}, the log ends at {last}", event.position)));
+                };
+                last = end.position;
+                batch.extend(missing);
+            }
+            if event.position == last + 1 {
+                last = event.position;
+                batch.push(event);
+            }
+        }
+        if batch.is_empty() {
+            // Only repeats, or the end of the stream: start over from the log.
+            self.source = Source::Log;
+        }
+        Ok(batch)
+    }
+}

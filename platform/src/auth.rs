@@ -1,0 +1,704 @@
+//! Who is asking: bearer tokens (JWT) in, a [`Principal`] out.
+
+use std::future::{Future, ready};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::problem::Problem;
+
+const SECRET_BYTES_MIN: usize = 32;
+const TOKEN_BYTES_MAX: usize = 8 * 1024;
+const SUBJECT_CHARS_MAX: usize = 255;
+const LEEWAY_SECONDS: u64 = 5;
+const RSA: &[Algorithm] =
+    &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
+
+/// Which tokens are believed. At least one of the two keys is needed; with both, a token of either is believed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The shared secret of HS256, at least 32 bytes. With it this process can sign tokens too.
+    pub jwt_secret: Option<SecretString>,
+    /// A PEM file (RSA, EC P-256 or P-384, or Ed25519; a private key, in PKCS#8, can sign too) or a JWKS file of public
+    /// keys.
+    pub jwt_key_file: Option<PathBuf>,
+    /// The `iss` a token must have.
+    pub jwt_issuer: String,
+    /// The `aud` a token must have, alone or among others.
+    pub jwt_audience: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            jwt_secret: None,
+            jwt_key_file: None,
+            jwt_issuer: "docket".to_owned(),
+            jwt_audience: "docket".to_owned(),
+        }
+    }
+}
+
+/// Why the keys can't be used, or a token not be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither key is set.
+    #[error(
+        "no key to check tokens with: set DOCKET_JWT_SECRET (at least 32 bytes) or DOCKET_JWT_KEY_FILE (PEM or JWKS)"
+    )]
+    NoKey,
+    /// The secret could be guessed.
+    #[error("DOCKET_JWT_SECRET has {0} bytes; it needs at least 32 random ones, as `openssl rand -hex 32` makes them")]
+    ShortSecret(usize),
+    /// The key file can't be read.
+    #[error("DOCKET_JWT_KEY_FILE {path:?}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The key file holds no key of use.
+    #[error("DOCKET_JWT_KEY_FILE {path:?}: {reason}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what is right.
+        reason: String,
+    },
+    /// Only public keys are known.
+    #[error("tokens can't be signed with a public key: set DOCKET_JWT_SECRET or a private key in DOCKET_JWT_KEY_FILE")]
+    CannotSign,
+    /// The key refused to sign.
+    #[error("signing the token: {0}")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+}
+
+/// What a principal may do; each role may do what the ones before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Sees and changes what is its own.
+    Customer,
+    /// Sees and changes everything of the business.
+    Staff,
+    /// Operates the service too.
+    Admin,
+}
+
+/// Who is asking, as a verified token says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// The token's `sub`: 1 to 255 characters. A customer's id, for a customer.
+    pub subject: String,
+    /// The token's `role`.
+    pub role: Role,
+    /// The token's `jti`, if it has one.
+    pub token_id: Option<String>,
+    /// The token's `exp`, in seconds since 1970: a long connection must not outlive it.
+    pub expires_at: i64,
+}
+
+impl Principal {
+    /// Staff or admin.
+    pub fn is_staff(&self) -> bool {
+        self.role >= Role::Staff
+    }
+
+    /// Admin.
+    pub fn is_admin(&self) -> bool {
+        self.role == Role::Admin
+    }
+
+    /// Whether what belongs to this customer may be seen: it is their own, or they are staff.
+    pub fn may_see(&self, customer_id: &str) -> bool {
+        self.is_staff() || self.subject == customer_id
+    }
+}
+
+/// Checks and signs tokens. Clones share the keys.
+#[derive(Clone)]
+pub struct Authenticator(Arc<Inner>);
+
+struct Inner {
+    keys: Vec<Key>,
+    signer: Option<Signer>,
+    issuer: String,
+    audience: String,
+}
+
+/// A key believes only the algorithms made for it, whatever a token's header says.
+struct Key {
+    id: Option<String>,
+    decoding: DecodingKey,
+    validation: Validation,
+}
+
+struct Signer {
+    header: Header,
+    key: EncodingKey,
+}
+
+/// The claims we read. All optional, so that a missing one is reported by name and not as bad JSON.
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    role: Option<String>,
+    jti: Option<String>,
+    exp: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct NewClaims<'a> {
+    sub: &'a str,
+    role: Role,
+    iss: &'a str,
+    aud: &'a str,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    jti: String,
+}
+
+impl Authenticator {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// No key, a secret shorter than 32 bytes, a key file that is missing or holds no key of use.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let (mut keys, mut signer) = (Vec::new(), None);
+        let mut add = |id, decoding, algorithms: &[Algorithm]| {
+            keys.push(Key { id, decoding, validation: validation(settings, algorithms) });
+        };
+        if let Some(secret) = &settings.jwt_secret {
+            let secret = secret.expose_secret().as_bytes();
+            if secret.len() < SECRET_BYTES_MIN {
+                return Err(Error::ShortSecret(secret.len()));
+            }
+            add(None, DecodingKey::from_secret(secret), &[Algorithm::HS256]);
+            signer = Some(Signer { header: Header::new(Algorithm::HS256), key: EncodingKey::from_secret(secret) });
+        }
+        if let Some(path) = &settings.jwt_key_file {
+            let text = std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+            if text.trim_ascii_start().starts_with(b"{") {
+                for (id, decoding, algorithms) in read_jwks(path, &text)? {
+                    add(id, decoding, &algorithms);
+                }
+            } else {
+                let (decoding, algorithms, private) = read_pem(path, &text)?;
+                add(None, decoding, &algorithms);
+                let private = private.map(|key| Signer { header: Header::new(algorithms[0]), key });
+                signer = signer.or(private);
+            }
+        }
+        if keys.is_empty() {
+            return Err(Error::NoKey);
+        }
+        let (issuer, audience) = (settings.jwt_issuer.clone(), settings.jwt_audience.clone());
+        Ok(Self(Arc::new(Inner { keys, signer, issuer, audience })))
+    }
+
+    /// Believes a token whose signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` are good. Clocks may
+    /// differ by 5 seconds.
+    ///
+    /// # Errors
+    /// A 401 problem that says what is wrong with the token: `token-expired` or `invalid-token`.
+    pub fn verify(&self, token: &str) -> Result<Principal, Problem> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(invalid("the token is longer than 8192 bytes"));
+        }
+        let claims = match self.0.keys.as_slice() {
+            [key] => decode(token, key)?,
+            keys => decode_with_any(token, keys)?,
+        };
+        let subject = claims.sub.unwrap_or_default();
+        if subject.is_empty() || subject.chars().count() > SUBJECT_CHARS_MAX {
+            return Err(invalid("the claim sub must be 1 to 255 characters"));
+        }
+        let role = match claims.role.as_deref() {
+            Some("customer") => Role::Customer,
+            Some("staff") => Role::Staff,
+            Some("admin") => Role::Admin,
+            _ => return Err(invalid("the claim role must be customer, staff or admin")),
+        };
+        // A number beyond i64 saturates, which is as good as for ever.
+        let expires_at = claims.exp.unwrap_or_default() as i64;
+        Ok(Principal { subject, role, token_id: claims.jti, expires_at })
+    }
+
+    /// Signs a token that [`Authenticator::verify`] accepts from now until `ttl` has passed.
+    ///
+    /// # Errors
+    /// When only public keys are known.
+    pub fn sign(&self, subject: &str, role: Role, ttl: Duration) -> Result<String, Error> {
+        let Signer { header, key } = self.0.signer.as_ref().ok_or(Error::CannotSign)?;
+        let now = get_current_timestamp();
+        let claims = NewClaims {
+            sub: subject,
+            role,
+            iss: &self.0.issuer,
+            aud: &self.0.audience,
+            iat: now,
+            nbf: now,
+            exp: now.saturating_add(ttl.as_secs()),
+            jti: Uuid::now_v7().to_string(),
+        };
+        Ok(jsonwebtoken::encode(header, &claims, key)?)
+    }
+
+    /// The principal of a request. The outcome is kept in the request, so that asking again, as the rate limit and the
+    /// handler both do, verifies nothing twice.
+    ///
+    /// # Errors
+    /// A 401 problem: `authentication-required` without a bearer token, else as [`Authenticator::verify`] says.
+    pub fn authenticate(&self, parts: &mut Parts) -> Result<Principal, Problem> {
+        if let Some(Outcome(outcome)) = parts.extensions.get() {
+            return outcome.clone();
+        }
+        let outcome = bearer(parts).and_then(|token| self.verify(token));
+        parts.extensions.insert(Outcome(outcome.clone()));
+        outcome
+    }
+}
+
+#[derive(Clone)]
+struct Outcome(Result<Principal, Problem>);
+
+impl<S> FromRequestParts<S> for Principal
+where
+    Authenticator: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    fn from_request_parts(parts: &mut Parts, state: &S) -> impl Future<Output = Result<Self, Problem>> + Send {
+        ready(Authenticator::from_ref(state).authenticate(parts))
+    }
+}
+
+fn validation(settings: &Settings, algorithms: &[Algorithm]) -> Validation {
+    let mut validation = Validation::new(algorithms[0]);
+    validation.algorithms = algorithms.to_vec();
+    validation.leeway = LEEWAY_SECONDS;
+    validation.validate_nbf = true;
+    validation.set_issuer(&[&settings.jwt_issuer]);
+    validation.set_audience(&[&settings.jwt_audience]);
+    validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+    validation
+}
+
+fn bearer(parts: &Parts) -> Result<&str, Problem> {
+    let required = |detail: &str| {
+        Problem::new(StatusCode::UNAUTHORIZED, "authentication-required", "Authentication required")
+            .detail(detail)
+            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    };
+    let Some(value) = parts.headers.get(AUTHORIZATION) else {
+        return Err(required("send the header Authorization: Bearer <JWT>"));
+    };
+    match value.to_str().unwrap_or_default().split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start()),
+        _ => Err(required("the header Authorization must have the form Bearer <JWT>")),
+    }
+}
+
+fn decode(token: &str, key: &Key) -> Result<Claims, Problem> {
+    let data = jsonwebtoken::decode(token, &key.decoding, &key.validation);
+    data.map(|data| data.claims).map_err(|error| refusal(error.kind()))
+}
+
+/// Tries the keys that a token names by `kid` and `alg`, or might mean when it has no `kid`.
+fn decode_with_any(token: &str, keys: &[Key]) -> Result<Claims, Problem> {
+    let header = jsonwebtoken::decode_header(token).map_err(|error| refusal(error.kind()))?;
+    let mut outcome = Err(invalid("no known key has the token's kid and alg"));
+    for key in keys {
+        let meant = header.kid.is_none() || key.id.is_none() || header.kid == key.id;
+        if outcome.is_err() && meant && key.validation.algorithms.contains(&header.alg) {
+            outcome = decode(token, key);
+        }
+    }
+    outcome
+}
+
+fn refusal(kind: &ErrorKind) -> Problem {
+    match kind {
+        ErrorKind::ExpiredSignature => refuse("token-expired", "Token expired", "the token expired"),
+        ErrorKind::ImmatureSignature => invalid("the token is not valid yet (nbf)"),
+        ErrorKind::InvalidIssuer => invalid("the token has another issuer (iss)"),
+        ErrorKind::InvalidAudience => invalid("the token is for another audience (aud)"),
+        ErrorKind::InvalidSignature => invalid("the signature is wrong"),
+        ErrorKind::InvalidAlgorithm => invalid("the token's alg is not allowed for this key"),
+        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
+            invalid("the token must have the claims exp, nbf, iss, aud and sub")
+        }
+        _ => invalid("the token is not a well-formed JWT"),
+    }
+}
+
+fn invalid(detail: &'static str) -> Problem {
+    refuse("invalid-token", "Invalid token", detail)
+}
+
+fn refuse(slug: &'static str, title: &str, detail: &'static str) -> Problem {
+    let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
+    let challenge = HeaderValue::from_str(&challenge).expect("the details above are plain ASCII");
+    Problem::new(StatusCode::UNAUTHORIZED, slug, title).detail(detail).header(WWW_AUTHENTICATE, challenge)
+}
+
+type Pem = (DecodingKey, Vec<Algorithm>, Option<EncodingKey>);
+
+/// The first algorithm is the one to sign with.
+fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
+    let families = [
+        (EncodingKey::from_rsa_pem(text), Algorithm::RS256, RSA),
+        (EncodingKey::from_ec_pem(text), Algorithm::ES256, &[Algorithm::ES256]),
+        (EncodingKey::from_ec_pem(text), Algorithm::ES384, &[Algorithm::ES384]),
+        (EncodingKey::from_ed_pem(text), Algorithm::EdDSA, &[Algorithm::EdDSA]),
+    ];
+    for (private, algorithm, algorithms) in families {
+        // A private key that yields no public half is one of another family or curve, or no private key at all.
+        if let Ok(private) = private
+            && let Ok(jwk) = Jwk::from_encoding_key(&private, algorithm)
+            && let Ok(public) = DecodingKey::from_jwk(&jwk)
+        {
+            return Ok((public, algorithms.to_vec(), Some(private)));
+        }
+    }
+    let ec = DecodingKey::from_ec_pem(text).ok().and_then(|key| match key.try_get_as_bytes().map(<[u8]>::len) {
+        Ok(65) => Some((key, vec![Algorithm::ES256], None)),
+        Ok(97) => Some((key, vec![Algorithm::ES384], None)),
+        _ => None,
+    });
+    let ed = || DecodingKey::from_ed_pem(text).ok().map(|key| (key, vec![Algorithm::EdDSA], None));
+    let rsa = || DecodingKey::from_rsa_pem(text).ok().map(|key| (key, RSA.to_vec(), None));
+    ec.or_else(ed).or_else(rsa).ok_or_else(|| Error::Key {
+        path: path.to_owned(),
+        reason: "needs a PEM key (RSA, EC P-256 or P-384, or Ed25519; PUBLIC KEY, or PRIVATE KEY in PKCS#8) or a JWKS"
+            .to_owned(),
+    })
+}
+
+type JwksKey = (Option<String>, DecodingKey, Vec<Algorithm>);
+
+/// The keys of use: public, for signatures, of a kind we know. A set may hold others too (RFC 7517, section 5).
+fn read_jwks(path: &Path, text: &[u8]) -> Result<Vec<JwksKey>, Error> {
+    let fail = |reason: String| Error::Key { path: path.to_owned(), reason };
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| fail(format!("is not a JWKS: {error}")))?;
+    let keys: Vec<JwksKey> = set.keys.iter().filter_map(read_jwk).collect();
+    match keys.is_empty() {
+        true => Err(fail("holds no public RSA, EC P-256 or P-384, or Ed25519 key for signatures".to_owned())),
+        false => Ok(keys),
+    }
+}
+
+fn read_jwk(jwk: &Jwk) -> Option<JwksKey> {
+    if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
+        return None;
+    }
+    let family = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => RSA.to_vec(),
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => vec![Algorithm::ES256],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => vec![Algorithm::ES384],
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => vec![Algorithm::EdDSA],
+        // A symmetric key in a file meant for public keys is a mistake: who reads the file could sign.
+        _ => return None,
+    };
+    let algorithms = match jwk.common.key_algorithm {
+        None => family,
+        Some(named) => family.into_iter().filter(|algorithm| KeyAlgorithm::from(*algorithm) == named).collect(),
+    };
+    let decoding = DecodingKey::from_jwk(jwk).ok()?;
+    (!algorithms.is_empty()).then(|| (jwk.common.key_id.clone(), decoding, algorithms))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const TTL: Duration = Duration::from_secs(60);
+    const P256: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgEnMXdhtN9X37m1+9
+/8y9ClAuDnTl96wQd+SBF3BDusehRANCAARpCaQRZr3rByeJ6Bz75KXoN1hTNFTF
+8KzGPExmllttw5jpKw+iBnEO9PvbCwotVSLPa/L06kzlCUn2n7K4beEe
+-----END PRIVATE KEY-----
+";
+    const P384: &str = "-----BEGIN PRIVATE KEY-----
+MIG2AgEAMBAGByqGSM49AgEGBSuBBAAiBIGeMIGbAgEBBDBZDdzfRZQztstBuf4m
+j55ODD53qagjdjqZ3EeBGBLiSJT8rlhCL6NnRadtM+yRXK2hZANiAASARjmyfNRP
+gbIv9WButh9Pldcm+sDkBy/tisdke6dwG+V5y8yAVe1nSJ13mkULDa1lwlXcRxhj
+0hEYorJ2su957xWgvS0aMvn4hfHKBu4Ca/YaOjjcmpHRzcG8zXY7VjQ=
+-----END PRIVATE KEY-----
+";
+    const ED: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEICFLgHWlaagrZPHGCkWM0yWnzYBJD5sIgpvnkHCLHo6T
+-----END PRIVATE KEY-----
+";
+    const RSA_2048: &str = "-----BEGIN PRIVATE KEY-----
+MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQDTuV+g4Xl4dsXy
+CUh9i4RmrhxTIZDjMX3SK6gQrOJs9yeft002628ElUaz1Y+3hoyBvYwB9wipRklq
+yrVISsRsJmMnu9B6s7fwTslm3JMgquuNKknM/TR6eo7wVPaR0vK3oRyRrkdF0MJ+
+DX+WbUIKo58IqpcfH1qpao3WIJxKeHYmXHwChmpKZVwUwA7+3FG9dUPWLh2myHAN
+5C6XTkQj8h/xjKLLVAaBALgU+QfmZgmN5bjT5Nw4LDqtgSg2fy/li3hCap2VrE/w
+yDjoneUC9qCFx7/oetnte9PYB1DneYH4hElYu7Q7/xu4vzfxLfKYHiA9HTg8e63m
+XLNpzQElAgMBAAECggEAFnSC8K5xQmZAdLzo0A3nxzcgoG1/LyVs3YlNTCV1504o
+SO95NEGwltkZNFIKadHOnaUDkCLJ66AdgcLJiscJQZopqoloIVdlwwosIKl0vkJ6
+dJCfXqsdMX9FoTY1p34qyXCANfA4tW4gbpuSZFsmpbe4UoQ7Pm0GIdFABU2Une4q
+25kuMWS+OhkViB7G2KOQ4xIiQ6hnXypFCnW7soXEBavhSGJ2HywrpT39ejrP5EmO
+WF75HavQ0lzl8tzIhEeXUKavj4C7TY8oRUSZ0aSSJ7UfXFyUXruomrhSGvK3osed
+g1H5Hg0DSpJQmg7MoELlWpqCAB5mQ3QX7xCA6phXiQKBgQDv/4BNDJ9Ouy0krZ9R
+d5w37OJ+84wnHWCuuNcC44zaOv/1UE58xm9uz4IGp6a70yr2toyG+7/dXKeR89p+
+kXhbPPMIwzVzUuxee8DORfWDdUkdENmSt0KLdZ0YMHzBLhC9qSiemhqK8gxwdHzr
+Ga5w0Hy88nwd7GYqeaRmJC7znQKBgQDh10SRpTM9vnrrxeGtr2Fpwndo+RyNbdK9
+ihiEl67LUeOXr0HLZIDmIJIkBsPslpa/yn32FzNxTUeZ2GMEwtikRdDcgicOkmW2
+76bfCeEim+SzmqWmDKfFXvdVQ8rPKj1Xj5msa2f1xN2yY4p9kP6PFbm6oWo9IeBM
+IIK2zmfhKQKBgE4SGGN4Eq6i1umSjTwMI8ZRidBwW4wx00yjFlZ7PUuUW8UqTY3r
+Yz5xxENz8BozdEtzUL1sUZqp1Fz3LYF0wukzJ4AXOGD+faOysCKpwVb1JUaOP6ip
+cr05ElRXGY4h9RItX+hQCwhd+svuKOC1pvhN6fXxD40QZJ+2mFMdvCRFAoGBANL8
+M1kFxutGCrw9r+p9UDpnrPrqz5vpH9pnKySkOG5GYKOS3ZrQmANmJmF12JAs10Ty
+Pd8sKakOE3hMyaTnC1Hcz5VSGn7okhHnrjPsnOGiVnTcYyjP5eTkJZkIrm3//jLR
+OzXzWbonYx6HFBje3pJ6L3uF1SSrg0pbjQKPrkiRAoGAaeitRqJzYs8ScaP7xNJj
+mXCQnSAk5ws9Sh5+QyS2gEDxhmDBtcBwcj+tc9tKn9zZzuLFZAasA0ksvl6+eiaU
++Wi5u+N/8qeBMfDDoa9eCeyaewNe3G9bKi+s+aFnoBDmXB4h18q67L8UvTvR68xv
+IY8wd/eGGHXlDqWt9QVeCEY=
+-----END PRIVATE KEY-----
+";
+    const P256_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaQmkEWa96wcniegc++Sl6DdYUzRU
+xfCsxjxMZpZbbcOY6SsPogZxDvT72wsKLVUiz2vy9OpM5QlJ9p+yuG3hHg==
+-----END PUBLIC KEY-----
+";
+    const P384_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
+MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEgEY5snzUT4GyL/VgbrYfT5XXJvrA5Acv
+7YrHZHuncBvlecvMgFXtZ0idd5pFCw2tZcJV3EcYY9IRGKKydrLvee8VoL0tGjL5
++IXxygbuAmv2Gjo43JqR0c3BvM12O1Y0
+-----END PUBLIC KEY-----
+";
+    const ED_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAX/RwmIIFhV8UZblSAEpVsW9EYbGlKoKlY2PBdSU12Zs=
+-----END PUBLIC KEY-----
+";
+    const RSA_2048_PUBLIC: &str = "-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA07lfoOF5eHbF8glIfYuE
+Zq4cUyGQ4zF90iuoEKzibPcnn7dNNutvBJVGs9WPt4aMgb2MAfcIqUZJasq1SErE
+bCZjJ7vQerO38E7JZtyTIKrrjSpJzP00enqO8FT2kdLyt6Ecka5HRdDCfg1/lm1C
+CqOfCKqXHx9aqWqN1iCcSnh2Jlx8AoZqSmVcFMAO/txRvXVD1i4dpshwDeQul05E
+I/If8Yyiy1QGgQC4FPkH5mYJjeW40+TcOCw6rYEoNn8v5Yt4QmqdlaxP8Mg46J3l
+Avaghce/6HrZ7XvT2AdQ53mB+IRJWLu0O/8buL838S3ymB4gPR04PHut5lyzac0B
+JQIDAQAB
+-----END PUBLIC KEY-----
+";
+
+    fn by_secret() -> Authenticator {
+        Authenticator::new(&Settings { jwt_secret: Some(SECRET.into()), ..Settings::default() }).unwrap()
+    }
+
+    fn by_file(text: &str) -> Result<Authenticator, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Authenticator::new(&Settings { jwt_key_file: Some(file.path().to_owned()), ..Settings::default() })
+    }
+
+    fn claims() -> Value {
+        let now = get_current_timestamp();
+        json!({"sub": "c-1", "role": "customer", "iss": "docket", "aud": "docket", "nbf": now, "exp": now + 60})
+    }
+
+    fn sign(algorithm: Algorithm, claims: &Value) -> String {
+        jsonwebtoken::encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
+    }
+
+    /// The slug and detail of the refusal of a token that is good but for what `change` does.
+    fn refused(change: impl Fn(&mut Value)) -> (&'static str, String) {
+        let mut claims = claims();
+        change(&mut claims);
+        let problem = by_secret().verify(&sign(Algorithm::HS256, &claims)).unwrap_err();
+        assert_eq!(problem.status(), 401);
+        (problem.slug(), problem.to_string())
+    }
+
+    #[test]
+    fn what_is_signed_is_believed() {
+        let principal = by_secret().verify(&by_secret().sign("c-1", Role::Staff, TTL).unwrap()).unwrap();
+        assert_eq!((principal.subject.as_str(), principal.role), ("c-1", Role::Staff));
+        assert!(principal.token_id.is_some());
+        assert!((principal.expires_at - get_current_timestamp() as i64 - 60).abs() <= 1);
+    }
+
+    #[test]
+    fn a_list_of_audiences_and_a_fraction_of_a_second_are_good() {
+        let mut claims = claims();
+        claims["aud"] = json!(["elsewhere", "docket"]);
+        claims["exp"] = json!(claims["exp"].as_f64().unwrap() + 0.5);
+        let principal = by_secret().verify(&sign(Algorithm::HS256, &claims)).unwrap();
+        assert_eq!((principal.token_id, principal.role), (None, Role::Customer));
+    }
+
+    #[test]
+    fn another_algorithm_is_refused() {
+        let token = sign(Algorithm::HS512, &claims());
+        assert_eq!(by_secret().verify(&token).unwrap_err().slug(), "invalid-token");
+        let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjLTEifQ.";
+        assert_eq!(by_secret().verify(none).unwrap_err().slug(), "invalid-token");
+        // The classic confusion: the public key's text taken for a shared secret.
+        let key = EncodingKey::from_secret(RSA_2048_PUBLIC.as_bytes());
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims(), &key).unwrap();
+        assert_eq!(by_file(RSA_2048_PUBLIC).unwrap().verify(&token).unwrap_err().slug(), "invalid-token");
+    }
+
+    #[test]
+    fn each_claim_is_required() {
+        for name in ["exp", "nbf", "iss", "aud", "sub", "role"] {
+            let (slug, detail) = refused(|claims| drop(claims.as_object_mut().unwrap().remove(name)));
+            assert_eq!(slug, "invalid-token");
+            assert!(detail.contains(name), "{detail}");
+        }
+    }
+
+    #[test]
+    fn each_claim_is_checked() {
+        let now = get_current_timestamp();
+        let cases = [
+            ("exp", json!(now - 7), "token-expired"),
+            ("exp", json!("tomorrow"), "invalid-token"),
+            ("nbf", json!(now + 30), "invalid-token"),
+            ("iss", json!("other"), "invalid-token"),
+            ("aud", json!("other"), "invalid-token"),
+            ("aud", json!(["other"]), "invalid-token"),
+            ("sub", json!(""), "invalid-token"),
+            ("sub", json!("x".repeat(256)), "invalid-token"),
+            ("sub", json!(7), "invalid-token"),
+            ("role", json!("root"), "invalid-token"),
+        ];
+        for (name, value, slug) in cases {
+            assert_eq!(refused(|claims| claims[name] = value.clone()).0, slug, "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn a_clock_may_be_seconds_off() {
+        let mut claims = claims();
+        claims["exp"] = json!(get_current_timestamp() - 3);
+        claims["nbf"] = json!(get_current_timestamp() + 3);
+        assert!(by_secret().verify(&sign(Algorithm::HS256, &claims)).is_ok());
+    }
+
+    #[test]
+    fn a_changed_or_foreign_token_is_refused() {
+        let token = by_secret().sign("c-1", Role::Customer, TTL).unwrap();
+        let (rest, signature) = token.rsplit_once('.').unwrap();
+        let other = by_secret().sign("c-2", Role::Admin, TTL).unwrap();
+        let forged = format!("{}.{signature}", other.rsplit_once('.').unwrap().0);
+        for token in ["", "a", "a.b", "a.b.c", rest, &forged, &"x".repeat(9000), "\u{e9}.\u{e9}.\u{e9}"] {
+            assert_eq!(by_secret().verify(token).unwrap_err().slug(), "invalid-token", "{token}");
+        }
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_explained() {
+        let error = |settings: &Settings| Authenticator::new(settings).err().unwrap().to_string();
+        assert!(error(&Settings::default()).contains("DOCKET_JWT_SECRET"));
+        let short = Settings { jwt_secret: Some(SECRET[1..].into()), ..Settings::default() };
+        assert!(error(&short).contains("has 31 bytes"));
+        let missing = Settings { jwt_key_file: Some("no/such/file".into()), ..Settings::default() };
+        assert!(error(&missing).contains("no/such/file"));
+        for text in ["", "junk", "{}", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#] {
+            assert!(matches!(by_file(text), Err(Error::Key { .. })), "{text}");
+        }
+        assert!(!format!("{short:?}").contains(&SECRET[1..]), "a secret must not be printed");
+    }
+
+    #[test]
+    fn a_private_key_signs_and_its_public_key_verifies() {
+        let pairs = [(P256, P256_PUBLIC), (P384, P384_PUBLIC), (ED, ED_PUBLIC), (RSA_2048, RSA_2048_PUBLIC)];
+        for (private, public) in pairs {
+            let (private, public) = (by_file(private).unwrap(), by_file(public).unwrap());
+            let token = private.sign("c-1", Role::Admin, TTL).unwrap();
+            assert_eq!(private.verify(&token).unwrap(), public.verify(&token).unwrap());
+            assert!(matches!(public.sign("c-1", Role::Admin, TTL), Err(Error::CannotSign)));
+            assert!(by_secret().verify(&token).is_err());
+        }
+    }
+
+    #[test]
+    fn a_key_set_is_chosen_from_by_kid_and_alg() {
+        let jwk = |pem: EncodingKey, algorithm, id: &str| {
+            let mut jwk = Jwk::from_encoding_key(&pem, algorithm).unwrap();
+            jwk.common.key_id = Some(id.to_owned());
+            jwk
+        };
+        let (p256, ed) =
+            (EncodingKey::from_ec_pem(P256.as_bytes()).unwrap(), EncodingKey::from_ed_pem(ED.as_bytes()).unwrap());
+        let keys = vec![jwk(p256, Algorithm::ES256, "one"), jwk(ed.clone(), Algorithm::EdDSA, "two")];
+        let set = by_file(&serde_json::to_string(&JwkSet { keys }).unwrap()).unwrap();
+        let token = |id: Option<&str>| {
+            let header = Header { kid: id.map(str::to_owned), ..Header::new(Algorithm::EdDSA) };
+            jsonwebtoken::encode(&header, &claims(), &ed).unwrap()
+        };
+        assert!(set.verify(&token(Some("two"))).is_ok());
+        assert!(set.verify(&token(None)).is_ok());
+        assert_eq!(set.verify(&token(Some("one"))).unwrap_err().slug(), "invalid-token");
+        assert_eq!(set.verify(&token(Some("three"))).unwrap_err().slug(), "invalid-token");
+        assert_eq!(set.verify(&sign(Algorithm::HS256, &claims())).unwrap_err().slug(), "invalid-token");
+    }
+
+    #[test]
+    fn a_customer_sees_only_its_own() {
+        let of = |role| Principal { subject: "c-1".to_owned(), role, token_id: None, expires_at: 0 };
+        let (customer, staff, admin) = (of(Role::Customer), of(Role::Staff), of(Role::Admin));
+        assert!(customer.may_see("c-1") && !customer.may_see("c-2") && !customer.is_staff() && !customer.is_admin());
+        assert!(staff.may_see("c-2") && staff.is_staff() && !staff.is_admin());
+        assert!(admin.may_see("c-2") && admin.is_staff() && admin.is_admin());
+    }
+
+    async fn extract(authorization: Option<&str>) -> Result<Principal, Problem> {
+        let mut request = Request::builder();
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        let first = Principal::from_request_parts(&mut parts, &by_secret()).await;
+        parts.headers.clear();
+        let again = Principal::from_request_parts(&mut parts, &by_secret()).await;
+        assert_eq!(first.as_ref().ok(), again.as_ref().ok(), "the outcome is kept");
+        first
+    }
+
+    #[tokio::test]
+    async fn the_extractor_reads_the_bearer_token() {
+        let token = by_secret().sign("c-1", Role::Customer, TTL).unwrap();
+        for scheme in ["Bearer", "bearer"] {
+            assert_eq!(extract(Some(&format!("{scheme} {token}"))).await.unwrap().subject, "c-1");
+        }
+        for value in [None, Some("Basic YTpi"), Some(token.as_str()), Some("Bearer")] {
+            assert_eq!(extract(value).await.unwrap_err().slug(), "authentication-required");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_the_challenge() {
+        use axum::response::IntoResponse;
+        let response = extract(None).await.unwrap_err().into_response();
+        assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");
+        let response = extract(Some("Bearer x")).await.unwrap_err().into_response();
+        assert_eq!(
+            response.headers()[WWW_AUTHENTICATE],
+            "Bearer error=\"invalid_token\", error_description=\"the token is not a well-formed JWT\""
+        );
+    }
+}

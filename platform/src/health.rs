@@ -1,0 +1,195 @@
+//! Whether the process lives, and whether it can do its work.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use axum::http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use futures::future::join_all;
+use jiff::Timestamp;
+use serde::Serialize;
+
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The process's own knowledge of its health. Clones share it.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    started: AtomicBool,
+    draining: AtomicBool,
+    checks: Mutex<Vec<Arc<Check>>>,
+}
+
+type Run = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync;
+
+struct Check {
+    name: &'static str,
+    required: bool,
+    run: Box<Run>,
+    /// The last outcome, so that a failure is logged when it begins and not at each probe.
+    failed: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    status: &'static str,
+    timestamp: Timestamp,
+    checks: BTreeMap<&'static str, Outcome>,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    status: &'static str,
+    latency_ms: f64,
+}
+
+impl Health {
+    /// Not started, not draining, no checks.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a check of something that the process depends on; it has 2 s to answer. A failing check that is `required`
+    /// makes the process not ready; another one only degraded. Its error goes to the log and not to the client.
+    pub fn register<C, F>(&self, name: &'static str, check: C, required: bool)
+    where
+        C: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        let run: Box<Run> = Box::new(move || Box::pin(check()));
+        let check = Arc::new(Check { name, required, run, failed: AtomicBool::new(false) });
+        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check);
+    }
+
+    /// Says that starting is done: migrations, caches, listeners.
+    pub fn set_started(&self) {
+        self.0.started.store(true, Ordering::Release);
+    }
+
+    /// Says that no new work shall be sent here: the process is about to stop.
+    pub fn set_draining(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    /// `/health/live` (200 while the process answers at all), `/health/startup` (200 once started) and `/health/ready`
+    /// (200 when started, not draining, and no required check fails; else 503).
+    pub fn router(&self) -> Router {
+        let (startup, ready) = (self.clone(), self.clone());
+        Router::new()
+            .route("/health/live", get(async || answer(StatusCode::OK, "ok", BTreeMap::new())))
+            .route("/health/startup", get(async move || startup.startup()))
+            .route("/health/ready", get(async move || ready.ready().await))
+    }
+
+    fn startup(&self) -> Response {
+        match self.0.started.load(Ordering::Acquire) {
+            true => answer(StatusCode::OK, "ok", BTreeMap::new()),
+            false => answer(StatusCode::SERVICE_UNAVAILABLE, "starting", BTreeMap::new()),
+        }
+    }
+
+    async fn ready(&self) -> Response {
+        let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outcomes = join_all(checks.iter().map(|check| check.outcome())).await;
+        let failed = |required| {
+            checks.iter().zip(&outcomes).any(|(check, outcome)| check.required == required && outcome.status != "ok")
+        };
+        let (code, status) = if self.0.draining.load(Ordering::Acquire) {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining")
+        } else if !self.0.started.load(Ordering::Acquire) {
+            (StatusCode::SERVICE_UNAVAILABLE, "starting")
+        } else if failed(true) {
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+        } else if failed(false) {
+            (StatusCode::OK, "degraded")
+        } else {
+            (StatusCode::OK, "ok")
+        };
+        answer(code, status, checks.iter().map(|check| check.name).zip(outcomes).collect())
+    }
+}
+
+impl Check {
+    async fn outcome(&self) -> Outcome {
+        let start = Instant::now();
+        let result = match tokio::time::timeout(CHECK_TIMEOUT, (self.run)()).await {
+            Ok(result) => result,
+            Err(_) => Err("no answer within 2 s".to_owned()),
+        };
+        let latency_ms = (start.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let before = self.failed.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
+            Err(error) if !before => {
+                tracing::warn!(check = self.name, required = self.required, error, "health check fails")
+            }
+            Ok(()) if before => tracing::info!(check = self.name, "health check is good again"),
+            _ => {}
+        }
+        Outcome { status: if result.is_ok() { "ok" } else { "failed" }, latency_ms }
+    }
+}
+
+fn answer(code: StatusCode, status: &'static str, checks: BTreeMap<&'static str, Outcome>) -> Response {
+    let report = Report { status, timestamp: Timestamp::now(), checks };
+    (code, [(CACHE_CONTROL, "no-store")], Json(report)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn probe(health: &Health, path: &str) -> (u16, Value) {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        let response = health.router().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_slice(&to_bytes(response.into_body(), 10_000).await.unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn starting_then_ready_then_draining() {
+        let health = Health::new();
+        assert_eq!(probe(&health, "/health/live").await.0, 200);
+        assert_eq!(probe(&health, "/health/startup").await.0, 503);
+        assert_eq!(probe(&health, "/health/ready").await.1["status"], "starting");
+        health.set_started();
+        assert_eq!(probe(&health, "/health/startup").await.0, 200);
+        let (status, report) = probe(&health, "/health/ready").await;
+        assert_eq!((status, &report["status"]), (200, &Value::from("ok")));
+        assert!(report["timestamp"].as_str().unwrap().ends_with('Z'));
+        health.set_draining();
+        let (status, report) = probe(&health, "/health/ready").await;
+        assert_eq!((status, &report["status"]), (503, &Value::from("draining")));
+        assert_eq!(probe(&health, "/health/live").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn only_a_required_check_makes_it_not_ready() {
+        let health = Health::new();
+        health.set_started();
+        health.register("store", async || Ok(()), true);
+        health.register("bus", async || Err("password wrong".to_owned()), false);
+        let (status, report) = probe(&health, "/health/ready").await;
+        assert_eq!((status, &report["status"]), (200, &Value::from("degraded")));
+        assert_eq!(report["checks"]["store"]["status"], "ok");
+        assert_eq!(report["checks"]["bus"]["status"], "failed");
+        assert!(report["checks"]["bus"]["latency_ms"].is_f64());
+        assert!(!report.to_string().contains("password"), "errors are for the log");
+        health.register("disk", async || Err("full".to_owned()), true);
+        let (status, report) = probe(&health, "/health/ready").await;
+        assert_eq!((status, &report["status"]), (503, &Value::from("unavailable")));
+    }
+}

@@ -1,0 +1,308 @@
+//! The HTTP server: connections with limits and deadlines, and what every route gets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+use tracing::Level;
+
+use crate::problem::Problem;
+use crate::request_id::{Context, X_REQUEST_ID};
+use crate::shutdown::Shutdown;
+
+/// How long a request's headers may take to arrive; also how long a connection may idle between requests.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may go on after the shutdown began.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
+
+/// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
+/// returns. Handlers find the peer in `ConnectInfo<SocketAddr>`.
+///
+/// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
+/// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
+pub async fn serve(listener: TcpListener, app: Router, shutdown: Shutdown) {
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.token.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                connections.spawn(connection(stream, peer, app.clone(), shutdown.token.clone()));
+            }
+            Err(error) => accept_failed(&error).await,
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// A peer that left before we took it is its own affair. Else we lack something, mostly file handles, that will come
+/// back.
+async fn accept_failed(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
+        tracing::error!(%error, "accepting a connection failed");
+        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, token: CancellationToken) {
+    // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let mut app = app.clone();
+        async move { app.call(request).await }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .max_buf_size(HEADERS_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = token.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return tracing::warn!(target: "http", %peer, "connection cut off at the deadline"),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(target: "http", %peer, %error, "connection ended with an error");
+    }
+}
+
+/// Gives every route a request id and span, a 500 problem for a panic, problems for what axum itself refuses (no such
+/// route or method, a bad path), a body limit of 1 MiB that a route may change by its own `DefaultBodyLimit`, and
+/// `nosniff`.
+///
+/// Apply it once, to the complete router: routes added afterwards have none of it.
+pub fn harden(router: Router) -> Router {
+    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(from_fn(guard))
+}
+
+async fn no_route(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found").detail(format!("there is nothing at {}", uri.path()))
+}
+
+async fn no_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
+        .detail("the header Allow lists the methods of this resource")
+}
+
+/// One layer for all, because each layer costs every request an allocation or two.
+async fn guard(mut request: Request, next: Next) -> Response {
+    let context = Context::from_headers(request.headers());
+    let id = context.id().clone();
+    DefaultBodyLimit::max(BODY_BYTES_MAX).apply(&mut request);
+    let mut response = context
+        .scope(async {
+            let line = tracing::enabled!(target: "http", Level::DEBUG)
+                .then(|| (request.method().clone(), request.uri().clone(), Instant::now()));
+            let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+                Ok(response) => as_problem(response).await,
+                // The panic hook has logged it.
+                Err(_) => Problem::internal().into_response(),
+            };
+            if let Some((method, uri, start)) = line {
+                let (status, path) = (response.status().as_u16(), uri.path());
+                let latency_us = start.elapsed().as_micros() as u64;
+                tracing::debug!(target: "http", %method, path, status, latency_us, "answered");
+            }
+            response
+        })
+        .await;
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, id);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Axum's own refusals are plain text; clients were promised problems.
+async fn as_problem(response: Response) -> Response {
+    if !(response.status().is_client_error() || response.status().is_server_error()) || !is_plain(response.headers()) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let small = body.size_hint().exact().is_some_and(|bytes| bytes <= REJECTION_TEXT_BYTES_MAX);
+    let text = match small {
+        true => {
+            body.collect().await.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default()
+        }
+        false => String::new(),
+    };
+    let (slug, title) = match parts.status {
+        StatusCode::BAD_REQUEST => ("bad-request", "Bad request"),
+        StatusCode::NOT_FOUND => ("not-found", "Not found"),
+        StatusCode::PAYLOAD_TOO_LARGE => ("body-too-large", "Body too large"),
+        status if status.is_server_error() => ("server-error", "Server error"),
+        _ => ("request-refused", "Request refused"),
+    };
+    let mut problem = Problem::new(parts.status, slug, title);
+    if !text.is_empty() && !parts.status.is_server_error() {
+        problem = problem.detail(text);
+    }
+    let mut response = problem.into_response();
+    parts.headers.remove(CONTENT_TYPE);
+    parts.headers.remove(CONTENT_LENGTH);
+    response.headers_mut().extend(parts.headers);
+    response
+}
+
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_none_or(|value| value.as_bytes().starts_with(b"text/plain"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Bytes;
+    use axum::extract::Path;
+    use axum::routing::{get, post};
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn app(token: CancellationToken) -> Router {
+        async fn panic() {
+            panic!("on purpose")
+        }
+        let body = async |body: Bytes| body.len().to_string();
+        harden(
+            Router::new()
+                .route("/", get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.ip().to_string()))
+                .route("/panic", get(panic))
+                .route("/number/{n}", get(async |Path(n): Path<u8>| n.to_string()))
+                .route("/body", post(body))
+                .route("/large", post(body).layer(DefaultBodyLimit::max(2 * BODY_BYTES_MAX)))
+                .route("/id", get(async || crate::request_id::current().unwrap_or_default()))
+                .route("/stopping", get(async move || token.cancelled().await)),
+        )
+    }
+
+    struct Server {
+        address: SocketAddr,
+        shutdown: Shutdown,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn start() -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
+        let task = tokio::spawn(serve(listener, app(shutdown.token.clone()), shutdown.clone()));
+        Server { address, shutdown, task }
+    }
+
+    /// The raw answer to one request on a connection of its own, in lower case up to the body.
+    async fn ask(address: SocketAddr, head: &str, body: &[u8]) -> (String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\nx-request-id: r-1\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // A server that refuses a body may close before it has taken all of it.
+        let _ = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), body.to_owned())
+    }
+
+    async fn problem(address: SocketAddr, head: &str) -> (String, Value) {
+        let (head, body) = ask(address, head, b"").await;
+        assert!(head.contains("content-type: application/problem+json"), "{head}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["request_id"], "r-1", "{body}");
+        (head, body)
+    }
+
+    #[tokio::test]
+    async fn every_answer_carries_the_request_id_and_nosniff() {
+        let server = start().await;
+        let (head, body) = ask(server.address, "GET /", b"").await;
+        assert!(head.starts_with("http/1.1 200") && head.contains("x-request-id: r-1"), "{head}");
+        assert!(head.contains("x-content-type-options: nosniff"), "{head}");
+        assert_eq!(body, "127.0.0.1");
+        assert_eq!(ask(server.address, "GET /id", b"").await.1, "r-1");
+    }
+
+    #[tokio::test]
+    async fn what_axum_refuses_is_a_problem() {
+        let server = start().await;
+        let (_, body) = problem(server.address, "GET /nowhere").await;
+        assert_eq!((&body["status"], &body["type"]), (&Value::from(404), &Value::from("/problems/not-found")));
+        let (head, body) = problem(server.address, "PUT /body").await;
+        assert_eq!(body["type"], "/problems/method-not-allowed");
+        assert!(head.contains("allow: post"), "{head}");
+        let (_, body) = problem(server.address, "GET /number/300").await;
+        assert_eq!(body["status"], 400);
+        assert!(body["detail"].as_str().unwrap().contains("300"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_and_the_server_goes_on() {
+        let server = start().await;
+        let (_, body) = problem(server.address, "GET /panic").await;
+        assert_eq!((&body["status"], &body["type"]), (&Value::from(500), &Value::from("/problems/internal-error")));
+        assert!(!body.to_string().contains("on purpose"));
+        assert!(ask(server.address, "GET /", b"").await.0.starts_with("http/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_limited_unless_the_route_says_otherwise() {
+        let server = start().await;
+        let body = vec![b'x'; BODY_BYTES_MAX + 1];
+        assert!(ask(server.address, "POST /body", &body[1..]).await.0.starts_with("http/1.1 200"));
+        assert!(ask(server.address, "POST /large", &body).await.0.starts_with("http/1.1 200"));
+        assert!(ask(server.address, "POST /body", &body).await.0.starts_with("http/1.1 413"));
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_lets_requests_finish_and_takes_no_new_ones() {
+        let server = start().await;
+        let address = server.address;
+        // An idle connection must not hold the shutdown up.
+        let idle = TcpStream::connect(address).await.unwrap();
+        let mut busy = TcpStream::connect(address).await.unwrap();
+        busy.write_all(b"GET /stopping HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(ask(address, "GET /", b"").await.0.starts_with("http/1.1 200"));
+        server.shutdown.token.cancel();
+        tokio::time::timeout(DRAIN_TIMEOUT / 2, server.task).await.unwrap().unwrap();
+        let mut answer = String::new();
+        busy.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(TcpStream::connect(address).await.is_err());
+        drop(idle);
+    }
+}

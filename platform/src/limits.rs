@@ -1,0 +1,269 @@
+//! How much one caller may ask: a rate for each principal, or for each address where there is none.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use governor::clock::{Clock, DefaultClock};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter};
+use serde::{Deserialize, Serialize};
+
+use crate::auth::Authenticator;
+use crate::problem::Problem;
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const SWEEP_INTERVAL_SECONDS: u64 = 10;
+
+/// How many requests a caller may make. A caller is a token's subject; without a valid token it is the peer's address,
+/// under the customers' rate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Requests per second for each customer and each unknown address; 0 is no limit.
+    pub rate_per_second_customer: u32,
+    /// Requests per second for each staff member or admin; 0 is no limit.
+    pub rate_per_second_staff: u32,
+    /// Requests that a caller who was silent may make at once; 0 counts as 1.
+    pub rate_burst: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { rate_per_second_customer: 100, rate_per_second_staff: 0, rate_burst: 200 }
+    }
+}
+
+/// Holds every caller's rate. Clones share it.
+///
+/// Memory: some 30 bytes for each caller of the last 10 seconds or of a bucket that is not yet full
+/// again.
+#[derive(Clone)]
+pub struct Limiter(Arc<Inner>);
+
+struct Inner {
+    authenticator: Authenticator,
+    customer: Option<Rate>,
+    staff: Option<Rate>,
+    /// Keyed, so that nobody can choose a subject that shares another's bucket.
+    hasher: RandomState,
+    started: Instant,
+    swept_seconds: AtomicU64,
+}
+
+/// The key is a hash: a caller then costs 8 bytes and no allocation, however long the subject.
+type Buckets = RateLimiter<u64, DefaultKeyedStateStore<u64>, DefaultClock, StateInformationMiddleware>;
+
+struct Rate {
+    name: &'static str,
+    per_second: u32,
+    burst: u32,
+    policy: HeaderValue,
+    buckets: Buckets,
+}
+
+impl Limiter {
+    /// A limiter that has seen nobody yet.
+    pub fn new(settings: &Settings, authenticator: Authenticator) -> Self {
+        Self(Arc::new(Inner {
+            authenticator,
+            customer: Rate::new("customer", settings.rate_per_second_customer, settings.rate_burst),
+            staff: Rate::new("staff", settings.rate_per_second_staff, settings.rate_burst),
+            hasher: RandomState::new(),
+            started: Instant::now(),
+            swept_seconds: AtomicU64::new(0),
+        }))
+    }
+
+    /// Limits the routes that `router` has by now. Leave health and metrics out: they must answer under load.
+    pub fn limit<S: Clone + Send + Sync + 'static>(&self, router: Router<S>) -> Router<S> {
+        match (&self.0.customer, &self.0.staff) {
+            (None, None) => router,
+            _ => router.layer(from_fn_with_state(self.clone(), limit)),
+        }
+    }
+
+    /// The caller's rate and key; `None` for one without a limit.
+    fn caller(&self, parts: &mut Parts) -> Option<(&Rate, u64)> {
+        match self.0.authenticator.authenticate(parts) {
+            Ok(principal) => {
+                let rate = if principal.is_staff() { &self.0.staff } else { &self.0.customer };
+                Some((rate.as_ref()?, self.0.hasher.hash_one(("subject", &principal.subject))))
+            }
+            Err(_) => {
+                let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| network(peer.ip()));
+                Some((self.0.customer.as_ref()?, self.0.hasher.hash_one(("peer", peer))))
+            }
+        }
+    }
+
+    /// Forgets, now and then, the callers whose bucket is full again. Walking all buckets may take long, so it is done
+    /// aside.
+    fn sweep(&self) {
+        let now = self.0.started.elapsed().as_secs();
+        let last = self.0.swept_seconds.load(Ordering::Relaxed);
+        let due = now >= last + SWEEP_INTERVAL_SECONDS;
+        if due && self.0.swept_seconds.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let this = self.clone();
+            tokio::task::spawn_blocking(move || {
+                for rate in this.0.customer.iter().chain(&this.0.staff) {
+                    rate.buckets.retain_recent();
+                    rate.buckets.shrink_to_fit();
+                }
+            });
+        }
+    }
+}
+
+impl Rate {
+    fn new(name: &'static str, per_second: u32, burst: u32) -> Option<Self> {
+        let quota = Quota::per_second(NonZeroU32::new(per_second)?)
+            .allow_burst(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN));
+        let burst = quota.burst_size().get();
+        let policy = format!("\"{name}\";q={burst};w={}", burst.div_ceil(per_second));
+        let policy = HeaderValue::from_str(&policy).expect("a name and numbers are ASCII");
+        Some(Self { name, per_second, burst, policy, buckets: RateLimiter::keyed(quota).with_middleware() })
+    }
+
+    /// The requests left, or the time until the next is allowed.
+    fn check(&self, key: u64) -> Result<u32, Duration> {
+        match self.buckets.check_key(&key) {
+            Ok(state) => Ok(state.remaining_burst_capacity()),
+            Err(refused) => Err(refused.wait_time_from(self.buckets.clock().now())),
+        }
+    }
+
+    /// `RateLimit` in the form of the IETF draft: what is left, and the seconds until all of it is back.
+    fn limit_header(&self, left: u32) -> HeaderValue {
+        let seconds = (self.burst - left.min(self.burst)).div_ceil(self.per_second);
+        HeaderValue::from_str(&format!("\"{}\";r={left};t={seconds}", self.name)).expect("a name and numbers are ASCII")
+    }
+}
+
+async fn limit(State(limiter): State<Limiter>, request: Request, next: Next) -> Response {
+    limiter.sweep();
+    let (mut parts, body) = request.into_parts();
+    let caller = limiter.caller(&mut parts);
+    let request = Request::from_parts(parts, body);
+    let Some((rate, key)) = caller else { return next.run(request).await };
+    let (left, mut response) = match rate.check(key) {
+        Ok(left) => (left, next.run(request).await),
+        Err(wait) => (0, too_many(rate, wait).into_response()),
+    };
+    response.headers_mut().insert(RATE_LIMIT_POLICY, rate.policy.clone());
+    response.headers_mut().insert(RATE_LIMIT, rate.limit_header(left));
+    response
+}
+
+fn too_many(rate: &Rate, wait: Duration) -> Problem {
+    let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests")
+        .detail(format!("at most {} requests per second, {} at once", rate.per_second, rate.burst))
+        .retry_after(seconds)
+}
+
+/// One host commands a whole IPv6 /64, so that is what counts as one address.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::auth::{self, Role};
+
+    fn authenticator() -> Authenticator {
+        let settings =
+            auth::Settings { jwt_secret: Some("0123456789abcdef0123456789abcdef".into()), ..Default::default() };
+        Authenticator::new(&settings).unwrap()
+    }
+
+    fn app(customer: u32, staff: u32, burst: u32) -> (Limiter, Router) {
+        let settings = Settings { rate_per_second_customer: customer, rate_per_second_staff: staff, rate_burst: burst };
+        let limiter = Limiter::new(&settings, authenticator());
+        let app = limiter.limit(Router::new().route("/", get(async || "done")));
+        (limiter, app)
+    }
+
+    async fn ask(app: &Router, who: Option<(&str, Role)>, peer: &str) -> Response {
+        let mut request = Request::builder().uri("/");
+        if let Some((subject, role)) = who {
+            let token = authenticator().sign(subject, role, Duration::from_secs(60)).unwrap();
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let mut request = request.body(Body::empty()).unwrap();
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 1)));
+        app.clone().oneshot(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_customer_is_held_to_the_rate_and_nobody_else_is() {
+        let (_, app) = app(1, 0, 2);
+        let customer = Some(("c-1", Role::Customer));
+        let first = ask(&app, customer, "127.0.0.1").await;
+        assert_eq!(first.status(), 200);
+        assert_eq!(first.headers()[RATE_LIMIT_POLICY], "\"customer\";q=2;w=2");
+        assert_eq!(first.headers()[RATE_LIMIT], "\"customer\";r=1;t=1");
+        assert_eq!(ask(&app, customer, "127.0.0.2").await.status(), 200);
+        let refused = ask(&app, customer, "127.0.0.3").await;
+        assert_eq!(refused.status(), 429);
+        assert_eq!(refused.headers()[RETRY_AFTER], "1");
+        assert_eq!(refused.headers()[RATE_LIMIT], "\"customer\";r=0;t=2");
+        assert_eq!(ask(&app, Some(("c-2", Role::Customer)), "127.0.0.1").await.status(), 200);
+        for _ in 0..5 {
+            let staff = ask(&app, Some(("c-1", Role::Staff)), "127.0.0.1").await;
+            assert_eq!(staff.status(), 200);
+            assert!(!staff.headers().contains_key(RATE_LIMIT));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_token_the_address_counts() {
+        let (_, app) = app(1, 0, 1);
+        assert_eq!(ask(&app, None, "10.0.0.1").await.status(), 200);
+        assert_eq!(ask(&app, None, "::ffff:10.0.0.1").await.status(), 429);
+        assert_eq!(ask(&app, None, "10.0.0.2").await.status(), 200);
+        assert_eq!(ask(&app, None, "2001:db8::1").await.status(), 200);
+        assert_eq!(ask(&app, None, "2001:db8::2").await.status(), 429);
+        assert_eq!(ask(&app, None, "2001:db8:0:1::2").await.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn zero_is_no_limit() {
+        let (_, app) = app(0, 0, 0);
+        for _ in 0..5 {
+            assert!(!ask(&app, None, "10.0.0.1").await.headers().contains_key(RATE_LIMIT));
+        }
+    }
+
+    #[tokio::test]
+    async fn callers_are_forgotten_once_their_bucket_is_full() {
+        let (limiter, app) = app(1000, 0, 1);
+        ask(&app, None, "10.0.0.1").await;
+        let buckets = &limiter.0.customer.as_ref().unwrap().buckets;
+        assert_eq!(buckets.len(), 1);
+        while !buckets.is_empty() {
+            tokio::task::yield_now().await;
+            buckets.retain_recent();
+        }
+    }
+}

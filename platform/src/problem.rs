@@ -1,0 +1,224 @@
+//! Errors as clients see them: RFC 9457 problem details.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::request_id;
+
+/// The media type of every error answer.
+pub const CONTENT_TYPE_PROBLEM: &str = "application/problem+json";
+
+/// An error answer: `application/problem+json` over HTTP, the same object as a line of a bulk answer.
+///
+/// One pointer wide, so that a `Result<T, Problem>` costs nothing when all goes well.
+#[derive(Clone, Debug)]
+pub struct Problem(Box<Inner>);
+
+#[derive(Clone, Debug)]
+struct Inner {
+    status: StatusCode,
+    slug: &'static str,
+    body: Body,
+    headers: HeaderMap,
+}
+
+/// The members in the order in which they are written.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+struct Body {
+    /// A stable URI reference, `/problems/<slug>`: what a program branches on.
+    #[schema(example = "/problems/not-found")]
+    r#type: String,
+    /// The kind of problem in a few words, the same at every occurrence.
+    title: String,
+    /// The HTTP status code.
+    status: u16,
+    /// What went wrong this time, and what would be right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// The `X-Request-Id` of the request, to find it in the logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    /// What is wrong in the body, place by place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    extensions: Map<String, Value>,
+}
+
+/// One wrong place in a body.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct FieldError {
+    /// A JSON pointer (RFC 6901) into the request's body; empty for the whole body.
+    #[schema(example = "/items/0/quantity")]
+    pointer: String,
+    /// What is wrong there, and what is allowed.
+    message: String,
+}
+
+impl Problem {
+    /// A problem of the type `/problems/<slug>`. It carries the id of the request in whose task it is made.
+    pub fn new(status: StatusCode, slug: &'static str, title: &str) -> Self {
+        Self(Box::new(Inner {
+            status,
+            slug,
+            body: Body {
+                r#type: format!("/problems/{slug}"),
+                title: title.to_owned(),
+                status: status.as_u16(),
+                detail: None,
+                request_id: request_id::current(),
+                errors: Vec::new(),
+                extensions: Map::new(),
+            },
+            headers: HeaderMap::new(),
+        }))
+    }
+
+    /// A failure on our side. Whoever makes it has logged the cause: nothing of it reaches the client.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "Internal error")
+            .detail("the server failed to handle the request; the request id leads to the cause in its logs")
+    }
+
+    /// Says what went wrong this time, and what would be right.
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.body.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds a wrong place of the body: a JSON pointer (RFC 6901) and what is wrong there.
+    pub fn error(mut self, pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        self.0.body.errors.push(FieldError { pointer: pointer.into(), message: message.into() });
+        self
+    }
+
+    /// Adds the wrong places that another problem found in the same body.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.body.errors.extend(other.0.body.errors);
+        self
+    }
+
+    /// Adds an extension member. The name must not be one of the standard members.
+    pub fn with(mut self, member: &'static str, value: impl Into<Value>) -> Self {
+        self.0.body.extensions.insert(member.to_owned(), value.into());
+        self
+    }
+
+    /// Sets `Retry-After`, in seconds.
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.header(RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    /// Sets a header of the answer, in place of an earlier one of the same name.
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.insert(name, value);
+        self
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.0.status
+    }
+
+    /// The last part of `type`.
+    pub fn slug(&self) -> &'static str {
+        self.0.slug
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = self.0.body.detail.as_deref().unwrap_or(&self.0.body.title);
+        write!(f, "{}: {detail}", self.0.slug)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.body.serialize(serializer)
+    }
+}
+
+impl PartialSchema for Problem {
+    fn schema() -> RefOr<Schema> {
+        Body::schema()
+    }
+}
+
+impl ToSchema for Problem {
+    fn name() -> Cow<'static, str> {
+        Cow::Borrowed("Problem")
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Body::schemas(schemas);
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let Inner { status, body, mut headers, .. } = *self.0;
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_PROBLEM));
+        let text = serde_json::to_vec(&body).expect("strings, numbers and JSON values always serialize");
+        (status, headers, text).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn text(response: Response) -> String {
+        let bytes = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_answer_is_exactly_this() {
+        let problem = Problem::new(StatusCode::CONFLICT, "price-mismatch", "Price mismatch")
+            .detail("the price of A is 2.55")
+            .error("/items/0/unit_price", "must be \"2.55\"")
+            .with("expected", "2.55")
+            .retry_after(3);
+        let response = problem.into_response();
+        assert_eq!(response.status(), 409);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(response.headers()[RETRY_AFTER], "3");
+        assert_eq!(
+            text(response).await,
+            r#"{"type":"/problems/price-mismatch","title":"Price mismatch","status":409,"detail":"the price of A is 2.55","#.to_owned()
+                + r#""errors":[{"pointer":"/items/0/unit_price","message":"must be \"2.55\""}],"expected":"2.55"}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn members_without_a_value_are_left_out() {
+        let problem = Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found");
+        assert_eq!(
+            text(problem.into_response()).await,
+            r#"{"type":"/problems/not-found","title":"Not found","status":404}"#
+        );
+    }
+
+    #[test]
+    fn the_schema_names_the_standard_members() {
+        let schema = serde_json::to_value(Problem::schema()).unwrap();
+        let names: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
+        assert_eq!(names, ["type", "title", "status", "detail", "request_id", "errors"]);
+        let mut schemas = Vec::new();
+        Problem::schemas(&mut schemas);
+        assert_eq!(schemas.len(), 1, "FieldError is referenced, so it must be listed");
+    }
+}

@@ -1,0 +1,137 @@
+//! What a customer ordered and spent, by currency.
+
+use std::collections::HashMap;
+
+use domain::order::Status;
+use domain::values::{Currency, format_minor};
+use event_store::db::{Db, Merge, Table, int, text};
+use event_store::error::Error;
+use serde::Serialize;
+
+use crate::order::rfc3339;
+use crate::projection::{Change, Projection, Rows};
+
+const TABLE: Table = Table {
+    name: "customers",
+    columns: &[
+        text("customer_id", Merge::Key),
+        text("currency", Merge::Key),
+        int("orders", Merge::Add),
+        int("confirmed", Merge::Add),
+        int("cancelled", Merge::Add),
+        int("spend", Merge::Add),
+        int("first_order_at", Merge::Min),
+        int("last_order_at", Merge::Max),
+    ],
+};
+
+/// The projection.
+pub const PROJECTION: Projection = Projection { name: "customers", tables: &[&TABLE], fold };
+
+#[derive(Default)]
+struct Delta {
+    orders: i64,
+    confirmed: i64,
+    cancelled: i64,
+    spend: i64,
+    first: i64,
+    last: i64,
+}
+
+fn fold(changes: &[Change]) -> Vec<Rows> {
+    let mut deltas: HashMap<(&str, Currency), Delta> = HashMap::new();
+    for Change { before, after } in changes {
+        let was = before.as_ref().map_or(Status::Absent, |before| before.order.status);
+        let became = |status| i64::from(was != status && after.order.status == status);
+        let delta = deltas.entry((after.customer_id(), after.order.currency)).or_insert_with(|| Delta {
+            first: after.placed_at,
+            last: after.placed_at,
+            ..Delta::default()
+        });
+        delta.orders += i64::from(before.is_none());
+        delta.confirmed += became(Status::Confirmed);
+        delta.cancelled += became(Status::Cancelled);
+        delta.spend += became(Status::Confirmed) * after.order.total;
+        delta.first = delta.first.min(after.placed_at);
+        delta.last = delta.last.max(after.placed_at);
+    }
+    let rows = deltas.into_iter().map(|((customer_id, currency), delta)| {
+        vec![
+            customer_id.into(),
+            currency.to_string().into(),
+            delta.orders.into(),
+            delta.confirmed.into(),
+            delta.cancelled.into(),
+            delta.spend.into(),
+            delta.first.into(),
+            delta.last.into(),
+        ]
+    });
+    vec![(&TABLE, rows.collect())]
+}
+
+/// A customer, as `GET /v1/customers/{id}` answers it.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Customer {
+    /// The customer.
+    pub customer_id: String,
+    /// Orders created, whatever became of them.
+    pub orders: i64,
+    /// Orders confirmed.
+    pub confirmed: i64,
+    /// Orders cancelled.
+    pub cancelled: i64,
+    /// Total of the confirmed orders, by currency.
+    pub spend: Vec<Spend>,
+    /// When the first order was placed, RFC 3339.
+    pub first_order_at: String,
+    /// When the last order was placed, RFC 3339.
+    pub last_order_at: String,
+}
+
+/// Money spent in one currency.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Spend {
+    /// ISO 4217 code.
+    pub currency: String,
+    /// Decimal string.
+    pub amount: String,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    currency: String,
+    orders: i64,
+    confirmed: i64,
+    cancelled: i64,
+    spend: i64,
+    first_order_at: i64,
+    last_order_at: i64,
+}
+
+/// One customer; `None` where there is no order of theirs.
+pub async fn find(db: &Db, customer_id: &str) -> Result<Option<Customer>, Error> {
+    let sql = "select currency, orders, confirmed, cancelled, spend, first_order_at, last_order_at
+               from customers where customer_id = $1 order by currency";
+    let rows: Vec<Row> = db.fetch_all(sql, vec![customer_id.into()]).await?;
+    let (Some(first), Some(last)) =
+        (rows.iter().map(|row| row.first_order_at).min(), rows.iter().map(|row| row.last_order_at).max())
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Customer {
+        customer_id: customer_id.to_owned(),
+        orders: rows.iter().map(|row| row.orders).sum(),
+        confirmed: rows.iter().map(|row| row.confirmed).sum(),
+        cancelled: rows.iter().map(|row| row.cancelled).sum(),
+        first_order_at: rfc3339(first),
+        last_order_at: rfc3339(last),
+        spend: rows
+            .into_iter()
+            .map(|row| Spend {
+                amount: format_minor(row.spend, row.currency.parse().unwrap_or_default()),
+                currency: row.currency,
+            })
+            .collect(),
+    }))
+}

@@ -1,0 +1,51 @@
+//! One order with its lines, kept as the JSON that clients get.
+
+use event_store::db::{Db, Merge, Table, int, text};
+use event_store::error::Error;
+
+use crate::projection::{Change, Projection, Rows};
+
+const TABLE: Table = Table {
+    name: "order_details",
+    columns: &[
+        text("order_id", Merge::Key),
+        text("customer_id", Merge::Set),
+        int("version", Merge::Set),
+        int("position", Merge::Set),
+        text("view", Merge::Set),
+    ],
+};
+
+/// The projection.
+pub const PROJECTION: Projection = Projection { name: "order_details", tables: &[&TABLE], fold };
+
+/// An order as stored.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct OrderDetails {
+    /// The owner.
+    pub customer_id: String,
+    /// The order's version.
+    pub version: i64,
+    /// JSON text.
+    pub view: String,
+}
+
+fn fold(changes: &[Change]) -> Vec<Rows> {
+    let rows = changes.iter().map(|Change { after, .. }| {
+        vec![
+            after.order_id.clone().into(),
+            after.customer_id().into(),
+            after.version.into(),
+            after.position.into(),
+            // A struct of strings and numbers always serializes.
+            serde_json::to_string(&after.view()).unwrap_or_default().into(),
+        ]
+    });
+    vec![(&TABLE, rows.collect())]
+}
+
+/// One order.
+pub async fn find(db: &Db, order_id: &str) -> Result<Option<OrderDetails>, Error> {
+    let sql = "select customer_id, version, view from order_details where order_id = $1";
+    Ok(db.fetch_all(sql, vec![order_id.into()]).await?.pop())
+}

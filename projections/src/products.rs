@@ -1,0 +1,126 @@
+//! Confirmed sales by product: the best sellers.
+
+use std::collections::HashMap;
+
+use domain::order::Line;
+use domain::values::{Currency, format_minor};
+use event_store::db::{Db, Merge, Table, int, text};
+use event_store::error::Error;
+use serde::{Deserialize, Serialize};
+
+use crate::projection::{Change, Projection, Rows};
+use crate::sales::Sum;
+
+const TABLE: Table = Table {
+    name: "products",
+    columns: &[
+        text("sku", Merge::Key),
+        text("currency", Merge::Key),
+        text("name", Merge::Set),
+        text("category", Merge::Set),
+        int("orders", Merge::Add),
+        int("quantity", Merge::Add),
+        int("revenue", Merge::Add),
+    ],
+};
+
+/// The projection.
+pub const PROJECTION: Projection = Projection { name: "products", tables: &[&TABLE], fold };
+
+fn fold(changes: &[Change]) -> Vec<Rows> {
+    let mut sums: HashMap<(&str, Currency), (Sum, i64, &Line)> = HashMap::new();
+    for Change { before, after } in changes {
+        if !after.is_confirmed() || before.as_ref().is_some_and(|before| before.is_confirmed()) {
+            continue;
+        }
+        for line in &after.order.lines {
+            let key = (line.sku.as_str(), after.order.currency);
+            let (sum, position, latest) = sums.entry(key).or_insert_with(|| (Sum::default(), after.position, line));
+            let quantity = i64::from(line.quantity);
+            sum.orders += 1;
+            sum.quantity += quantity;
+            sum.revenue += quantity * line.unit_price;
+            // The name that was sold last, whatever the batches: a rebuild must give the same row.
+            if after.position >= *position {
+                (*position, *latest) = (after.position, line);
+            }
+        }
+    }
+    let rows = sums.into_iter().map(|((sku, currency), (sum, _, line))| {
+        vec![
+            sku.into(),
+            currency.to_string().into(),
+            line.name.as_ref().map(|name| name.as_str().to_owned()).into(),
+            line.category.as_ref().map(|category| category.as_str().to_owned()).into(),
+            sum.orders.into(),
+            sum.quantity.into(),
+            sum.revenue.into(),
+        ]
+    });
+    vec![(&TABLE, rows.collect())]
+}
+
+/// What the list is ordered by, largest first.
+#[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Money.
+    Revenue,
+    /// Pieces.
+    Quantity,
+}
+
+/// A product and what was sold of it in confirmed orders.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Product {
+    /// The product.
+    pub sku: String,
+    /// Its name when it was sold last.
+    pub name: Option<String>,
+    /// Its category when it was sold last.
+    pub category: Option<String>,
+    /// ISO 4217 code.
+    pub currency: String,
+    /// Confirmed orders with it.
+    pub orders: i64,
+    /// Pieces.
+    pub quantity: i64,
+    /// Decimal string.
+    pub revenue: String,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    sku: String,
+    name: Option<String>,
+    category: Option<String>,
+    currency: String,
+    orders: i64,
+    quantity: i64,
+    revenue: i64,
+}
+
+/// The best sellers, at most `limit`.
+pub async fn top(db: &Db, by: By, limit: i64) -> Result<Vec<Product>, Error> {
+    let column = match by {
+        By::Revenue => "revenue",
+        By::Quantity => "quantity",
+    };
+    let sql = format!(
+        "select sku, name, category, currency, orders, quantity, revenue from products
+         order by {column} desc, sku limit $1"
+    );
+    let rows: Vec<Row> = db.fetch_all(&sql, vec![limit.into()]).await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Product {
+            revenue: format_minor(row.revenue, row.currency.parse().unwrap_or_default()),
+            sku: row.sku,
+            name: row.name,
+            category: row.category,
+            currency: row.currency,
+            orders: row.orders,
+            quantity: row.quantity,
+        })
+        .collect())
+}

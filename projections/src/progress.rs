@@ -1,0 +1,173 @@
+//! How far the read models have come, as every process of the read side knows it.
+//!
+//! The pump tells it after each commit: in its own process at once, in others by a hint over the bus, and, because hints
+//! may be lost, by a look at the checkpoints. So a position known here is always one that a query will see.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use event_store::db::Db;
+use event_store::error::Error;
+use event_store::now_us;
+use event_store::store::Store;
+use futures::StreamExt;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::projection::all;
+
+/// Name of the hint.
+pub(crate) const HINT: &str = "projected";
+/// How often the checkpoints are read whatever the hints say.
+const POLL: Duration = Duration::from_millis(250);
+/// Over which time a rate is measured.
+const RATE_OVER: Duration = Duration::from_secs(5);
+
+/// Positions of the read models; cheap to clone.
+#[derive(Clone)]
+pub struct Progress {
+    positions: Arc<watch::Sender<BTreeMap<String, i64>>>,
+    samples: Arc<Mutex<VecDeque<(Instant, BTreeMap<String, i64>)>>>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let positions = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
+        Self { positions: Arc::new(watch::channel(positions).0), samples: Arc::default() }
+    }
+}
+
+/// A projection, as operators see it.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Which build of its tables serves; a rebuild makes a new one.
+    pub generation: i64,
+    /// Position of the last event in it.
+    pub position: i64,
+    /// Events that it has still to take.
+    pub lag_events: i64,
+    /// Age of the oldest event that it has still to take.
+    pub lag_seconds: f64,
+    /// Events a second, over the last seconds, as this process saw it.
+    pub events_per_second: f64,
+    /// `live`, or `failed` while an event cannot be applied; it is tried again.
+    pub state: String,
+    /// Why it failed last.
+    pub last_error: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Checkpoint {
+    projection: String,
+    position: i64,
+    generation: i64,
+    state: String,
+    last_error: Option<String>,
+}
+
+impl Progress {
+    /// Keeps the positions up to date in this process, until `stop`.
+    pub async fn follow(self, store: Store, stop: CancellationToken) {
+        let mut hints = store.hints(HINT).await;
+        while !stop.is_cancelled() {
+            if let Err(error) = self.look(store.db()).await {
+                tracing::warn!(%error, "checkpoints cannot be read");
+            }
+            tokio::select! {
+                _ = hints.next() => {}
+                () = tokio::time::sleep(POLL) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn look(&self, db: &Db) -> Result<(), Error> {
+        let checkpoints = checkpoints(db).await?;
+        let positions: BTreeMap<_, _> = checkpoints.into_iter().map(|c| (c.projection, c.position)).collect();
+        {
+            let mut samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if samples.back().is_none_or(|(at, _)| at.elapsed() >= POLL) {
+                samples.push_back((Instant::now(), positions.clone()));
+            }
+            while samples.front().is_some_and(|(at, _)| at.elapsed() > RATE_OVER) {
+                samples.pop_front();
+            }
+        }
+        self.positions.send_if_modified(|known| {
+            let changed = *known != positions;
+            *known = positions;
+            changed
+        });
+        Ok(())
+    }
+
+    /// The pump has committed.
+    pub(crate) fn committed(&self, names: &[&str], position: i64) {
+        self.positions.send_modify(|known| {
+            for name in names {
+                known.insert((*name).to_owned(), position);
+            }
+        });
+    }
+
+    /// Position of one projection.
+    pub fn position(&self, projection: &str) -> i64 {
+        self.positions.borrow().get(projection).copied().unwrap_or(0)
+    }
+
+    /// Position that every read model has reached.
+    pub fn slowest(&self) -> i64 {
+        self.positions.borrow().values().copied().min().unwrap_or(0)
+    }
+
+    /// Waits until a projection has a position, at most so long. Gives where it is then.
+    pub async fn wait_for(&self, projection: &str, position: i64, at_most: Duration) -> i64 {
+        let mut positions = self.positions.subscribe();
+        let there = positions.wait_for(|known| known.get(projection).copied().unwrap_or(0) >= position);
+        let _ = tokio::time::timeout(at_most, there).await;
+        self.position(projection)
+    }
+
+    /// Waits for the next change of any position.
+    pub fn changes(&self) -> watch::Receiver<BTreeMap<String, i64>> {
+        self.positions.subscribe()
+    }
+
+    /// Every projection with its lag, and the log's head.
+    pub async fn status(&self, store: &Store) -> Result<(Vec<Status>, i64), Error> {
+        let checkpoints = checkpoints(store.db()).await?;
+        let head = store.head().await?;
+        let mut status = Vec::new();
+        for checkpoint in checkpoints {
+            let waits = store.read(checkpoint.position, 1).await?;
+            status.push(Status {
+                lag_events: (head - checkpoint.position).max(0),
+                lag_seconds: waits.first().map_or(0.0, |event| (now_us() - event.recorded_at).max(0) as f64 / 1e6),
+                events_per_second: self.rate(&checkpoint.projection, checkpoint.position),
+                name: checkpoint.projection,
+                generation: checkpoint.generation,
+                position: checkpoint.position,
+                state: checkpoint.state,
+                last_error: checkpoint.last_error,
+            });
+        }
+        Ok((status, head))
+    }
+
+    fn rate(&self, projection: &str, position: i64) -> f64 {
+        let samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some((at, positions)) = samples.front() else { return 0.0 };
+        let since = at.elapsed().as_secs_f64().max(0.001);
+        let before = positions.get(projection).copied().unwrap_or(position);
+        ((position - before) as f64 / since).max(0.0).round()
+    }
+}
+
+async fn checkpoints(db: &Db) -> Result<Vec<Checkpoint>, Error> {
+    let sql = "select projection, position, generation, state, last_error from checkpoints order by projection";
+    db.fetch_all(sql, vec![]).await
+}

@@ -1,0 +1,40 @@
+//! What a projection is, and the list of them.
+
+use std::sync::Arc;
+
+use event_store::db::{Table, Value};
+
+use crate::order::OrderState;
+use crate::{customers, order_details, order_summaries, products, sales};
+
+/// What a batch of events did to one order.
+pub struct Change {
+    /// The order before the batch; `None` where the batch created it.
+    pub before: Option<Arc<OrderState>>,
+    /// The order after it.
+    pub after: Arc<OrderState>,
+}
+
+/// Rows for one table; keys are distinct.
+pub type Rows = (&'static Table, Vec<Vec<Value>>);
+
+/// A read model: a pure function from changes of orders to rows. Each table belongs to one projection.
+pub struct Projection {
+    /// Its name, as operators use it and as its checkpoint is kept.
+    pub name: &'static str,
+    /// Its tables.
+    pub tables: &'static [&'static Table],
+    /// The rows that a batch leads to, merged into the tables column by column.
+    pub fold: fn(&[Change]) -> Vec<Rows>,
+}
+
+/// Every read model.
+pub fn all() -> &'static [Projection] {
+    &[
+        order_summaries::PROJECTION,
+        order_details::PROJECTION,
+        customers::PROJECTION,
+        sales::PROJECTION,
+        products::PROJECTION,
+    ]
+}

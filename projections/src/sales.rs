@@ -1,0 +1,140 @@
+//! Confirmed sales by day, category and store.
+
+use std::collections::{BTreeSet, HashMap};
+
+use domain::values::{Currency, format_minor};
+use event_store::db::{Db, Merge, Table, int, text};
+use event_store::error::Error;
+use serde::{Deserialize, Serialize};
+
+use crate::projection::{Change, Projection, Rows};
+
+const TABLE: Table = Table {
+    name: "sales",
+    columns: &[
+        text("dimension", Merge::Key),
+        text("key", Merge::Key),
+        text("day", Merge::Key),
+        text("currency", Merge::Key),
+        int("orders", Merge::Add),
+        int("quantity", Merge::Add),
+        int("revenue", Merge::Add),
+    ],
+};
+
+/// The projection.
+pub const PROJECTION: Projection = Projection { name: "sales", tables: &[&TABLE], fold };
+
+/// What a report is grouped by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dimension {
+    /// The day on which the order was placed, UTC.
+    Day,
+    /// The line's category.
+    Category,
+    /// The order's attribute `store_id`.
+    Store,
+}
+
+impl Dimension {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Category => "category",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// Orders, pieces and minor units.
+#[derive(Default)]
+pub(crate) struct Sum {
+    pub(crate) orders: i64,
+    pub(crate) quantity: i64,
+    pub(crate) revenue: i64,
+}
+
+fn fold(changes: &[Change]) -> Vec<Rows> {
+    let mut sums: HashMap<(Dimension, String, String, Currency), Sum> = HashMap::new();
+    for Change { before, after } in changes {
+        // Confirmed is final: it is counted once, when it comes.
+        if !after.is_confirmed() || before.as_ref().is_some_and(|before| before.is_confirmed()) {
+            continue;
+        }
+        let (day, currency) = (after.day(), after.order.currency);
+        let mut add = |dimension, key: &str, quantity, revenue, orders| {
+            let sum = sums.entry((dimension, key.to_owned(), day.clone(), currency)).or_default();
+            sum.orders += orders;
+            sum.quantity += quantity;
+            sum.revenue += revenue;
+        };
+        let (quantity, total) = (after.quantity(), after.order.total);
+        add(Dimension::Day, &day, quantity, total, 1);
+        add(Dimension::Store, after.store_id().unwrap_or_default(), quantity, total, 1);
+        let mut seen = BTreeSet::new();
+        for line in &after.order.lines {
+            let category = line.category.as_ref().map_or("", |category| category.as_str());
+            let quantity = i64::from(line.quantity);
+            add(Dimension::Category, category, quantity, quantity * line.unit_price, i64::from(seen.insert(category)));
+        }
+    }
+    let rows = sums.into_iter().map(|((dimension, key, day, currency), sum)| {
+        vec![
+            dimension.as_str().into(),
+            key.into(),
+            day.into(),
+            currency.to_string().into(),
+            sum.orders.into(),
+            sum.quantity.into(),
+            sum.revenue.into(),
+        ]
+    });
+    vec![(&TABLE, rows.collect())]
+}
+
+/// A line of the report.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Sale {
+    /// The day, category or store; null where the order or line names none.
+    pub key: Option<String>,
+    /// ISO 4217 code.
+    pub currency: String,
+    /// Confirmed orders that have a part in it.
+    pub orders: i64,
+    /// Pieces.
+    pub quantity: i64,
+    /// Decimal string.
+    pub revenue: String,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    key: String,
+    currency: String,
+    orders: i64,
+    quantity: i64,
+    revenue: i64,
+}
+
+/// The report for the days from `from` to `to`, both included, `YYYY-MM-DD`; ordered by key.
+pub async fn report(db: &Db, by: Dimension, from: Option<String>, to: Option<String>) -> Result<Vec<Sale>, Error> {
+    // Cast, because PostgreSQL sums 64-bit integers into a wider type; sorted here, because collations differ.
+    let sql = "select key, currency, cast(sum(orders) as bigint) as orders, cast(sum(quantity) as bigint) as quantity,
+                      cast(sum(revenue) as bigint) as revenue
+               from sales where dimension = $1 and day >= $2 and day <= $3 group by key, currency";
+    let values =
+        vec![by.as_str().into(), from.unwrap_or_default().into(), to.unwrap_or_else(|| "9999-12-31".into()).into()];
+    let mut rows: Vec<Row> = db.fetch_all(sql, values).await?;
+    rows.sort_by(|a, b| (&a.key, &a.currency).cmp(&(&b.key, &b.currency)));
+    Ok(rows
+        .into_iter()
+        .map(|row| Sale {
+            key: (!row.key.is_empty()).then_some(row.key),
+            revenue: format_minor(row.revenue, row.currency.parse().unwrap_or_default()),
+            currency: row.currency,
+            orders: row.orders,
+            quantity: row.quantity,
+        })
+        .collect())
+}

@@ -1,0 +1,68 @@
+//! What the queries and the push layer work with.
+
+use axum::extract::FromRef;
+use axum::http::StatusCode;
+use event_store::error::Error;
+use event_store::store::Store;
+use platform::auth::{Authenticator, Principal};
+use platform::problem::Problem;
+use projections::progress::Progress;
+use tokio_util::sync::CancellationToken;
+
+use crate::push::hub::Hub;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct ReadSide {
+    /// The log and the read models' database.
+    pub store: Store,
+    /// How far the read models have come.
+    pub progress: Progress,
+    /// Who may ask.
+    pub authenticator: Authenticator,
+    /// Live updates.
+    pub hub: Hub,
+    /// When it is cancelled, open sockets say goodbye.
+    pub stop: CancellationToken,
+}
+
+impl FromRef<ReadSide> for Authenticator {
+    fn from_ref(state: &ReadSide) -> Self {
+        state.authenticator.clone()
+    }
+}
+
+/// Not there, or not yours: the same answer, so that nobody can tell which.
+pub fn not_found(slug: &'static str, title: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, slug, title)
+}
+
+/// The role is not enough.
+pub fn forbidden(needs: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed").detail(format!("This needs the role {needs}."))
+}
+
+/// Only staff and admins go on.
+pub fn staff_only(principal: &Principal) -> Result<(), Problem> {
+    if principal.is_staff() { Ok(()) } else { Err(forbidden("staff")) }
+}
+
+/// Only admins go on.
+pub fn admin_only(principal: &Principal) -> Result<(), Problem> {
+    if principal.is_admin() { Ok(()) } else { Err(forbidden("admin")) }
+}
+
+/// A database that is away.
+pub fn unavailable(error: Error) -> Problem {
+    tracing::error!(%error, "query");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The database cannot be reached")
+        .detail("Try again in a moment.")
+        .retry_after(1)
+}
+
+/// Something in the query string that cannot be used.
+pub fn invalid(parameter: &str, message: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
+        .detail(format!("{parameter}: {message}"))
+        .error(format!("/{parameter}"), message)
+}

@@ -1,0 +1,74 @@
+//! The API of all roles in one document, and its page.
+
+use axum::Router;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
+use write_side::dispatch::WriteSide;
+
+/// What stands over the paths.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Docket", description = "An event-sourced order backend.", license(name = "Apache-2.0")),
+    modifiers(&Bearer),
+    security(("bearer" = [])),
+    tags(
+        (name = "commands", description = "What changes orders."),
+        (name = "queries", description = "What read models answer."),
+        (name = "operations", description = "For admins."),
+    )
+)]
+struct Docket;
+
+struct Bearer;
+
+impl utoipa::Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let bearer = SecurityScheme::Http(Http::builder().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build());
+        openapi.components.get_or_insert_default().add_security_scheme("bearer", bearer);
+    }
+}
+
+/// The command API.
+pub fn write_side() -> OpenApiRouter<WriteSide> {
+    OpenApiRouter::new().merge(write_side::orders::router()).merge(write_side::bulk::router())
+}
+
+/// The query API and the push layer.
+pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
+    OpenApiRouter::new()
+        .merge(read_side::orders::router())
+        .merge(read_side::customers::router())
+        .merge(read_side::reports::router())
+        .merge(read_side::admin::router())
+        .merge(read_side::push::centrifuge::router())
+}
+
+/// The document, whatever roles a process has.
+pub fn document() -> utoipa::openapi::OpenApi {
+    let mut document = Docket::openapi();
+    document.merge(write_side().into_openapi());
+    document.merge(read_side().into_openapi());
+    document
+}
+
+/// `/openapi.json` and the page at `/docs`, which loads nothing from elsewhere.
+pub fn docs() -> Router {
+    SwaggerUi::new("/docs").url("/openapi.json", document()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    /// `schemas/openapi.json` is the contract that clients read: it moves with the code or not at all.
+    #[test]
+    fn the_document_is_checked_in() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/openapi.json");
+        let now = super::document().to_pretty_json().unwrap() + "\n";
+        if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+            std::fs::write(path, &now).unwrap();
+        }
+        let known = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(known == now, "schemas/openapi.json is stale: run UPDATE_SCHEMAS=1 cargo test --release -p server");
+    }
+}

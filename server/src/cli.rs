@@ -1,0 +1,240 @@
+//! The command line. Data on stdout, the rest on stderr.
+
+mod admin;
+mod dev;
+mod import;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::settings::Settings;
+
+/// Something failed; stderr says what.
+pub const EXIT_FAILED: u8 = 1;
+/// The command line or the settings cannot be used.
+pub const EXIT_USAGE: u8 = 2;
+/// `docket import`: the file was read to its end, and some of its lines were refused.
+pub const EXIT_REJECTED: u8 = 3;
+
+const EXAMPLES: &str = "Examples:
+  docket dev                                      one process, SQLite in ./data, prints a token and a curl line
+  docket import orders.csv --token \"$TOKEN\"       orders from a file, through the running server
+  docket serve --config docket.toml               as production runs it
+  docket token --sub c-1 --role customer          a token for a customer
+  docket replay --all                             rebuild every read model from the log";
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  failed; stderr says why
+  2  the command line or the settings cannot be used
+  3  import: done, but some lines were refused (they are listed)";
+
+/// An event-sourced order backend: commands in, events kept, read models and live updates out.
+#[derive(Debug, Parser)]
+#[command(name = "docket", version, before_help = EXAMPLES, after_help = EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything in one process, nothing to configure: SQLite in ./data, on the loopback interface only.
+    #[command(before_help = "Examples:\n  docket dev\n  docket dev --listen 127.0.0.1:9000 --data /tmp/docket")]
+    Dev(Dev),
+    /// As production runs it: settings from docket.toml, DOCKET_… variables and flags.
+    #[command(
+        before_help = "Examples:\n  docket serve --config docket.toml\n  DOCKET_DATABASE_URL=postgres://docket@db/docket DOCKET_NATS_URL=nats://bus:4222 docket serve --roles write"
+    )]
+    Serve(Serve),
+    /// Bring the database's schema up to date, also that of an existing cqrs-es database.
+    #[command(
+        before_help = "Examples:\n  docket migrate\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket migrate"
+    )]
+    Migrate(Common),
+    /// Print a token, signed with the server's key.
+    #[command(
+        before_help = "Examples:\n  docket token --sub c-1 --role customer --ttl 8h\n  TOKEN=$(docket token --sub me --role admin)"
+    )]
+    Token(Token),
+    /// Send orders from a CSV or NDJSON file to a running server; running it again doubles nothing.
+    #[command(
+        before_help = "Examples:\n  docket import tests/data/grocery-orders-sample.csv --token \"$TOKEN\"\n  docket import orders.csv.gz --url http://127.0.0.1:9000 --dry-run",
+        after_help = "Columns (CSV) or fields (NDJSON), a line each: order_ref, customer_ref, store_id, placed_at, sku, product_name,\ndepartment, quantity, unit_price. Lines of one order stand together. An order goes over in one piece, its good lines\nconfirmed, its bad ones listed; an order without a good line stays an empty draft. A name that ends in .gz is unpacked."
+    )]
+    Import(Import),
+    /// Rebuild read models from the log, while no server projects.
+    #[command(before_help = "Examples:\n  docket replay --all\n  docket replay sales products")]
+    Replay(Replay),
+    /// Check or show the settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script.
+    #[command(before_help = "Examples:\n  docket completions bash > /etc/bash_completion.d/docket")]
+    Completions {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Settings file; docket.toml here, if it is there, where none is named.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Dev {
+    /// Loopback address and port.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// Folder for the database and the key.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    common: Common,
+    /// Address and port.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// What this process does: write, project, read, separated by commas.
+    #[arg(long, value_name = "ROLES")]
+    roles: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Token {
+    #[command(flatten)]
+    common: Common,
+    /// Who it is for; a customer's id for the role customer.
+    #[arg(long)]
+    sub: String,
+    /// What they may do.
+    #[arg(long, value_enum)]
+    role: RoleName,
+    /// How long it is valid, e.g. 30m, 8h, 7d.
+    #[arg(long, default_value = "1h", value_parser = parse_ttl)]
+    ttl: Duration,
+    /// Folder whose key is used where the settings name none, as `docket dev` made it.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleName {
+    Customer,
+    Staff,
+    Admin,
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    /// CSV or NDJSON, plain or gzip.
+    file: PathBuf,
+    /// The server.
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// A token of the role staff or admin.
+    #[arg(long, env = "DOCKET_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Read and check the file, send nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    #[command(flatten)]
+    common: Common,
+    /// Which; `docket replay --all` for every one.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    projections: Vec<String>,
+    /// Every read model.
+    #[arg(long)]
+    all: bool,
+    /// Say what would be rebuilt, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Exit 0 where the settings can be used, else say what is wrong.
+    #[command(before_help = "Examples:\n  docket config check --config docket.toml")]
+    Check(Common),
+    /// Print every setting with its value, as TOML; secrets are left out.
+    #[command(before_help = "Examples:\n  docket config show > docket.toml")]
+    Show(Common),
+}
+
+/// Parses the command line and runs it; gives the exit code.
+pub async fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_USAGE } else { 0 };
+        }
+    };
+    let outcome = match cli.command {
+        Command::Dev(dev) => dev::dev(dev.listen, dev.data).await,
+        Command::Serve(serve) => admin::serve(serve).await,
+        Command::Migrate(common) => admin::migrate(common).await,
+        Command::Token(token) => admin::token(token),
+        Command::Import(import) => import::import(import).await,
+        Command::Replay(replay) => admin::replay(replay).await,
+        Command::Config(ConfigCommand::Check(common)) => admin::config_check(common),
+        Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "docket", &mut std::io::stdout());
+            Ok(0)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("docket: {error:#}");
+        if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILED }
+    })
+}
+
+/// Settings or arguments that cannot be used.
+#[derive(Debug)]
+struct Usage(anyhow::Error);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Settings> {
+    Settings::load(common.config.as_deref(), flags).map_err(|error| Usage(error).into())
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let help = || "a number and a unit, e.g. 30m, 8h, 7d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(help)?;
+    let number: u64 = number.parse().map_err(|_| help())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(help()),
+    };
+    number
+        .checked_mul(seconds)
+        .filter(|s| (1..=366 * 86_400).contains(s))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "from 1 second to 366 days".to_owned())
+}

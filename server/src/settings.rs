@@ -1,0 +1,206 @@
+//! Settings gathered from each crate: `docket.toml`, then `DOCKET_…` variables, then flags.
+//!
+//! Every setting has one flat name, the same in the file and, in capitals behind `DOCKET_`, in the environment. Each
+//! crate owns its own settings; here they are only found by name and handed over.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use config::{Config, Environment, File, FileFormat, Value};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// What the server itself is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address and port to listen on.
+    pub listen: String,
+    /// What this process does: `write`, `project`, `read`, separated by commas.
+    pub roles: String,
+    /// Folder for what Docket keeps beside the database: the key that `docket dev` makes.
+    pub data: PathBuf,
+    /// How long tasks may take to end, after the requests (10 s at most), in seconds.
+    pub shutdown_seconds: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            roles: "write,project,read".into(),
+            data: "data".into(),
+            shutdown_seconds: 10,
+        }
+    }
+}
+
+/// All settings, each part for the crate that owns it.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The server.
+    pub server: Server,
+    /// The event store and its stream.
+    pub store: event_store::settings::Settings,
+    /// The pump.
+    pub pump: projections::pump::Settings,
+    /// Who may ask.
+    pub auth: platform::auth::Settings,
+    /// How often.
+    pub limits: platform::limits::Settings,
+    /// What is logged.
+    pub log: platform::telemetry::Settings,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Roles {
+    /// Takes commands, relays events to the stream.
+    pub write: bool,
+    /// Builds read models.
+    pub project: bool,
+    /// Answers queries, pushes live updates.
+    pub read: bool,
+}
+
+impl Server {
+    /// The roles by name.
+    ///
+    /// # Errors
+    /// A name that is no role, or no role at all.
+    pub fn roles(&self) -> anyhow::Result<Roles> {
+        let mut roles = Roles { write: false, project: false, read: false };
+        for name in self.roles.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "write" => roles.write = true,
+                "project" => roles.project = true,
+                "read" => roles.read = true,
+                _ => bail!("roles: `{name}` is no role; take one or more of write, project, read"),
+            }
+        }
+        if roles == (Roles { write: false, project: false, read: false }) {
+            bail!("roles: give one or more of write, project, read");
+        }
+        Ok(roles)
+    }
+}
+
+type Named = BTreeMap<String, Value>;
+
+impl Settings {
+    /// Reads the file (`docket.toml` here, if it is there, where none is named), then the environment, then `flags`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a name that is no setting, a value that does not fit; each error names the setting.
+    pub fn load(file: Option<&Path>, flags: &[(&str, String)]) -> anyhow::Result<Self> {
+        let mut builder = Config::builder();
+        builder = match file {
+            Some(file) => builder.add_source(File::from(file).format(FileFormat::Toml)),
+            None => builder.add_source(File::from(Path::new("docket.toml")).format(FileFormat::Toml).required(false)),
+        };
+        builder = builder.add_source(Environment::with_prefix("DOCKET").prefix_separator("_"));
+        for (name, value) in flags {
+            builder = builder.set_override(*name, value.clone())?;
+        }
+        let mut named: Named = builder.build().context("settings")?.try_deserialize().context("settings")?;
+        let settings = Self {
+            server: part(&mut named, &names_of(&Server::default()))?,
+            store: part(&mut named, &names_of(&event_store::settings::Settings::default()))?,
+            pump: part(&mut named, &names_of(&projections::pump::Settings::default()))?,
+            auth: part(&mut named, &["jwt_secret", "jwt_key_file", "jwt_issuer", "jwt_audience"].map(String::from))?,
+            limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
+            log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
+        };
+        if let Some(unknown) = named.keys().next() {
+            bail!("settings: `{unknown}` is no setting; `docket config show` lists them");
+        }
+        Ok(settings)
+    }
+
+    /// Every setting with its value, secrets left out: valid TOML.
+    pub fn show(&self) -> String {
+        let mut lines = Vec::new();
+        let parts = [
+            serde_json::to_value(&self.server),
+            serde_json::to_value(&self.store),
+            serde_json::to_value(&self.pump),
+            serde_json::to_value(&self.limits),
+            serde_json::to_value(&self.log),
+        ];
+        for (name, value) in parts.into_iter().flatten().filter_map(|part| part.as_object().cloned()).flatten() {
+            let value = match name.as_str() {
+                "database_url" | "nats_url" => {
+                    serde_json::Value::from(without_password(value.as_str().unwrap_or_default()))
+                }
+                _ => value,
+            };
+            lines.push(format!("{name} = {value}"));
+        }
+        lines.push(format!("jwt_issuer = {:?}", self.auth.jwt_issuer));
+        lines.push(format!("jwt_audience = {:?}", self.auth.jwt_audience));
+        lines.push(format!("# jwt_secret: {}", if self.auth.jwt_secret.is_some() { "set" } else { "not set" }));
+        if let Some(file) = &self.auth.jwt_key_file {
+            lines.push(format!("jwt_key_file = {:?}", file.display().to_string()));
+        }
+        lines.join("\n")
+    }
+}
+
+/// A URL as it may be shown.
+fn without_password(url: &str) -> String {
+    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
+        Some((scheme, (user, host))) => format!("{scheme}://{}:***@{host}", user.split(':').next().unwrap_or_default()),
+        None => url.to_owned(),
+    }
+}
+
+/// The names of a crate's settings: those of its defaults.
+fn names_of(defaults: &impl Serialize) -> Vec<String> {
+    match serde_json::to_value(defaults) {
+        Ok(serde_json::Value::Object(fields)) => fields.keys().cloned().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Takes a crate's settings out of all that were given.
+fn part<T: DeserializeOwned>(named: &mut Named, names: &[String]) -> anyhow::Result<T> {
+    let mut builder = Config::builder();
+    for name in names {
+        if let Some(value) = named.remove(name) {
+            builder = builder.set_override(name, value)?;
+        }
+    }
+    builder.build()?.try_deserialize().context("settings")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_overridden_by_flags_and_a_wrong_name_is_named() {
+        let folder = std::env::temp_dir().join(format!("docket-settings-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("docket.toml");
+        std::fs::write(&file, "listen = \"127.0.0.1:9\"\nappend_queue_max = 7\n").unwrap();
+        let settings = Settings::load(Some(&file), &[("listen", "127.0.0.1:8".into())]).unwrap();
+        assert_eq!((settings.server.listen.as_str(), settings.store.append_queue_max), ("127.0.0.1:8", 7));
+        std::fs::write(&file, "lissten = \"x\"\n").unwrap();
+        let error = Settings::load(Some(&file), &[]).unwrap_err().to_string();
+        assert!(error.contains("`lissten` is no setting"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("postgres://docket:secret@db:5432/docket"), "postgres://docket:***@db:5432/docket");
+        assert_eq!(without_password("sqlite:data/docket.db"), "sqlite:data/docket.db");
+    }
+
+    #[test]
+    fn a_role_that_is_none_is_named() {
+        let server = Server { roles: "write,prject".into(), ..Server::default() };
+        assert!(server.roles().unwrap_err().to_string().contains("`prject`"));
+    }
+}

@@ -1,0 +1,25 @@
+// Follows channels with the stock `centrifuge` client and prints a JSON line for each thing that it reports.
+// usage: node follow.mjs ws://HOST:PORT/ws TOKEN CHANNEL…
+import { Centrifuge } from 'centrifuge';
+import WebSocket from 'ws';
+
+const [url, token, ...channels] = process.argv.slice(2);
+const print = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+const client = new Centrifuge(url, { token, websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 500 });
+
+client.on('error', ({ error }) => process.stderr.write(`client: ${JSON.stringify(error)}\n`));
+client.on('disconnected', ({ code, reason }) => {
+  print({ event: 'disconnected', code, reason });
+  process.exit(1);
+});
+
+for (const channel of channels) {
+  const subscription = client.newSubscription(channel);
+  subscription.on('subscribed', ({ data, recovered, wasRecovering }) =>
+    print({ event: 'subscribed', channel, data, recovered, wasRecovering }));
+  subscription.on('publication', ({ data, offset }) => print({ event: 'publication', channel, data, offset }));
+  subscription.on('unsubscribed', ({ code, reason }) => print({ event: 'unsubscribed', channel, code, reason }));
+  subscription.on('error', ({ error }) => process.stderr.write(`${channel}: ${JSON.stringify(error)}\n`));
+  subscription.subscribe();
+}
+client.connect();

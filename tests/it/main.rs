@@ -1,0 +1,13 @@
+//! The stories of Docket, each told to an embedded and a scaled system where both can live it.
+
+mod concurrency;
+mod idempotency;
+mod import;
+mod live;
+mod outage;
+mod replay;
+mod roles;
+mod shutdown;
+mod slow_transaction;
+mod stock;
+mod tour;

@@ -1,0 +1,117 @@
+//! NATS is transport, never truth: it may be emptied, killed, wiped.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tests::fold::Event;
+use tests::load::{Load, Shape};
+use tests::nats::Nats;
+use tests::process::POLL;
+use tests::system::TestSystem;
+use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+
+/// The JetStream stream that the relay writes.
+const STREAM: &str = "docket";
+const REBUILD_DEADLINE: Duration = Duration::from_secs(60);
+
+fn nats(system: &mut TestSystem) -> &mut Nats {
+    system.nats.as_mut().expect("a scaled system")
+}
+
+/// Waits until the stream's last sequence is the head of the log, then compares each message in it with the log.
+async fn stream_equals_the_log(system: &TestSystem, log: &[Event]) {
+    let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
+    let (started, head) = (Instant::now(), log.len() as u64);
+    let state = loop {
+        let found = jetstream.get_stream(STREAM).await.map(|stream| stream.cached_info().state.clone());
+        match found {
+            Ok(state) if state.last_sequence == head => break state,
+            found => assert!(started.elapsed() < REBUILD_DEADLINE, "the head is {head}, but the stream is {found:?}"),
+        }
+        tokio::time::sleep(POLL).await;
+    };
+    let stream = jetstream.get_stream(STREAM).await.expect("just seen");
+    for sequence in state.first_sequence..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.expect("the stream has no gaps");
+        let id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str());
+        let event = &log[usize::try_from(sequence).expect("a position") - 1];
+        assert_eq!(id, Some(event.event_id.as_str()), "the message at {sequence}");
+    }
+}
+
+/// One more command, and everything is as the log says: on the bus too.
+async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
+    let body = json!({"customer_id": "after", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]});
+    system.post("/v1/orders").json(body).send().await.expect(201);
+    let log = read_models_equal_the_fold(system).await;
+    if !sent.is_empty() {
+        outcomes_are_true(&log, sent);
+    }
+    stream_equals_the_log(system, &log).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_is_deleted_under_load() {
+    let mut system = TestSystem::scaled().await;
+    let load = Load::start(system.writer(), Shape { name: "deleted", clients: 16, orders: 8, commands_each: 120 });
+    for acknowledged in [300, 700] {
+        load.acknowledged(acknowledged).await;
+        nats(&mut system).jetstream().await.delete_stream(STREAM).await.expect("the stream is there");
+    }
+    let sent = load.finish().await;
+    all_is_well(&system, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_dies_and_comes_back_empty() {
+    let mut system = TestSystem::scaled().await;
+    let load = Load::start(system.writer(), Shape { name: "wiped", clients: 16, orders: 8, commands_each: 120 });
+    load.acknowledged(300).await;
+    nats(&mut system).kill9();
+    nats(&mut system).wipe();
+    load.acknowledged(600).await;
+    nats(&mut system).restart().await;
+    let sent = load.finish().await;
+    all_is_well(&system, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_dies_and_comes_back_with_its_data() {
+    let mut system = TestSystem::scaled().await;
+    let load = Load::start(system.writer(), Shape { name: "killed", clients: 16, orders: 8, commands_each: 120 });
+    load.acknowledged(300).await;
+    nats(&mut system).kill9();
+    nats(&mut system).restart().await;
+    load.acknowledged(900).await;
+    nats(&mut system).kill9();
+    nats(&mut system).restart().await;
+    let sent = load.finish().await;
+    all_is_well(&system, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_and_reads_answer_without_nats() {
+    let mut system = TestSystem::scaled().await;
+    let body = |id: &str| json!({"order_id": id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]});
+    system.post("/v1/orders").json(body("before")).send().await.expect(201);
+    system.settled().await;
+    nats(&mut system).kill9();
+    system.post("/v1/orders").json(body("during")).send().await.expect(201);
+    system.post("/v1/orders/before/confirm").send().await.expect(200);
+    assert_eq!(system.get("/v1/orders/before").send().await.expect(200).json()["order_id"], "before");
+    system.get("/v1/orders").send().await.expect(200);
+    nats(&mut system).restart().await;
+    all_is_well(&system, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_dies_under_load() {
+    let mut system = TestSystem::scaled().await;
+    let load = Load::start(system.writer(), Shape { name: "primary", clients: 16, orders: 8, commands_each: 60 });
+    load.acknowledged(300).await;
+    let postgres = system.postgres.as_mut().expect("a scaled system");
+    postgres.kill9();
+    postgres.restart().await;
+    let sent = load.finish().await;
+    all_is_well(&system, &sent).await;
+}

@@ -1,0 +1,99 @@
+//! Foreign code inserts an event by stock SQL and takes its time to commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cqrs_es::Aggregate;
+use serde_json::json;
+use sqlx::{Connection, PgConnection, Row};
+use tests::client::{Answer, Client};
+use tests::fold::{Event, read_log};
+use tests::process::POLL;
+use tests::system::TestSystem;
+use tests::verify::read_models_equal_the_fold;
+
+const INSERT: &str =
+    "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+    values ($1, $2, 1, 'OrderCreated', '1', $3, '{}')";
+
+/// Reads the log as it grows, and fails when a position is skipped.
+async fn follow(client: Client, stop: Arc<AtomicBool>) -> Vec<Event> {
+    let mut seen: Vec<Event> = vec![];
+    loop {
+        let last_round = stop.load(Ordering::Relaxed);
+        let page = client.get(&format!("/v1/events?after={}&limit=1000", seen.len())).send().await.expect(200).json();
+        for event in page["items"].as_array().expect("items").iter().map(Event::parse) {
+            assert_eq!(event.position, seen.len() as u64 + 1, "a reader of the log skipped an event");
+            seen.push(event);
+        }
+        if last_round {
+            return seen;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until another session waits for a lock, or `done` says that nobody will.
+async fn somebody_waits(observer: &mut PgConnection, done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(20) && !done() {
+        let row =
+            sqlx::query("select count(*) as waiting from pg_locks where not granted").fetch_one(&mut *observer).await;
+        if row.expect("pg_locks").get::<i64, _>("waiting") > 0 {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn a_slow_transaction(commit: bool) {
+    let system = TestSystem::scaled().await;
+    let create = |id: String| {
+        let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"});
+        system.post("/v1/orders").json(json!({"order_id": id, "customer_id": "ada", "items": [item]}))
+    };
+    create("before".to_owned()).send().await.expect(201);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let follower = tokio::spawn(follow(system.reader().clone(), Arc::clone(&stop)));
+    let mut slow = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    let mut observer = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    let mut transaction = slow.begin().await.expect("postgres runs");
+    let payload = json!({"OrderCreated": {"customer_id": "foreign", "currency": "USD", "attributes": {}}});
+    let insert = sqlx::query(INSERT).bind(domain::order::Order::TYPE).bind("slow").bind(payload);
+    insert.execute(&mut *transaction).await.expect("stock SQL inserts an event");
+
+    let commands: Vec<_> = (0..8).map(|number| tokio::spawn(create(format!("during-{number}")).try_send())).collect();
+    somebody_waits(&mut observer, || commands.iter().all(tokio::task::JoinHandle::is_finished)).await;
+    if commit { transaction.commit().await } else { transaction.rollback().await }.expect("postgres runs");
+
+    let mut acknowledged: Vec<Answer> = vec![];
+    for command in commands {
+        let answer = command.await.expect("a command").expect("an answer");
+        assert!([201, 503].contains(&answer.status), "{answer:?}");
+        acknowledged.extend((answer.status == 201).then_some(answer));
+    }
+    create("after".to_owned()).send().await.expect(201);
+    let log = read_models_equal_the_fold(&system).await;
+    for answer in &acknowledged {
+        let position = usize::try_from(answer.position()).expect("a position");
+        assert_eq!(answer.json()["order_id"], log[position - 1].order_id, "an acknowledged position keeps its event");
+    }
+    assert_eq!(log.iter().filter(|event| event.order_id == "slow").count(), usize::from(commit));
+
+    stop.store(true, Ordering::Relaxed);
+    let followed: Vec<String> = follower.await.expect("the follower").into_iter().map(|event| event.event_id).collect();
+    let logged: Vec<String> = read_log(system.reader()).await.into_iter().map(|event| event.event_id).collect();
+    assert_eq!(followed, logged, "the log never changes behind a reader");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_commit_is_not_skipped() {
+    a_slow_transaction(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_rollback_leaves_no_gap() {
+    a_slow_transaction(false).await;
+}

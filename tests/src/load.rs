@@ -1,0 +1,250 @@
+//! Many clients sending mixed commands to few orders, and what became of each command.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::client::{Answer, Client};
+use crate::fold::money;
+use crate::process::POLL;
+
+/// How long a client goes on trying to learn the outcome of one command.
+const OUTCOME_DEADLINE: Duration = Duration::from_secs(90);
+const SKUS: u64 = 12;
+
+/// The size of a load.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// Tells two loads on one system apart.
+    pub name: &'static str,
+    /// Clients at one time.
+    pub clients: u64,
+    /// Orders open at one time, shared by all clients.
+    pub orders: u64,
+    /// Commands that each client sends.
+    pub commands_each: u64,
+}
+
+/// What the sender of a command knows in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A 2xx answer with this version and position.
+    Acknowledged {
+        /// The order's version after the command.
+        version: u64,
+        /// The position of the command's last event, or a later one where it made none.
+        position: u64,
+    },
+    /// A 4xx answer.
+    Refused,
+    /// No answer that says.
+    Unknown,
+}
+
+/// One command, sent once or several times under one idempotency key.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// The order it is for.
+    pub order_id: String,
+    /// The least and the most events that it makes when it succeeds.
+    pub events: (usize, usize),
+    /// The `X-Request-Id` of each attempt.
+    pub request_ids: Vec<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+struct Shared {
+    shape: Shape,
+    client: Client,
+    /// For each place, how many orders were finished there before the open one.
+    generations: Vec<AtomicU64>,
+    acknowledged: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// A running load.
+pub struct Load {
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<Vec<Sent>>>,
+}
+
+impl Load {
+    /// Starts the clients. They ride out a restart of the server: a command without an answer is sent again under its
+    /// key.
+    pub fn start(client: &Client, shape: Shape) -> Self {
+        let generations = (0..shape.orders).map(|_| AtomicU64::new(0)).collect();
+        let (acknowledged, stopping) = (AtomicU64::new(0), AtomicBool::new(false));
+        let shared = Arc::new(Shared { shape, client: client.clone(), generations, acknowledged, stopping });
+        let clients = (0..shape.clients).map(|number| tokio::spawn(run_client(Arc::clone(&shared), number))).collect();
+        Self { shared, clients }
+    }
+
+    /// Waits until so many commands are acknowledged.
+    ///
+    /// # Panics
+    /// If the load ends or two minutes pass first.
+    pub async fn acknowledged(&self, count: u64) {
+        let started = Instant::now();
+        while self.shared.acknowledged.load(Ordering::Relaxed) < count {
+            assert!(
+                self.clients.iter().any(|client| !client.is_finished()),
+                "the load ended before {count} acknowledgements"
+            );
+            assert!(started.elapsed() < Duration::from_secs(120), "no {count} acknowledgements in two minutes");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until every client has sent all its commands and knows what became of them.
+    pub async fn finish(self) -> Vec<Sent> {
+        let mut sent = vec![];
+        for client in self.clients {
+            sent.extend(client.await.expect("a client of the load failed"));
+        }
+        sent
+    }
+
+    /// Stops the clients. Commands on the way without an answer end as unknown.
+    pub async fn stop(self) -> Vec<Sent> {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.finish().await
+    }
+}
+
+async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
+    let mut dice = Dice(0x9E37_79B9_7F4A_7C15 ^ (number + 1).wrapping_mul(0xD134_2543_DE82_EF95));
+    let mut sent = vec![];
+    let mut missing = None;
+    for count in 0..shared.shape.commands_each {
+        if shared.stopping.load(Ordering::Relaxed) {
+            break;
+        }
+        let place = missing.unwrap_or_else(|| dice.below(shared.shape.orders));
+        let generation = shared.generations[usize::try_from(place).expect("few places")].load(Ordering::Relaxed);
+        let order_id = format!("{}-{place}-{generation}", shared.shape.name);
+        let command = match missing.take() {
+            Some(_) => create(&mut dice, place, &order_id),
+            None => change(&mut dice, place, &order_id),
+        };
+        let key = format!("{}-{number}-{count}", shared.shape.name);
+        let (done, problem) = send(&shared, &order_id, &key, command).await;
+        sent.push(done);
+        match problem.as_deref() {
+            Some("/problems/order-not-found") => missing = Some(place),
+            Some("/problems/order-not-draft") => {
+                let place = &shared.generations[usize::try_from(place).expect("few places")];
+                // Only the first to notice moves on to a new order.
+                let _ = place.compare_exchange(generation, generation + 1, Ordering::Relaxed, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+    sent
+}
+
+/// Sends a command until its outcome is known; also the type of the problem, if it was refused.
+async fn send(shared: &Shared, order_id: &str, key: &str, command: Command) -> (Sent, Option<String>) {
+    let started = Instant::now();
+    let mut sent =
+        Sent { order_id: order_id.to_owned(), events: command.events, request_ids: vec![], outcome: Outcome::Unknown };
+    loop {
+        let request_id = format!("{key}-{}", sent.request_ids.len());
+        let request =
+            shared.client.request(command.method.clone(), &command.path).key(key).header("x-request-id", &request_id);
+        sent.request_ids.push(request_id);
+        let request = if command.body.is_null() { request } else { request.json(command.body.clone()) };
+        if let Some((outcome, problem)) = request.try_send().await.ok().as_ref().and_then(read_outcome) {
+            if matches!(outcome, Outcome::Acknowledged { .. }) {
+                shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            sent.outcome = outcome;
+            return (sent, problem);
+        }
+        if shared.stopping.load(Ordering::Relaxed) {
+            return (sent, None);
+        }
+        assert!(started.elapsed() < OUTCOME_DEADLINE, "{key}: no outcome after {} attempts", sent.request_ids.len());
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What an answer says; nothing where it only says "try again".
+fn read_outcome(answer: &Answer) -> Option<(Outcome, Option<String>)> {
+    match answer.status {
+        200 | 201 => Some((Outcome::Acknowledged { version: answer.version(), position: answer.position() }, None)),
+        429 | 503 => None,
+        400..=499 => {
+            let problem = answer.json()["type"].as_str().map(str::to_owned);
+            // 409 is a lost race or the same key still on its way, except where the order exists.
+            let final_answer =
+                answer.status != 409 || problem.as_deref().is_some_and(|slug| slug.starts_with("/problems/order-"));
+            final_answer.then_some((Outcome::Refused, problem))
+        }
+        status => panic!("{status}: {}", String::from_utf8_lossy(&answer.body)),
+    }
+}
+
+struct Command {
+    method: Method,
+    path: String,
+    body: Value,
+    events: (usize, usize),
+}
+
+fn create(dice: &mut Dice, place: u64, order_id: &str) -> Command {
+    let count = dice.below(3);
+    let items: Vec<Value> = (0..count).map(|number| item(dice, place, number)).collect();
+    let body = json!({
+        "order_id": order_id, "customer_id": format!("customer-{}", place % 5), "currency": currency(place),
+        "attributes": {"store_id": format!("store-{}", place % 3)}, "items": items,
+    });
+    let events = 1 + items.len();
+    Command { method: Method::POST, path: "/v1/orders".to_owned(), body, events: (events, events) }
+}
+
+fn change(dice: &mut Dice, place: u64, order_id: &str) -> Command {
+    let sku = dice.below(SKUS);
+    let command = |method, path: String, body, events| Command {
+        method,
+        path: format!("/v1/orders/{order_id}{path}"),
+        body,
+        events,
+    };
+    match dice.below(100) {
+        0..55 => command(Method::POST, "/items".to_owned(), item(dice, place, sku), (1, 1)),
+        // The same quantity again makes no event.
+        55..80 => command(Method::PUT, format!("/items/sku-{sku}"), json!({"quantity": 1 + dice.below(9)}), (0, 1)),
+        80..97 => command(Method::DELETE, format!("/items/sku-{sku}"), Value::Null, (1, 1)),
+        97..99 => command(Method::POST, "/confirm".to_owned(), Value::Null, (1, 1)),
+        _ => command(Method::POST, "/cancel".to_owned(), json!({"reason": "the load changed its mind"}), (1, 1)),
+    }
+}
+
+/// A SKU always has the same name, category and, in one currency, price.
+fn item(dice: &mut Dice, place: u64, sku: u64) -> Value {
+    json!({
+        "sku": format!("sku-{sku}"), "quantity": 1 + dice.below(9), "unit_price": money(99 + 37 * sku, currency(place)),
+        "name": format!("Article {sku}"), "category": format!("category-{}", sku % 4),
+    })
+}
+
+fn currency(place: u64) -> &'static str {
+    if place % 4 == 3 { "JPY" } else { "USD" }
+}
+
+/// A small generator of numbers that are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) % bound
+    }
+}

@@ -1,0 +1,205 @@
+//! A server process under test: started with a log file, stopped by its process id.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How many of a log's last bytes are shown when a test fails.
+const LOG_TAIL_BYTES: usize = 6_000;
+
+/// How often a state is looked at that has no event to wait for.
+pub const POLL: Duration = Duration::from_millis(15);
+
+/// A program, how to start it, and its running child if there is one.
+pub struct Process {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
+    log: PathBuf,
+    child: Option<Child>,
+    /// The signal that lets the program clean up at once when the test ends.
+    drop_signal: &'static str,
+}
+
+impl Process {
+    /// Describes a process; [`Process::start`] starts it. What it prints goes to `log`.
+    pub fn new(name: impl Into<String>, program: PathBuf, log: PathBuf) -> Self {
+        Self {
+            name: name.into(),
+            program,
+            arguments: vec![],
+            environment: vec![],
+            log,
+            child: None,
+            drop_signal: "KILL",
+        }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets environment variables. Those of the test that begin with `DOCKET_` are never handed on.
+    #[must_use]
+    pub fn envs(mut self, variables: &[(String, String)]) -> Self {
+        self.environment.extend_from_slice(variables);
+        self
+    }
+
+    /// Names the signal that ends the process when it is dropped, in place of `KILL`.
+    #[must_use]
+    pub fn drop_signal(mut self, signal: &'static str) -> Self {
+        self.drop_signal = signal;
+        self
+    }
+
+    /// Starts the program; its output is added to the log.
+    ///
+    /// # Panics
+    /// If it runs already or can't be started.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the test directory is writable");
+        let mut command = clean_command(&self.program);
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file handle")).stderr(log);
+        let child =
+            command.spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", self.program.display()));
+        self.child = Some(child);
+    }
+
+    /// The process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// `Some` when the process has ended by itself.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().expect("a child of ours"))
+    }
+
+    /// Ends the process with SIGKILL, which it can't see coming, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("a child of ours");
+            child.wait().expect("a child of ours");
+        }
+    }
+
+    /// Sends a signal by name (`TERM`, `QUIT`, …) to a running process.
+    pub fn signal(&self, name: &str) {
+        if let Some(id) = self.id() {
+            let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
+            assert!(sent.is_ok_and(|status| status.success()), "{} takes no signal", self.name);
+        }
+    }
+
+    /// Sends SIGTERM and waits for the end: the exit status and the time it took.
+    ///
+    /// # Panics
+    /// If the process does not run or is not gone within `deadline`.
+    pub async fn terminate(&mut self, deadline: Duration) -> (ExitStatus, Duration) {
+        assert!(self.child.is_some(), "{} does not run", self.name);
+        let started = Instant::now();
+        self.signal("TERM");
+        loop {
+            if let Some(status) = self.exited() {
+                self.child = None;
+                return (status, started.elapsed());
+            }
+            assert!(started.elapsed() < deadline, "{} still runs {deadline:?} after SIGTERM", self.name);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The end of the log, under a line with the process's name.
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL_BYTES)..]);
+        format!("\n---- {} ----\n{tail}", self.name)
+    }
+
+    /// Waits until `ready` says so.
+    ///
+    /// # Panics
+    /// With the log's end, if the process ends or the deadline passes first.
+    pub async fn wait_until<F: Future<Output = bool>>(&mut self, deadline: Duration, mut ready: impl FnMut() -> F) {
+        let started = Instant::now();
+        while !ready().await {
+            if let Some(status) = self.exited() {
+                panic!("{} ended with {status} before it was ready{}", self.name, self.log_tail());
+            }
+            assert!(started.elapsed() < deadline, "{} is not ready after {deadline:?}{}", self.name, self.log_tail());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        if let Some(mut child) = self.child.take() {
+            let gentle = self.drop_signal != "KILL" && matches!(child.try_wait(), Ok(None));
+            if gentle {
+                let _ = Command::new("sh").args(["-c", &format!("kill -{} {}", self.drop_signal, child.id())]).status();
+                let started = Instant::now();
+                while matches!(child.try_wait(), Ok(None)) && started.elapsed() < Duration::from_secs(3) {
+                    std::thread::sleep(POLL);
+                }
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A command without the `DOCKET_…` variables of the test's own environment.
+pub fn clean_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DOCKET_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The directory of the test executable's profile, such as `target/release`.
+pub fn profile_directory() -> PathBuf {
+    let executable = std::env::current_exe().expect("a test has an executable");
+    executable.parent().and_then(Path::parent).expect("test executables lie in target/<profile>/deps").to_owned()
+}
+
+/// Cargo's target directory.
+pub fn target_directory() -> PathBuf {
+    profile_directory().parent().expect("a profile lies in the target directory").to_owned()
+}
+
+/// Looks a program up in `PATH`.
+pub fn find_on_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
+}
+
+/// Runs a program to its end.
+///
+/// # Panics
+/// With its output, if it can't be started or fails.
+pub fn run_to_end(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&text));
+}
+
+/// Holds an exclusive lock on `path` until the returned file is dropped.
+pub fn lock_file(path: &Path) -> File {
+    std::fs::create_dir_all(path.parent().expect("a path in a directory")).expect("the target directory is writable");
+    let file = File::create(path).expect("the target directory is writable");
+    file.lock().expect("file locks work here");
+    file
+}

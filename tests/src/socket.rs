@@ -1,0 +1,94 @@
+//! A small client of the Centrifuge protocol v2 (JSON), for stories that want to see each frame.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::client::Client;
+
+/// How long a reply or a push may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A connected client.
+pub struct Socket {
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Lines of a frame that have not been looked at.
+    lines: VecDeque<Value>,
+    /// Pushes that came while a reply was waited for.
+    pushes: VecDeque<Value>,
+    last_id: u64,
+}
+
+impl Socket {
+    /// Connects to the process that `client` speaks to, with this token.
+    pub async fn connect(client: &Client, token: &str) -> Self {
+        let url = format!("{}/ws", client.base().replacen("http", "ws", 1));
+        let (stream, _) = connect_async(url).await.expect("a WebSocket");
+        let mut socket = Self { stream, lines: VecDeque::new(), pushes: VecDeque::new(), last_id: 0 };
+        let reply = socket.call("connect", json!({"token": token})).await;
+        assert!(reply["connect"]["client"].is_string(), "{reply}");
+        socket
+    }
+
+    /// Sends one command; the whole reply, with `error` or the result under the command's name.
+    pub async fn call(&mut self, command: &str, body: Value) -> Value {
+        self.last_id += 1;
+        let id = self.last_id;
+        let text = json!({"id": id, command: body}).to_string();
+        self.stream.send(Message::text(text)).await.expect("the socket is open");
+        loop {
+            let line = self.next_line().await;
+            if line["id"] == id {
+                return line;
+            }
+            self.pushes.push_back(line);
+        }
+    }
+
+    /// Subscribes; the snapshot in the reply's `data`.
+    pub async fn subscribe(&mut self, channel: &str) -> Value {
+        let reply = self.call("subscribe", json!({"channel": channel})).await;
+        assert!(reply["error"].is_null(), "{reply}");
+        reply["subscribe"]["data"].clone()
+    }
+
+    /// The next publication of a channel. Other channels' pushes before it are dropped.
+    pub async fn next_publication(&mut self, channel: &str) -> Value {
+        loop {
+            let line = match self.pushes.pop_front() {
+                Some(line) => line,
+                None => self.next_line().await,
+            };
+            if line["push"]["channel"] == channel && line["push"]["pub"].is_object() {
+                return line["push"]["pub"].clone();
+            }
+        }
+    }
+
+    /// The next line that is not a ping; pings are answered.
+    async fn next_line(&mut self) -> Value {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                if line.as_object().is_some_and(serde_json::Map::is_empty) {
+                    self.stream.send(Message::text("{}")).await.expect("the socket is open");
+                    continue;
+                }
+                return line;
+            }
+            let frame = tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("nothing was pushed for long");
+            match frame.expect("the socket is open").expect("a whole frame") {
+                Message::Text(text) => {
+                    let lines = text.lines().filter(|line| !line.is_empty());
+                    self.lines.extend(lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
+                }
+                Message::Close(frame) => panic!("the server closed the socket: {frame:?}"),
+                _ => {}
+            }
+        }
+    }
+}

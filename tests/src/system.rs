@@ -1,0 +1,296 @@
+//! A whole Docket: one process on SQLite, or processes by role on PostgreSQL and NATS.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::{Client, JWT_SECRET, Request};
+use crate::nats::Nats;
+use crate::ports::free_port;
+use crate::postgres::Postgres;
+use crate::process::{POLL, Process, clean_command, profile_directory};
+
+/// How long the read models may take to reach the head of the log.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a process may take until it is ready.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a process may take to end after SIGTERM.
+const STOP_DEADLINE: Duration = Duration::from_secs(40);
+/// How long a command of the CLI may take.
+const CLI_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Which of the two ways to run Docket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// SQLite, the stream in process, one process.
+    Embedded,
+    /// PostgreSQL and NATS JetStream.
+    Scaled,
+}
+
+/// What a system is made of, before it starts.
+pub struct Builder {
+    mode: Mode,
+    durable: bool,
+    processes: Vec<String>,
+    settings: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Makes PostgreSQL wait for the disk at each commit.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// One process for each of these role lists, such as `["write", "project,read"]`.
+    #[must_use]
+    pub fn processes(mut self, roles: &[&str]) -> Self {
+        self.processes = roles.iter().map(|&role| role.to_owned()).collect();
+        self
+    }
+
+    /// A `DOCKET_…` variable for every process.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the servers that Docket needs, but not Docket: [`TestSystem::start`] does.
+    pub async fn stopped(self) -> TestSystem {
+        let binary = profile_directory().join("docket");
+        assert!(binary.is_file(), "{} is missing; build it with: cargo build --release -p server", binary.display());
+        let directory = tempfile::Builder::new().prefix("docket-test-").tempdir().expect("a temporary directory");
+        let (postgres, nats) = match self.mode {
+            Mode::Embedded => (None, None),
+            Mode::Scaled => (Some(Postgres::start(self.durable).await), Some(Nats::start().await)),
+        };
+        let database_url = match &postgres {
+            Some(postgres) => postgres.url(),
+            None => format!("sqlite:{}", directory.path().join("docket.db").display()),
+        };
+        let mut environment = vec![
+            ("DOCKET_DATABASE_URL".to_owned(), database_url.clone()),
+            ("DOCKET_DATA".to_owned(), directory.path().display().to_string()),
+            ("DOCKET_JWT_SECRET".to_owned(), JWT_SECRET.to_owned()),
+            ("NO_COLOR".to_owned(), "1".to_owned()),
+        ];
+        environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
+        environment.extend(self.settings);
+        let dockets =
+            self.processes.iter().map(|roles| Docket::new(&binary, &directory, roles, &environment)).collect();
+        TestSystem {
+            mode: self.mode,
+            dockets,
+            nats,
+            postgres,
+            binary,
+            environment,
+            database_url,
+            _directory: directory,
+        }
+    }
+
+    /// Starts everything and waits until each process is ready.
+    pub async fn start(self) -> TestSystem {
+        let mut system = self.stopped().await;
+        system.start().await;
+        system
+    }
+}
+
+/// A running system with data of its own. Dropping it ends its processes; after a failure it prints their logs first.
+pub struct TestSystem {
+    /// How it runs.
+    pub mode: Mode,
+    /// The Docket processes, in the order that the builder was given. Dropped before the servers they use.
+    pub dockets: Vec<Docket>,
+    /// The NATS server of a scaled system.
+    pub nats: Option<Nats>,
+    /// The PostgreSQL server of a scaled system.
+    pub postgres: Option<Postgres>,
+    binary: PathBuf,
+    environment: Vec<(String, String)>,
+    database_url: String,
+    _directory: TempDir,
+}
+
+impl TestSystem {
+    /// One process on SQLite, ready.
+    pub async fn embedded() -> Self {
+        Self::builder(Mode::Embedded).start().await
+    }
+
+    /// One process with all roles on PostgreSQL and NATS, ready.
+    pub async fn scaled() -> Self {
+        Self::builder(Mode::Scaled).start().await
+    }
+
+    /// One process with all roles, to be changed.
+    pub fn builder(mode: Mode) -> Builder {
+        Builder { mode, durable: false, processes: vec!["write,project,read".to_owned()], settings: vec![] }
+    }
+
+    /// Brings the schema up to date, as an operator does, and starts every process.
+    pub async fn start(&mut self) {
+        self.cli(&["migrate"]).await;
+        for docket in &mut self.dockets {
+            docket.start().await;
+        }
+    }
+
+    /// Kills every Docket process without warning.
+    pub fn kill9(&mut self) {
+        self.dockets.iter_mut().for_each(Docket::kill9);
+    }
+
+    /// Starts every Docket process again (ending it first where it runs) at its old address.
+    pub async fn restart(&mut self) {
+        for docket in &mut self.dockets {
+            docket.restart().await;
+        }
+    }
+
+    /// Sends SIGTERM to every process, one after the other; the exit status and the time that each took.
+    pub async fn terminate(&mut self) -> Vec<(ExitStatus, Duration)> {
+        let mut ends = vec![];
+        for docket in &mut self.dockets {
+            ends.push(docket.terminate().await);
+        }
+        ends
+    }
+
+    /// A client of the first process that takes commands.
+    pub fn writer(&self) -> &Client {
+        self.with_role("write")
+    }
+
+    /// A client of the first process that answers queries.
+    pub fn reader(&self) -> &Client {
+        self.with_role("read")
+    }
+
+    fn with_role(&self, role: &str) -> &Client {
+        let found = self.dockets.iter().find(|docket| docket.roles.split(',').any(|have| have == role));
+        &found.unwrap_or_else(|| panic!("no process has the role {role}")).client
+    }
+
+    /// Begins a command.
+    pub fn post(&self, path: &str) -> Request {
+        self.writer().post(path)
+    }
+
+    /// Begins a command.
+    pub fn put(&self, path: &str) -> Request {
+        self.writer().put(path)
+    }
+
+    /// Begins a command.
+    pub fn delete(&self, path: &str) -> Request {
+        self.writer().delete(path)
+    }
+
+    /// Begins a query.
+    pub fn get(&self, path: &str) -> Request {
+        self.reader().get(path)
+    }
+
+    /// The connection string that Docket got.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// Runs a subcommand of `docket` with the system's settings; what it printed on stdout.
+    ///
+    /// # Panics
+    /// With its output, if it fails.
+    pub async fn cli(&self, arguments: &[&str]) -> String {
+        let output = self.try_cli(arguments).await;
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "docket {arguments:?}: {}\n{stdout}\n{stderr}", output.status);
+        stdout.into_owned()
+    }
+
+    /// Runs a subcommand of `docket` to its end, whatever that is.
+    pub async fn try_cli(&self, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::from(clean_command(&self.binary));
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(CLI_DEADLINE, command.output()).await;
+        output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket starts")
+    }
+
+    /// Waits until every projection stands at the head of the log; the head.
+    ///
+    /// # Panics
+    /// With both positions, if that takes longer than a minute.
+    pub async fn settled(&self) -> u64 {
+        let started = Instant::now();
+        loop {
+            let answer = self.get("/v1/projections").send().await.expect(200).json();
+            let head = answer["head"].as_u64().unwrap_or_else(|| panic!("no head in {answer}"));
+            let items = answer["items"].as_array().unwrap_or_else(|| panic!("no items in {answer}"));
+            assert!(!items.is_empty(), "there are no projections");
+            let behind: Vec<&Value> = items.iter().filter(|item| item["position"].as_u64() != Some(head)).collect();
+            if behind.is_empty() {
+                return head;
+            }
+            assert!(
+                started.elapsed() < SETTLE_DEADLINE,
+                "after {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// One Docket process at its own address.
+pub struct Docket {
+    /// Its roles, separated by commas.
+    pub roles: String,
+    /// Speaks to this process.
+    pub client: Client,
+    process: Process,
+}
+
+impl Docket {
+    fn new(binary: &std::path::Path, directory: &TempDir, roles: &str, environment: &[(String, String)]) -> Self {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let name = format!("docket-{}", roles.replace(',', "-"));
+        let own = [("DOCKET_LISTEN".to_owned(), listen.clone()), ("DOCKET_ROLES".to_owned(), roles.to_owned())];
+        let log = directory.path().join(format!("{name}.log"));
+        let process = Process::new(name, binary.to_owned(), log).args(["serve"]).envs(environment).envs(&own);
+        Self { roles: roles.to_owned(), client: Client::new(format!("http://{listen}")), process }
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub async fn start(&mut self) {
+        self.process.start();
+        let client = self.client.clone();
+        let ready = || async {
+            client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200)
+        };
+        self.process.wait_until(START_DEADLINE, ready).await;
+    }
+
+    /// Kills the process without warning.
+    pub fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// Starts the process again (ending it first where it runs) at its old address.
+    pub async fn restart(&mut self) {
+        self.process.kill9();
+        self.start().await;
+    }
+
+    /// Sends SIGTERM; the exit status and the time it took.
+    pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
+        self.process.terminate(STOP_DEADLINE).await
+    }
+}

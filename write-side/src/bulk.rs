@@ -1,0 +1,334 @@
+//! Bulk commands: NDJSON in, NDJSON out, a result a line in input order, streamed while it reads.
+//!
+//! Commands to one order keep their order, because they go to one worker; different orders go side by side and share
+//! append transactions. Every queue is bounded: a client that does not read its results is not read from.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+use domain::order::Command;
+use domain::values::OrderId;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use platform::auth::Principal;
+use platform::body;
+use platform::problem::Problem;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::dispatch::{Accepted, Given, Rejected, WriteSide};
+use crate::orders::{AddItem, CancelOrder, ChangeItem, CreateOrder, NoBody, order_id};
+
+/// A line, in bytes, at most.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// Commands under way at once in one request.
+const WORKERS: usize = 128;
+/// Results that wait for the client to read them.
+const RESULTS_MAX: usize = 1_024;
+
+/// The route.
+pub fn router() -> OpenApiRouter<WriteSide> {
+    OpenApiRouter::new().routes(routes!(commands)).layer(DefaultBodyLimit::disable())
+}
+
+/// A line of the answer.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct LineResult {
+    /// Number of the line, from 1.
+    line: u64,
+    /// The line's own `id`, as it was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Value>,
+    /// What the command would have been answered on its own.
+    status: u16,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    accepted: Option<Accepted>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
+}
+
+/// What a line says besides the command's own body.
+struct Envelope {
+    line: u64,
+    id: Option<Value>,
+    /// `Err` where the line is refused before it is a command.
+    given: Result<Given, Box<Problem>>,
+    status: StatusCode,
+}
+
+struct Task {
+    envelope: Envelope,
+    reply: oneshot::Sender<LineResult>,
+}
+
+/// Takes many commands in one request, one JSON object a line:
+/// `{"type": "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order", "order_id": …}`
+/// with the fields of the command's own body beside them, an optional `id` that is echoed, an optional
+/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
+#[utoipa::path(post, path = "/v1/commands", tag = "commands",
+    request_body(content = String, content_type = "application/x-ndjson"),
+    responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
+              (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn commands(State(state): State<WriteSide>, principal: Principal, body: Body) -> Response {
+    let (results, waiting) = mpsc::channel(RESULTS_MAX);
+    let context = (platform::request_id::current(), platform::request_id::current_traceparent());
+    tokio::spawn(read(state, principal, context, body, results));
+    let lines = futures::stream::unfold(waiting, |mut waiting: mpsc::Receiver<oneshot::Receiver<LineResult>>| async {
+        let next = waiting.recv().await?;
+        Some((next.await.ok(), waiting))
+    })
+    .filter_map(|result| std::future::ready(result.and_then(|result| serde_json::to_vec(&result).ok())));
+    // Lines that are ready together leave together.
+    let chunks = lines.ready_chunks(64).map(|lines| {
+        let mut chunk = lines.join(&b'\n');
+        chunk.push(b'\n');
+        Ok::<_, std::convert::Infallible>(Bytes::from(chunk))
+    });
+    let mut response = Body::from_stream(chunks).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}
+
+/// Reads lines, gives each to the worker of its order, and queues the place of its result.
+async fn read(
+    state: WriteSide,
+    principal: Principal,
+    context: (Option<String>, Option<String>),
+    body: Body,
+    results: mpsc::Sender<oneshot::Receiver<LineResult>>,
+) {
+    let workers: Vec<_> = (0..WORKERS).map(|_| worker(state.clone())).collect();
+    let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
+    let mut number = 0;
+    while let Some(line) = lines.next().await {
+        number += 1;
+        let (reply, result) = oneshot::channel();
+        let envelope = match line {
+            Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
+            Ok(line) => envelope(number, &line, &principal, &context),
+            Err(problem) => Envelope { line: number, id: None, given: Err(problem), status: StatusCode::OK },
+        };
+        let turn = match &envelope.given {
+            Ok(given) => {
+                let mut hasher = DefaultHasher::new();
+                given.order_id.hash(&mut hasher);
+                hasher.finish() as usize
+            }
+            Err(_) => number as usize,
+        };
+        if results.send(result).await.is_err() || workers[turn % WORKERS].send(Task { envelope, reply }).await.is_err()
+        {
+            // The client is gone; what was taken is finished by the workers.
+            return;
+        }
+    }
+}
+
+fn worker(state: WriteSide) -> mpsc::Sender<Task> {
+    let (tasks, mut waiting) = mpsc::channel::<Task>(8);
+    tokio::spawn(async move {
+        while let Some(Task { envelope, reply }) = waiting.recv().await {
+            let Envelope { line, id, given, status } = envelope;
+            let outcome = match given {
+                Ok(given) => state.dispatch(given).await,
+                Err(problem) => Err(Rejected::Problem(*problem)),
+            };
+            let result = match outcome {
+                Ok(accepted) => {
+                    LineResult { line, id, status: status.as_u16(), accepted: Some(accepted), problem: None }
+                }
+                Err(Rejected::Problem(problem)) => {
+                    LineResult { line, id, status: problem.status().as_u16(), accepted: None, problem: Some(problem) }
+                }
+                // Lines have no idempotency key.
+                Err(Rejected::KeyUsed) => continue,
+            };
+            // A client that went away has no use for its result.
+            let _ = reply.send(result);
+        }
+    });
+    tasks
+}
+
+fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &(Option<String>, Option<String>)) -> Envelope {
+    let mut id = None;
+    let mut status = StatusCode::OK;
+    let given = (|| {
+        let mut fields: Map<String, Value> = body::parse(bytes, "")?;
+        id = fields.remove("id");
+        let occurred_at = occurred_at(&mut fields, principal)?;
+        let expected_version = match fields.remove("expected_version") {
+            None | Some(Value::Null) => None,
+            Some(version) => {
+                Some(version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?)
+            }
+        };
+        let Some(Value::String(kind)) = fields.remove("type") else {
+            return Err(field("/type", "must name the command, e.g. \"add_item\""));
+        };
+        if kind == "create_order" {
+            status = StatusCode::CREATED;
+        }
+        let (order_id, command) = command(&kind, fields, principal)?;
+        Ok(Given {
+            principal: principal.clone(),
+            order_id,
+            command,
+            expected_version,
+            idempotency: None,
+            occurred_at,
+            request_id: context.0.clone(),
+            traceparent: context.1.clone(),
+        })
+    })();
+    Envelope { line, id, given: given.map_err(Box::new), status }
+}
+
+fn command(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Result<(OrderId, Command), Problem> {
+    if kind == "create_order" {
+        if !fields.contains_key("order_id") {
+            fields.insert("order_id".into(), Uuid::now_v7().to_string().into());
+        }
+        return body::from_value::<CreateOrder>(fields.into())?.command(principal);
+    }
+    let id = match fields.remove("order_id") {
+        Some(Value::String(id)) => order_id(&id)?,
+        _ => return Err(field("/order_id", "must name the order")),
+    };
+    let command = match kind {
+        "add_item" => Command::AddItem(body::from_value::<AddItem>(fields.into())?.into()),
+        "change_item" => {
+            let sku = sku(&mut fields)?;
+            Command::ChangeQuantity { sku, quantity: body::from_value::<ChangeItem>(fields.into())?.quantity }
+        }
+        "remove_item" => {
+            let sku = sku(&mut fields)?;
+            body::from_value::<NoBody>(fields.into())?;
+            Command::RemoveItem { sku }
+        }
+        "confirm_order" => {
+            body::from_value::<NoBody>(fields.into())?;
+            Command::Confirm
+        }
+        "cancel_order" => Command::Cancel { reason: body::from_value::<CancelOrder>(fields.into())?.reason },
+        _ => {
+            return Err(field(
+                "/type",
+                "must be one of create_order, add_item, change_item, remove_item, confirm_order, cancel_order",
+            ));
+        }
+    };
+    Ok((id, command))
+}
+
+fn sku(fields: &mut Map<String, Value>) -> Result<domain::values::Sku, Problem> {
+    match fields.remove("sku") {
+        Some(Value::String(sku)) => sku.parse().map_err(|e: domain::values::Error| field("/sku", &e.to_string())),
+        _ => Err(field("/sku", "must name the item")),
+    }
+}
+
+fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result<Option<Timestamp>, Problem> {
+    match fields.remove("occurred_at") {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) if !principal.is_staff() => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+            .detail("Only staff may say when a command happened.")
+            .error("/occurred_at", "only staff may set it")),
+        Some(at) => at
+            .as_str()
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .and_then(|at| Timestamp::from_microsecond(at.as_microsecond()).ok())
+            .map(Some)
+            .ok_or_else(|| field("/occurred_at", "must be RFC 3339, e.g. \"2017-01-01T11:53:26Z\"")),
+    }
+}
+
+fn field(pointer: &str, message: &str) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "The line cannot be taken")
+        .detail(format!("{} {message}", pointer.trim_start_matches('/')))
+        .error(pointer, message)
+}
+
+/// Lines of a body; one that is too long is passed over and reported as such.
+fn split_lines(
+    body: impl Stream<Item = Result<Bytes, axum::Error>>,
+) -> impl Stream<Item = Result<BytesMut, Box<Problem>>> {
+    struct Reader<S> {
+        body: std::pin::Pin<Box<S>>,
+        buffer: BytesMut,
+        searched: usize,
+        too_long: bool,
+        done: bool,
+    }
+    let reader = Reader { body: Box::pin(body), buffer: BytesMut::new(), searched: 0, too_long: false, done: false };
+    futures::stream::unfold(reader, |mut reader| async move {
+        loop {
+            if let Some(at) = reader.buffer[reader.searched..].iter().position(|byte| *byte == b'\n') {
+                let line = reader.buffer.split_to(reader.searched + at + 1);
+                reader.searched = 0;
+                let line = if std::mem::take(&mut reader.too_long) { Err(too_long()) } else { Ok(line) };
+                return Some((line, reader));
+            }
+            if reader.buffer.len() > LINE_BYTES_MAX {
+                reader.too_long = true;
+                reader.buffer.clear();
+            }
+            reader.searched = reader.buffer.len();
+            if reader.done {
+                let line = std::mem::take(&mut reader.buffer);
+                reader.searched = 0;
+                let too_long_line = std::mem::take(&mut reader.too_long);
+                return match (line.is_empty(), too_long_line) {
+                    (_, true) => Some((Err(too_long()), reader)),
+                    (true, false) => None,
+                    (false, false) => Some((Ok(line), reader)),
+                };
+            }
+            match reader.body.next().await {
+                Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
+                // Cut in the middle: the last line is not whole, so it is not a command.
+                Some(Err(_)) => return None,
+                None => reader.done = true,
+            }
+        }
+    })
+}
+
+fn too_long() -> Box<Problem> {
+    Box::new(
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "line-too-long", "The line is too long")
+            .detail(format!("A line holds at most {LINE_BYTES_MAX} bytes.")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(chunks: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
+        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        split_lines(futures::stream::iter(chunks)).map(|line| line.ok().map(Vec::from)).collect().await
+    }
+
+    #[tokio::test]
+    async fn lines_may_be_cut_anywhere() {
+        let expected = vec![Some(b"ab\n".to_vec()), Some(b"\n".to_vec()), Some(b"cd".to_vec())];
+        assert_eq!(lines(&[b"ab\n\ncd"]).await, expected);
+        assert_eq!(lines(&[b"a", b"b", b"\n\nc", b"d"]).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_line_too_long_is_one_refusal_and_the_next_line_is_read() {
+        let long = vec![b'x'; LINE_BYTES_MAX];
+        assert_eq!(lines(&[&long, &long, b"\nok\n"]).await, vec![None, Some(b"ok\n".to_vec())]);
+    }
+}

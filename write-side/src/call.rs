@@ -1,0 +1,205 @@
+//! What every command request brings along: who, which version, under which idempotency key, and the body.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header::{ETAG, IF_MATCH, LOCATION};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use domain::order::Command;
+use domain::values::OrderId;
+use event_store::append::Idempotency;
+use event_store::log::Remembered;
+use platform::auth::Principal;
+use platform::problem::Problem;
+use platform::{body, request_id};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use crate::dispatch::{Accepted, Given, Rejected, WriteSide, unavailable};
+
+/// Name of the request's header.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// A command request with its body read as `T`; an empty body reads as `{}`.
+pub struct Call<T> {
+    /// Who.
+    pub principal: Principal,
+    /// The body.
+    pub body: T,
+    expected_version: Option<i64>,
+    key: Option<(String, String)>,
+}
+
+impl<T: DeserializeOwned> FromRequest<WriteSide> for Call<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &WriteSide) -> Result<Self, Problem> {
+        let (mut parts, content) = request.into_parts();
+        let principal = Principal::from_request_parts(&mut parts, state).await?;
+        let expected_version = expected_version(&parts.headers)?;
+        let key = idempotency_key(&parts.headers)?;
+        let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+        let bytes = body::read(Request::from_parts(parts, content), state).await?;
+        let key = key.map(|key| {
+            let mut hash = Sha256::new();
+            for part in [method.as_str().as_bytes(), path.as_bytes(), &bytes] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+            (key, format!("{:x}", hash.finalize()))
+        });
+        let body = body::parse(if bytes.is_empty() { b"{}" } else { &bytes }, "")?;
+        Ok(Self { principal, body, expected_version, key })
+    }
+}
+
+/// `If-Match: "<version>"`; `*` asks for nothing more than that the order exists, which every command does.
+fn expected_version(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    text.strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or_else(|| {
+            Problem::new(StatusCode::BAD_REQUEST, "invalid-if-match", "If-Match cannot be read")
+                .detail("If-Match takes one version in double quotes, as ETag gives it, e.g. If-Match: \"3\".")
+        })
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    if (1..=255).contains(&key.len()) {
+        return Ok(Some(key.to_owned()));
+    }
+    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "Idempotency-Key cannot be used")
+        .detail("Idempotency-Key takes 1 to 255 printable ASCII characters, e.g. a UUID."))
+}
+
+impl<T> Call<T> {
+    /// The body apart from the rest.
+    pub fn take(self) -> (Call<()>, T) {
+        let Self { principal, body, expected_version, key } = self;
+        (Call { principal, body: (), expected_version, key }, body)
+    }
+
+    /// Gives the command and makes the answer. `status` is that of a success.
+    pub async fn answer(
+        self,
+        state: &WriteSide,
+        status: StatusCode,
+        order_id: OrderId,
+        command: Command,
+    ) -> Result<Response, Problem> {
+        let scope = self.principal.subject.clone();
+        let _in_flight = match &self.key {
+            None => None,
+            Some((key, hash)) => {
+                let in_flight = state.in_flight().enter(&scope, key)?;
+                if let Some(found) = state.store().remembered(&scope, key).await.map_err(unavailable)? {
+                    return replay(found, hash);
+                }
+                Some(in_flight)
+            }
+        };
+        let idempotency = self.key.clone().map(|(key, request_hash)| Idempotency {
+            scope: scope.clone(),
+            key,
+            request_hash,
+            status: status.as_u16(),
+        });
+        let given = Given {
+            principal: self.principal,
+            order_id,
+            command,
+            expected_version: self.expected_version,
+            idempotency,
+            occurred_at: None,
+            request_id: request_id::current(),
+            traceparent: request_id::current_traceparent(),
+        };
+        match (state.dispatch(given).await, self.key) {
+            (Ok(accepted), _) => Ok(success(status, &accepted)),
+            (Err(Rejected::Problem(problem)), _) => Err(problem),
+            // Another process took the key between the look-up and the append.
+            (Err(Rejected::KeyUsed), Some((key, hash))) => {
+                match state.store().remembered(&scope, &key).await.map_err(unavailable)? {
+                    Some(found) => replay(found, &hash),
+                    None => Err(in_flight_problem()),
+                }
+            }
+            (Err(Rejected::KeyUsed), None) => Err(in_flight_problem()),
+        }
+    }
+}
+
+/// The same answer again, byte for byte.
+fn replay(found: Remembered, request_hash: &str) -> Result<Response, Problem> {
+    if found.request_hash != request_hash {
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "The Idempotency-Key belongs to another request",
+        )
+        .detail("The key was used with another method, path or body. Use a new key for a new request."));
+    }
+    let status = StatusCode::from_u16(found.status as u16).unwrap_or(StatusCode::OK);
+    let accepted = Accepted { order_id: found.aggregate_id, version: found.version, position: found.position };
+    let mut response = success(status, &accepted);
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    Ok(response)
+}
+
+fn success(status: StatusCode, accepted: &Accepted) -> Response {
+    let mut response = (status, axum::Json(accepted)).into_response();
+    let headers = response.headers_mut();
+    // Both are made of an order's id and a number: ASCII without control characters.
+    if let Ok(etag) = HeaderValue::try_from(format!("\"{}\"", accepted.version)) {
+        headers.insert(ETAG, etag);
+    }
+    if status == StatusCode::CREATED
+        && let Ok(location) = HeaderValue::try_from(format!("/v1/orders/{}", accepted.order_id))
+    {
+        headers.insert(LOCATION, location);
+    }
+    response
+}
+
+/// Idempotency keys whose first request is still being answered in this process.
+#[derive(Default)]
+pub(crate) struct InFlight(Arc<Mutex<HashSet<(String, String)>>>);
+
+/// Frees the key when dropped.
+pub(crate) struct Entered {
+    all: Arc<Mutex<HashSet<(String, String)>>>,
+    key: (String, String),
+}
+
+impl InFlight {
+    fn enter(&self, scope: &str, key: &str) -> Result<Entered, Problem> {
+        let key = (scope.to_owned(), key.to_owned());
+        let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match all.insert(key.clone()) {
+            true => Ok(Entered { all: self.0.clone(), key }),
+            false => Err(in_flight_problem()),
+        }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&self.key);
+    }
+}
+
+fn in_flight_problem() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still being answered")
+        .detail("Wait for its answer, or try again in a moment with the same Idempotency-Key.")
+        .retry_after(1)
+}

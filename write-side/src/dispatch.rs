@@ -1,0 +1,288 @@
+//! From a command to its events: load, decide, append; reload and decide again when somebody else was faster.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use cqrs_es::{Aggregate, DomainEvent};
+use domain::order::{Command, Error as Refused, Event, Order};
+use domain::values::OrderId;
+use event_store::aggregates::{Aggregates, Loaded};
+use event_store::append::{Append, Idempotency};
+use event_store::error::{AppendError, Error as StoreError};
+use event_store::event::NewEvent;
+use event_store::store::Store;
+use jiff::Timestamp;
+use platform::auth::{Authenticator, Principal};
+use platform::problem::Problem;
+use serde::Serialize;
+use tokio::sync::{Mutex, MutexGuard};
+use uuid::Uuid;
+
+/// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
+const ATTEMPTS: usize = 12;
+/// How long a command waits for its turn at an order.
+const TURN_WAIT: Duration = Duration::from_secs(10);
+/// Turns are kept by hash of the order's id; two orders on one turn cost each other a wait, nothing else.
+const TURNS: usize = 4_096;
+
+/// What the command API works with. Cheap to clone.
+#[derive(Clone)]
+pub struct WriteSide {
+    inner: Arc<Inner>,
+    authenticator: Authenticator,
+}
+
+struct Inner {
+    store: Store,
+    orders: Aggregates<Order>,
+    /// Commands to one order in this process go one after the other: they would only conflict.
+    turns: Vec<Mutex<()>>,
+    in_flight: crate::call::InFlight,
+}
+
+impl axum::extract::FromRef<WriteSide> for Authenticator {
+    fn from_ref(state: &WriteSide) -> Self {
+        state.authenticator.clone()
+    }
+}
+
+/// A command and who gives it.
+#[derive(Debug)]
+pub struct Given {
+    /// Who.
+    pub principal: Principal,
+    /// To which order.
+    pub order_id: OrderId,
+    /// What.
+    pub command: Command,
+    /// Only at this version (`If-Match`).
+    pub expected_version: Option<i64>,
+    /// What to remember the answer under.
+    pub idempotency: Option<Idempotency>,
+    /// When it happened; now, unless staff say otherwise.
+    pub occurred_at: Option<Timestamp>,
+    /// The request's id.
+    pub request_id: Option<String>,
+    /// The request's W3C trace context.
+    pub traceparent: Option<String>,
+}
+
+/// What a command led to.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Accepted {
+    /// The order.
+    pub order_id: String,
+    /// Its version now.
+    pub version: i64,
+    /// Position in the log that has the change: a query with `min_position` sees it.
+    pub position: i64,
+}
+
+/// Why a command was not taken.
+#[derive(Debug)]
+pub enum Rejected {
+    /// An answer for the client.
+    Problem(Problem),
+    /// The idempotency key has been used since it was looked up.
+    KeyUsed,
+}
+
+impl From<Problem> for Rejected {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl WriteSide {
+    /// Over a store, for the principals that the authenticator knows.
+    pub fn new(store: Store, authenticator: Authenticator) -> Self {
+        let inner = Inner {
+            orders: store.aggregates(),
+            store,
+            turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
+            in_flight: crate::call::InFlight::default(),
+        };
+        Self { inner: Arc::new(inner), authenticator }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn in_flight(&self) -> &crate::call::InFlight {
+        &self.inner.in_flight
+    }
+
+    /// Decides on a command and appends its events. When it returns `Ok`, they are durable.
+    ///
+    /// The hot aggregate in memory may be stale. So a refusal, and the answer that there is nothing to do, are
+    /// only given on a state fresh from the log, and an acceptance only stands when the append finds the version it was decided on.
+    pub async fn dispatch(&self, given: Given) -> Result<Accepted, Rejected> {
+        let id = given.order_id.as_str().to_owned();
+        let _turn = self.turn(&id).await?;
+        let mut fresh = false;
+        for attempt in 0..ATTEMPTS {
+            let loaded = self.state(&given, fresh).await?;
+            let events = match decide(&loaded, &given) {
+                Ok(events) if fresh || !events.is_empty() => events,
+                Ok(_) | Err(_) if !fresh => {
+                    fresh = true;
+                    continue;
+                }
+                Ok(events) => events,
+                Err(problem) => return Err(problem.into()),
+            };
+            if events.is_empty() && given.idempotency.is_none() {
+                let position = self.inner.store.head().await.map_err(unavailable)?;
+                return Ok(Accepted { order_id: id, version: loaded.version, position });
+            }
+            match self.inner.store.append(append(&given, loaded.version, &events)?).await {
+                Ok(appended) => {
+                    let mut state = loaded.state.clone();
+                    events.iter().for_each(|event| state.apply(event));
+                    self.inner.orders.keep(&id, state, appended.version, events.len() as i64).await;
+                    return Ok(Accepted { order_id: id, version: appended.version, position: appended.position });
+                }
+                Err(AppendError::Conflict { expected, actual }) => {
+                    tracing::debug!(id, expected, actual, attempt, "conflict: deciding again");
+                    fresh = true;
+                    // Others write to this order: spread the next tries of all of them.
+                    tokio::time::sleep(Duration::from_micros(200 * attempt as u64 * (1 + attempt as u64))).await;
+                }
+                Err(AppendError::KeyUsed) => return Err(Rejected::KeyUsed),
+                Err(AppendError::Store(error)) => {
+                    self.inner.orders.forget(&id);
+                    return Err(unavailable(error).into());
+                }
+            }
+        }
+        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "order-busy", "The order is busy")
+            .detail("Other commands changed the order each time this one was tried. Nothing was written: try again.")
+            .retry_after(1)
+            .into())
+    }
+
+    async fn turn(&self, id: &str) -> Result<MutexGuard<'_, ()>, Problem> {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        let turn = &self.inner.turns[hasher.finish() as usize % TURNS];
+        tokio::time::timeout(TURN_WAIT, turn.lock()).await.map_err(|_| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "order-busy", "The order is busy")
+                .detail("Too many commands wait for this order. Nothing was written: try again.")
+                .retry_after(1)
+        })
+    }
+
+    /// The state to decide on. A new order is assumed not to be there: the append checks it.
+    async fn state(&self, given: &Given, fresh: bool) -> Result<Arc<Loaded<Order>>, Problem> {
+        let id = given.order_id.as_str();
+        if !fresh {
+            if let Some(cached) = self.inner.orders.cached(id) {
+                return Ok(cached);
+            }
+            if matches!(given.command, Command::Create { .. }) {
+                return Ok(Arc::new(Loaded { state: Order::default(), version: 0 }));
+            }
+        }
+        self.inner.orders.load(id).await.map_err(unavailable)
+    }
+}
+
+fn decide(loaded: &Loaded<Order>, given: &Given) -> Result<Vec<Event>, Problem> {
+    let order = &loaded.state;
+    let creates = matches!(given.command, Command::Create { .. });
+    if !creates && !order.customer_id.as_ref().is_some_and(|owner| given.principal.may_see(owner.as_str())) {
+        // Not there and not yours are the same answer.
+        return Err(refused(&Refused::NotFound));
+    }
+    if let Some(expected) = given.expected_version
+        && expected != loaded.version
+    {
+        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "version-mismatch", "The order has another version")
+            .detail(format!("The order is at version {}, the request names {expected}. Read it again.", loaded.version))
+            .with("version", loaded.version));
+    }
+    order.decide(given.command.clone()).map_err(|error| refused(&error))
+}
+
+/// A business reason as a problem.
+pub(crate) fn refused(error: &Refused) -> Problem {
+    let (status, title) = match error {
+        Refused::NotFound => (StatusCode::NOT_FOUND, "There is no such order"),
+        Refused::AlreadyExists => (StatusCode::CONFLICT, "The order exists"),
+        Refused::Items(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Some items cannot be taken"),
+        _ => (StatusCode::UNPROCESSABLE_ENTITY, "The order does not allow it"),
+    };
+    let mut problem = Problem::new(status, error.slug(), title).detail(error.to_string());
+    match error {
+        Refused::Items(items) => {
+            for (at, error) in items {
+                let field = if matches!(error, Refused::Amount(_)) { "/unit_price" } else { "" };
+                problem = problem.error(format!("/items/{at}{field}"), error.to_string());
+            }
+        }
+        Refused::Amount(_) => problem = problem.error("/unit_price", error.to_string()),
+        _ => {}
+    }
+    problem
+}
+
+/// A store that is away, as the client is told: try again, and how to do it safely.
+pub(crate) fn unavailable(error: StoreError) -> Problem {
+    tracing::error!(%error, "store");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The store cannot be reached")
+        .detail(
+            "Try again. With the same Idempotency-Key the command has its effect once, whatever became of this try.",
+        )
+        .retry_after(1)
+}
+
+/// What an event carries besides its payload; cqrs-es reads metadata as a map of strings.
+#[derive(Serialize)]
+struct Metadata<'a> {
+    event_id: Uuid,
+    correlation_id: &'a str,
+    causation_id: Uuid,
+    actor: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    occurred_at: Timestamp,
+}
+
+fn append(given: &Given, version: i64, events: &[Event]) -> Result<Append, Problem> {
+    let command_id = Uuid::now_v7();
+    let own_correlation = command_id.to_string();
+    // Microseconds: what the databases and the clients can hold.
+    let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
+    let encode = |event: &Event| -> Result<NewEvent, serde_json::Error> {
+        Ok(NewEvent {
+            event_type: event.event_type(),
+            event_version: event.event_version(),
+            payload: serde_json::to_string(event)?,
+            metadata: serde_json::to_string(&Metadata {
+                event_id: Uuid::now_v7(),
+                correlation_id: given.request_id.as_deref().unwrap_or(&own_correlation),
+                causation_id: command_id,
+                actor: &given.principal.subject,
+                request_id: given.request_id.as_deref(),
+                traceparent: given.traceparent.as_deref(),
+                occurred_at: given.occurred_at.unwrap_or(now),
+            })?,
+        })
+    };
+    let events = events.iter().map(encode).collect::<Result<_, _>>().map_err(|error| {
+        tracing::error!(%error, "an event does not serialize");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error")
+    })?;
+    Ok(Append {
+        aggregate_type: Order::TYPE,
+        aggregate_id: given.order_id.as_str().to_owned(),
+        expected_version: version,
+        events,
+        idempotency: given.idempotency.clone(),
+    })
+}

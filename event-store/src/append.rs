@@ -10,8 +10,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{AppendError, Error};
-use crate::event::NewEvent;
+use crate::event::{NewEvent, RecordedEvent};
 use crate::log::Log;
+use crate::now_us;
+use crate::tail::Tail;
 
 /// One command's events, to be written together or not at all.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub(crate) struct Plan {
     pub(crate) outcomes: Vec<Result<Appended, AppendError>>,
     /// Head after the batch.
     pub(crate) head: i64,
+    /// When it was recorded, in microseconds since 1970.
+    pub(crate) recorded_at: i64,
 }
 
 /// Key of an aggregate within a batch.
@@ -102,7 +106,7 @@ pub(crate) fn plan(batch: &[&Append], mut found: Found) -> Plan {
             Ok(Appended { version: *version, position: head })
         })
         .collect();
-    Plan { outcomes, head }
+    Plan { outcomes, head, recorded_at: now_us() }
 }
 
 /// Hands appends to the one task that writes.
@@ -122,10 +126,11 @@ impl Appender {
         batch_events_max: usize,
         queue_max: usize,
         head: watch::Sender<i64>,
+        tail: Tail,
         tracker: &tokio_util::task::TaskTracker,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(queue_max);
-        tracker.spawn(run(log, batch_events_max, waiting, head));
+        tracker.spawn(run(Committer { log, head, tail }, batch_events_max, waiting));
         Self { queue }
     }
 
@@ -140,7 +145,14 @@ impl Appender {
     }
 }
 
-async fn run(log: Log, batch_events_max: usize, mut waiting: mpsc::Receiver<Pending>, head: watch::Sender<i64>) {
+/// What a committed batch goes through.
+struct Committer {
+    log: Log,
+    head: watch::Sender<i64>,
+    tail: Tail,
+}
+
+async fn run(committer: Committer, batch_events_max: usize, mut waiting: mpsc::Receiver<Pending>) {
     while let Some(first) = waiting.recv().await {
         let mut events = first.append.events.len();
         let mut batch = vec![first];
@@ -149,39 +161,71 @@ async fn run(log: Log, batch_events_max: usize, mut waiting: mpsc::Receiver<Pend
             events += next.append.events.len();
             batch.push(next);
         }
-        write(&log, batch, &head).await;
+        committer.write(batch).await;
     }
 }
 
-/// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit fails.
-async fn write(log: &Log, batch: Vec<Pending>, head: &watch::Sender<i64>) {
-    let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
-    match log.append(&appends).await {
-        Ok(plan) => {
-            drop(appends);
-            head.send_if_modified(|known| {
-                let newer = plan.head > *known;
-                *known = plan.head.max(*known);
-                newer
-            });
-            for (pending, outcome) in batch.into_iter().zip(plan.outcomes) {
-                // A requester that went away has no use for its answer.
-                let _ = pending.reply.send(outcome);
+impl Committer {
+    /// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit
+    /// fails.
+    async fn write(&self, batch: Vec<Pending>) {
+        let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
+        match self.log.append(&appends).await {
+            Ok(plan) => {
+                drop(appends);
+                self.committed(batch, plan);
             }
-        }
-        Err(error) if batch.len() > 1 && is_about_the_data(&error) => {
-            for pending in batch {
-                Box::pin(write(log, vec![pending], head)).await;
+            Err(error) if batch.len() > 1 && is_about_the_data(&error) => {
+                for pending in batch {
+                    Box::pin(self.write(vec![pending])).await;
+                }
             }
-        }
-        Err(error) => {
-            tracing::error!(%error, commands = batch.len(), "append failed");
-            let reason = error.to_string();
-            for pending in batch {
-                let _ = pending.reply.send(Err(Error::Database(sqlx::Error::Protocol(reason.clone())).into()));
+            Err(error) => {
+                tracing::error!(%error, commands = batch.len(), "append failed");
+                let reason = error.to_string();
+                for pending in batch {
+                    let _ = pending.reply.send(Err(Error::Database(sqlx::Error::Protocol(reason.clone())).into()));
+                }
             }
         }
     }
+
+    /// Hands the events to readers, then the answers to requesters.
+    fn committed(&self, batch: Vec<Pending>, plan: Plan) {
+        let mut answers = Vec::with_capacity(batch.len());
+        for (Pending { append, reply }, outcome) in batch.into_iter().zip(plan.outcomes) {
+            if let Ok(appended) = &outcome {
+                self.tail.push(recorded(append, *appended, plan.recorded_at));
+            }
+            answers.push((reply, outcome));
+        }
+        self.head.send_if_modified(|known| {
+            let newer = plan.head > *known;
+            *known = plan.head.max(*known);
+            newer
+        });
+        for (reply, outcome) in answers {
+            // A requester that went away has no use for its answer.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// A command's events as the log has them now.
+fn recorded(append: Append, appended: Appended, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
+    let Append { aggregate_type, aggregate_id, events, .. } = append;
+    let before = events.len() as i64;
+    events.into_iter().zip(1..).map(move |(event, nth)| RecordedEvent {
+        position: appended.position - before + nth,
+        aggregate_type: aggregate_type.to_owned(),
+        aggregate_id: aggregate_id.clone(),
+        sequence: appended.version - before + nth,
+        event_type: event.event_type,
+        event_version: event.event_version,
+        payload: event.payload,
+        metadata: event.metadata,
+        recorded_at,
+    })
 }
 
 /// Data exceptions (class 22) and integrity violations (class 23): another try would fail the same way.

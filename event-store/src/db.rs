@@ -130,8 +130,23 @@ impl Table {
     }
 }
 
-/// Rows in one SQLite statement; a statement of this length is prepared once and kept.
+/// Rows in one SQLite statement, at most.
 const SQLITE_ROWS: usize = 64;
+
+/// Rows cut into pieces whose lengths are powers of two, so that few different statements serve every number of rows,
+/// and each is prepared once and kept.
+pub(crate) fn sqlite_chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let length = match rows.len() {
+            0 => return None,
+            SQLITE_ROWS.. => SQLITE_ROWS,
+            length => 1 << length.ilog2(),
+        };
+        let (chunk, rest) = rows.split_at(length);
+        rows = rest;
+        Some(chunk)
+    })
+}
 
 /// A row type that reads from both databases; `#[derive(sqlx::FromRow)]` gives it.
 pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
@@ -205,10 +220,9 @@ impl Tx {
         }
         match self {
             Self::Sqlite(tx) => {
-                for chunk in rows.chunks(SQLITE_ROWS) {
+                for chunk in sqlite_chunks(&rows) {
                     let values = chunk.iter().flatten().cloned().collect();
                     sqlx::query_with(&table.sqlite_sql(chunk.len()), sqlite_arguments(values))
-                        .persistent(chunk.len() == SQLITE_ROWS || chunk.len() == 1)
                         .execute(&mut **tx)
                         .await?;
                 }
@@ -282,6 +296,14 @@ mod tests {
         name: "t",
         columns: &[text("k", Merge::Key), int("n", Merge::Add), int("first", Merge::Min), text("name", Merge::Set)],
     };
+
+    #[test]
+    fn rows_are_cut_into_few_lengths() {
+        let rows: Vec<usize> = (0..150).collect();
+        let chunks: Vec<_> = sqlite_chunks(&rows).collect();
+        assert_eq!(chunks.iter().map(|chunk| chunk.len()).collect::<Vec<_>>(), [64, 64, 16, 4, 2]);
+        assert_eq!(chunks.concat(), rows);
+    }
 
     #[test]
     fn a_row_merges_column_by_column() {

@@ -19,11 +19,14 @@ use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::log::Log;
 use crate::settings::Settings;
+use crate::tail::Tail;
 
 /// Messages that may be on their way to the server without an answer.
 const RELAY_WINDOW: i64 = 512;
 /// How often an idle relay looks for events of writers that cannot wake it.
 const RELAY_POLL: Duration = Duration::from_millis(200);
+/// Pause after a window that was not full.
+const RELAY_GATHER: Duration = Duration::from_millis(5);
 /// How long a failed relay or reader waits before it tries again.
 pub(crate) const RETRY: Duration = Duration::from_millis(300);
 /// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
@@ -161,10 +164,10 @@ impl Bus {
 
     /// Publishes the log to the stream, for ever. Everything it knows it reads from the stream's own tail, so a crash
     /// between commit and publish loses nothing.
-    pub(crate) async fn relay(&self, log: &Log, head: watch::Receiver<i64>, stop: &CancellationToken) {
+    pub(crate) async fn relay(&self, log: &Log, end: &Tail, head: watch::Receiver<i64>, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             let outcome = tokio::select! {
-                outcome = self.relay_from_tail(log, head.clone()) => outcome,
+                outcome = self.relay_from_tail(log, end, head.clone()) => outcome,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = outcome {
@@ -175,7 +178,7 @@ impl Bus {
     }
 
     /// Finds where the stream ends, makes sure that it ends in our event, and goes on from there until something fails.
-    async fn relay_from_tail(&self, log: &Log, mut head: watch::Receiver<i64>) -> Result<(), Error> {
+    async fn relay_from_tail(&self, log: &Log, end: &Tail, mut head: watch::Receiver<i64>) -> Result<(), Error> {
         let (log_head, _) = log.head().await?;
         let stream = self.stream(log_head).await?;
         let mut tail = stream.cached_info().state.last_sequence as i64;
@@ -187,13 +190,20 @@ impl Bus {
         }
         self.check_tail(&stream, log, tail).await?;
         loop {
-            let events = log.read(tail, RELAY_WINDOW).await?;
+            let events = match end.after(tail, RELAY_WINDOW as usize) {
+                Some(events) => events,
+                None => log.read(tail, RELAY_WINDOW).await?,
+            };
             if events.is_empty() {
                 // A timeout is the poll for writers that cannot wake us; a closed sender only means shutdown.
                 let _ = tokio::time::timeout(RELAY_POLL, head.changed()).await;
                 continue;
             }
             tail = self.publish(&events, tail).await?;
+            if events.len() < RELAY_WINDOW as usize {
+                // Each look into the log costs a query: a busy log is taken in larger pieces.
+                tokio::time::sleep(RELAY_GATHER).await;
+            }
         }
     }
 
@@ -318,7 +328,7 @@ mod tests {
 
         fn relay(&self, bus: Bus) {
             let (log, head, stop) = (self.log.clone(), self.head.subscribe(), self.stop.clone());
-            tokio::spawn(async move { bus.relay(&log, head, &stop).await });
+            tokio::spawn(async move { bus.relay(&log, &Tail::default(), head, &stop).await });
         }
 
         /// Waits until the stream ends at a position, then checks that what it holds is the log, each event once.
@@ -430,7 +440,7 @@ mod tests {
         bus.stream(0).await.unwrap();
         rig.nats.jetstream().await.publish("docket.events.x.y", "not ours".into()).await.unwrap().await.unwrap();
         let head = rig.head.subscribe();
-        let refused = bus.relay_from_tail(&rig.log, head).await.unwrap_err().to_string();
+        let refused = bus.relay_from_tail(&rig.log, &Tail::default(), head).await.unwrap_err().to_string();
         assert!(refused.contains("delete the stream"), "{refused}");
     }
 }

@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
-use sqlx::{PgPool, Postgres};
+use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::error::Error;
 use crate::log::Log;
@@ -14,9 +13,9 @@ use crate::log::Log;
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Held while this process leads.
+/// Held while this process leads. The lock belongs to its connection, which is none of the pool's.
 pub struct Leadership {
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<PgConnection>,
 }
 
 impl Leadership {
@@ -24,9 +23,8 @@ impl Leadership {
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
         let Log::Postgres(log) = log else { return Self { connection: None } };
         loop {
-            match try_lock(&log.pool, role).await {
-                Ok(Some(connection)) => return Self { connection: Some(connection) },
-                Ok(None) => {}
+            match lock(&log.pool, role).await {
+                Ok(connection) => return Self { connection: Some(connection) },
                 Err(error) => tracing::warn!(%error, role, "cannot ask for leadership"),
             }
             tokio::time::sleep(ASK_AGAIN).await;
@@ -36,26 +34,22 @@ impl Leadership {
     /// Whether the lock is still held: its connection answers.
     pub async fn check(&mut self) -> Result<(), Error> {
         if let Some(connection) = &mut self.connection {
-            sqlx::query("select 1").execute(&mut **connection).await?;
+            connection.ping().await?;
         }
         Ok(())
     }
 }
 
-impl Drop for Leadership {
-    fn drop(&mut self) {
-        // Closed, not given back to the pool: the lock belongs to the session.
-        if let Some(connection) = self.connection.take() {
-            drop(connection.detach());
+async fn lock(pool: &PgPool, role: &str) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
+    loop {
+        let (won,): (bool,) = sqlx::query_as("select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))")
+            .bind(role)
+            .fetch_one(&mut connection)
+            .await?;
+        if won {
+            return Ok(connection);
         }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
-}
-
-async fn try_lock(pool: &PgPool, role: &str) -> Result<Option<PoolConnection<Postgres>>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    let (won,): (bool,) = sqlx::query_as("select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))")
-        .bind(role)
-        .fetch_one(&mut *connection)
-        .await?;
-    Ok(won.then_some(connection))
 }

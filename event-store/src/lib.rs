@@ -16,6 +16,7 @@ pub mod settings;
 mod sqlite;
 pub mod store;
 pub mod subscription;
+mod tail;
 
 /// Microseconds since 1970, as the log stamps its events.
 pub fn now_us() -> i64 {

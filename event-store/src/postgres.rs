@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
@@ -12,7 +13,6 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::log::{EventRow, Remembered, recorded};
-use crate::now_us;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read");
@@ -49,7 +49,10 @@ impl Log {
     pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
         let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
         let migrator = Migrator { migrations: std::borrow::Cow::Owned(all), ..Migrator::DEFAULT };
-        Ok(migrator.run(&self.pool).await?)
+        // On a connection of its own: to number the events of a large existing database may take long.
+        let options = self.pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
+        let mut connection = sqlx::PgConnection::connect_with(&options).await?;
+        Ok(migrator.run(&mut connection).await?)
     }
 
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
@@ -188,7 +191,7 @@ impl Log {
 
 /// One statement writes the winners' events and keys and moves the head.
 async fn insert(tx: &mut sqlx::PgConnection, batch: &[&Append], plan: &Plan, head: i64) -> Result<(), sqlx::Error> {
-    let now = now_us();
+    let now = plan.recorded_at;
     let winners: Vec<_> =
         batch.iter().zip(&plan.outcomes).filter_map(|(a, o)| o.as_ref().ok().map(|o| (a, o))).collect();
     let events = || {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// Settings of the store, the relay and the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +28,25 @@ pub struct Settings {
     pub snapshot_every_events: i64,
     /// How long an idempotency key is kept, in hours; at least 24.
     pub idempotency_hours: i64,
+}
+
+impl Settings {
+    /// Whether the numbers can work.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let at_least_one = [
+            ("append_batch_events_max", self.append_batch_events_max as i64),
+            ("append_queue_max", self.append_queue_max as i64),
+            ("connections_max", self.connections_max.into()),
+            ("snapshot_every_events", self.snapshot_every_events),
+        ];
+        if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value < 1) {
+            return Err(Error::Settings(format!("{name} must be at least 1")));
+        }
+        if !(24..=24 * 3_660).contains(&self.idempotency_hours) {
+            return Err(Error::Settings("idempotency_hours must be 24 to 87840 (ten years)".into()));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Settings {

@@ -4,24 +4,21 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::append::{Append, Found, Plan, plan};
-use crate::db::Db;
+use crate::db::{Db, sqlite_chunks};
 use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::log::{EventRow, Remembered, recorded};
-use crate::now_us;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/read");
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";
-
-/// Events in one insert statement; a statement of this length is prepared once and kept.
-const INSERT_ROWS: usize = 64;
 
 #[derive(Clone)]
 pub(crate) struct Log {
@@ -222,13 +219,18 @@ async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Res
             .acquire_timeout(Duration::from_secs(10))
             .test_before_acquire(false)
     };
-    let write = pool(1).connect_with(options.clone()).await?;
+    // After a full disk SQLite has rolled back by itself, and sqlx believes that it has not: such a connection is of no
+    // more use.
+    let write = pool(1)
+        .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+        .connect_with(options.clone())
+        .await?;
     let read = pool(readers).connect_with(options.pragma("query_only", "on")).await?;
     Ok((write, read))
 }
 
 async fn insert(tx: &mut sqlx::SqliteConnection, batch: &[&Append], plan: &Plan, head: i64) -> Result<(), sqlx::Error> {
-    let now = now_us();
+    let now = plan.recorded_at;
     let mut rows = Vec::with_capacity((plan.head - head) as usize);
     for (append, outcome) in batch.iter().zip(&plan.outcomes) {
         let Ok(appended) = outcome else { continue };
@@ -252,13 +254,13 @@ async fn insert(tx: &mut sqlx::SqliteConnection, batch: &[&Append], plan: &Plan,
         }
     }
     let mut position = head;
-    for chunk in rows.chunks(INSERT_ROWS) {
+    for chunk in sqlite_chunks(&rows) {
         let sql = format!(
             "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
                                  position, recorded_at) values {}",
             vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?)"; chunk.len()].join(", ")
         );
-        let mut query = sqlx::query(&sql).persistent(chunk.len() == INSERT_ROWS || chunk.len() == 1);
+        let mut query = sqlx::query(&sql);
         for (append, sequence, event) in chunk {
             position += 1;
             query = query

@@ -1,6 +1,7 @@
 //! The store's front door.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cqrs_es::Aggregate;
@@ -20,6 +21,7 @@ use crate::log::{Log, Remembered};
 use crate::now_us;
 use crate::settings::Settings;
 use crate::subscription::Subscription;
+use crate::tail::Tail;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
 /// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
@@ -27,10 +29,12 @@ use crate::subscription::Subscription;
 /// # Errors
 /// Settings that cannot work, a database that is away, a NATS server that is too old.
 pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTracker) -> Result<Store, Error> {
+    settings.check()?;
     let (log, db) = Log::open(&settings).await?;
     log.migrate(&db).await?;
     let (position, incarnation) = log.head().await?;
     let (head, _) = watch::channel(position);
+    let tail = Tail::default();
     let bus = match settings.nats_url.as_str() {
         "" => None,
         _ => Some(Bus::connect(&settings, incarnation.clone()).await?),
@@ -40,9 +44,10 @@ pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTrac
         settings.append_batch_events_max,
         settings.append_queue_max,
         head.clone(),
+        tail.clone(),
         &tracker,
     );
-    let inner = Inner { log, db, bus, appender, head, incarnation, settings };
+    let inner = Inner { log, db, bus, appender, head, tail, writes: AtomicBool::new(false), incarnation, settings };
     Ok(Store { inner: Arc::new(inner), stop, tracker })
 }
 
@@ -60,6 +65,9 @@ struct Inner {
     bus: Option<Bus>,
     appender: Appender,
     head: watch::Sender<i64>,
+    tail: Tail,
+    /// Whether this process has the write role.
+    writes: AtomicBool,
     incarnation: String,
     settings: Settings,
 }
@@ -117,9 +125,11 @@ impl Store {
         Ok(self.inner.log.read_streams(aggregate_type, aggregate_ids, before).await?)
     }
 
-    /// Every event after a position, for ever.
+    /// Every event after a position, for ever. A process that writes has the end of the log in memory and is told of what
+    /// others write, so it follows the log; every other process follows the stream.
     pub fn subscribe(&self, after: i64) -> Subscription {
-        Subscription::new(self.inner.log.clone(), self.inner.bus.clone(), self.inner.head.subscribe(), after)
+        let bus = self.inner.bus.clone().filter(|_| !self.inner.writes.load(Ordering::Relaxed));
+        Subscription::new(self.inner.log.clone(), self.inner.tail.clone(), bus, self.inner.head.subscribe(), after)
     }
 
     /// What was answered under an idempotency key.
@@ -163,6 +173,7 @@ impl Store {
     /// Starts what the write role needs besides the appender: the relay to JetStream, the hint that wakes the relay of
     /// another process, and the sweep of old idempotency keys.
     pub fn start_write_tasks(&self) {
+        self.inner.writes.store(true, Ordering::Relaxed);
         let store = self.clone();
         self.tracker.spawn(async move { store.sweep_idempotency().await });
         if self.inner.bus.is_some() {
@@ -196,7 +207,7 @@ impl Store {
                     }
                 };
                 tokio::select! {
-                    () = bus.relay(&self.inner.log, self.inner.head.subscribe(), &self.stop) => return,
+                    () = bus.relay(&self.inner.log, &self.inner.tail, self.inner.head.subscribe(), &self.stop) => return,
                     () = lost => tracing::warn!("relay: leadership lost"),
                 }
             }

@@ -1,6 +1,6 @@
 //! The stream as readers see it: every event after a position, in order, once, whatever happens to the transport.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull;
 use futures::StreamExt;
@@ -10,11 +10,19 @@ use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::log::Log;
+use crate::tail::Tail;
 
 /// Events in one batch, at most.
 const BATCH_MAX: i64 = 2_000;
 /// How long a reader trusts a silent transport before it looks into the log itself.
 const SILENCE: Duration = Duration::from_millis(500);
+
+/// A busy stream is taken in fewer, larger pieces, because each costs its reader a transaction: the shortest time from
+/// one batch to the next, after a small one and after a large one. The first event after a pause does not wait.
+const GATHER: Duration = Duration::from_millis(5);
+const GATHER_MANY: Duration = Duration::from_millis(40);
+/// Events that make a batch a large one.
+const MANY: usize = 100;
 
 /// Where the events come from at the moment.
 enum Source {
@@ -28,15 +36,18 @@ enum Source {
 /// repeat is dropped. When the transport is dead or silent, the log is read instead.
 pub struct Subscription {
     log: Log,
+    tail: Tail,
     bus: Option<Bus>,
     head: watch::Receiver<i64>,
     source: Source,
     last: i64,
+    /// When the next batch may be taken.
+    next_at: Instant,
 }
 
 impl Subscription {
-    pub(crate) fn new(log: Log, bus: Option<Bus>, head: watch::Receiver<i64>, after: i64) -> Self {
-        Self { log, bus, head, source: Source::Log, last: after }
+    pub(crate) fn new(log: Log, tail: Tail, bus: Option<Bus>, head: watch::Receiver<i64>, after: i64) -> Self {
+        Self { log, tail, bus, head, source: Source::Log, last: after, next_at: Instant::now() }
     }
 
     /// The next events, at least one. Cancel-safe: what was not returned comes again.
@@ -44,6 +55,7 @@ impl Subscription {
     /// # Errors
     /// The database is away; the same call may succeed later.
     pub async fn next(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+        tokio::time::sleep_until(self.next_at.into()).await;
         loop {
             let batch = match &mut self.source {
                 Source::Log => self.from_log().await?,
@@ -54,15 +66,26 @@ impl Subscription {
             };
             if let Some(event) = batch.last() {
                 self.last = event.position;
+                // The stream hands over what it has fetched ahead, so a long pause there would only slow it down.
+                let gathers = batch.len() >= MANY && matches!(self.source, Source::Log);
+                self.next_at = Instant::now() + if gathers { GATHER_MANY } else { GATHER };
                 return Ok(batch);
             }
+        }
+    }
+
+    /// What follows in the log: from memory where this process appended it just now, else from the database.
+    async fn read_on(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+        match self.tail.after(self.last, BATCH_MAX as usize) {
+            Some(events) => Ok(events),
+            None => Ok(self.log.read(self.last, BATCH_MAX).await?),
         }
     }
 
     /// Reads on in the log; at its end, embedded: waits to be woken, scaled: goes over to the stream.
     async fn from_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         self.head.borrow_and_update();
-        let batch = self.log.read(self.last, BATCH_MAX).await?;
+        let batch = self.read_on().await?;
         if batch.len() as i64 == BATCH_MAX {
             return Ok(batch);
         }
@@ -90,7 +113,11 @@ impl Subscription {
     ) -> Result<Vec<RecordedEvent>, Error> {
         let Some(chunk) = chunk else {
             // Silent: either nothing happened, or the relay is dead. The log knows.
-            return Ok(self.log.read(self.last, BATCH_MAX).await?);
+            let batch = self.log.read(self.last, BATCH_MAX).await?;
+            if !batch.is_empty() {
+                self.source = Source::Log;
+            }
+            return Ok(batch);
         };
         let mut batch = Vec::new();
         let mut last = self.last;
@@ -108,6 +135,11 @@ impl Subscription {
             };
             while event.position > last + 1 {
                 let missing = self.log.read(last, (event.position - 1 - last).min(BATCH_MAX)).await?;
+                if batch.len() as i64 >= BATCH_MAX {
+                    // Far behind the stream's first message: the log is read on from here.
+                    self.source = Source::Log;
+                    return Ok(batch);
+                }
                 let Some(end) = missing.last() else {
                     return Err(Error::Stored(format!("the stream is at {}, the log ends at {last}", event.position)));
                 };

@@ -54,7 +54,7 @@ pub struct Status {
     pub lag_seconds: f64,
     /// Events a second, over the last seconds, as this process saw it.
     pub events_per_second: f64,
-    /// `live`, or `failed` while an event cannot be applied; it is tried again.
+    /// `live`; `starting` before the first projector has run; `failed` while an event cannot be applied, which is tried again.
     pub state: String,
     /// Why it failed last.
     pub last_error: Option<String>,
@@ -74,7 +74,7 @@ impl Progress {
     pub async fn follow(self, store: Store, stop: CancellationToken) {
         let mut hints = store.hints(HINT).await;
         while !stop.is_cancelled() {
-            if let Err(error) = self.look(store.db()).await {
+            if let Err(error) = self.refresh(store.db()).await {
                 tracing::warn!(%error, "checkpoints cannot be read");
             }
             tokio::select! {
@@ -85,7 +85,8 @@ impl Progress {
         }
     }
 
-    async fn look(&self, db: &Db) -> Result<(), Error> {
+    /// Reads the checkpoints.
+    pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let checkpoints = checkpoints(db).await?;
         let positions: BTreeMap<_, _> = checkpoints.into_iter().map(|c| (c.projection, c.position)).collect();
         {
@@ -142,17 +143,20 @@ impl Progress {
         let checkpoints = checkpoints(store.db()).await?;
         let head = store.head().await?;
         let mut status = Vec::new();
-        for checkpoint in checkpoints {
-            let waits = store.read(checkpoint.position, 1).await?;
+        for projection in all() {
+            // Before the first projector has started there are no checkpoints.
+            let found = checkpoints.iter().find(|checkpoint| checkpoint.projection == projection.name);
+            let position = found.map_or(0, |checkpoint| checkpoint.position);
+            let waits = store.read(position, 1).await?;
             status.push(Status {
-                lag_events: (head - checkpoint.position).max(0),
+                name: projection.name.to_owned(),
+                generation: found.map_or(1, |checkpoint| checkpoint.generation),
+                position,
+                lag_events: (head - position).max(0),
                 lag_seconds: waits.first().map_or(0.0, |event| (now_us() - event.recorded_at).max(0) as f64 / 1e6),
-                events_per_second: self.rate(&checkpoint.projection, checkpoint.position),
-                name: checkpoint.projection,
-                generation: checkpoint.generation,
-                position: checkpoint.position,
-                state: checkpoint.state,
-                last_error: checkpoint.last_error,
+                events_per_second: self.rate(projection.name, position),
+                state: found.map_or_else(|| "starting".to_owned(), |checkpoint| checkpoint.state.clone()),
+                last_error: found.and_then(|checkpoint| checkpoint.last_error.clone()),
             });
         }
         Ok((status, head))

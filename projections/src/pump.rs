@@ -47,6 +47,16 @@ pub enum PumpError {
     /// Another process projects now.
     #[error("another process has taken over")]
     Fenced,
+    /// The read models know events that the log does not have: the log is another one, or an older copy.
+    #[error(
+        "the read models are at position {position}, the log ends at {head}: it was restored or replaced. Stop the server and run `docket replay --all`"
+    )]
+    Ahead {
+        /// The furthest checkpoint.
+        position: i64,
+        /// Position of the last event.
+        head: i64,
+    },
     /// Another process holds the lead.
     #[error("a running server projects: stop it (or its `project` role) first")]
     Busy,
@@ -85,6 +95,10 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress, stop: &Ca
         if let Err(error) = outcome {
             tracing::error!(%error, "projections: starting over from the checkpoints");
             pump.report(&error).await;
+            if let PumpError::Ahead { .. } = error {
+                // Waiting would only let new events take the positions that the read models know as others.
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
         }
     }
@@ -130,7 +144,11 @@ impl Pump {
 
     async fn follow(&mut self) -> Result<(), PumpError> {
         let mut lanes = self.acquire().await?;
-        let Some(slowest) = lanes.first() else { return Ok(()) };
+        let (Some(slowest), Some(furthest)) = (lanes.first(), lanes.last()) else { return Ok(()) };
+        let head = self.store.head().await?;
+        if furthest.position > head {
+            return Err(PumpError::Ahead { position: furthest.position, head });
+        }
         let mut stream = self.store.subscribe(slowest.position);
         loop {
             let mut events = &stream.next().await?[..];
@@ -254,8 +272,10 @@ impl Pump {
         let mut missing = HashMap::new();
         for id in ids.iter().copied() {
             let version = streams[id][0].sequence - 1;
+            if version == 0 {
+                continue;
+            }
             match self.orders.get(id) {
-                _ if version == 0 => {}
                 Some(state) if state.version == version => {
                     before.insert(id, state);
                 }
@@ -313,7 +333,9 @@ impl Pump {
 
     /// Writes down why it failed, for operators; a pump that was fenced has no say.
     async fn report(&self, error: &PumpError) {
-        let PumpError::Fold(error) = error else { return };
+        if !matches!(error, PumpError::Fold(_) | PumpError::Ahead { .. }) {
+            return;
+        }
         let sql = "update checkpoints set state = 'failed', last_error = $1 where epoch = $2";
         let written = async {
             let mut tx = self.store.db().begin().await?;

@@ -41,11 +41,15 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     let store = open(settings.store, store_stop.clone(), shutdown.tracker.clone()).await?;
 
     let progress = Progress::default();
+    progress.refresh(store.db()).await?;
     let mut app = Router::new();
     if roles.write {
         store.start_write_tasks();
         app = app.merge(
-            api::write_side().with_state(WriteSide::new(store.clone(), authenticator.clone())).split_for_parts().0,
+            api::write_side()
+                .with_state(WriteSide::new(store.clone(), authenticator.clone(), shutdown.token.clone()))
+                .split_for_parts()
+                .0,
         );
     }
     if roles.project {
@@ -79,7 +83,8 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     http::serve(listener, app, shutdown.clone()).await;
     // Every request is answered or cut off: now the tasks behind them may end, and finish what they took.
     store_stop.cancel();
-    drop(store);
+    // The appender ends with the last handle on the store, and the checks hold one.
+    drop((store, health));
     if !shutdown.wait(Duration::from_secs(settings.server.shutdown_seconds)).await {
         tracing::warn!("some tasks did not end in time");
     }

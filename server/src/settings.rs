@@ -104,6 +104,8 @@ impl Settings {
             builder = builder.set_override(*name, value.clone())?;
         }
         let mut named: Named = builder.build().context("settings")?.try_deserialize().context("settings")?;
+        // DOCKET_TOKEN is what `docket import` authenticates with, and no setting.
+        named.remove("token");
         let settings = Self {
             server: part(&mut named, &names_of(&Server::default()))?,
             store: part(&mut named, &names_of(&event_store::settings::Settings::default()))?,

@@ -32,10 +32,17 @@ async fn real_orders_give_the_expected_reports(system: TestSystem) {
     let (url, admin) = (system.writer().base().to_owned(), token("import", "admin"));
     let import = ["import", file.to_str().expect("UTF-8"), "--url", &url, "--token", &admin];
 
-    system.cli(&import).await;
+    assert_eq!(
+        system.try_cli(&import).await.status.code(),
+        Some(3),
+        "some lines are refused, and the exit code says so"
+    );
     let head = system.settled().await;
     assert_equal(&system, &expected).await;
-    system.cli(&import).await;
+    let again = system.try_cli(&import).await;
+    assert_eq!(again.status.code(), Some(3));
+    let refused = String::from_utf8_lossy(&again.stdout).lines().count() as u64;
+    assert_eq!(refused, expected["rejected_lines"], "each refused line is reported, each time");
     assert_eq!(system.settled().await, head, "the second import of a file adds nothing");
     assert_equal(&system, &expected).await;
     assert_eq!(read_log(system.reader()).await.len() as u64, head);

@@ -7,8 +7,13 @@ use tests::fold::Event;
 use tests::load::{Load, Shape};
 use tests::nats::Nats;
 use tests::process::POLL;
-use tests::system::TestSystem;
+use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+
+/// A process a role: only then do the projections and the live updates depend on JetStream.
+async fn by_role() -> TestSystem {
+    TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
+}
 
 /// The JetStream stream that the relay writes.
 const STREAM: &str = "docket";
@@ -52,7 +57,7 @@ async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_is_deleted_under_load() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = by_role().await;
     let load = Load::start(system.writer(), Shape { name: "deleted", clients: 16, orders: 8, commands_each: 120 });
     for acknowledged in [300, 700] {
         load.acknowledged(acknowledged).await;
@@ -64,7 +69,7 @@ async fn the_stream_is_deleted_under_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_dies_and_comes_back_empty() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = by_role().await;
     let load = Load::start(system.writer(), Shape { name: "wiped", clients: 16, orders: 8, commands_each: 120 });
     load.acknowledged(300).await;
     nats(&mut system).kill9();
@@ -77,7 +82,7 @@ async fn nats_dies_and_comes_back_empty() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_dies_and_comes_back_with_its_data() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = by_role().await;
     let load = Load::start(system.writer(), Shape { name: "killed", clients: 16, orders: 8, commands_each: 120 });
     load.acknowledged(300).await;
     nats(&mut system).kill9();
@@ -91,7 +96,7 @@ async fn nats_dies_and_comes_back_with_its_data() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_and_reads_answer_without_nats() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = by_role().await;
     let body = |id: &str| json!({"order_id": id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]});
     system.post("/v1/orders").json(body("before")).send().await.expect(201);
     system.settled().await;
@@ -106,7 +111,7 @@ async fn commands_and_reads_answer_without_nats() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_dies_under_load() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = by_role().await;
     let load = Load::start(system.writer(), Shape { name: "primary", clients: 16, orders: 8, commands_each: 60 });
     load.acknowledged(300).await;
     let postgres = system.postgres.as_mut().expect("a scaled system");

@@ -4,6 +4,7 @@
 //! append transactions. Every queue is bounded: a client that does not read its results is not read from.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
@@ -30,6 +31,8 @@ use crate::orders::{AddItem, CancelOrder, ChangeItem, CreateOrder, NoBody, order
 
 /// A line, in bytes, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// How long a client may take to send the next line.
+const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// Commands under way at once in one request.
 const WORKERS: usize = 128;
 /// Results that wait for the client to read them.
@@ -109,7 +112,13 @@ async fn read(
     let workers: Vec<_> = (0..WORKERS).map(|_| worker(state.clone())).collect();
     let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
     let mut number = 0;
-    while let Some(line) = lines.next().await {
+    loop {
+        // What was read is answered; what was not is for the client to send again.
+        let line = tokio::select! {
+            line = tokio::time::timeout(LINE_WITHIN, lines.next()) => line,
+            () = state.stop.cancelled() => return,
+        };
+        let Ok(Some(line)) = line else { return };
         number += 1;
         let (reply, result) = oneshot::channel();
         let envelope = match line {
@@ -165,6 +174,10 @@ fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &(Option<St
     let given = (|| {
         let mut fields: Map<String, Value> = body::parse(bytes, "")?;
         id = fields.remove("id");
+        if principal.expires_at < Timestamp::now().as_second() {
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
+                .detail("The token expired while commands were read: send the rest with a fresh one."));
+        }
         let occurred_at = occurred_at(&mut fields, principal)?;
         let expected_version = match fields.remove("expected_version") {
             None | Some(Value::Null) => None,

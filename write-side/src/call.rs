@@ -126,15 +126,16 @@ impl<T> Call<T> {
         };
         match (state.dispatch(given).await, self.key) {
             (Ok(accepted), _) => Ok(success(status, &accepted)),
-            (Err(Rejected::Problem(problem)), _) => Err(problem),
-            // Another process took the key between the look-up and the append.
-            (Err(Rejected::KeyUsed), Some((key, hash))) => {
-                match state.store().remembered(&scope, &key).await.map_err(unavailable)? {
-                    Some(found) => replay(found, &hash),
-                    None => Err(in_flight_problem()),
+            (Err(Rejected::Problem(problem)), None) => Err(problem),
+            (Err(Rejected::KeyUsed), None) => Err(in_flight_problem()),
+            // Another process may have taken the key since it was looked up, and so be the reason for the refusal.
+            (Err(rejected), Some((key, hash))) => {
+                match (state.store().remembered(&scope, &key).await.map_err(unavailable)?, rejected) {
+                    (Some(found), _) => replay(found, &hash),
+                    (None, Rejected::Problem(problem)) => Err(problem),
+                    (None, Rejected::KeyUsed) => Err(in_flight_problem()),
                 }
             }
-            (Err(Rejected::KeyUsed), None) => Err(in_flight_problem()),
         }
     }
 }

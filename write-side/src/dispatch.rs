@@ -18,6 +18,7 @@ use platform::auth::{Authenticator, Principal};
 use platform::problem::Problem;
 use serde::Serialize;
 use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
@@ -32,6 +33,8 @@ const TURNS: usize = 4_096;
 pub struct WriteSide {
     inner: Arc<Inner>,
     authenticator: Authenticator,
+    /// When it is cancelled, streams of commands are read no further.
+    pub(crate) stop: CancellationToken,
 }
 
 struct Inner {
@@ -97,14 +100,14 @@ impl From<Problem> for Rejected {
 
 impl WriteSide {
     /// Over a store, for the principals that the authenticator knows.
-    pub fn new(store: Store, authenticator: Authenticator) -> Self {
+    pub fn new(store: Store, authenticator: Authenticator, stop: CancellationToken) -> Self {
         let inner = Inner {
             orders: store.aggregates(),
             store,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             in_flight: crate::call::InFlight::default(),
         };
-        Self { inner: Arc::new(inner), authenticator }
+        Self { inner: Arc::new(inner), authenticator, stop }
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -197,7 +200,9 @@ fn decide(loaded: &Loaded<Order>, given: &Given) -> Result<Vec<Event>, Problem> 
         // Not there and not yours are the same answer.
         return Err(refused(&Refused::NotFound));
     }
+    // A create names no version: what an order's version is, is only for those who may see it.
     if let Some(expected) = given.expected_version
+        && !creates
         && expected != loaded.version
     {
         return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "version-mismatch", "The order has another version")

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use domain::order::{Command, NewItem};
+use domain::order::{Command, LINES_MAX, NewItem};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
 use platform::body;
@@ -116,6 +116,9 @@ impl CreateOrder {
             return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
                 .detail("A customer creates orders for themself only: customer_id must be the token's sub.")
                 .error("/customer_id", "is not the token's sub"));
+        }
+        if self.items.len() > LINES_MAX {
+            return Err(refused(&domain::order::Error::TooManyLines));
         }
         let mut items: Vec<NewItem> = Vec::with_capacity(self.items.len());
         let mut bad: Option<Problem> = None;

@@ -31,7 +31,6 @@ create table order_summaries (
     position    bigint not null
 );
 create index order_summaries_placed_at on order_summaries (placed_at, order_id);
-create index order_summaries_updated_at on order_summaries (updated_at, order_id);
 create index order_summaries_total on order_summaries (total_milli, order_id);
 create index order_summaries_customer on order_summaries (customer_id, placed_at, order_id);
 

@@ -114,7 +114,7 @@ async fn customer(state: &ReadSide, principal: &Principal, id: &str) -> Result<S
     Ok(Snapshot { data: json!({"type": "snapshot", "view": customer, "position": position}), position, version: None })
 }
 
-/// The latest orders; what changed while they were read comes as a change, too.
+/// The orders placed last; what changed while they were read comes as a change, too.
 async fn orders(state: &ReadSide, principal: &Principal) -> Result<Snapshot, Refused> {
     if !principal.is_staff() {
         return Err(Refused::Denied);
@@ -129,7 +129,7 @@ async fn orders(state: &ReadSide, principal: &Principal) -> Result<Snapshot, Ref
         min_total: None,
         max_total: None,
         q: None,
-        sort: order_summaries::Sort::UpdatedAt,
+        sort: order_summaries::Sort::PlacedAt,
         descending: true,
         limit: 50,
         after: None,

@@ -16,6 +16,8 @@ use crate::state::ReadSide;
 
 /// Orders kept in memory between changes; others are folded again from the log.
 const ORDERS_IN_MEMORY_MAX: u64 = 10_000;
+/// How often it is asked whether anybody listens.
+const LOOK_AROUND: Duration = Duration::from_millis(20);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -30,23 +32,39 @@ pub async fn run(state: ReadSide) {
 
 async fn follow(state: &ReadSide) {
     let mut feed = Feed { state, orders: moka::sync::Cache::new(ORDERS_IN_MEMORY_MAX) };
-    let start = loop {
-        match state.store.head().await {
-            Ok(head) => break head,
-            Err(error) => tracing::warn!(%error, "live updates wait for the store"),
-        }
-        tokio::time::sleep(RETRY).await;
-    };
-    let mut stream = state.store.subscribe(start);
+    // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
+    // listens, the feed need not read: it begins there.
+    let mut position = state.progress.slowest();
     loop {
-        match stream.next().await {
-            Ok(events) => feed.publish(events).await,
-            Err(error) => {
-                tracing::warn!(%error, "live updates wait for the store");
-                tokio::time::sleep(RETRY).await;
+        let now = state.progress.slowest();
+        if state.hub.is_empty() {
+            position = now;
+            tokio::time::sleep(LOOK_AROUND).await;
+            continue;
+        }
+        let mut stream = state.store.subscribe(position);
+        // One call is waited for across the looks around, so that its own deadlines count.
+        while let Some(events) = while_listened(state, stream.next()).await {
+            match events {
+                Ok(events) => position = feed.publish(events).await.unwrap_or(position),
+                Err(error) => {
+                    tracing::warn!(%error, "live updates wait for the store");
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         }
     }
+}
+
+/// Waits for a future as long as somebody listens.
+async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    while !state.hub.is_empty() {
+        if let Ok(done) = tokio::time::timeout(LOOK_AROUND, future.as_mut()).await {
+            return Some(done);
+        }
+    }
+    None
 }
 
 struct Feed<'a> {
@@ -55,12 +73,13 @@ struct Feed<'a> {
 }
 
 impl Feed<'_> {
-    async fn publish(&mut self, events: Vec<RecordedEvent>) {
-        let Some(last) = events.last().map(|event| event.position) else { return };
+    /// Gives the position that is published.
+    async fn publish(&mut self, events: Vec<RecordedEvent>) -> Option<i64> {
+        let last = events.last()?.position;
         self.projected(last).await;
         let wanted: Vec<_> = events.into_iter().filter(|event| self.is_wanted(event)).collect();
         if wanted.is_empty() {
-            return;
+            return Some(last);
         }
         let mut before = loop {
             match self.before(&wanted).await {
@@ -79,6 +98,7 @@ impl Feed<'_> {
             self.orders.insert(event.aggregate_id.clone(), order.clone());
             before.insert(event.aggregate_id.clone(), order);
         }
+        Some(last)
     }
 
     fn is_wanted(&self, event: &RecordedEvent) -> bool {

@@ -65,6 +65,11 @@ impl Hub {
         Subscription { hub: self.clone(), channel, id }
     }
 
+    /// Whether nobody listens to anything.
+    pub fn is_empty(&self) -> bool {
+        self.lock().subscribers.is_empty()
+    }
+
     /// Whether anybody could want a change of this order; the customer's channel counts only by its kind, because the
     /// owner is not known before the order is folded.
     pub fn wants(&self, order_channel: &str, all_channel: &str, customer_prefix: &str) -> bool {

@@ -4,7 +4,7 @@
 //! once it is there it is confirmed. Items that the server refuses are reported with their line, left out, and the order is
 //! sent again without them. Run again, every order is found there already: nothing is doubled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
@@ -25,6 +25,8 @@ use crate::cli::{EXIT_REJECTED, Import, Usage};
 const ORDERS_IN_FLIGHT: usize = 1_024;
 /// How often one order is sent again after the server said 503.
 const TRIES_MAX: u32 = 20;
+/// How long the next result may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Wait between two tries.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -214,6 +216,12 @@ fn rows(path: &Path, file: Counted) -> anyhow::Result<Rows> {
             .lines()
             .zip(1..)
             .filter(|(line, _)| !line.as_ref().is_ok_and(|l| l.trim().is_empty()));
+        let mut broken = false;
+        // A reader that failed fails at every further call: its first failure is the last line.
+        let lines = lines.take_while(move |(line, _)| {
+            let fails = line.as_ref().is_err_and(|error| error.kind() != std::io::ErrorKind::InvalidData);
+            !std::mem::replace(&mut broken, fails)
+        });
         return Ok(Box::new(lines.map(|(line, number)| {
             let row = line.map_err(|e| e.to_string()).and_then(|l| serde_json::from_str(&l).map_err(|e| e.to_string()));
             (number, row)
@@ -266,6 +274,7 @@ fn group(
     let mut lines = 0;
     let mut unreadable = Vec::new();
     let mut current: Option<Order> = None;
+    let mut seen = HashSet::new();
     let runtime = tokio::runtime::Handle::current();
     for (line, row) in rows {
         lines += 1;
@@ -278,6 +287,11 @@ fn group(
             }
         };
         if current.as_ref().is_none_or(|order| order.order_ref != row.order_ref) {
+            if !seen.insert(row.order_ref.clone()) {
+                let reason = "the order's other lines stand further up: put the lines of an order together".to_owned();
+                unreadable.push(Rejected { line, order_ref: row.order_ref, reason });
+                continue;
+            }
             if let Some(order) = current.take()
                 && orders.blocking_send(order).is_err()
             {
@@ -388,7 +402,8 @@ impl Sender {
                     }
                     None => more = false,
                 },
-                result = results.next() => {
+                result = tokio::time::timeout(ANSWER_WITHIN, results.next()), if !self.in_flight.is_empty() => {
+                    let result = result.context("no answer for a minute; run the import again, nothing is doubled")?;
                     let line = result.context("the server ended the answer early; run the import again, nothing is doubled")?
                         .context("the connection broke; run the import again, nothing is doubled")?;
                     self.result(&commands, serde_json::from_slice(&line)?).await?;
@@ -425,7 +440,10 @@ impl Sender {
 
     /// What a result means for its order, and what comes next.
     async fn result(&mut self, commands: &mpsc::UnboundedSender<String>, result: LineResult) -> anyhow::Result<()> {
-        let Some(id) = result.id else { return Ok(()) };
+        let Some(id) = result.id else {
+            let detail = result.problem.and_then(|problem| problem.detail).unwrap_or_default();
+            bail!("the server refused a line that it could not read ({}): {detail}", result.status);
+        };
         let Some((mut order, step)) = self.in_flight.remove(&id) else { return Ok(()) };
         let problem = result.problem.as_ref();
         let slug = problem.map_or("", |problem| problem.r#type.trim_start_matches("/problems/"));
@@ -447,6 +465,8 @@ impl Sender {
             }
             (Step::Confirm { .. }, 200, _) => self.summary.confirmed += 1,
             (Step::Confirm { created: false }, _, "order-not-draft") => self.summary.already_there += 1,
+            // Confirmed by a try whose answer was lost.
+            (Step::Confirm { created: true }, _, "order-not-draft") if order.tries > 0 => self.summary.confirmed += 1,
             (_, status, _) => {
                 let detail = problem.and_then(|problem| problem.detail.clone()).unwrap_or_default();
                 let reason = format!("the order was refused ({status} {slug}): {detail}");

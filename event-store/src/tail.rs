@@ -1,0 +1,100 @@
+//! The end of the log in memory: what this process has just committed, for readers that follow closely.
+//!
+//! Only ever a shortcut. Positions are dense, so a reader sees whether the next event is here, and otherwise reads the
+//! database.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::event::RecordedEvent;
+
+/// Events kept, at most.
+const EVENTS_MAX: usize = 4_096;
+/// Bytes of payload kept, at most.
+const BYTES_MAX: usize = 8 << 20;
+
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Tail(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<RecordedEvent>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// Adds committed events, in order of position. Where another process wrote in between, the tail begins anew.
+    pub(crate) fn push(&self, events: impl IntoIterator<Item = RecordedEvent>) {
+        let mut inner = self.lock();
+        for event in events {
+            if inner.events.back().is_some_and(|last| last.position + 1 != event.position) {
+                *inner = Inner::default();
+            }
+            inner.bytes += event.payload.len();
+            inner.events.push_back(event);
+        }
+        while inner.events.len() > EVENTS_MAX || inner.bytes > BYTES_MAX {
+            let Some(first) = inner.events.pop_front() else { return };
+            inner.bytes -= first.payload.len();
+        }
+    }
+
+    /// The events that follow a position, at least one; `None` where the database has to be asked.
+    pub(crate) fn after(&self, position: i64, limit: usize) -> Option<Vec<RecordedEvent>> {
+        let inner = self.lock();
+        let first = inner.events.front()?.position;
+        let skip = usize::try_from(position + 1 - first).ok()?;
+        let events: Vec<_> = inner.events.iter().skip(skip).take(limit).cloned().collect();
+        (!events.is_empty()).then_some(events)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(position: i64, bytes: usize) -> RecordedEvent {
+        RecordedEvent {
+            position,
+            aggregate_type: String::new(),
+            aggregate_id: String::new(),
+            sequence: 1,
+            event_type: String::new(),
+            event_version: String::new(),
+            payload: "x".repeat(bytes),
+            metadata: String::new(),
+            recorded_at: 0,
+        }
+    }
+
+    fn positions(tail: &Tail, after: i64) -> Option<Vec<i64>> {
+        tail.after(after, 100).map(|events| events.iter().map(|event| event.position).collect())
+    }
+
+    #[test]
+    fn only_what_follows_without_a_gap_is_given() {
+        let tail = Tail::default();
+        assert_eq!(positions(&tail, 0), None);
+        tail.push([event(5, 1), event(6, 1)]);
+        assert_eq!(positions(&tail, 3), None, "4 is not here");
+        assert_eq!(positions(&tail, 4), Some(vec![5, 6]));
+        assert_eq!(positions(&tail, 6), None, "nothing follows yet");
+        tail.push([event(9, 1)]);
+        assert_eq!(positions(&tail, 6), None, "7 and 8 are another's");
+        assert_eq!(positions(&tail, 8), Some(vec![9]));
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let tail = Tail::default();
+        tail.push((1..=EVENTS_MAX as i64 + 10).map(|position| event(position, 1)));
+        assert_eq!(tail.lock().events.len(), EVENTS_MAX);
+        tail.push([event(EVENTS_MAX as i64 + 11, BYTES_MAX)]);
+        assert!(tail.lock().bytes <= BYTES_MAX);
+    }
+}

@@ -58,10 +58,10 @@ impl Subscription {
         tokio::time::sleep_until(self.next_at.into()).await;
         loop {
             let batch = match &mut self.source {
-                Source::Log => self.from_log().await?,
+                Source::Log => self.read_log().await?,
                 Source::Stream(messages) => {
                     let chunk = tokio::time::timeout(SILENCE, messages.next()).await;
-                    self.from_stream(chunk.ok()).await?
+                    self.take_chunk(chunk.ok()).await?
                 }
             };
             if let Some(event) = batch.last() {
@@ -83,7 +83,7 @@ impl Subscription {
     }
 
     /// Reads on in the log; at its end, embedded: waits to be woken, scaled: goes over to the stream.
-    async fn from_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+    async fn read_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         self.head.borrow_and_update();
         let batch = self.read_on().await?;
         if batch.len() as i64 == BATCH_MAX {
@@ -107,7 +107,7 @@ impl Subscription {
         Ok(batch)
     }
 
-    async fn from_stream(
+    async fn take_chunk(
         &mut self,
         chunk: Option<Option<Vec<Result<async_nats::jetstream::Message, pull::OrderedError>>>>,
     ) -> Result<Vec<RecordedEvent>, Error> {

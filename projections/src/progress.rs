@@ -25,11 +25,14 @@ const POLL: Duration = Duration::from_millis(250);
 /// Over which time a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
+/// A position a projection.
+pub type Positions = BTreeMap<String, i64>;
+
 /// Positions of the read models; cheap to clone.
 #[derive(Clone)]
 pub struct Progress {
-    positions: Arc<watch::Sender<BTreeMap<String, i64>>>,
-    samples: Arc<Mutex<VecDeque<(Instant, BTreeMap<String, i64>)>>>,
+    positions: Arc<watch::Sender<Positions>>,
+    samples: Arc<Mutex<VecDeque<(Instant, Positions)>>>,
 }
 
 impl Default for Progress {
@@ -134,7 +137,7 @@ impl Progress {
     }
 
     /// Waits for the next change of any position.
-    pub fn changes(&self) -> watch::Receiver<BTreeMap<String, i64>> {
+    pub fn changes(&self) -> watch::Receiver<Positions> {
         self.positions.subscribe()
     }
 

@@ -31,11 +31,7 @@ pub(crate) struct Log {
 impl Log {
     pub(crate) async fn open(url: &str, connections_max: u32) -> Result<(Self, Db), Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("docket");
-        // A connection that died is found by its next use, which then answers 503; a ping at each use would cost every
-        // request a round trip.
-        let pool = |max: u32| {
-            PgPoolOptions::new().max_connections(max).acquire_timeout(Duration::from_secs(5)).test_before_acquire(false)
-        };
+        let pool = |max: u32| PgPoolOptions::new().max_connections(max).acquire_timeout(Duration::from_secs(5));
         // The wait for the head's lock is bounded: a foreign transaction that holds it too long costs a 503.
         let append = options.clone().options([("lock_timeout", "10s"), ("statement_timeout", "30s")]);
         let reads = options.clone().options([("statement_timeout", "30s")]);

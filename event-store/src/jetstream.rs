@@ -362,6 +362,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn two_relays_at_once_publish_each_event_once() {
         let rig = Rig::new().await;
+        // Made before the first event, or it would begin after it.
+        rig.bus().await.stream(0).await.unwrap();
         rig.relay(rig.bus().await);
         rig.relay(rig.bus().await);
         for _ in 0..50 {
@@ -403,6 +405,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_deleted_stream_begins_again_after_the_head() {
         let rig = Rig::new().await;
+        rig.bus().await.stream(0).await.unwrap();
         rig.relay(rig.bus().await);
         rig.append(4).await;
         rig.holds_the_log(1, 4).await;

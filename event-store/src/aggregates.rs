@@ -21,7 +21,7 @@ pub struct Loaded<A> {
 /// too; an append on a stale version is refused, so staleness costs a retry and never an event.
 pub struct Aggregates<A: Aggregate> {
     store: Store,
-    cache: moka::sync::Cache<String, Arc<Loaded<A>>>,
+    cache: quick_cache::sync::Cache<String, Arc<Loaded<A>>>,
     snapshot_every_events: i64,
 }
 
@@ -29,8 +29,8 @@ impl<A: Aggregate + Clone + 'static> Aggregates<A>
 where
     A::Event: DomainEvent,
 {
-    pub(crate) fn new(store: Store, cache_max: u64, snapshot_every_events: i64) -> Self {
-        Self { store, cache: moka::sync::Cache::new(cache_max), snapshot_every_events }
+    pub(crate) fn new(store: Store, cache_max: usize, snapshot_every_events: i64) -> Self {
+        Self { store, cache: quick_cache::sync::Cache::new(cache_max), snapshot_every_events }
     }
 
     /// The aggregate as last seen in this process, if it is hot.
@@ -77,7 +77,7 @@ where
 
     /// Drops what the cache says of an aggregate.
     pub fn forget(&self, id: &str) {
-        self.cache.invalidate(id);
+        self.cache.remove(id);
     }
 }
 

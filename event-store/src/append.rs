@@ -109,6 +109,21 @@ pub(crate) fn plan(batch: &[&Append], mut found: Found) -> Plan {
     Plan { outcomes, head, recorded_at: now_us() }
 }
 
+/// The plan for the usual case, made without a look: nobody else wrote since `head`, every command was decided on its
+/// stream's last version, no key is taken. Each is checked when the plan is written: the head by comparison, keys by their
+/// primary key, and versions by theirs, because a command decided on an older version would write a sequence that is there;
+/// that the stream is not shorter is for the writer to make sure. `None` for a batch in which an append without events has nothing that a key could catch.
+pub(crate) fn assumed(batch: &[&Append], head: i64) -> Option<Plan> {
+    let mut versions = HashMap::new();
+    for append in batch {
+        if append.events.is_empty() {
+            return None;
+        }
+        versions.entry(aggregate_key(append)).or_insert(append.expected_version);
+    }
+    Some(plan(batch, Found { head, versions, keys: HashSet::new() }))
+}
+
 /// Hands appends to the one task that writes.
 #[derive(Clone)]
 pub(crate) struct Appender {
@@ -229,7 +244,7 @@ fn recorded(append: Append, appended: Appended, recorded_at: i64) -> impl Iterat
 }
 
 /// Data exceptions (class 22) and integrity violations (class 23): another try would fail the same way.
-fn is_about_the_data(error: &sqlx::Error) -> bool {
+pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.is_unique_violation() || e.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
     })

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::{self, message::PublishMessage, stream};
+use async_nats::{HeaderMap, header};
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::log::Log;
 use crate::settings::Settings;
 use crate::tail::Tail;
 
-/// Messages that may be on their way to the server without an answer.
+/// Messages that are sent before an answer is waited for.
 const RELAY_WINDOW: i64 = 512;
 /// How often an idle relay looks for events of writers that cannot wake it.
 const RELAY_POLL: Duration = Duration::from_millis(200);
@@ -60,7 +60,6 @@ impl Bus {
         let context = jetstream::context::ContextBuilder::new()
             .timeout(Duration::from_secs(5))
             .ack_timeout(Duration::from_secs(5))
-            .max_ack_inflight(4 * RELAY_WINDOW as usize)
             .build(client.clone());
         let bus = Self {
             client,
@@ -215,7 +214,7 @@ impl Bus {
             return Ok(());
         }
         let message = stream.get_raw_message(tail as u64).await.map_err(nats)?;
-        let sent = message.headers.get(async_nats::header::NATS_MESSAGE_ID).map(ToString::to_string);
+        let sent = message.headers.get(header::NATS_MESSAGE_ID).map(ToString::to_string);
         let ours = log.read(tail - 1, 1).await?.first().map(RecordedEvent::id);
         if sent == ours {
             return Ok(());
@@ -226,26 +225,30 @@ impl Bus {
         )))
     }
 
-    /// Sends a window of events without waiting, then takes the answers in order. Gives the new tail.
-    async fn publish(&self, events: &[RecordedEvent], mut tail: i64) -> Result<i64, Error> {
-        let mut answers: Vec<PublishAckFuture> = Vec::with_capacity(events.len());
-        for event in events {
-            let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
-            let message = PublishMessage::build()
-                .message_id(event.id())
-                .expected_last_sequence(event.position as u64 - 1)
-                .payload(payload.into());
-            let subject = format!("{}.events.{}.{}", self.stream, event.aggregate_type, event.event_type);
-            answers.push(self.context.send_publish(subject, message).await.map_err(nats)?);
+    /// Sends a window of events and waits for the answer to the last one only: each is refused unless the one before it
+    /// was stored, so the last one's answer speaks for all. Gives the new tail.
+    async fn publish(&self, events: &[RecordedEvent], tail: i64) -> Result<i64, Error> {
+        let Some((last, before)) = events.split_last() else { return Ok(tail) };
+        for event in before {
+            let (subject, headers, payload) = self.message(event)?;
+            self.client.publish_with_headers(subject, headers, payload).await.map_err(nats)?;
         }
-        for (event, answer) in events.iter().zip(answers) {
-            let ack = answer.await.map_err(nats)?;
-            if ack.sequence as i64 != event.position {
-                return Err(Error::Nats(format!("event {} was stored at sequence {}", event.position, ack.sequence)));
-            }
-            tail = event.position;
+        let (subject, headers, payload) = self.message(last)?;
+        let message = PublishMessage::build().headers(headers).payload(payload);
+        let ack = self.context.send_publish(subject, message).await.map_err(nats)?.await.map_err(nats)?;
+        if ack.sequence as i64 != last.position {
+            return Err(Error::Nats(format!("event {} was stored at sequence {}", last.position, ack.sequence)));
         }
-        Ok(tail)
+        Ok(last.position)
+    }
+
+    fn message(&self, event: &RecordedEvent) -> Result<(String, HeaderMap, bytes::Bytes), Error> {
+        let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_MESSAGE_ID, event.id());
+        headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, (event.position - 1).to_string());
+        let subject = format!("{}.events.{}.{}", self.stream, event.aggregate_type, event.event_type);
+        Ok((subject, headers, payload.into()))
     }
 }
 

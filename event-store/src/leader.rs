@@ -12,6 +12,8 @@ use crate::log::Log;
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How long the server may take to say that the lock's connection stands.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Held while this process leads. The lock belongs to its connection, which is none of the pool's.
 pub struct Leadership {
@@ -34,7 +36,8 @@ impl Leadership {
     /// Whether the lock is still held: its connection answers.
     pub async fn check(&mut self) -> Result<(), Error> {
         if let Some(connection) = &mut self.connection {
-            connection.ping().await?;
+            let silent = |_| sqlx::Error::Protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
+            tokio::time::timeout(ANSWER_WITHIN, connection.ping()).await.map_err(silent)??;
         }
         Ok(())
     }

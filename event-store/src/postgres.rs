@@ -1,14 +1,16 @@
 //! The log in PostgreSQL.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use sqlx::Connection;
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection, PgExecutor};
+use tokio::sync::Mutex;
 
-use crate::append::{Append, Found, Plan, plan};
+use crate::append::{Append, Found, Plan, aggregate_key, assumed, is_about_the_data, plan};
 use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
@@ -20,26 +22,31 @@ static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read")
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
 
+/// How long an append may take before its connection is given up: a server that vanished says nothing.
+const APPEND_WITHIN: Duration = Duration::from_secs(45);
+/// A connection that rested longer is asked whether it still stands.
+const RESTED: Duration = Duration::from_secs(1);
+
 #[derive(Clone)]
 pub(crate) struct Log {
     /// Reads, and loads of aggregates.
     pub(crate) pool: PgPool,
-    /// The appender's own connection: it never waits behind a query.
-    append: PgPool,
+    /// The appender's own connection, made when it is needed: it never waits behind a query.
+    writer: Arc<Mutex<Option<Writer>>>,
+    writer_options: PgConnectOptions,
 }
 
 impl Log {
     pub(crate) async fn open(url: &str, connections_max: u32) -> Result<(Self, Db), Error> {
         let options = PgConnectOptions::from_str(url)?.application_name("docket");
-        let pool = |max: u32| PgPoolOptions::new().max_connections(max).acquire_timeout(Duration::from_secs(5));
+        let pool = || PgPoolOptions::new().max_connections(connections_max).acquire_timeout(Duration::from_secs(5));
         // The wait for the head's lock is bounded: a foreign transaction that holds it too long costs a 503.
-        let append = options.clone().options([("lock_timeout", "10s"), ("statement_timeout", "30s")]);
+        let writer_options = options.clone().options([("lock_timeout", "10s"), ("statement_timeout", "30s")]);
         let reads = options.clone().options([("statement_timeout", "30s")]);
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
         let views = options.options([("synchronous_commit", "off")]);
-        let log =
-            Self { pool: pool(connections_max).connect_with(reads).await?, append: pool(1).connect_lazy_with(append) };
-        Ok((log, Db::Postgres(pool(connections_max).connect_lazy_with(views))))
+        let log = Self { pool: pool().connect_with(reads).await?, writer: Arc::default(), writer_options };
+        Ok((log, Db::Postgres(pool().connect_lazy_with(views))))
     }
 
     pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
@@ -52,38 +59,27 @@ impl Log {
     }
 
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
-        let mut tx = self.append.begin().await?;
-        let (head,): (i64,) = sqlx::query_as("select position from log_head for update").fetch_one(&mut *tx).await?;
-        let types: Vec<&str> = batch.iter().map(|a| a.aggregate_type).collect();
-        let ids: Vec<&str> = batch.iter().map(|a| &*a.aggregate_id).collect();
-        // Under the lock: whoever inserted before has committed, and read committed shows it.
-        let versions: Vec<(String, i64)> = sqlx::query_as(
-            "select w.t || '/' || w.id, e.sequence
-             from (select distinct * from unnest($1::text[], $2::text[]) as u (t, id)) w
-             cross join lateral (
-                 select sequence from events where aggregate_type = w.t and aggregate_id = w.id
-                 order by sequence desc limit 1) e",
-        )
-        .bind(&types)
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await?;
-        let mut keys = HashSet::new();
-        let idempotent: Vec<_> = batch.iter().filter_map(|a| a.idempotency.as_ref()).collect();
-        if !idempotent.is_empty() {
-            let taken: Vec<(String, String)> = sqlx::query_as(
-                "select scope, key from idempotency where (scope, key) in (select * from unnest($1::text[], $2::text[]))",
-            )
-            .bind(idempotent.iter().map(|i| &*i.scope).collect::<Vec<_>>())
-            .bind(idempotent.iter().map(|i| &*i.key).collect::<Vec<_>>())
-            .fetch_all(&mut *tx)
-            .await?;
-            keys.extend(taken);
+        let mut place = self.writer.lock().await;
+        let appended = async {
+            let mut writer = match place.take() {
+                Some(writer) => writer,
+                None => Writer::connect(&self.writer_options).await?,
+            };
+            if writer.used.elapsed() > RESTED && writer.connection.ping().await.is_err() {
+                writer = Writer::connect(&self.writer_options).await?;
+            }
+            let outcome = writer.append(batch).await;
+            // After any other failure nobody knows what state the connection is in.
+            if outcome.as_ref().err().is_none_or(is_about_the_data) {
+                writer.used = Instant::now();
+                *place = Some(writer);
+            }
+            outcome
+        };
+        match tokio::time::timeout(APPEND_WITHIN, appended).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(sqlx::Error::Protocol(format!("no answer from PostgreSQL for {APPEND_WITHIN:?}"))),
         }
-        let plan = plan(batch, Found { head, versions: versions.into_iter().collect::<HashMap<_, _>>(), keys });
-        insert(&mut tx, batch, &plan, head).await?;
-        tx.commit().await?;
-        Ok(plan)
     }
 
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
@@ -185,55 +181,134 @@ impl Log {
     }
 }
 
-/// One statement writes the winners' events and keys and moves the head.
-async fn insert(tx: &mut sqlx::PgConnection, batch: &[&Append], plan: &Plan, head: i64) -> Result<(), sqlx::Error> {
-    let now = plan.recorded_at;
+/// The appender's connection.
+struct Writer {
+    connection: PgConnection,
+    /// The log's head as this connection's last append left it; a guess, checked by the statement that relies on it.
+    head: Option<i64>,
+    used: Instant,
+}
+
+impl Writer {
+    async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
+        Ok(Self { connection: PgConnection::connect_with(options).await?, head: None, used: Instant::now() })
+    }
+
+    async fn append(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+        let guess = self.head.take();
+        let plan = match guess.and_then(|head| Some((assumed(batch, head)?, head))) {
+            Some((plan, head)) if self.append_at_once(batch, &plan, head).await? => plan,
+            _ => self.append_under_lock(batch).await?,
+        };
+        self.head = Some(plan.head);
+        Ok(plan)
+    }
+
+    /// Writes what was [`assumed`], in one round trip; false, and nothing written, where it was not so.
+    async fn append_at_once(&mut self, batch: &[&Append], plan: &Plan, head: i64) -> Result<bool, sqlx::Error> {
+        match write(&mut self.connection, batch, plan, head).await {
+            Err(error) if is_about_the_data(&error) => Ok(false),
+            outcome => outcome,
+        }
+    }
+
+    /// Locks the head, looks, decides, writes.
+    async fn append_under_lock(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+        let mut tx = self.connection.begin().await?;
+        let (head,): (i64,) = sqlx::query_as("select position from log_head for update").fetch_one(&mut *tx).await?;
+        let types: Vec<&str> = batch.iter().map(|a| a.aggregate_type).collect();
+        let ids: Vec<&str> = batch.iter().map(|a| &*a.aggregate_id).collect();
+        // Under the lock: whoever inserted before has committed, and read committed shows it.
+        let versions: Vec<(String, i64)> = sqlx::query_as(
+            "select w.t || '/' || w.id, e.sequence
+             from (select distinct * from unnest($1::text[], $2::text[]) as u (t, id)) w
+             cross join lateral (
+                 select sequence from events where aggregate_type = w.t and aggregate_id = w.id
+                 order by sequence desc limit 1) e",
+        )
+        .bind(&types)
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await?;
+        let idempotent: Vec<_> = batch.iter().filter_map(|a| a.idempotency.as_ref()).collect();
+        let taken: Vec<(String, String)> = sqlx::query_as(
+            "select scope, key from idempotency where (scope, key) in (select * from unnest($1::text[], $2::text[]))",
+        )
+        .bind(idempotent.iter().map(|i| &*i.scope).collect::<Vec<_>>())
+        .bind(idempotent.iter().map(|i| &*i.key).collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await?;
+        let found = Found { head, versions: versions.into_iter().collect(), keys: taken.into_iter().collect() };
+        let plan = plan(batch, found);
+        write(&mut *tx, batch, &plan, head).await?;
+        tx.commit().await?;
+        Ok(plan)
+    }
+}
+
+/// One statement moves the head and writes the winners' events and keys. False, and nothing written, where the head is
+/// not where the plan begins, or a stream ends before the version that a command was decided on.
+async fn write(
+    connection: impl PgExecutor<'_>,
+    batch: &[&Append],
+    plan: &Plan,
+    head: i64,
+) -> Result<bool, sqlx::Error> {
     let winners: Vec<_> =
-        batch.iter().zip(&plan.outcomes).filter_map(|(a, o)| o.as_ref().ok().map(|o| (a, o))).collect();
-    let events = || {
-        winners.iter().flat_map(|(append, appended)| {
+        batch.iter().zip(&plan.outcomes).filter_map(|(a, o)| o.as_ref().ok().map(|o| (*a, o))).collect();
+    let events: Vec<_> = winners
+        .iter()
+        .flat_map(|(append, appended)| {
             let first = appended.version - append.events.len() as i64 + 1;
-            append.events.iter().enumerate().map(move |(at, event)| (append, first + at as i64, event))
+            append.events.iter().zip(first..).map(move |(event, sequence)| (append, sequence, event))
         })
-    };
-    if plan.head > head {
-        sqlx::query(
-            "with head as (update log_head set position = $1)
+        .collect();
+    let keys: Vec<_> = winners.iter().filter_map(|(a, o)| a.idempotency.as_ref().map(|key| (a, o, key))).collect();
+    // The event that each stream must end in at least; one that the batch itself appends need not be looked for.
+    let mut streams = HashSet::new();
+    let ends: Vec<_> =
+        winners.iter().filter(|(a, _)| streams.insert(aggregate_key(a)) && a.expected_version > 0).collect();
+    let (moved,): (i64,) = sqlx::query_as(
+        "with head as (
+             update log_head set position = $1 where position = $2 and not exists (
+                 select from unnest($18::text[], $19::text[], $20::bigint[]) as w (t, id, sequence)
+                 where not exists (select from events e
+                     where e.aggregate_type = w.t and e.aggregate_id = w.id and e.sequence = w.sequence))
+             returning 1
+         ), new_events as (
              insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
                                  position, recorded_at)
              select t, id, sequence, type, version, payload::json, metadata::json, $2 + place, $3
-             from unnest($4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[])
-                  with ordinality as e (t, id, sequence, type, version, payload, metadata, place)",
-        )
-        .bind(plan.head)
-        .bind(head)
-        .bind(now)
-        .bind(events().map(|(a, _, _)| a.aggregate_type).collect::<Vec<_>>())
-        .bind(events().map(|(a, _, _)| &*a.aggregate_id).collect::<Vec<_>>())
-        .bind(events().map(|(_, sequence, _)| sequence).collect::<Vec<_>>())
-        .bind(events().map(|(_, _, e)| &*e.event_type).collect::<Vec<_>>())
-        .bind(events().map(|(_, _, e)| &*e.event_version).collect::<Vec<_>>())
-        .bind(events().map(|(_, _, e)| &*e.payload).collect::<Vec<_>>())
-        .bind(events().map(|(_, _, e)| &*e.metadata).collect::<Vec<_>>())
-        .execute(&mut *tx)
-        .await?;
-    }
-    for (append, appended) in winners {
-        let Some(idempotency) = &append.idempotency else { continue };
-        sqlx::query(
-            "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)",
-        )
-        .bind(&idempotency.scope)
-        .bind(&idempotency.key)
-        .bind(&idempotency.request_hash)
-        .bind(i64::from(idempotency.status))
-        .bind(&append.aggregate_id)
-        .bind(appended.version)
-        .bind(appended.position)
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
-    }
-    Ok(())
+             from head, unnest($4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[])
+                  with ordinality as e (t, id, sequence, type, version, payload, metadata, place)
+         ), new_keys as (
+             insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
+             select k.*, $3 from head, unnest($11::text[], $12::text[], $13::text[], $14::bigint[], $15::text[],
+                                              $16::bigint[], $17::bigint[]) as k
+         )
+         select count(*) from head",
+    )
+    .bind(plan.head)
+    .bind(head)
+    .bind(plan.recorded_at)
+    .bind(events.iter().map(|(a, _, _)| a.aggregate_type).collect::<Vec<_>>())
+    .bind(events.iter().map(|(a, _, _)| &*a.aggregate_id).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, sequence, _)| *sequence).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, _, e)| &*e.event_type).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, _, e)| &*e.event_version).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, _, e)| &*e.payload).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, _, e)| &*e.metadata).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, _, key)| &*key.scope).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, _, key)| &*key.key).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, _, key)| &*key.request_hash).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, _, key)| i64::from(key.status)).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(a, _, _)| &*a.aggregate_id).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, o, _)| o.version).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, o, _)| o.position).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(a, _)| a.aggregate_type).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(a, _)| &*a.aggregate_id).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(a, _)| a.expected_version).collect::<Vec<_>>())
+    .fetch_one(connection)
+    .await?;
+    Ok(moved == 1)
 }

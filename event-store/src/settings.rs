@@ -23,7 +23,7 @@ pub struct Settings {
     /// Connections for queries (PostgreSQL) or readers (SQLite).
     pub connections_max: u32,
     /// Orders kept in memory on the write side.
-    pub cache_aggregates_max: u64,
+    pub cache_aggregates_max: usize,
     /// A snapshot is written each time a stream has grown by so many events.
     pub snapshot_every_events: i64,
     /// How long an idempotency key is kept, in hours; at least 24.

@@ -13,7 +13,7 @@ use crate::log::Log;
 use crate::tail::Tail;
 
 /// Events in one batch, at most.
-const BATCH_MAX: i64 = 2_000;
+const BATCH_MAX: usize = 2_000;
 /// How long a reader trusts a silent transport before it looks into the log itself.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -67,8 +67,12 @@ impl Subscription {
             if let Some(event) = batch.last() {
                 self.last = event.position;
                 // The stream hands over what it has fetched ahead, so a long pause there would only slow it down.
-                let gathers = batch.len() >= MANY && matches!(self.source, Source::Log);
-                self.next_at = Instant::now() + if gathers { GATHER_MANY } else { GATHER };
+                let pause = match (&self.source, batch.len()) {
+                    (_, BATCH_MAX..) => Duration::ZERO,
+                    (Source::Log, MANY..) => GATHER_MANY,
+                    _ => GATHER,
+                };
+                self.next_at = Instant::now() + pause;
                 return Ok(batch);
             }
         }
@@ -76,9 +80,9 @@ impl Subscription {
 
     /// What follows in the log: from memory where this process appended it just now, else from the database.
     async fn read_on(&mut self) -> Result<Vec<RecordedEvent>, Error> {
-        match self.tail.after(self.last, BATCH_MAX as usize) {
+        match self.tail.after(self.last, BATCH_MAX) {
             Some(events) => Ok(events),
-            None => Ok(self.log.read(self.last, BATCH_MAX).await?),
+            None => Ok(self.log.read(self.last, BATCH_MAX as i64).await?),
         }
     }
 
@@ -86,14 +90,14 @@ impl Subscription {
     async fn read_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         self.head.borrow_and_update();
         let batch = self.read_on().await?;
-        if batch.len() as i64 == BATCH_MAX {
+        if batch.len() == BATCH_MAX {
             return Ok(batch);
         }
         let after = batch.last().map_or(self.last, |event| event.position);
         match &self.bus {
             Some(bus) if bus.is_connected() => match bus.messages(after + 1).await {
                 Ok(messages) => {
-                    self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX as usize)));
+                    self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX)));
                     return Ok(batch);
                 }
                 Err(error) => tracing::debug!(%error, "reading the log while the stream is away"),
@@ -113,7 +117,7 @@ impl Subscription {
     ) -> Result<Vec<RecordedEvent>, Error> {
         let Some(chunk) = chunk else {
             // Silent: either nothing happened, or the relay is dead. The log knows.
-            let batch = self.log.read(self.last, BATCH_MAX).await?;
+            let batch = self.log.read(self.last, BATCH_MAX as i64).await?;
             if !batch.is_empty() {
                 self.source = Source::Log;
             }
@@ -134,8 +138,8 @@ impl Subscription {
                 }
             };
             while event.position > last + 1 {
-                let missing = self.log.read(last, (event.position - 1 - last).min(BATCH_MAX)).await?;
-                if batch.len() as i64 >= BATCH_MAX {
+                let missing = self.log.read(last, (event.position - 1 - last).min(BATCH_MAX as i64)).await?;
+                if batch.len() >= BATCH_MAX {
                     // Far behind the stream's first message: the log is read on from here.
                     self.source = Source::Log;
                     return Ok(batch);

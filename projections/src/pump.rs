@@ -24,7 +24,7 @@ use crate::projection::{Change, Projection, all};
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Orders kept in memory between batches; others are folded again from the log when they change.
-    pub orders_in_memory_max: u64,
+    pub orders_in_memory_max: usize,
     /// Wait after a failure, before the same events are tried again, in milliseconds.
     pub retry_delay_ms: u64,
 }
@@ -134,12 +134,12 @@ struct Pump {
     epoch: i64,
     /// Orders as the last committed batch left them. Only ever a shortcut: an entry that is not exactly the version
     /// before the next event is folded again from the log.
-    orders: moka::sync::Cache<String, Arc<OrderState>>,
+    orders: quick_cache::sync::Cache<String, Arc<OrderState>>,
 }
 
 impl Pump {
     fn new(store: Store, settings: &Settings, progress: Progress) -> Self {
-        Self { store, progress, epoch: 0, orders: moka::sync::Cache::new(settings.orders_in_memory_max) }
+        Self { store, progress, epoch: 0, orders: quick_cache::sync::Cache::new(settings.orders_in_memory_max) }
     }
 
     async fn follow(&mut self) -> Result<(), PumpError> {
@@ -182,7 +182,7 @@ impl Pump {
         tx.execute("update checkpoints set epoch = (select max(epoch) + 1 from checkpoints)", vec![]).await?;
         let rows: Vec<Row> = tx.fetch_all("select projection, position, epoch from checkpoints", vec![]).await?;
         tx.commit().await?;
-        self.orders.invalidate_all();
+        self.orders.clear();
         self.epoch = rows.first().map_or(0, |row| row.epoch);
         let mut lanes: Vec<Lane> = Vec::new();
         for projection in all() {

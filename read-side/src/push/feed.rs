@@ -15,7 +15,7 @@ use crate::push::hub::Publication;
 use crate::state::ReadSide;
 
 /// Orders kept in memory between changes; others are folded again from the log.
-const ORDERS_IN_MEMORY_MAX: u64 = 10_000;
+const ORDERS_IN_MEMORY_MAX: usize = 10_000;
 /// How often it is asked whether anybody listens.
 const LOOK_AROUND: Duration = Duration::from_millis(20);
 /// Wait after a failure.
@@ -31,7 +31,7 @@ pub async fn run(state: ReadSide) {
 }
 
 async fn follow(state: &ReadSide) {
-    let mut feed = Feed { state, orders: moka::sync::Cache::new(ORDERS_IN_MEMORY_MAX) };
+    let mut feed = Feed { state, orders: quick_cache::sync::Cache::new(ORDERS_IN_MEMORY_MAX) };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
     // listens, the feed need not read: it begins there.
     let mut position = state.progress.slowest();
@@ -69,7 +69,7 @@ async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) ->
 
 struct Feed<'a> {
     state: &'a ReadSide,
-    orders: moka::sync::Cache<String, Arc<OrderState>>,
+    orders: quick_cache::sync::Cache<String, Arc<OrderState>>,
 }
 
 impl Feed<'_> {

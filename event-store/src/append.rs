@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::error::{AppendError, Error};
+use crate::error::{AppendError, Error, is_about_the_data};
 use crate::event::{NewEvent, RecordedEvent};
 use crate::log::Log;
 use crate::now_us;
@@ -240,13 +240,6 @@ fn recorded(append: Append, appended: Appended, recorded_at: i64) -> impl Iterat
         payload: event.payload,
         metadata: event.metadata,
         recorded_at,
-    })
-}
-
-/// Data exceptions (class 22) and integrity violations (class 23): another try would fail the same way.
-pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|e| {
-        e.is_unique_violation() || e.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
     })
 }
 

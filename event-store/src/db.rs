@@ -1,6 +1,7 @@
 //! The read models' database, so that a projection is written once: rows are text and integers, SQL is what PostgreSQL
 //! and SQLite share, and the two ways to write many rows at once stand side by side here.
 
+use futures::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Arguments, FromRow, Postgres, Sqlite, Transaction};
@@ -8,7 +9,7 @@ use sqlx::{Arguments, FromRow, Postgres, Sqlite, Transaction};
 use crate::error::Error;
 
 /// A column's value.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Value {
     /// Text, or null.
     Text(Option<String>),
@@ -60,37 +61,73 @@ pub enum Merge {
 /// A column of a read model's table.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
-    name: &'static str,
+    /// Its name in both databases.
+    pub name: &'static str,
+    /// What a written row does to it.
+    pub merge: Merge,
     int: bool,
-    merge: Merge,
+    nullable: bool,
 }
 
 /// A text column.
 pub const fn text(name: &'static str, merge: Merge) -> Column {
-    Column { name, int: false, merge }
+    Column { name, merge, int: false, nullable: false }
 }
 
 /// An integer column.
 pub const fn int(name: &'static str, merge: Merge) -> Column {
-    Column { name, int: true, merge }
+    Column { name, merge, int: true, nullable: false }
 }
 
-/// A read model's table, as the pump writes it.
+impl Column {
+    /// The same column, which may be null.
+    pub const fn nullable(self) -> Self {
+        Self { nullable: true, ..self }
+    }
+}
+
+/// A read model's table. Each generation has a table of its own behind one view, which has the table's name and is what
+/// queries read.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
     /// Its name in both databases.
     pub name: &'static str,
     /// Its columns, in the order of a row's values.
     pub columns: &'static [Column],
+    /// The columns of each index besides the primary key, as SQL.
+    pub indexes: &'static [&'static str],
 }
 
 impl Table {
-    fn on_conflict(&self) -> String {
-        let names = |wanted: fn(Merge) -> bool| self.columns.iter().filter(move |c| wanted(c.merge));
-        let key: Vec<_> = names(|m| m == Merge::Key).map(|c| c.name).collect();
-        let sets: Vec<_> = names(|m| m != Merge::Key)
+    /// Name of the table that holds a generation.
+    fn of(&self, generation: i64) -> String {
+        format!("{}_g{generation}", self.name)
+    }
+
+    fn key(&self) -> String {
+        let key: Vec<_> = self.columns.iter().filter(|c| c.merge == Merge::Key).map(|c| c.name).collect();
+        key.join(", ")
+    }
+
+    fn create_sql(&self, generation: i64, int: &str, tail: &str) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|c| {
+                let null = if c.nullable { "" } else { " not null" };
+                format!("{} {}{null}", c.name, if c.int { int } else { "text" })
+            })
+            .collect();
+        format!("create table {} ({}, primary key ({})){tail}", self.of(generation), columns.join(", "), self.key())
+    }
+
+    fn on_conflict(&self, generation: i64) -> String {
+        let sets: Vec<_> = self
+            .columns
+            .iter()
+            .filter(|c| c.merge != Merge::Key)
             .map(|Column { name, merge, .. }| {
-                let table = self.name;
+                let table = self.of(generation);
                 match merge {
                     Merge::Add => format!("{name} = {table}.{name} + excluded.{name}"),
                     Merge::Min => {
@@ -103,7 +140,7 @@ impl Table {
                 }
             })
             .collect();
-        format!("on conflict ({}) do update set {}", key.join(", "), sets.join(", "))
+        format!("on conflict ({}) do update set {}", self.key(), sets.join(", "))
     }
 
     fn column_names(&self) -> String {
@@ -111,22 +148,23 @@ impl Table {
     }
 
     /// One array a column: PostgreSQL plans the statement once, whatever the number of rows.
-    fn postgres_sql(&self) -> String {
+    fn postgres_sql(&self, generation: i64) -> String {
         let arrays: Vec<_> = self
             .columns
             .iter()
             .enumerate()
             .map(|(at, c)| format!("${}::{}[]", at + 1, if c.int { "bigint" } else { "text" }))
             .collect();
-        let (name, columns) = (self.name, self.column_names());
-        format!("insert into {name} ({columns}) select * from unnest({}) {}", arrays.join(", "), self.on_conflict())
+        let (name, columns) = (self.of(generation), self.column_names());
+        let merge = self.on_conflict(generation);
+        format!("insert into {name} ({columns}) select * from unnest({}) {merge}", arrays.join(", "))
     }
 
     /// Many rows of placeholders: SQLite has no arrays.
-    fn sqlite_sql(&self, rows: usize) -> String {
+    fn sqlite_sql(&self, generation: i64, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
-        let (name, columns) = (self.name, self.column_names());
-        format!("insert into {name} ({columns}) values {} {}", vec![row; rows].join(", "), self.on_conflict())
+        let (name, columns) = (self.of(generation), self.column_names());
+        format!("insert into {name} ({columns}) values {} {}", vec![row; rows].join(", "), self.on_conflict(generation))
     }
 }
 
@@ -182,6 +220,16 @@ impl Db {
             Self::Postgres(pool) => Tx::Postgres(pool.begin().await?),
         })
     }
+
+    /// Opens a transaction that sees one state of the database throughout, and writes nothing.
+    pub async fn snapshot(&self) -> Result<Tx, Error> {
+        Ok(match self {
+            Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
+            Self::Postgres(pool) => {
+                Tx::Postgres(pool.begin_with("begin isolation level repeatable read read only").await?)
+            }
+        })
+    }
 }
 
 /// A transaction; dropped without [`Tx::commit`], it is rolled back.
@@ -213,8 +261,8 @@ impl Tx {
         })
     }
 
-    /// Writes rows, each merged into the row that has its key. Keys must be distinct within one call.
-    pub async fn write(&mut self, table: &Table, rows: Vec<Vec<Value>>) -> Result<(), Error> {
+    /// Writes rows into a generation, each merged into the row that has its key. Keys must be distinct within one call.
+    pub async fn write(&mut self, table: &Table, generation: i64, rows: Vec<Vec<Value>>) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -222,14 +270,112 @@ impl Tx {
             Self::Sqlite(tx) => {
                 for chunk in sqlite_chunks(&rows) {
                     let values = chunk.iter().flatten().cloned().collect();
-                    sqlx::query_with(&table.sqlite_sql(chunk.len()), sqlite_arguments(values))
+                    sqlx::query_with(&table.sqlite_sql(generation, chunk.len()), sqlite_arguments(values))
                         .execute(&mut **tx)
                         .await?;
                 }
             }
             Self::Postgres(tx) => {
-                sqlx::query_with(&table.postgres_sql(), postgres_arrays(table, rows)).execute(&mut **tx).await?;
+                let arrays = postgres_arrays(table, rows);
+                sqlx::query_with(&table.postgres_sql(generation), arrays).execute(&mut **tx).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the table of a generation, without its indexes: it fills faster so.
+    pub async fn create(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
+        let sql = match self {
+            Self::Sqlite(_) => table.create_sql(generation, "integer", " strict, without rowid"),
+            Self::Postgres(_) => table.create_sql(generation, "bigint", ""),
+        };
+        self.execute(&sql, vec![]).await.map(drop)
+    }
+
+    /// Makes the indexes of a generation, where they are not there.
+    pub async fn index(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
+        let name = table.of(generation);
+        for (columns, number) in table.indexes.iter().zip(1..) {
+            let sql = format!("create index if not exists {name}_{number} on {name} ({columns})");
+            self.execute(&sql, vec![]).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes queries read this generation, from this transaction's commit on.
+    pub async fn serve(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
+        let (view, columns) = (table.name, table.column_names());
+        self.execute(&format!("drop view if exists {view}"), vec![]).await?;
+        let sql = format!("create view {view} as select {columns} from {}", table.of(generation));
+        self.execute(&sql, vec![]).await.map(drop)
+    }
+
+    /// Removes a generation that no view shows.
+    pub async fn remove(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
+        self.execute(&format!("drop table if exists {}", table.of(generation)), vec![]).await.map(drop)
+    }
+
+    /// Number of rows that are in one of two generations and not, or not the same, in the other.
+    pub async fn differences(&mut self, table: &Table, a: i64, b: i64) -> Result<i64, Error> {
+        let (columns, a, b) = (table.column_names(), table.of(a), table.of(b));
+        let only =
+            |here: &str, there: &str| format!("select {columns} from {here} except select {columns} from {there}");
+        let (key, left, right) = (table.key(), only(&a, &b), only(&b, &a));
+        let sql = format!("select count(*) from (select {key} from ({left}) l union select {key} from ({right}) r) k");
+        let rows: Vec<(i64,)> = self.fetch_all(&sql, vec![]).await?;
+        Ok(rows.first().map_or(0, |(count,)| *count))
+    }
+
+    /// Hands over every row of a generation, in no order.
+    pub async fn each_row(
+        &mut self,
+        table: &Table,
+        generation: i64,
+        mut row: impl FnMut(Vec<Value>),
+    ) -> Result<(), Error> {
+        let sql = format!("select {} from {}", table.column_names(), table.of(generation));
+        match self {
+            Self::Sqlite(tx) => {
+                let mut rows = sqlx::query(&sql).fetch(&mut **tx);
+                while let Some(found) = rows.try_next().await? {
+                    row(values(table, &found)?);
+                }
+            }
+            Self::Postgres(tx) => {
+                let mut rows = sqlx::query(&sql).fetch(&mut **tx);
+                while let Some(found) = rows.try_next().await? {
+                    row(values(table, &found)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One row of a generation by the values of its key.
+    pub async fn row(&mut self, table: &Table, generation: i64, key: &[Value]) -> Result<Option<Vec<Value>>, Error> {
+        let keys = table.columns.iter().filter(|c| c.merge == Merge::Key).zip(1..);
+        let own: Vec<_> = keys.map(|(column, number)| format!("{} = ${number}", column.name)).collect();
+        let (columns, name) = (table.column_names(), table.of(generation));
+        let sql = format!("select {columns} from {name} where {}", own.join(" and "));
+        let key = key.to_vec();
+        Ok(match self {
+            Self::Sqlite(tx) => {
+                let row = sqlx::query_with(&sql, sqlite_arguments(key)).fetch_optional(&mut **tx).await?;
+                row.map(|row| values(table, &row)).transpose()?
+            }
+            Self::Postgres(tx) => {
+                let row = sqlx::query_with(&sql, postgres_arguments(key)).fetch_optional(&mut **tx).await?;
+                row.map(|row| values(table, &row)).transpose()?
+            }
+        })
+    }
+
+    /// Waits for the checkpoints of others' transactions, and keeps others from moving them until this one ends.
+    pub async fn lock_checkpoints(&mut self) -> Result<(), Error> {
+        // In SQLite a writing transaction is the only one.
+        if let Self::Postgres(_) = self {
+            self.execute("set local lock_timeout = '10s'", vec![]).await?;
+            self.execute("lock table checkpoints in exclusive mode", vec![]).await?;
         }
         Ok(())
     }
@@ -242,6 +388,19 @@ impl Tx {
         }
         Ok(())
     }
+}
+
+fn values<'r, R: sqlx::Row>(table: &Table, row: &'r R) -> Result<Vec<Value>, sqlx::Error>
+where
+    usize: sqlx::ColumnIndex<R>,
+    Option<i64>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    Option<String>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+{
+    let value = |(at, column): (usize, &Column)| match column.int {
+        true => row.try_get(at).map(Value::Int),
+        false => row.try_get(at).map(Value::Text),
+    };
+    table.columns.iter().enumerate().map(value).collect()
 }
 
 fn sqlite_arguments<'q>(values: Vec<Value>) -> SqliteArguments<'q> {
@@ -294,7 +453,13 @@ mod tests {
 
     const TABLE: Table = Table {
         name: "t",
-        columns: &[text("k", Merge::Key), int("n", Merge::Add), int("first", Merge::Min), text("name", Merge::Set)],
+        columns: &[
+            text("k", Merge::Key),
+            int("n", Merge::Add),
+            int("first", Merge::Min),
+            text("name", Merge::Set).nullable(),
+        ],
+        indexes: &["first, k"],
     };
 
     #[test]
@@ -307,16 +472,16 @@ mod tests {
 
     #[test]
     fn a_row_merges_column_by_column() {
-        let tail = "on conflict (k) do update set n = t.n + excluded.n, \
-                    first = case when excluded.first < t.first then excluded.first else t.first end, name = excluded.name";
+        let tail = "on conflict (k) do update set n = t_g2.n + excluded.n, \
+                    first = case when excluded.first < t_g2.first then excluded.first else t_g2.first end, name = excluded.name";
         assert_eq!(
-            TABLE.sqlite_sql(2),
-            format!("insert into t (k, n, first, name) values (?, ?, ?, ?), (?, ?, ?, ?) {tail}")
+            TABLE.sqlite_sql(2, 2),
+            format!("insert into t_g2 (k, n, first, name) values (?, ?, ?, ?), (?, ?, ?, ?) {tail}")
         );
         assert_eq!(
-            TABLE.postgres_sql(),
+            TABLE.postgres_sql(2),
             format!(
-                "insert into t (k, n, first, name) select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) {tail}"
+                "insert into t_g2 (k, n, first, name) select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) {tail}"
             )
         );
     }

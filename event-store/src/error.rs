@@ -15,6 +15,9 @@ pub enum Error {
     /// The settings cannot work; the text says what to change.
     #[error("{0}")]
     Settings(String),
+    /// Another process has the store open for writing.
+    #[error("{0} is in use by another docket process: stop it first, or talk to it over HTTP")]
+    InUse(String),
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
     Stored(String),
@@ -24,6 +27,20 @@ pub enum Error {
     /// The store is shutting down.
     #[error("the store is closing")]
     Closing,
+}
+
+impl Error {
+    /// Whether the database refused what it was given, so that another try would fail the same way.
+    pub fn is_about_the_data(&self) -> bool {
+        matches!(self, Self::Database(error) if is_about_the_data(error))
+    }
+}
+
+/// Data exceptions (class 22) and integrity violations (class 23).
+pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| {
+        e.is_unique_violation() || e.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    })
 }
 
 /// Why an append did not happen. Nothing of it was written, unless the store answered [`Error::Database`] at commit:

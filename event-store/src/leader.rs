@@ -1,11 +1,12 @@
-//! One leader a role among processes: a PostgreSQL advisory lock, freed by the server when its holder dies.
+//! One leader a role among processes: a PostgreSQL advisory lock or a locked file, freed when its holder dies.
 //!
 //! Leadership saves work; it is not what correctness rests on. The relay is guarded by the stream's sequence, and a
 //! projector's writes by the epoch of its checkpoints.
 
+use std::fs::File;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection};
 
 use crate::error::Error;
 use crate::log::Log;
@@ -15,44 +16,65 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How long the server may take to say that the lock's connection stands.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Held while this process leads. The lock belongs to its connection, which is none of the pool's.
-pub struct Leadership {
-    connection: Option<PgConnection>,
+/// Held while this process leads.
+pub struct Leadership(Hold);
+
+/// What frees the role when its holder dies.
+enum Hold {
+    /// The lock belongs to this connection, which is none of the pool's.
+    Connection(PgConnection),
+    /// A locked file beside the log.
+    #[expect(dead_code, reason = "held, never read")]
+    File(File),
 }
 
 impl Leadership {
-    /// Waits until this process leads. Embedded, the log's file lock has made it the only one.
+    /// Waits until this process leads.
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
-        let Log::Postgres(log) = log else { return Self { connection: None } };
+        let mut asking = None;
         loop {
-            match lock(&log.pool, role).await {
-                Ok(connection) => return Self { connection: Some(connection) },
-                Err(error) => tracing::warn!(%error, role, "cannot ask for leadership"),
+            match Self::ask(log, role, &mut asking).await {
+                Ok(Some(leadership)) => return leadership,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, role, "cannot ask for leadership");
+                    asking = None;
+                }
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
+    /// Leads, if nobody else does.
+    pub(crate) async fn try_win(log: &Log, role: &str) -> Result<Option<Self>, Error> {
+        Self::ask(log, role, &mut None).await
+    }
+
+    /// Asks once, over the connection of the last time where there is one.
+    async fn ask(log: &Log, role: &str, asking: &mut Option<PgConnection>) -> Result<Option<Self>, Error> {
+        let log = match log {
+            Log::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self(Hold::File(file)))),
+            Log::Postgres(log) => log,
+        };
+        let mut connection = match asking.take() {
+            Some(connection) => connection,
+            None => PgConnection::connect_with(&log.pool.connect_options()).await?,
+        };
+        let sql = "select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))";
+        let (won,): (bool,) = sqlx::query_as(sql).bind(role).fetch_one(&mut connection).await?;
+        if won {
+            return Ok(Some(Self(Hold::Connection(connection))));
+        }
+        *asking = Some(connection);
+        Ok(None)
+    }
+
     /// Whether the lock is still held: its connection answers.
     pub async fn check(&mut self) -> Result<(), Error> {
-        if let Some(connection) = &mut self.connection {
+        if let Hold::Connection(connection) = &mut self.0 {
             let silent = |_| sqlx::Error::Protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
             tokio::time::timeout(ANSWER_WITHIN, connection.ping()).await.map_err(silent)??;
         }
         Ok(())
-    }
-}
-
-async fn lock(pool: &PgPool, role: &str) -> Result<PgConnection, sqlx::Error> {
-    let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
-    loop {
-        let (won,): (bool,) = sqlx::query_as("select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))")
-            .bind(role)
-            .fetch_one(&mut connection)
-            .await?;
-        if won {
-            return Ok(connection);
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
     }
 }

@@ -59,10 +59,10 @@ macro_rules! each {
 
 impl Log {
     /// Opens the log and the read models' database; the scheme of the URL decides which.
-    pub(crate) async fn open(settings: &Settings) -> Result<(Self, Db), Error> {
+    pub(crate) async fn open(settings: &Settings, access: sqlite::Access) -> Result<(Self, Db), Error> {
         let url = &settings.database_url;
         if let Some(path) = url.strip_prefix("sqlite:") {
-            let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings.connections_max).await?;
+            let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings.connections_max, access).await?;
             Ok((Self::Sqlite(log), db))
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let (log, db) = postgres::Log::open(url, settings.connections_max).await?;
@@ -80,6 +80,11 @@ impl Log {
     /// One transaction: lock the head, check versions and keys, insert, move the head, commit.
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
         each!(self, log => log.append(batch))
+    }
+
+    /// Writes events with their positions, which must follow the head.
+    pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
+        each!(self, log => log.restore(events))
     }
 
     /// Position of the last event and the log's incarnation.

@@ -10,9 +10,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgExecutor};
 use tokio::sync::Mutex;
 
-use crate::append::{Append, Found, Plan, aggregate_key, assumed, is_about_the_data, plan};
+use crate::append::{Append, Found, Plan, aggregate_key, assumed, plan};
 use crate::db::Db;
-use crate::error::Error;
+use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
 use crate::log::{EventRow, Remembered, recorded};
 
@@ -33,7 +33,7 @@ pub(crate) struct Log {
     pub(crate) pool: PgPool,
     /// The appender's own connection, made when it is needed: it never waits behind a query.
     writer: Arc<Mutex<Option<Writer>>>,
-    writer_options: PgConnectOptions,
+    writer_options: Arc<PgConnectOptions>,
 }
 
 impl Log {
@@ -45,7 +45,11 @@ impl Log {
         let reads = options.clone().options([("statement_timeout", "30s")]);
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
         let views = options.options([("synchronous_commit", "off")]);
-        let log = Self { pool: pool().connect_with(reads).await?, writer: Arc::default(), writer_options };
+        let log = Self {
+            pool: pool().connect_with(reads).await?,
+            writer: Arc::default(),
+            writer_options: Arc::new(writer_options),
+        };
         Ok((log, Db::Postgres(pool().connect_lazy_with(views))))
     }
 
@@ -80,6 +84,38 @@ impl Log {
             Ok(outcome) => outcome,
             Err(_) => Err(sqlx::Error::Protocol(format!("no answer from PostgreSQL for {APPEND_WITHIN:?}"))),
         }
+    }
+
+    pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+        let mut tx = self.pool.begin().await?;
+        let moved = sqlx::query("update log_head set position = $1 where position = $2")
+            .bind(last.position)
+            .bind(first.position - 1)
+            .execute(&mut *tx);
+        if moved.await?.rows_affected() != 1 {
+            return Err(sqlx::Error::Protocol(format!("position {} does not follow the head", first.position)));
+        }
+        sqlx::query(
+            "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
+                                 position, recorded_at)
+             select t, id, sequence, type, version, payload::json, metadata::json, position, recorded_at
+             from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
+                         $8::bigint[], $9::bigint[])
+                  as e (t, id, sequence, type, version, payload, metadata, position, recorded_at)",
+        )
+        .bind(events.iter().map(|e| &*e.aggregate_type).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| &*e.aggregate_id).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.sequence).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| &*e.event_type).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| &*e.event_version).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| &*e.payload).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| &*e.metadata).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.position).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.recorded_at).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
     }
 
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {

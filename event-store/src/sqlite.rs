@@ -12,9 +12,9 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use crate::append::{Append, Found, Plan, assumed, is_about_the_data, plan};
+use crate::append::{Append, Found, Plan, assumed, plan};
 use crate::db::{Db, sqlite_chunks};
-use crate::error::Error;
+use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
 use crate::log::{EventRow, Remembered, recorded};
 
@@ -35,12 +35,22 @@ pub(crate) struct Log {
     write: SqlitePool,
     /// The log's head as the last append of this process left it; a guess, checked by the statement that relies on it.
     head: Arc<AtomicI64>,
-    /// Held while the log is open: a second process is refused, so that the log and the read models have one owner.
-    _lock: Arc<std::fs::File>,
+    file: Arc<Path>,
+    /// Held by the one process that appends.
+    _lock: Option<Arc<std::fs::File>>,
+}
+
+/// How a process stands to the files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Access {
+    /// It alone appends to the log: a second one is refused.
+    Owner,
+    /// It reads the log and writes read models, beside the owner or alone.
+    Beside,
 }
 
 impl Log {
-    pub(crate) async fn open(path: &str, connections_max: u32) -> Result<(Self, Db), Error> {
+    pub(crate) async fn open(path: &str, connections_max: u32, access: Access) -> Result<(Self, Db), Error> {
         let settings = |reason: String| Error::Settings(reason);
         if path.is_empty() || path.contains(":memory:") {
             return Err(settings(
@@ -52,18 +62,21 @@ impl Log {
             std::fs::create_dir_all(folder)
                 .map_err(|e| settings(format!("cannot make the folder {}: {e}", folder.display())))?;
         }
-        let lock_path = file.with_extension("lock");
-        let lock = std::fs::File::create(&lock_path)
-            .map_err(|e| settings(format!("cannot write {}: {e}", lock_path.display())))?;
-        lock.try_lock().map_err(|_| {
-            settings(format!("{path} is in use by another docket process: stop it first, or talk to it over HTTP"))
-        })?;
+        let lock = match access {
+            Access::Owner => Some(lock(file, "lock")?.ok_or_else(|| Error::InUse(path.to_owned()))?.into()),
+            Access::Beside => None,
+        };
         let (write, read) = pools(file, SqliteSynchronous::Full, connections_max).await?;
         let views = file.with_file_name(format!("{}-read.db", file.file_stem().unwrap_or_default().to_string_lossy()));
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
         let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, connections_max).await?;
-        let log = Self { read, write, head: Arc::new(AtomicI64::new(UNKNOWN)), _lock: Arc::new(lock) };
+        let log = Self { read, write, head: Arc::new(AtomicI64::new(UNKNOWN)), file: file.into(), _lock: lock };
         Ok((log, Db::Sqlite { write: views_write, read: views_read }))
+    }
+
+    /// Takes a role's lock file; `None` while another process, or another task of this one, has it.
+    pub(crate) fn try_lead(&self, role: &str) -> Result<Option<std::fs::File>, Error> {
+        lock(&self.file, &format!("{role}.lock"))
     }
 
     pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
@@ -136,6 +149,34 @@ impl Log {
         write(&mut tx, batch, &plan, head).await?;
         tx.commit().await?;
         Ok(plan)
+    }
+
+    pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+        let mut tx = self.write.begin_with("begin immediate").await?;
+        let moved = sqlx::query("update log_head set position = $1 where position = $2")
+            .bind(last.position)
+            .bind(first.position - 1)
+            .execute(&mut *tx);
+        if moved.await?.rows_affected() != 1 {
+            return Err(sqlx::Error::Protocol(format!("position {} does not follow the head", first.position)));
+        }
+        let rows: Vec<_> = events
+            .iter()
+            .map(|event| Row {
+                aggregate_type: &event.aggregate_type,
+                aggregate_id: &event.aggregate_id,
+                sequence: event.sequence,
+                event_type: &event.event_type,
+                event_version: &event.event_version,
+                payload: &event.payload,
+                metadata: &event.metadata,
+                position: event.position,
+                recorded_at: event.recorded_at,
+            })
+            .collect();
+        insert(&mut tx, &rows).await?;
+        tx.commit().await
     }
 
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
@@ -237,6 +278,14 @@ impl Log {
     }
 }
 
+/// Locks a file beside another; `None` where it is locked. The system frees it when its holder dies.
+fn lock(file: &Path, extension: &str) -> Result<Option<std::fs::File>, Error> {
+    let path = file.with_extension(extension);
+    let lock =
+        std::fs::File::create(&path).map_err(|e| Error::Settings(format!("cannot write {}: {e}", path.display())))?;
+    Ok(lock.try_lock().is_ok().then_some(lock))
+}
+
 /// A file's one writer and its readers.
 async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
     let options = SqliteConnectOptions::new()
@@ -280,10 +329,24 @@ async fn write(tx: &mut SqliteConnection, batch: &[&Append], plan: &Plan, head: 
     }
     let now = plan.recorded_at;
     let mut rows = Vec::with_capacity((plan.head - head) as usize);
+    let mut position = head;
     for (append, outcome) in batch.iter().zip(&plan.outcomes) {
         let Ok(appended) = outcome else { continue };
         let first = appended.version - append.events.len() as i64 + 1;
-        rows.extend(append.events.iter().enumerate().map(|(at, event)| (append, first + at as i64, event)));
+        rows.extend(append.events.iter().zip(first..).map(|(event, sequence)| {
+            position += 1;
+            Row {
+                aggregate_type: append.aggregate_type,
+                aggregate_id: &append.aggregate_id,
+                sequence,
+                event_type: &event.event_type,
+                event_version: &event.event_version,
+                payload: &event.payload,
+                metadata: &event.metadata,
+                position,
+                recorded_at: now,
+            }
+        }));
         if let Some(idempotency) = &append.idempotency {
             sqlx::query(
                 "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
@@ -301,28 +364,44 @@ async fn write(tx: &mut SqliteConnection, batch: &[&Append], plan: &Plan, head: 
             .await?;
         }
     }
-    let mut position = head;
-    for chunk in sqlite_chunks(&rows) {
+    insert(tx, &rows).await?;
+    Ok(true)
+}
+
+/// An event as it is written.
+struct Row<'a> {
+    aggregate_type: &'a str,
+    aggregate_id: &'a str,
+    sequence: i64,
+    event_type: &'a str,
+    event_version: &'a str,
+    payload: &'a str,
+    metadata: &'a str,
+    position: i64,
+    recorded_at: i64,
+}
+
+async fn insert(tx: &mut SqliteConnection, rows: &[Row<'_>]) -> Result<(), sqlx::Error> {
+    for chunk in sqlite_chunks(rows) {
         let sql = format!(
             "insert or fail into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload,
                                          metadata, position, recorded_at) values {}",
             vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?)"; chunk.len()].join(", ")
         );
         let mut query = sqlx::query(&sql);
-        for (append, sequence, event) in chunk {
-            position += 1;
+        for row in chunk {
             query = query
-                .bind(append.aggregate_type)
-                .bind(&*append.aggregate_id)
-                .bind(sequence)
-                .bind(&*event.event_type)
-                .bind(&*event.event_version)
-                .bind(&*event.payload)
-                .bind(&*event.metadata)
-                .bind(position)
-                .bind(now);
+                .bind(row.aggregate_type)
+                .bind(row.aggregate_id)
+                .bind(row.sequence)
+                .bind(row.event_type)
+                .bind(row.event_version)
+                .bind(row.payload)
+                .bind(row.metadata)
+                .bind(row.position)
+                .bind(row.recorded_at);
         }
         query.execute(&mut *tx).await?;
     }
-    Ok(true)
+    Ok(())
 }

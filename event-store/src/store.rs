@@ -20,6 +20,7 @@ use crate::leader::Leadership;
 use crate::log::{Log, Remembered};
 use crate::now_us;
 use crate::settings::Settings;
+use crate::sqlite::Access;
 use crate::subscription::Subscription;
 use crate::tail::Tail;
 
@@ -30,8 +31,37 @@ use crate::tail::Tail;
 /// Settings that cannot work, a database that is away, a NATS server that is too old.
 pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTracker) -> Result<Store, Error> {
     settings.check()?;
-    let (log, db) = Log::open(&settings).await?;
+    let (log, db) = Log::open(&settings, Access::Owner).await?;
     log.migrate(&db).await?;
+    start(log, db, settings, stop, tracker).await
+}
+
+/// Opens the store beside a server, which may be running or not: to read the log, to read and write read models, never
+/// to append.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_beside(settings: Settings) -> Result<Store, Error> {
+    settings.check()?;
+    match Log::open(&settings, Access::Owner).await {
+        // Nobody runs: the schema may be an older one.
+        Ok((log, db)) => log.migrate(&db).await?,
+        Err(Error::InUse(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let (log, db) = Log::open(&settings, Access::Beside).await?;
+    // What is done here nobody waits for over the bus.
+    let settings = Settings { nats_url: String::new(), ..settings };
+    start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
+}
+
+async fn start(
+    log: Log,
+    db: Db,
+    settings: Settings,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) -> Result<Store, Error> {
     let (position, incarnation) = log.head().await?;
     let (head, _) = watch::channel(position);
     let tail = Tail::default();
@@ -103,6 +133,17 @@ impl Store {
         Ok(self.inner.log.read(after, limit).await?)
     }
 
+    /// The same, as they are stored.
+    pub async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, Error> {
+        Ok(self.inner.log.read(after, limit).await?)
+    }
+
+    /// Writes events of another log with their positions, which must follow the head. Not to be called while anybody
+    /// appends.
+    pub async fn restore(&self, events: Vec<RecordedEvent>) -> Result<(), Error> {
+        Ok(self.inner.log.restore(&events).await?)
+    }
+
     /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
     pub async fn read_stream(
         &self,
@@ -150,6 +191,11 @@ impl Store {
     /// Waits until this process leads in a role.
     pub async fn lead(&self, role: &str) -> Leadership {
         Leadership::win(&self.inner.log, role).await
+    }
+
+    /// Leads in a role, if nobody else does.
+    pub async fn try_lead(&self, role: &str) -> Result<Option<Leadership>, Error> {
+        Leadership::try_win(&self.inner.log, role).await
     }
 
     /// Tells the other processes of a position; it may be lost, whoever listens polls as well.

@@ -19,14 +19,16 @@ const TABLE: Table = Table {
         int("orders", Merge::Add),
         int("confirmed", Merge::Add),
         int("cancelled", Merge::Add),
+        // Total of the confirmed ones.
         int("spend", Merge::Add),
         int("first_order_at", Merge::Min),
         int("last_order_at", Merge::Max),
     ],
+    indexes: &[],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "customers", tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "customers", version: 1, tables: &[&TABLE], fold };
 
 #[derive(Default)]
 struct Delta {

@@ -4,6 +4,10 @@
 //! never write events and never read each other's tables.
 
 pub mod customers;
+pub mod dead_letters;
+pub mod error;
+mod fold;
+pub mod generation;
 pub mod order;
 pub mod order_details;
 pub mod order_summaries;
@@ -11,4 +15,6 @@ pub mod products;
 pub mod progress;
 pub mod projection;
 pub mod pump;
+pub mod rebuild;
 pub mod sales;
+pub mod verify;

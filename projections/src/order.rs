@@ -15,10 +15,28 @@ pub const ORDER: &str = "order";
 #[derive(Debug, thiserror::Error)]
 #[error("event {position} ({event_type} of order {order_id}): {reason}")]
 pub struct FoldError {
-    position: i64,
-    event_type: String,
-    order_id: String,
-    reason: String,
+    /// Position of the event.
+    pub position: i64,
+    /// The event's name.
+    pub event_type: String,
+    /// The order.
+    pub order_id: String,
+    /// The event's place in the order's stream.
+    pub sequence: i64,
+    /// Why.
+    pub reason: String,
+}
+
+impl FoldError {
+    pub(crate) fn new(event: &RecordedEvent, reason: String) -> Self {
+        Self {
+            position: event.position,
+            event_type: event.event_type.clone(),
+            order_id: event.aggregate_id.clone(),
+            sequence: event.sequence,
+            reason,
+        }
+    }
 }
 
 /// An order at a version, with what its events' metadata adds. Times are microseconds since 1970.
@@ -59,12 +77,7 @@ impl OrderState {
     /// # Errors
     /// The payload does not decode, or the event is not the next one of its stream.
     pub fn apply(&mut self, recorded: &RecordedEvent) -> Result<Event, FoldError> {
-        let failed = |reason: String| FoldError {
-            position: recorded.position,
-            event_type: recorded.event_type.clone(),
-            order_id: recorded.aggregate_id.clone(),
-            reason,
-        };
+        let failed = |reason: String| FoldError::new(recorded, reason);
         if recorded.sequence != self.version + 1 {
             return Err(failed(format!("sequence {} follows {}", recorded.sequence, self.version)));
         }
@@ -79,6 +92,13 @@ impl OrderState {
         self.version = recorded.sequence;
         self.position = recorded.position;
         Ok(event)
+    }
+
+    /// Passes over an event that an operator has discarded.
+    pub(crate) fn pass_over(&mut self, recorded: &RecordedEvent) {
+        self.order_id.clone_from(&recorded.aggregate_id);
+        self.version = recorded.sequence;
+        self.position = recorded.position;
     }
 
     /// The owner; empty where foreign code wrote a stream that does not begin with `OrderCreated`.

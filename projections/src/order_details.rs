@@ -12,12 +12,14 @@ const TABLE: Table = Table {
         text("customer_id", Merge::Set),
         int("version", Merge::Set),
         int("position", Merge::Set),
+        // JSON.
         text("view", Merge::Set),
     ],
+    indexes: &[],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "order_details", tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "order_details", version: 1, tables: &[&TABLE], fold };
 
 /// An order as stored.
 #[derive(Debug, Clone, sqlx::FromRow)]

@@ -17,21 +17,25 @@ const TABLE: Table = Table {
         text("customer_id", Merge::Set),
         text("status", Merge::Set),
         text("currency", Merge::Set),
+        // Thousandths of the major unit, so that currencies sort together.
         int("total_milli", Merge::Set),
         int("quantity", Merge::Set),
         int("line_count", Merge::Set),
+        // Each between two line feeds, so that one can be searched for.
         text("categories", Merge::Set),
+        // Ids, SKUs and product names in lower case.
         text("search", Merge::Set),
-        text("store_id", Merge::Set),
+        text("store_id", Merge::Set).nullable(),
         int("placed_at", Merge::Set),
         int("updated_at", Merge::Set),
         int("version", Merge::Set),
         int("position", Merge::Set),
     ],
+    indexes: &["placed_at, order_id", "total_milli, order_id", "customer_id, placed_at, order_id"],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "order_summaries", tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "order_summaries", version: 1, tables: &[&TABLE], fold };
 
 fn fold(changes: &[Change]) -> Vec<Rows> {
     vec![(&TABLE, changes.iter().map(|change| row(&change.after)).collect())]

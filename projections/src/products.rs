@@ -16,16 +16,17 @@ const TABLE: Table = Table {
     columns: &[
         text("sku", Merge::Key),
         text("currency", Merge::Key),
-        text("name", Merge::Set),
-        text("category", Merge::Set),
+        text("name", Merge::Set).nullable(),
+        text("category", Merge::Set).nullable(),
         int("orders", Merge::Add),
         int("quantity", Merge::Add),
         int("revenue", Merge::Add),
     ],
+    indexes: &["revenue", "quantity"],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "products", tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "products", version: 1, tables: &[&TABLE], fold };
 
 fn fold(changes: &[Change]) -> Vec<Rows> {
     let mut sums: HashMap<(&str, Currency), (Sum, i64, &Line)> = HashMap::new();

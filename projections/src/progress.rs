@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD};
 use crate::projection::all;
 
 /// Name of the hint.
@@ -27,12 +28,14 @@ const RATE_OVER: Duration = Duration::from_secs(5);
 
 /// A position a projection.
 pub type Positions = BTreeMap<String, i64>;
+/// A position a generation.
+type Generations = BTreeMap<(String, i64), i64>;
 
 /// Positions of the read models; cheap to clone.
 #[derive(Clone)]
 pub struct Progress {
     positions: Arc<watch::Sender<Positions>>,
-    samples: Arc<Mutex<VecDeque<(Instant, Positions)>>>,
+    samples: Arc<Mutex<VecDeque<(Instant, Generations)>>>,
 }
 
 impl Default for Progress {
@@ -49,6 +52,8 @@ pub struct Status {
     pub name: String,
     /// Which build of its tables serves; a rebuild makes a new one.
     pub generation: i64,
+    /// Version of the code that filled it.
+    pub version: i64,
     /// Position of the last event in it.
     pub position: i64,
     /// Events that it has still to take.
@@ -57,19 +62,27 @@ pub struct Status {
     pub lag_seconds: f64,
     /// Events a second, over the last seconds, as this process saw it.
     pub events_per_second: f64,
-    /// `live`; `starting` before the first projector has run; `failed` while an event cannot be applied, which is tried again.
-    pub state: String,
+    /// `live`; `failed` while it cannot go on, which is tried again.
+    pub state: &'static str,
     /// Why it failed last.
     pub last_error: Option<String>,
+    /// The generation that is being built, if any.
+    pub rebuild: Option<Rebuild>,
+    /// The generation that a rollback goes back to, if any.
+    pub older_generation: Option<i64>,
 }
 
-#[derive(sqlx::FromRow)]
-struct Checkpoint {
-    projection: String,
-    position: i64,
-    generation: i64,
-    state: String,
-    last_error: Option<String>,
+/// A generation on its way.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Rebuild {
+    /// Its number.
+    pub generation: i64,
+    /// Version of the code that fills it.
+    pub version: i64,
+    /// Position of the last event in it.
+    pub position: i64,
+    /// Events a second, over the last seconds, as this process saw it.
+    pub events_per_second: f64,
 }
 
 impl Progress {
@@ -91,11 +104,16 @@ impl Progress {
     /// Reads the checkpoints.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let checkpoints = checkpoints(db).await?;
-        let positions: BTreeMap<_, _> = checkpoints.into_iter().map(|c| (c.projection, c.position)).collect();
+        let positions: BTreeMap<_, _> = checkpoints
+            .iter()
+            .filter(|row| row.state == LIVE)
+            .map(|row| (row.projection.clone(), row.position))
+            .collect();
         {
             let mut samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if samples.back().is_none_or(|(at, _)| at.elapsed() >= POLL) {
-                samples.push_back((Instant::now(), positions.clone()));
+                let all = checkpoints.iter().map(|row| ((row.projection.clone(), row.generation), row.position));
+                samples.push_back((Instant::now(), all.collect()));
             }
             while samples.front().is_some_and(|(at, _)| at.elapsed() > RATE_OVER) {
                 samples.pop_front();
@@ -147,34 +165,42 @@ impl Progress {
         let head = store.head().await?;
         let mut status = Vec::new();
         for projection in all() {
-            // Before the first projector has started there are no checkpoints.
-            let found = checkpoints.iter().find(|checkpoint| checkpoint.projection == projection.name);
-            let position = found.map_or(0, |checkpoint| checkpoint.position);
+            let own =
+                |state: &str| checkpoints.iter().rfind(|row| row.projection == projection.name && row.state == state);
+            let Some(live) = own(LIVE) else { continue };
+            let position = live.position;
             let waits = store.read(position, 1).await?;
             status.push(Status {
                 name: projection.name.to_owned(),
-                generation: found.map_or(1, |checkpoint| checkpoint.generation),
+                generation: live.generation,
+                version: live.version,
                 position,
                 lag_events: (head - position).max(0),
                 lag_seconds: waits.first().map_or(0.0, |event| (now_us() - event.recorded_at).max(0) as f64 / 1e6),
-                events_per_second: self.rate(projection.name, position),
-                state: found.map_or_else(|| "starting".to_owned(), |checkpoint| checkpoint.state.clone()),
-                last_error: found.and_then(|checkpoint| checkpoint.last_error.clone()),
+                events_per_second: self.rate(live),
+                state: if live.last_error.is_some() { "failed" } else { "live" },
+                last_error: live.last_error.clone(),
+                rebuild: own(BUILDING).map(|row| Rebuild {
+                    generation: row.generation,
+                    version: row.version,
+                    position: row.position,
+                    events_per_second: self.rate(row),
+                }),
+                older_generation: own(OLD).map(|row| row.generation),
             });
         }
         Ok((status, head))
     }
 
-    fn rate(&self, projection: &str, position: i64) -> f64 {
+    fn rate(&self, row: &Checkpoint) -> f64 {
         let samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let Some((at, positions)) = samples.front() else { return 0.0 };
         let since = at.elapsed().as_secs_f64().max(0.001);
-        let before = positions.get(projection).copied().unwrap_or(position);
-        ((position - before) as f64 / since).max(0.0).round()
+        let before = positions.get(&(row.projection.clone(), row.generation)).copied().unwrap_or(row.position);
+        ((row.position - before) as f64 / since).max(0.0).round()
     }
 }
 
 async fn checkpoints(db: &Db) -> Result<Vec<Checkpoint>, Error> {
-    let sql = "select projection, position, generation, state, last_error from checkpoints order by projection";
-    db.fetch_all(sql, vec![]).await
+    db.fetch_all(CHECKPOINTS, vec![]).await
 }

@@ -22,10 +22,18 @@ pub type Rows = (&'static Table, Vec<Vec<Value>>);
 pub struct Projection {
     /// Its name, as operators use it and as its checkpoint is kept.
     pub name: &'static str,
+    /// Version of what follows. To change a table or what goes into it, raise it: the server then builds a new generation
+    /// beside the old one and switches.
+    pub version: i64,
     /// Its tables.
     pub tables: &'static [&'static Table],
     /// The rows that a batch leads to, merged into the tables column by column.
     pub fold: fn(&[Change]) -> Vec<Rows>,
+}
+
+/// The projection with a name.
+pub fn find(name: &str) -> Option<&'static Projection> {
+    all().iter().find(|projection| projection.name == name)
 }
 
 /// Every read model.

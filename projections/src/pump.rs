@@ -1,23 +1,25 @@
-//! The pump: stream → fold → rows and checkpoint in one transaction → signal. And the rebuild.
+//! The pump: stream → fold → rows and checkpoint in one transaction → signal.
 //!
 //! One process pumps at a time. It takes the checkpoints under a new epoch; every commit compares position and epoch, so
 //! a pump that has lost its place writes nothing.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use event_store::db::{Tx, Value};
-use event_store::error::Error;
+use event_store::db::Tx;
+use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
-use event_store::now_us;
 use event_store::store::Store;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::dead_letters::{self, LeftOut};
+use crate::error::Error;
+use crate::fold::Fold;
+use crate::generation::{LIVE, Lane, Member, checkpoints, lanes, prepare, take_over};
 use crate::order::{FoldError, ORDER, OrderState};
 use crate::progress::{HINT, Progress};
-use crate::projection::{Change, Projection, all};
+use crate::projection::{Change, all};
+use crate::rebuild;
 
 /// How much is projected at once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,63 +27,39 @@ use crate::projection::{Change, Projection, all};
 pub struct Settings {
     /// Orders kept in memory between batches; others are folded again from the log when they change.
     pub orders_in_memory_max: usize,
-    /// Wait after a failure, before the same events are tried again, in milliseconds.
+    /// Wait after a failure, before the same events are tried again, in milliseconds; it doubles each time.
     pub retry_delay_ms: u64,
+    /// How often an event is tried before its order is parked.
+    pub attempts_max: i64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { orders_in_memory_max: 10_000, retry_delay_ms: 500 }
+        Self { orders_in_memory_max: 10_000, retry_delay_ms: 500, attempts_max: 3 }
     }
 }
 
-/// Why a batch was not projected; nothing of it was written.
-#[derive(Debug, thiserror::Error)]
-pub enum PumpError {
-    /// The database is away.
-    #[error(transparent)]
-    Store(#[from] Error),
-    /// An event does not apply.
-    #[error(transparent)]
-    Fold(#[from] FoldError),
-    /// Another process projects now.
-    #[error("another process has taken over")]
-    Fenced,
-    /// The read models know events that the log does not have: the log is another one, or an older copy.
-    #[error(
-        "the read models are at position {position}, the log ends at {head}: it was restored or replaced. Stop the server and run `docket replay --all`"
-    )]
-    Ahead {
-        /// The furthest checkpoint.
-        position: i64,
-        /// Position of the last event.
-        head: i64,
-    },
-    /// Another process holds the lead.
-    #[error("a running server projects: stop it (or its `project` role) first")]
-    Busy,
-}
+/// How often operators' decisions about dead letters are looked for.
+const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
+/// How long a pump stands back when the database holds what only a newer release can fill.
+const STAND_BACK: Duration = Duration::from_secs(3);
 
-/// Projections that are at the same position and move together.
-#[derive(Clone)]
-struct Lane {
-    position: i64,
-    projections: Vec<&'static Projection>,
-}
-
-/// Projects for ever: leads, catches up, follows; after a failure begins again from the checkpoints.
+/// Projects for ever: leads, catches up, follows; after a failure begins again from the checkpoints. Builds what this
+/// release has newer than the database, in the background.
 pub async fn run(store: Store, settings: Settings, progress: Progress, stop: CancellationToken) {
+    let work = async { tokio::join!(lead(&store, &settings, &progress), rebuild::upgrade(&store, &settings)) };
     tokio::select! {
-        () = lead(&store, &settings, &progress, &stop) => {}
+        _ = work => {}
         // Between two commits at the worst: what is not committed comes again.
         () = stop.cancelled() => {}
     }
 }
 
-async fn lead(store: &Store, settings: &Settings, progress: &Progress, stop: &CancellationToken) {
-    while !stop.is_cancelled() {
+async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
+    let mut stood_back = false;
+    loop {
         let mut leadership = store.lead("projections").await;
-        let mut pump = Pump::new(store.clone(), settings, progress.clone());
+        let mut pump = Pump::new(store.clone(), settings.clone(), progress.clone());
         tracing::info!("projections: leading");
         let still_leading = async {
             while leadership.check().await.is_ok() {
@@ -89,69 +67,62 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress, stop: &Ca
             }
         };
         let outcome = tokio::select! {
-            outcome = pump.follow() => outcome,
-            () = still_leading => Err(PumpError::Fenced),
+            outcome = pump.follow(!stood_back) => outcome,
+            () = still_leading => Err(Error::Fenced),
         };
-        if let Err(error) = outcome {
-            tracing::error!(%error, "projections: starting over from the checkpoints");
-            pump.report(&error).await;
-            if let PumpError::Ahead { .. } = error {
-                // Waiting would only let new events take the positions that the read models know as others.
-                return;
+        drop(leadership);
+        stood_back = match outcome {
+            Err(Error::Newer { projection, version, known }) => {
+                tracing::warn!(projection, version, known, "projections: a newer release may lead");
+                tokio::time::sleep(STAND_BACK).await;
+                true
             }
-            tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
-        }
+            Err(Error::Fenced) => {
+                tracing::info!("projections: the checkpoints were taken over, reading them again");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "projections: starting over from the checkpoints");
+                pump.report(&error).await;
+                tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
+                false
+            }
+            Ok(()) => false,
+        };
     }
-}
-
-/// Empties the named projections' tables and fills them from the log, up to its present head. Readers see it happen.
-///
-/// # Errors
-/// [`PumpError::Busy`] while a server projects; an event that does not apply stops it, and nothing is skipped.
-pub async fn rebuild(
-    store: &Store,
-    settings: &Settings,
-    projections: &[&'static Projection],
-    mut on_progress: impl FnMut(i64, i64),
-) -> Result<i64, PumpError> {
-    let _leadership =
-        tokio::time::timeout(Duration::from_secs(2), store.lead("projections")).await.map_err(|_| PumpError::Busy)?;
-    let mut pump = Pump::new(store.clone(), settings, Progress::default());
-    pump.acquire().await?;
-    pump.clear(projections).await?;
-    let head = store.head().await?;
-    let mut lanes = pump.acquire().await?;
-    while let Some(lane) = lanes.first().cloned().filter(|lane| lane.position < head) {
-        let events = store.read(lane.position, 2_000).await?;
-        on_progress(pump.take(&mut lanes, &events).await?, head);
-    }
-    Ok(head)
 }
 
 struct Pump {
     store: Store,
+    settings: Settings,
     progress: Progress,
     epoch: i64,
-    /// Orders as the last committed batch left them. Only ever a shortcut: an entry that is not exactly the version
-    /// before the next event is folded again from the log.
-    orders: quick_cache::sync::Cache<String, Arc<OrderState>>,
+    fold: Fold,
+    /// Position of the event that failed last, and how often it did.
+    failing: (i64, i64),
 }
 
 impl Pump {
-    fn new(store: Store, settings: &Settings, progress: Progress) -> Self {
-        Self { store, progress, epoch: 0, orders: quick_cache::sync::Cache::new(settings.orders_in_memory_max) }
+    fn new(store: Store, settings: Settings, progress: Progress) -> Self {
+        let fold = Fold::new(store.clone(), settings.orders_in_memory_max, LeftOut::default());
+        Self { store, settings, progress, epoch: 0, fold, failing: (0, 0) }
     }
 
-    async fn follow(&mut self) -> Result<(), PumpError> {
-        let mut lanes = self.acquire().await?;
-        let (Some(slowest), Some(furthest)) = (lanes.first(), lanes.last()) else { return Ok(()) };
-        let head = self.store.head().await?;
-        if furthest.position > head {
-            return Err(PumpError::Ahead { position: furthest.position, head });
-        }
+    /// Follows the log. With `stand_back` it gives way where a newer release is at work.
+    async fn follow(&mut self, stand_back: bool) -> Result<(), Error> {
+        prepare(&self.store).await?;
+        let mut lanes = self.acquire(stand_back).await?;
+        let Some(slowest) = lanes.first() else {
+            // Nothing here is of this release's version: the upgrade will take over the checkpoints.
+            tokio::time::sleep(STAND_BACK).await;
+            return Ok(());
+        };
         let mut stream = self.store.subscribe(slowest.position);
+        let mut looked = Instant::now();
         loop {
-            let mut events = &stream.next().await?[..];
+            let events = tokio::time::timeout(LOOK_FOR_DECISIONS, stream.next()).await;
+            let events = events.unwrap_or_else(|_| Ok(Vec::new()))?;
+            let mut events = &events[..];
             while let (Some(last), Some(lane)) = (events.last(), lanes.first()) {
                 // A lane that has caught up with another one may have seen the rest of the batch already.
                 let skip = (lane.position + 1 - events[0].position).max(0) as usize;
@@ -159,191 +130,195 @@ impl Pump {
                     break;
                 }
                 events = &events[skip..];
-                let position = self.take(&mut lanes, events).await?;
-                self.store.hint(HINT, position).await;
+                match self.take(&mut lanes, events).await {
+                    Ok(position) => self.store.hint(HINT, position).await,
+                    Err(Error::Fold(failed)) => self.wait_or_park(failed).await?,
+                    Err(error) => return Err(error),
+                }
+            }
+            if looked.elapsed() >= LOOK_FOR_DECISIONS {
+                self.carry_out_decisions(&mut lanes).await?;
+                looked = Instant::now();
             }
         }
     }
 
-    /// Takes the checkpoints under a new epoch. The slowest lane comes first.
-    async fn acquire(&mut self) -> Result<Vec<Lane>, PumpError> {
-        #[derive(sqlx::FromRow)]
-        struct Row {
-            projection: String,
-            position: i64,
-            epoch: i64,
-        }
+    /// Takes the live checkpoints under a new epoch. The slowest lane comes first.
+    async fn acquire(&mut self, stand_back: bool) -> Result<Vec<Lane>, Error> {
+        let head = self.store.head().await?;
         let mut tx = self.store.db().begin().await?;
+        self.epoch = take_over(&mut tx, &[LIVE]).await?;
+        let rows = checkpoints(&mut tx).await?;
+        let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
+        let mut members = Vec::new();
         for projection in all() {
-            let sql = "insert into checkpoints (projection, position, epoch, generation, updated_at, state)
-                       values ($1, 0, 0, 1, $2, 'live') on conflict (projection) do nothing";
-            tx.execute(sql, vec![projection.name.into(), now_us().into()]).await?;
+            let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
+                continue;
+            };
+            if row.position > head {
+                // Waiting would let new events take the positions that the read models know as others.
+                return Err(Error::Ahead { position: row.position, head });
+            }
+            let (version, known) = (row.version, projection.version);
+            if version > known && stand_back {
+                return Err(Error::Newer { projection: row.projection.clone(), version, known });
+            }
+            if version == known {
+                members.push((Member { projection, generation: row.generation }, row.position));
+            }
         }
-        tx.execute("update checkpoints set epoch = (select max(epoch) + 1 from checkpoints)", vec![]).await?;
-        let rows: Vec<Row> = tx.fetch_all("select projection, position, epoch from checkpoints", vec![]).await?;
         tx.commit().await?;
-        self.orders.clear();
-        self.epoch = rows.first().map_or(0, |row| row.epoch);
-        let mut lanes: Vec<Lane> = Vec::new();
-        for projection in all() {
-            let Some(row) = rows.iter().find(|row| row.projection == projection.name) else { continue };
-            self.progress.committed(&[projection.name], row.position);
-            match lanes.iter_mut().find(|lane| lane.position == row.position) {
-                Some(lane) => lane.projections.push(projection),
-                None => lanes.push(Lane { position: row.position, projections: vec![projection] }),
-            }
+        self.fold.forget();
+        self.fold.left_out = left_out;
+        for (member, position) in &members {
+            self.progress.committed(&[member.projection.name], *position);
         }
-        lanes.sort_by_key(|lane| lane.position);
-        Ok(lanes)
-    }
-
-    async fn clear(&self, projections: &[&'static Projection]) -> Result<(), PumpError> {
-        let mut tx = self.store.db().begin().await?;
-        for projection in projections {
-            for table in projection.tables {
-                tx.execute(&format!("delete from {}", table.name), vec![]).await?;
-            }
-            let sql = "update checkpoints set position = 0, updated_at = $1 where projection = $2 and epoch = $3";
-            let values = vec![now_us().into(), projection.name.into(), self.epoch.into()];
-            if tx.execute(sql, values).await? != 1 {
-                return Err(PumpError::Fenced);
-            }
-        }
-        Ok(tx.commit().await?)
+        Ok(lanes(members))
     }
 
     /// Projects events into the slowest lane, which the first event follows; stops where the next lane stands and joins
     /// it there. Gives the lane's new position.
-    async fn take(&mut self, lanes: &mut Vec<Lane>, events: &[RecordedEvent]) -> Result<i64, PumpError> {
+    async fn take(&mut self, lanes: &mut Vec<Lane>, events: &[RecordedEvent]) -> Result<i64, Error> {
         let next_lane = lanes.get(1).map_or(i64::MAX, |lane| lane.position);
         let end = events.iter().position(|event| event.position > next_lane).unwrap_or(events.len());
         let events = &events[..end];
         let lane = &mut lanes[0];
         if let Some(last) = events.last() {
-            let changes = self.fold(events).await?;
-            self.write(lane, &changes, last.position).await?;
-            for change in &changes {
-                self.orders.insert(change.after.order_id.clone(), change.after.clone());
+            let changes = self.fold.changes(events).await?;
+            match write(&self.store, lane, self.epoch, &changes, last.position).await {
+                Err(Error::Store(error)) if error.is_about_the_data() => {
+                    return Err(self.culprit(lane, events, &changes).await?.map_or(error.into(), Error::Fold));
+                }
+                outcome => outcome?,
             }
+            self.fold.keep(&changes);
             lane.position = last.position;
-            let names: Vec<_> = lane.projections.iter().map(|projection| projection.name).collect();
+            let names: Vec<_> = lane.members.iter().map(|member| member.projection.name).collect();
             self.progress.committed(&names, last.position);
         }
         let position = lanes[0].position;
         if position == next_lane {
             let caught_up = lanes.remove(0);
-            lanes[0].projections.extend(caught_up.projections);
+            lanes[0].members.extend(caught_up.members);
         }
         Ok(position)
     }
 
-    /// What the events do, order by order.
-    async fn fold(&self, events: &[RecordedEvent]) -> Result<Vec<Change>, PumpError> {
-        let mut streams: HashMap<&str, Vec<&RecordedEvent>> = HashMap::new();
-        let mut arrival = Vec::new();
-        for event in events.iter().filter(|event| event.aggregate_type == ORDER) {
-            let stream = streams.entry(&event.aggregate_id).or_default();
-            if stream.is_empty() {
-                arrival.push(&*event.aggregate_id);
-            }
-            stream.push(event);
-        }
-        let before = self.before(&arrival, &streams, events[0].position).await?;
-        let mut changes = Vec::with_capacity(arrival.len());
-        for id in arrival {
-            let before = before.get(id).cloned();
-            let mut after = before.as_deref().cloned().unwrap_or_default();
-            for event in &streams[id] {
-                after.apply(event)?;
-            }
-            changes.push(Change { before, after: Arc::new(after) });
-        }
-        Ok(changes)
-    }
-
-    /// The orders as they were before a batch: from memory, or folded from the log in one query.
-    async fn before<'a>(
+    /// Which order's row it is that the database refuses.
+    async fn culprit(
         &self,
-        ids: &[&'a str],
-        streams: &HashMap<&str, Vec<&RecordedEvent>>,
-        first_position: i64,
-    ) -> Result<HashMap<&'a str, Arc<OrderState>>, PumpError> {
-        let mut before = HashMap::new();
-        let mut missing = HashMap::new();
-        for id in ids.iter().copied() {
-            let version = streams[id][0].sequence - 1;
-            if version == 0 {
-                continue;
-            }
-            match self.orders.get(id) {
-                Some(state) if state.version == version => {
-                    before.insert(id, state);
-                }
-                _ => {
-                    missing.insert(id.to_owned(), id);
-                }
+        lane: &Lane,
+        events: &[RecordedEvent],
+        changes: &[Change],
+    ) -> Result<Option<FoldError>, Error> {
+        for change in changes {
+            let mut tx = self.store.db().begin().await?;
+            let alone = std::slice::from_ref(change);
+            if let Err(Error::Store(error)) = lane.write(&mut tx, self.epoch, alone, lane.position).await
+                && error.is_about_the_data()
+                && let Some(event) = events.iter().find(|event| event.aggregate_id == change.after.order_id)
+            {
+                return Ok(Some(FoldError::new(event, error.to_string())));
             }
         }
-        if !missing.is_empty() {
-            let ids: Vec<String> = missing.keys().cloned().collect();
-            let mut states: HashMap<&str, OrderState> = HashMap::new();
-            for event in self.store.read_streams(ORDER, &ids, first_position).await? {
-                if let Some(id) = missing.get(&event.aggregate_id) {
-                    states.entry(id).or_default().apply(&event)?;
-                }
-            }
-            before.extend(states.into_iter().map(|(id, state)| (id, Arc::new(state))));
-        }
-        Ok(before)
+        Ok(None)
     }
 
-    /// Rows and checkpoint, in one transaction.
-    async fn write(&self, lane: &Lane, changes: &[Change], position: i64) -> Result<(), PumpError> {
+    /// After a failure: waits, a little longer each time; after the last attempt parks the order.
+    async fn wait_or_park(&mut self, failed: FoldError) -> Result<(), Error> {
+        let attempts = if self.failing.0 == failed.position { self.failing.1 + 1 } else { 1 };
+        self.failing = (failed.position, attempts);
+        if attempts < self.settings.attempts_max {
+            tracing::warn!(%failed, attempts, "projections: trying again");
+            let doubled = self.settings.retry_delay_ms.saturating_mul(1 << (attempts - 1).min(6));
+            tokio::time::sleep(Duration::from_millis(doubled)).await;
+            return Ok(());
+        }
+        tracing::error!(%failed, attempts, "projections: the order is parked, see `docket dead-letters`");
         let mut tx = self.store.db().begin().await?;
-        self.advance(&mut tx, lane, position).await?;
-        for projection in &lane.projections {
-            for (table, rows) in (projection.fold)(changes) {
-                tx.write(table, rows).await?;
-            }
-        }
-        Ok(tx.commit().await?)
+        dead_letters::park(&mut tx, &failed, attempts).await?;
+        tx.commit().await?;
+        self.fold.left_out.parked.insert(failed.order_id, failed.position);
+        Ok(())
     }
 
-    /// Compare and set: the checkpoints must stand where this pump left them, under its own epoch.
-    async fn advance(&self, tx: &mut Tx, lane: &Lane, position: i64) -> Result<(), PumpError> {
-        let mut values: Vec<Value> = vec![position.into(), now_us().into(), self.epoch.into(), lane.position.into()];
-        let names: Vec<_> = lane
-            .projections
-            .iter()
-            .map(|projection| {
-                values.push(projection.name.into());
-                format!("${}", values.len())
-            })
-            .collect();
-        let sql = format!(
-            "update checkpoints set position = $1, updated_at = $2, state = 'live', last_error = null
-             where epoch = $3 and position = $4 and projection in ({})",
-            names.join(", ")
-        );
-        match tx.execute(&sql, values).await? as usize == lane.projections.len() {
-            true => Ok(()),
-            false => Err(PumpError::Fenced),
+    /// Retries and discards what operators asked for, once every lane is at the same position.
+    async fn carry_out_decisions(&mut self, lanes: &mut [Lane]) -> Result<(), Error> {
+        let [lane] = lanes else { return Ok(()) };
+        let mut tx = self.store.db().begin().await?;
+        let (left_out, asked) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
+        drop(tx);
+        self.fold.left_out = left_out;
+        for row in asked {
+            self.carry_out(lane, &row).await?;
         }
+        Ok(())
+    }
+
+    /// Brings a parked order to the lane's position: what its events from the parked one on change is written in one
+    /// transaction with the end of the parking. An event that fails parks the order again.
+    async fn carry_out(&mut self, lane: &Lane, row: &dead_letters::Row) -> Result<(), Error> {
+        self.fold.left_out.parked.remove(&row.aggregate_id);
+        if row.state == "discard" {
+            self.fold.left_out.discarded.insert(row.position);
+        }
+        let ids = [row.aggregate_id.clone()];
+        let mut order = OrderState::default();
+        let mut before = None;
+        let mut failed = None;
+        for event in self.store.read_streams(ORDER, &ids, lane.position + 1).await? {
+            if event.position == row.position && order.version > 0 {
+                before = Some(order.clone().into());
+            }
+            if let Err(error) = self.fold.apply(&mut order, &event) {
+                failed = Some(error);
+                break;
+            }
+        }
+        let changes: Vec<_> = match order.position >= row.position {
+            true => vec![Change { before, after: order.into() }],
+            false => Vec::new(),
+        };
+        let mut tx = self.store.db().begin().await?;
+        lane.write(&mut tx, self.epoch, &changes, lane.position).await?;
+        if failed.as_ref().is_none_or(|failed| failed.position != row.position) {
+            dead_letters::settle(&mut tx, row).await?;
+        }
+        if let Some(failed) = &failed {
+            dead_letters::park(&mut tx, failed, 1).await?;
+            self.fold.left_out.parked.insert(row.aggregate_id.clone(), failed.position);
+        }
+        tx.commit().await?;
+        self.fold.keep(&changes);
+        self.store.hint(HINT, lane.position).await;
+        tracing::info!(order_id = row.aggregate_id, position = row.position, wish = row.state, "dead letter");
+        Ok(())
     }
 
     /// Writes down why it failed, for operators; a pump that was fenced has no say.
-    async fn report(&self, error: &PumpError) {
-        if !matches!(error, PumpError::Fold(_) | PumpError::Ahead { .. }) {
-            return;
-        }
-        let sql = "update checkpoints set state = 'failed', last_error = $1 where epoch = $2";
+    async fn report(&self, error: &Error) {
+        let (condition, epoch) = match error {
+            Error::Ahead { .. } => ("state = 'live'", None),
+            Error::Fold(_) => ("epoch = $2", Some(self.epoch)),
+            _ => return,
+        };
+        let sql = format!("update checkpoints set last_error = $1 where {condition}");
+        let values = std::iter::once(error.to_string().into()).chain(epoch.map(Into::into)).collect();
         let written = async {
-            let mut tx = self.store.db().begin().await?;
-            tx.execute(sql, vec![error.to_string().into(), self.epoch.into()]).await?;
+            let mut tx: Tx = self.store.db().begin().await?;
+            tx.execute(&sql, values).await?;
             tx.commit().await
         };
         if let Err(error) = written.await {
+            let error: StoreError = error;
             tracing::warn!(%error, "the failure could not be written down");
         }
     }
+}
+
+/// Rows and checkpoint, in one transaction.
+async fn write(store: &Store, lane: &Lane, epoch: i64, changes: &[Change], position: i64) -> Result<(), Error> {
+    let mut tx = store.db().begin().await?;
+    lane.write(&mut tx, epoch, changes, position).await?;
+    Ok(tx.commit().await?)
 }

@@ -12,18 +12,22 @@ use crate::projection::{Change, Projection, Rows};
 const TABLE: Table = Table {
     name: "sales",
     columns: &[
+        // `day`, `category` or `store`, each kept by day so that a period can be summed.
         text("dimension", Merge::Key),
+        // Empty where the order or line names none.
         text("key", Merge::Key),
+        // YYYY-MM-DD, UTC, on which the order was placed.
         text("day", Merge::Key),
         text("currency", Merge::Key),
         int("orders", Merge::Add),
         int("quantity", Merge::Add),
         int("revenue", Merge::Add),
     ],
+    indexes: &[],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "sales", tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "sales", version: 1, tables: &[&TABLE], fold };
 
 /// What a report is grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]

@@ -2,12 +2,15 @@
 
 mod admin;
 mod dev;
+mod events;
 mod import;
+mod operate;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use projections::dead_letters::Decision;
 
 use crate::settings::Settings;
 
@@ -23,13 +26,17 @@ const EXAMPLES: &str = "Examples:
   docket import orders.csv --token \"$TOKEN\"       orders from a file, through the running server
   docket serve --config docket.toml               as production runs it
   docket token --sub c-1 --role customer          a token for a customer
-  docket replay --all                             rebuild every read model from the log";
+  docket replay --all                             rebuild every read model from the log, at any hour
+  docket verify                                   compare every read model with the log
+  docket events export > log.ndjson               the whole log, for another store";
 
 const EXIT_CODES: &str = "Exit codes:
   0  done
   1  failed; stderr says why
   2  the command line or the settings cannot be used
-  3  import: done, but some lines were refused (they are listed)";
+  3  import: done, but some lines were refused (they are listed)
+
+Of `verify`, 1 says that a read model differs from the log.";
 
 /// An event-sourced order backend: commands in, events kept, read models and live updates out.
 #[derive(Debug, Parser)]
@@ -65,9 +72,24 @@ enum Command {
         after_help = "Columns (CSV) or fields (NDJSON), a line each: order_ref, customer_ref, store_id, placed_at, sku, product_name,\ndepartment, quantity, unit_price. Lines of one order stand together. An order goes over in one piece, its good lines\nconfirmed, its bad ones listed; an order without a good line stays an empty draft. A name that ends in .gz is unpacked."
     )]
     Import(Import),
-    /// Rebuild read models from the log, while no server projects.
-    #[command(before_help = "Examples:\n  docket replay --all\n  docket replay sales products")]
+    /// Rebuild read models from the log beside the ones that serve, then switch; beside a running server or without one.
+    #[command(
+        before_help = "Examples:\n  docket replay --all\n  docket replay sales products\n  docket replay sales --rollback\n  docket replay --all --prune",
+        after_help = "A new generation is filled from the log, catches up, is compared with the one that serves, and takes its place in one\ntransaction. A rebuild that was killed goes on where it stopped. The generation that served before stays until the next\nrebuild, for --rollback."
+    )]
     Replay(Replay),
+    /// Compare read models with the log, without writing and without stopping anything; exit code 1 where they differ.
+    #[command(before_help = "Examples:\n  docket verify\n  docket verify order_details --sample 1000")]
+    Verify(Verify),
+    /// How far each read model has come.
+    #[command(before_help = "Examples:\n  docket projections\n  docket projections --json")]
+    Projections(Listing),
+    /// Events that no projector can apply, and the orders that are parked at them.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+    /// The log as it is.
+    #[command(subcommand)]
+    Events(Events),
     /// Check or show the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -161,9 +183,115 @@ struct Replay {
     /// Every read model.
     #[arg(long)]
     all: bool,
-    /// Say what would be rebuilt, change nothing.
+    /// Say what would be done, change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Go back to the generation that served before, brought up to date.
+    #[arg(long, conflicts_with = "prune")]
+    rollback: bool,
+    /// Remove generations that do not serve.
+    #[arg(long)]
+    prune: bool,
+    /// Progress and result as lines of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    #[command(flatten)]
+    common: Common,
+    /// Which; every one where none is named.
+    projections: Vec<String>,
+    /// Check only so many orders, drawn by lot: quick, whatever the length of the log. Sums cannot be checked so.
+    #[arg(long, value_name = "ORDERS")]
+    sample: Option<usize>,
+    /// Print so many differences of each read model.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    first: usize,
+    /// The result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Listing {
+    #[command(flatten)]
+    common: Common,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum DeadLetters {
+    /// Every one, the first in the log first.
+    #[command(before_help = "Examples:\n  docket dead-letters list --json")]
+    List(Listing),
+    /// One, with the events of its order that wait.
+    #[command(before_help = "Examples:\n  docket dead-letters show 4711")]
+    Show(DeadLetter),
+    /// Have the projector try again, once what was wrong is mended.
+    #[command(before_help = "Examples:\n  docket dead-letters retry 4711")]
+    Retry(DeadLetter),
+    /// Do without the event for good; the order goes on after it, here and in every rebuild.
+    #[command(before_help = "Examples:\n  docket dead-letters discard 4711")]
+    Discard(DeadLetter),
+}
+
+#[derive(Debug, Args)]
+struct DeadLetter {
+    #[command(flatten)]
+    common: Common,
+    /// Position of the event.
+    position: i64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Events {
+    /// Print the log, or write it to a file: a CloudEvents 1.0 envelope a line.
+    #[command(
+        before_help = "Examples:\n  docket events export > log.ndjson\n  docket events export --output log.ndjson.gz"
+    )]
+    Export(Export),
+    /// Read an exported log into an empty store, positions kept: the way from embedded to scaled.
+    #[command(
+        before_help = "Examples:\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket events import log.ndjson.gz",
+        after_help = "An import that was cut off goes on where it stopped. No server may run on the store. Read models are built from the\nlog when a server starts. Idempotency keys and snapshots are not part of an export."
+    )]
+    Import(Restore),
+    /// Print events as they come.
+    #[command(before_help = "Examples:\n  docket events tail --follow\n  docket events tail --after 4711")]
+    Tail(Tail),
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    #[command(flatten)]
+    common: Common,
+    /// A file in place of stdout; a name that ends in .gz is packed.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Restore {
+    #[command(flatten)]
+    common: Common,
+    /// What `docket events export` wrote, plain or gzip.
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Tail {
+    #[command(flatten)]
+    common: Common,
+    /// After this position; the last ten events where it is left out.
+    #[arg(long)]
+    after: Option<i64>,
+    /// Go on as events come.
+    #[arg(long)]
+    follow: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -191,7 +319,16 @@ pub async fn main() -> u8 {
         Command::Migrate(common) => admin::migrate(common).await,
         Command::Token(token) => admin::token(token),
         Command::Import(import) => import::import(import).await,
-        Command::Replay(replay) => admin::replay(replay).await,
+        Command::Replay(replay) => operate::replay(replay).await,
+        Command::Verify(verify) => operate::verify(verify).await,
+        Command::Projections(listing) => operate::projections(listing).await,
+        Command::DeadLetters(DeadLetters::List(listing)) => operate::dead_letters(listing).await,
+        Command::DeadLetters(DeadLetters::Show(letter)) => operate::show(letter).await,
+        Command::DeadLetters(DeadLetters::Retry(letter)) => operate::decide(letter, Decision::Retry).await,
+        Command::DeadLetters(DeadLetters::Discard(letter)) => operate::decide(letter, Decision::Discard).await,
+        Command::Events(Events::Export(export)) => events::export(export).await,
+        Command::Events(Events::Import(restore)) => events::import(restore).await,
+        Command::Events(Events::Tail(tail)) => events::tail(tail).await,
         Command::Config(ConfigCommand::Check(common)) => admin::config_check(common),
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
         Command::Completions { shell } => {

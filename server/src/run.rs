@@ -10,6 +10,7 @@ use platform::health::Health;
 use platform::http;
 use platform::limits::Limiter;
 use platform::shutdown::Shutdown;
+use projections::generation::prepare;
 use projections::progress::Progress;
 use projections::pump;
 use read_side::push::feed;
@@ -40,6 +41,7 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     let store_stop = tokio_util::sync::CancellationToken::new();
     let store = open(settings.store, store_stop.clone(), shutdown.tracker.clone()).await?;
 
+    prepare(&store).await?;
     let progress = Progress::default();
     progress.refresh(store.db()).await?;
     let mut app = Router::new();

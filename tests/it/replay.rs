@@ -1,12 +1,27 @@
-//! An operator rebuilds every read model from history.
+//! An operator rebuilds, verifies and mends read models, at noon.
 
-use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection, SqliteConnection};
 use tests::fold::{normal, read_log};
 use tests::load::{Load, Shape};
-use tests::system::TestSystem;
+use tests::process::POLL;
+use tests::system::{Mode, TestSystem};
 use tests::verify::{list_orders, read_models_equal_the_fold};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
 
-tests::stories![a_rebuild_gives_the_same_rows];
+tests::stories![
+    a_rebuild_gives_the_same_rows,
+    a_rebuild_under_load_is_not_noticed,
+    a_killed_rebuild_goes_on_where_it_stopped,
+    a_row_changed_by_hand_is_found_and_mended,
+    an_older_generation_can_come_back,
+    a_poisoned_event_parks_one_order,
+];
 
 /// Every row that a client can read.
 async fn rows(system: &TestSystem) -> Vec<(String, Value)> {
@@ -23,16 +38,292 @@ async fn rows(system: &TestSystem) -> Vec<(String, Value)> {
     rows
 }
 
-async fn a_rebuild_gives_the_same_rows(mut system: TestSystem) {
-    let shape = Shape { name: "replay", clients: 16, orders: 12, commands_each: 60 };
+async fn loaded(system: &TestSystem, name: &'static str) {
+    let shape = Shape { name, clients: 16, orders: 12, commands_each: 60 };
     Load::start(system.writer(), shape).finish().await;
+}
+
+async fn status(system: &TestSystem, name: &str) -> Value {
+    let answer = system.get("/v1/projections").send().await.expect(200).json();
+    let items = answer["items"].as_array().expect("items");
+    items.iter().find(|item| item["name"] == name).unwrap_or_else(|| panic!("no {name} in {answer}")).clone()
+}
+
+async fn a_rebuild_gives_the_same_rows(mut system: TestSystem) {
+    loaded(&system, "replay").await;
     let log = read_models_equal_the_fold(&system).await;
     let before = rows(&system).await;
     system.terminate().await;
-    system.cli(&["replay", "--all"]).await;
+    let summary = system.cli(&["replay", "--all", "--json"]).await;
+    let done: Value = serde_json::from_str(summary.lines().last().expect("a summary")).expect("JSON");
+    let projections = done["done"]["projections"].as_array().expect("projections");
+    assert_eq!(projections.len(), 5);
+    assert!(projections.iter().all(|projection| projection["differences"] == 0), "{done}");
     system.start().await;
     system.settled().await;
     assert_eq!(rows(&system).await, before);
     assert_eq!(read_log(system.reader()).await.len(), log.len(), "a rebuild writes no events");
     read_models_equal_the_fold(&system).await;
+}
+
+/// Reads one order again and again, each time with the position that its last command was answered with: a model that is
+/// half built or older would say less.
+async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
+    let (writer, reader) = (system.writer().clone(), system.reader().clone());
+    let body = json!({"order_id": "watched", "customer_id": "watcher"});
+    writer.post("/v1/orders").json(body).send().await.expect(201);
+    tokio::spawn(async move {
+        let mut number = 0;
+        while !stop.load(Ordering::Relaxed) {
+            number += 1;
+            let item = json!({"sku": format!("s-{number}"), "quantity": 1, "unit_price": "1.00"});
+            let added = writer.post("/v1/orders/watched/items").json(item).send().await.expect(200).json();
+            let position = added["position"].as_i64().expect("a position");
+            let with = |path: &str| format!("{path}min_position={position}&wait_ms=10000");
+            let order = reader.get(&with("/v1/orders/watched?")).send().await.expect(200).json();
+            assert_eq!(order["lines"].as_array().map(Vec::len), Some(number), "a stale or broken order: {order}");
+            let list = reader.get(&with("/v1/orders?customer_id=watcher&")).send().await.expect(200).json();
+            assert_eq!(list["items"][0]["line_count"], number, "a stale or broken list: {list}");
+            // An order holds a limited number of lines.
+            if number == 50 {
+                for number in 1..=50 {
+                    let path = format!("/v1/orders/watched/items/s-{number}");
+                    writer.delete(&path).send().await.expect(200);
+                }
+                number = 0;
+            }
+        }
+        number as u64
+    })
+}
+
+async fn a_rebuild_under_load_is_not_noticed(system: TestSystem) {
+    loaded(&system, "before").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = watch(&system, stop.clone()).await;
+    let shape = Shape { name: "noon", clients: 8, orders: 8, commands_each: 150 };
+    let load = Load::start(system.writer(), shape);
+    for generation in 2..5 {
+        system.cli(&["replay", "--all"]).await;
+        assert_eq!(status(&system, "sales").await["generation"], generation);
+    }
+    load.finish().await;
+    stop.store(true, Ordering::Relaxed);
+    watcher.await.expect("no query failed or was stale");
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+}
+
+/// Starts a rebuild; it has begun to fold when this returns.
+async fn begun(system: &TestSystem) -> Child {
+    let mut rebuild = system.spawn_cli(&["replay", "--all", "--json"]);
+    let mut stdout = BufReader::new(rebuild.stdout.take().expect("piped"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).await.expect("a line of progress");
+    assert!(line.contains("target"), "{line}");
+    rebuild.stdout = Some(stdout.into_inner());
+    rebuild
+}
+
+async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
+    loaded(&system, "killed").await;
+    system.settled().await;
+    for pause_ms in [0, 1, 5, 10, 20, 40] {
+        let mut rebuild = begun(&system).await;
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        rebuild.kill().await.expect("killed");
+        read_models_equal_the_fold(&system).await;
+    }
+    let rebuild = begun(&system).await;
+    if let Some(postgres) = &mut system.postgres {
+        postgres.restart().await;
+    }
+    let output = rebuild.wait_with_output().await.expect("it ran");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(status(&system, "sales").await["rebuild"].is_null());
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+}
+
+/// Runs a statement on the database of the log, or of the read models.
+async fn sql(system: &TestSystem, read_models: bool, statement: &str) {
+    let url = match read_models {
+        true => system.database_url().replace("docket.db", "docket-read.db"),
+        false => system.database_url().to_owned(),
+    };
+    let changed = if system.mode == Mode::Embedded {
+        let mut connection = SqliteConnection::connect(&url).await.expect("the file opens");
+        sqlx::raw_sql(statement).execute(&mut connection).await.expect(statement).rows_affected()
+    } else {
+        let mut connection = PgConnection::connect(&url).await.expect("PostgreSQL answers");
+        sqlx::raw_sql(statement).execute(&mut connection).await.expect(statement).rows_affected()
+    };
+    assert_eq!(changed, 1, "{statement}");
+}
+
+async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
+    loaded(&system, "hand").await;
+    system.settled().await;
+    system.cli(&["verify"]).await;
+    let order = list_orders(system.reader(), "").await.into_keys().next().expect("an order");
+    sql(&system, true, &format!("update order_summaries_g1 set line_count = 99 where order_id = '{order}'")).await;
+    let output = system.try_cli(&["verify", "--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(found["differences"], 1, "{found}");
+    let summaries = &found["projections"][0];
+    assert_eq!((&summaries["name"], &summaries["first"][0]["key"]), (&json!("order_summaries"), &json!(order)));
+    let what = summaries["first"][0]["what"][0].as_str().expect("a column");
+    assert!(what.starts_with("line_count is 99, must be "), "{what}");
+    let sampled = system.try_cli(&["verify", "order_summaries", "--sample", "2000", "--json"]).await;
+    assert_eq!(sampled.status.code(), Some(1), "drawn often enough, it is found");
+    system.cli(&["replay", "order_summaries"]).await;
+    system.cli(&["verify"]).await;
+    read_models_equal_the_fold(&system).await;
+}
+
+async fn an_older_generation_can_come_back(system: TestSystem) {
+    loaded(&system, "first").await;
+    system.settled().await;
+    let refused = system.try_cli(&["replay", "sales", "--rollback"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no older generation"));
+    system.cli(&["replay", "sales", "products"]).await;
+    loaded(&system, "second").await;
+    system.cli(&["replay", "sales", "--rollback"]).await;
+    let sales = status(&system, "sales").await;
+    assert_eq!((&sales["generation"], &sales["older_generation"]), (&json!(1), &json!(2)));
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["replay", "--all", "--prune"]).await;
+    assert!(status(&system, "sales").await["older_generation"].is_null());
+    loaded(&system, "third").await;
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+}
+
+async fn dead_letters(system: &TestSystem) -> Vec<Value> {
+    let output = system.cli(&["dead-letters", "list", "--json"]).await;
+    let list: Value = serde_json::from_str(&output).expect("JSON");
+    list["items"].as_array().expect("items").clone()
+}
+
+async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Writes an event as foreign code does, with a payload of its own; the statement gives it no position.
+async fn foreign_event(system: &TestSystem, order: &str, sequence: u64, payload: &str) {
+    let statement = format!(
+        "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+         values ('order', '{order}', {sequence}, 'ItemAdded', '1', '{payload}', '{{}}')"
+    );
+    sql(system, false, &statement).await;
+}
+
+async fn a_poisoned_event_parks_one_order(system: TestSystem) {
+    let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00"});
+    let body = |id: &str| json!({"order_id": id, "customer_id": "c", "items": [item]});
+    system.post("/v1/orders").json(body("sick")).send().await.expect(201);
+    system.settled().await;
+    let good = r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#;
+    foreign_event(&system, "sick", 3, &good.replace("2,", r#""two","#)).await;
+    foreign_event(&system, "sick", 4, &good.replace("ink", "cup")).await;
+    loaded(&system, "healthy").await;
+    // A thousand others flow.
+    let bulk: String = (0..500)
+        .flat_map(|number| {
+            let create = json!({"type": "create_order", "order_id": format!("well-{number}"), "customer_id": "c"});
+            let add = json!({"type": "add_item", "order_id": format!("well-{number}"), "sku": "a", "quantity": 1, "unit_price": "1.00"});
+            [format!("{create}\n"), format!("{add}\n")]
+        })
+        .collect();
+    system.post("/v1/commands").body("application/x-ndjson", bulk).send().await.expect(200);
+    let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
+    assert_eq!((&letter["order_id"], &letter["sequence"]), (&json!("sick"), &json!(3)), "{letter}");
+    system.settled().await;
+    assert_eq!(list_orders(system.reader(), "&q=well-").await.len(), 500);
+    let sick = system.get("/v1/orders/sick").send().await.expect(200).json();
+    assert_eq!(sick["version"], 2, "the order is as before the event");
+    system.cli(&["verify"]).await;
+    let position = letter["position"].to_string();
+    let refused = system.try_cli(&["replay", "--all"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild skips nothing");
+    // Nothing is mended yet: it is parked again.
+    system.cli(&["dead-letters", "retry", &position]).await;
+    until("it was tried again", async || {
+        let letter = dead_letters(&system).await.pop().expect("still there");
+        (letter["attempts"] == 4 && letter["state"] == "parked").then_some(())
+    })
+    .await;
+    sql(&system, false, &format!("update events set payload = '{good}' where position = {position}")).await;
+    system.cli(&["dead-letters", "retry", &position]).await;
+    until("it is mended", async || dead_letters(&system).await.is_empty().then_some(())).await;
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+    // An event that cannot be mended: the order goes on without it.
+    system.post("/v1/orders").json(body("lost")).send().await.expect(201);
+    foreign_event(&system, "lost", 3, "{}").await;
+    foreign_event(&system, "lost", 4, good).await;
+    let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    let lost = until("it goes on", async || {
+        let order = system.get("/v1/orders/lost").send().await.expect(200).json();
+        (order["version"] == 4).then_some(order)
+    })
+    .await;
+    assert_eq!(lost["total"], "7.00");
+    system.cli(&["verify"]).await;
+    system.cli(&["replay", "--all"]).await;
+    assert_eq!(normal(&system.get("/v1/orders/lost").send().await.expect(200).json()), normal(&lost));
+    system.cli(&["verify"]).await;
+}
+
+/// The way from embedded to scaled, and back.
+async fn a_log_moves(from: Mode, to: Mode) {
+    let mut source = TestSystem::builder(from).start().await;
+    loaded(&source, "moved").await;
+    source.settled().await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("log.ndjson.gz");
+    let file = file.to_str().expect("UTF-8");
+    source.cli(&["events", "export", "--output", file]).await;
+    let mut target = TestSystem::builder(to).stopped().await;
+    target.cli(&["events", "import", file]).await;
+    target.cli(&["events", "import", file]).await;
+    target.start().await;
+    target.settled().await;
+    assert_eq!(rows(&target).await, rows(&source).await);
+    let events = async |system: &TestSystem| {
+        system.get("/v1/events?limit=1000").send().await.expect(200).json()["items"].clone()
+    };
+    assert_eq!(events(&target).await, events(&source).await);
+    read_models_equal_the_fold(&target).await;
+    target.post("/v1/orders").json(json!({"customer_id": "new"})).send().await.expect(201);
+    target.settled().await;
+    target.terminate().await;
+    source.terminate().await;
+    let refused = source.try_cli(&["events", "import", file]).await;
+    assert!(refused.status.success(), "the same log may be imported again");
+    target.cli(&["events", "export", "--output", file]).await;
+    let mut other = TestSystem::builder(to).start().await;
+    other.post("/v1/orders").json(json!({"customer_id": "other"})).send().await.expect(201);
+    other.terminate().await;
+    let refused = other.try_cli(&["events", "import", file]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("import into an empty store"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_moves_from_embedded_to_scaled() {
+    a_log_moves(Mode::Embedded, Mode::Scaled).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_moves_from_scaled_to_embedded() {
+    a_log_moves(Mode::Scaled, Mode::Embedded).await;
 }

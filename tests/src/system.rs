@@ -218,11 +218,16 @@ impl TestSystem {
 
     /// Runs a subcommand of `docket` to its end, whatever that is.
     pub async fn try_cli(&self, arguments: &[&str]) -> Output {
+        let output = tokio::time::timeout(CLI_DEADLINE, self.spawn_cli(arguments).wait_with_output()).await;
+        output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
+    }
+
+    /// Starts a subcommand of `docket`; dropped, it is killed.
+    pub fn spawn_cli(&self, arguments: &[&str]) -> tokio::process::Child {
         let mut command = tokio::process::Command::from(clean_command(&self.binary));
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(CLI_DEADLINE, command.output()).await;
-        output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket starts")
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().expect("docket starts")
     }
 
     /// Waits until every projection stands at the head of the log; the head.

@@ -1,0 +1,111 @@
+//! From events to changes of orders, for the pump, the rebuild and the verification alike.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use event_store::event::RecordedEvent;
+use event_store::store::Store;
+use quick_cache::sync::Cache;
+
+use crate::dead_letters::LeftOut;
+use crate::error::Error;
+use crate::order::{FoldError, ORDER, OrderState};
+use crate::projection::Change;
+
+/// Folds batches that follow each other.
+pub(crate) struct Fold {
+    store: Store,
+    /// Orders as the last batch left them. Only ever a shortcut: an entry that is not exactly the version before the next
+    /// event is folded again from the log.
+    orders: Cache<String, Arc<OrderState>>,
+    /// Events that are passed over.
+    pub(crate) left_out: LeftOut,
+}
+
+impl Fold {
+    pub(crate) fn new(store: Store, orders_in_memory_max: usize, left_out: LeftOut) -> Self {
+        Self { store, orders: Cache::new(orders_in_memory_max), left_out }
+    }
+
+    /// Forgets every order: what was folded was not written.
+    pub(crate) fn forget(&self) {
+        self.orders.clear();
+    }
+
+    /// Keeps what a batch led to, once it is written.
+    pub(crate) fn keep(&self, changes: &[Change]) {
+        for change in changes {
+            self.orders.insert(change.after.order_id.clone(), change.after.clone());
+        }
+    }
+
+    /// What the events do, order by order.
+    pub(crate) async fn changes(&self, events: &[RecordedEvent]) -> Result<Vec<Change>, Error> {
+        let mut streams: HashMap<&str, Vec<&RecordedEvent>> = HashMap::new();
+        let mut arrival = Vec::new();
+        for event in events.iter().filter(|event| event.aggregate_type == ORDER && !self.left_out.parks(event)) {
+            let stream = streams.entry(&event.aggregate_id).or_default();
+            if stream.is_empty() {
+                arrival.push(&*event.aggregate_id);
+            }
+            stream.push(event);
+        }
+        let Some(first) = events.first() else { return Ok(Vec::new()) };
+        let mut before = self.before(&arrival, &streams, first.position).await?;
+        let mut changes = Vec::with_capacity(arrival.len());
+        for id in arrival {
+            let before = before.remove(id);
+            let mut after = before.as_deref().cloned().unwrap_or_default();
+            for event in &streams[id] {
+                self.apply(&mut after, event)?;
+            }
+            changes.push(Change { before, after: Arc::new(after) });
+        }
+        Ok(changes)
+    }
+
+    /// Folds one event, or passes over it.
+    pub(crate) fn apply(&self, order: &mut OrderState, event: &RecordedEvent) -> Result<(), FoldError> {
+        match self.left_out.discards(event) {
+            true => order.pass_over(event),
+            false => drop(order.apply(event)?),
+        }
+        Ok(())
+    }
+
+    /// The orders as they were before a batch: from memory, or folded from the log in one query.
+    async fn before<'a>(
+        &self,
+        ids: &[&'a str],
+        streams: &HashMap<&str, Vec<&RecordedEvent>>,
+        first_position: i64,
+    ) -> Result<HashMap<&'a str, Arc<OrderState>>, Error> {
+        let mut before = HashMap::new();
+        let mut missing = HashMap::new();
+        for id in ids.iter().copied() {
+            let version = streams[id][0].sequence - 1;
+            if version == 0 {
+                continue;
+            }
+            match self.orders.get(id) {
+                Some(state) if state.version == version => {
+                    before.insert(id, state);
+                }
+                _ => {
+                    missing.insert(id.to_owned(), id);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let ids: Vec<String> = missing.keys().cloned().collect();
+            let mut states: HashMap<&str, OrderState> = HashMap::new();
+            for event in self.store.read_streams(ORDER, &ids, first_position).await? {
+                if let Some(id) = missing.get(&event.aggregate_id) {
+                    self.apply(states.entry(id).or_default(), &event)?;
+                }
+            }
+            before.extend(states.into_iter().map(|(id, state)| (id, Arc::new(state))));
+        }
+        Ok(before)
+    }
+}

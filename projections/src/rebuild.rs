@@ -1,0 +1,367 @@
+//! Rebuilds: a new generation is filled from the log beside the one that serves, catches up with it, is compared with it,
+//! and takes its place, in one transaction. Queries see the one or the other, whole.
+//!
+//! A generation's checkpoint moves with its rows, so a rebuild that was killed goes on where it stopped. It writes tables
+//! and checkpoints only: no event, no signal.
+
+use std::time::{Duration, Instant};
+
+use event_store::db::Tx;
+use event_store::error::Error as StoreError;
+use event_store::event::RecordedEvent;
+use event_store::leader::Leadership;
+use event_store::store::Store;
+use serde::Serialize;
+
+use crate::dead_letters::{self, LeftOut};
+use crate::error::Error;
+use crate::fold::Fold;
+use crate::generation::{
+    BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, checkpoints, create, lanes, remove, set_state,
+    take_over,
+};
+use crate::projection::{Projection, all};
+use crate::pump::Settings;
+
+/// Events read and folded at once: with what is folded and what is read ahead, some ten megabytes.
+const CHUNK: i64 = 10_000;
+/// Events that may be left for the switch, while which the live generation stands still.
+const LEFT_FOR_THE_SWITCH: i64 = 2_000;
+/// Pauses after failures of the database, before the rebuild goes on where it stopped.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRIES_MAX: u32 = 240;
+
+/// Where the new generation begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum From {
+    /// At the log's first event, or where a killed rebuild stopped.
+    Log,
+    /// In the generation that served before.
+    Older,
+}
+
+/// What became of one projection.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Switched {
+    /// The projection.
+    pub name: &'static str,
+    /// The generation that serves now.
+    pub generation: i64,
+    /// Rows that are not the same in the one that served before; `None` where the two cannot be compared, because they
+    /// are not of the same version or position.
+    pub differences: Option<i64>,
+}
+
+/// What a rebuild did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rebuilt {
+    /// Every projection of it.
+    pub projections: Vec<Switched>,
+    /// Events folded, by this process.
+    pub events: i64,
+    /// Position at which the new generations took over.
+    pub position: i64,
+}
+
+/// Builds new generations of projections and switches to them. `progress` is told each projection's position and where it
+/// has to go.
+///
+/// # Errors
+/// [`Error::Busy`] while another rebuild runs; an event that does not apply, parked or not: a rebuild skips nothing but
+/// what an operator has discarded.
+pub async fn rebuild(
+    store: &Store,
+    settings: &Settings,
+    projections: &[&'static Projection],
+    from: From,
+    mut progress: impl FnMut(&str, i64, i64),
+) -> Result<Rebuilt, Error> {
+    let mut failures = 0;
+    let mut events = 0;
+    loop {
+        // Held while it works: one rebuild at a time.
+        let outcome = async {
+            let mut leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
+            let mut build = Build::begin(store, settings, projections, from).await?;
+            let outcome = build.run(&mut leadership, &mut progress).await;
+            events += build.events;
+            outcome
+        };
+        match outcome.await {
+            Ok((projections, position)) => return Ok(Rebuilt { projections, events, position }),
+            Err(Error::Store(error @ StoreError::Database(_)))
+                if failures < RETRIES_MAX && !error.is_about_the_data() =>
+            {
+                failures += 1;
+                tracing::warn!(%error, "rebuild: going on where it stopped");
+                tokio::time::sleep(RETRY).await;
+            }
+            // The lock of a rebuild whose connection died is freed a moment later.
+            Err(Error::Busy) if failures > 0 && failures < RETRIES_MAX => {
+                failures += 1;
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes the generations that served before and those that no rebuild will finish; their number.
+///
+/// # Errors
+/// [`Error::Busy`] while a rebuild runs.
+pub async fn prune(store: &Store, projections: &[&'static Projection]) -> Result<usize, Error> {
+    let _leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
+    let mut tx = store.db().begin().await?;
+    tx.lock_checkpoints().await?;
+    let mut removed = 0;
+    for row in checkpoints(&mut tx).await?.iter().filter(|row| row.state != LIVE) {
+        if let Some(projection) = projections.iter().find(|projection| projection.name == row.projection) {
+            remove(&mut tx, projection, row.generation).await?;
+            removed += 1;
+        }
+    }
+    tx.commit().await?;
+    Ok(removed)
+}
+
+/// Builds what this release has in a newer version than the database, until it is done.
+pub(crate) async fn upgrade(store: &Store, settings: &Settings) {
+    loop {
+        match outdated(store).await {
+            Ok(projections) if projections.is_empty() => return,
+            Ok(projections) => {
+                let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
+                tracing::info!(?names, "building newer versions of projections");
+                match rebuild(store, settings, &projections, From::Log, |_, _, _| {}).await {
+                    Ok(rebuilt) => tracing::info!(?rebuilt, "newer versions serve"),
+                    Err(error) => tracing::error!(%error, "newer versions are not built"),
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the projections' versions cannot be read"),
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Projections whose live generation is of an older version than this release's.
+async fn outdated(store: &Store) -> Result<Vec<&'static Projection>, StoreError> {
+    let rows: Vec<Checkpoint> = store.db().fetch_all(CHECKPOINTS, vec![]).await?;
+    let live = |name: &str| rows.iter().find(|row| row.projection == name && row.state == LIVE);
+    Ok(all().iter().filter(|p| live(p.name).is_some_and(|row| row.version < p.version)).collect())
+}
+
+struct Build<'a> {
+    store: &'a Store,
+    lanes: Vec<Lane>,
+    epoch: i64,
+    fold: Fold,
+    events: i64,
+    /// Where to stop while nobody projects; else the live generations are followed.
+    end: Option<i64>,
+}
+
+impl<'a> Build<'a> {
+    /// Finds the generations to go on with, or makes them.
+    async fn begin(
+        store: &'a Store,
+        settings: &Settings,
+        projections: &[&'static Projection],
+        from: From,
+    ) -> Result<Self, Error> {
+        crate::generation::prepare(store).await?;
+        let mut tx = store.db().begin().await?;
+        tx.lock_checkpoints().await?;
+        let known = checkpoints(&mut tx).await?;
+        let left_out = left_out(&mut tx).await?;
+        let mut members = Vec::new();
+        for &projection in projections {
+            let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
+            if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from == From::Log) {
+                let (name, version) = (live.projection.clone(), live.version);
+                return Err(Error::Newer { projection: name, version, known: projection.version });
+            }
+            let usable = |row: &&Checkpoint| row.version == projection.version;
+            let (generation, position) = match (own(BUILDING).filter(usable), from) {
+                (Some(building), _) => (building.generation, building.position),
+                (None, From::Older) => {
+                    let older = own(OLD).filter(usable).ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
+                    set_state(&mut tx, projection.name, older.generation, BUILDING).await?;
+                    (older.generation, older.position)
+                }
+                (None, From::Log) => {
+                    for row in known.iter().filter(|row| row.projection == projection.name && row.state == BUILDING) {
+                        remove(&mut tx, projection, row.generation).await?;
+                    }
+                    (create(&mut tx, projection, &known).await?, 0)
+                }
+            };
+            members.push((Member { projection, generation }, position));
+        }
+        let epoch = take_over(&mut tx, &[BUILDING]).await?;
+        tx.commit().await?;
+        let nobody_projects = store.try_lead("projections").await?.is_some();
+        let end = if nobody_projects { Some(store.head().await?) } else { None };
+        let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
+        Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, end })
+    }
+
+    async fn run(
+        &mut self,
+        leadership: &mut Leadership,
+        progress: &mut impl FnMut(&str, i64, i64),
+    ) -> Result<(Vec<Switched>, i64), Error> {
+        let mut checked = Instant::now();
+        let mut indexed = false;
+        let mut ahead: Option<Vec<RecordedEvent>> = None;
+        loop {
+            let target = self.target().await?;
+            let position = self.lanes[0].position;
+            for lane in &self.lanes {
+                lane.members.iter().for_each(|member| progress(member.projection.name, lane.position, target));
+            }
+            if self.lanes.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH && indexed {
+                return self.switch().await;
+            }
+            if self.lanes.len() == 1 && target - position <= CHUNK && !indexed {
+                self.index().await?;
+                indexed = true;
+                continue;
+            }
+            let until = self.lanes.get(1).map_or(target, |next| next.position);
+            let events = match ahead.take().filter(|events| events.first().is_some_and(|e| e.position == position + 1))
+            {
+                Some(events) => events,
+                None => self.store.read(position, CHUNK.min(until - position)).await?,
+            };
+            let end = events.iter().position(|event| event.position > until).unwrap_or(events.len());
+            let Some(last) = events[..end].last().map(|event| event.position) else {
+                return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
+            };
+            // The next events are read while these are folded and written.
+            let next = async {
+                match target - last {
+                    1.. => self.store.read(last, CHUNK.min(target - last)).await.map(Some),
+                    _ => Ok(None),
+                }
+            };
+            let (taken, next) = tokio::join!(self.take(&events[..end]), next);
+            taken?;
+            ahead = next?;
+            self.advance(last, end as i64);
+            if checked.elapsed() > Duration::from_secs(2) {
+                leadership.check().await?;
+                checked = Instant::now();
+            }
+        }
+    }
+
+    /// How far to go before the switch.
+    async fn target(&self) -> Result<i64, Error> {
+        if let Some(end) = self.end {
+            return Ok(end);
+        }
+        let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
+        let own = self.lanes.last().map_or(0, |lane| lane.position);
+        let furthest = self.live(&rows).iter().map(|row| row.position).fold(own, i64::max);
+        Ok(furthest.min(self.store.head().await?))
+    }
+
+    /// The checkpoints that this build will replace.
+    fn live(&self, rows: &[Checkpoint]) -> Vec<Checkpoint> {
+        let names: Vec<_> =
+            self.lanes.iter().flat_map(|lane| &lane.members).map(|member| member.projection.name).collect();
+        rows.iter().filter(|row| row.state == LIVE && names.contains(&&*row.projection)).cloned().collect()
+    }
+
+    /// Folds events into the slowest lane, and writes them.
+    async fn take(&self, events: &[RecordedEvent]) -> Result<(), Error> {
+        let changes = self.fold.changes(events).await?;
+        let mut tx = self.store.db().begin().await?;
+        let position = events.last().map_or(self.lanes[0].position, |event| event.position);
+        self.lanes[0].write(&mut tx, self.epoch, &changes, position).await?;
+        tx.commit().await?;
+        self.fold.keep(&changes);
+        Ok(())
+    }
+
+    fn advance(&mut self, position: i64, events: i64) {
+        self.events += events;
+        self.lanes[0].position = position;
+        if self.lanes.get(1).is_some_and(|next| next.position == position) {
+            let caught_up = self.lanes.remove(0);
+            self.lanes[0].members.extend(caught_up.members);
+        }
+    }
+
+    async fn index(&self) -> Result<(), Error> {
+        for member in &self.lanes[0].members {
+            for table in member.projection.tables {
+                let mut tx = self.store.db().begin().await?;
+                tx.index(table, member.generation).await?;
+                tx.commit().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction.
+    async fn switch(&mut self) -> Result<(Vec<Switched>, i64), Error> {
+        let mut tx = self.store.db().begin().await?;
+        tx.lock_checkpoints().await?;
+        let known = checkpoints(&mut tx).await?;
+        let LeftOut { discarded, .. } = left_out(&mut tx).await?;
+        self.fold.left_out.discarded = discarded;
+        let live = self.live(&known);
+        let head = self.store.head().await?;
+        let furthest = live.iter().map(|row| row.position).max().unwrap_or(0).min(head);
+        let lane = &mut self.lanes[0];
+        while lane.position < furthest {
+            let events = self.store.read(lane.position, CHUNK.min(furthest - lane.position)).await?;
+            let Some(last) = events.last().map(|event| event.position) else { break };
+            let changes = self.fold.changes(&events).await?;
+            lane.write(&mut tx, self.epoch, &changes, last).await?;
+            self.fold.keep(&changes);
+            self.events += events.len() as i64;
+            lane.position = last;
+        }
+        let mut switched = Vec::new();
+        for member in &lane.members {
+            let projection = member.projection;
+            let name = projection.name;
+            let was = live.iter().find(|row| row.projection == name);
+            let mut differences = None;
+            if let Some(was) = was.filter(|was| was.position == lane.position && was.version == projection.version) {
+                let mut rows = 0;
+                for table in projection.tables {
+                    rows += tx.differences(table, was.generation, member.generation).await?;
+                }
+                differences = Some(rows);
+            }
+            for table in projection.tables {
+                tx.serve(table, member.generation).await?;
+            }
+            for row in known.iter().filter(|row| row.projection == name && row.generation != member.generation) {
+                match row.state == LIVE {
+                    true => set_state(&mut tx, name, row.generation, OLD).await?,
+                    false => remove(&mut tx, projection, row.generation).await?,
+                }
+            }
+            set_state(&mut tx, name, member.generation, LIVE).await?;
+            switched.push(Switched { name, generation: member.generation, differences });
+        }
+        // Whoever moved the ones that are old now writes nothing more, and reads the checkpoints again.
+        take_over(&mut tx, &[OLD, LIVE]).await?;
+        tx.commit().await?;
+        Ok((switched, lane.position))
+    }
+}
+
+/// What operators have discarded; refuses to go on while an order is parked.
+async fn left_out(tx: &mut Tx) -> Result<LeftOut, Error> {
+    let (left_out, _) = dead_letters::sort_out(dead_letters::rows(tx).await?);
+    match left_out.parked.iter().min_by_key(|(_, position)| **position) {
+        Some((order_id, position)) => Err(Error::Parked { order_id: order_id.clone(), position: *position }),
+        None => Ok(left_out),
+    }
+}

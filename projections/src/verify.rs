@@ -1,0 +1,333 @@
+//! Verification: the log is folded up to a projection's checkpoint and compared with its rows, in memory, beside
+//! everything else that runs. Nothing is written.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
+
+use event_store::db::{Merge, Table, Value};
+use event_store::event::RecordedEvent;
+use event_store::store::Store;
+use serde::Serialize;
+
+use crate::dead_letters;
+use crate::error::Error;
+use crate::fold::Fold;
+use crate::generation::{LIVE, Member, checkpoints};
+use crate::order::{ORDER, OrderState};
+use crate::projection::{Change, Projection};
+use crate::pump::Settings;
+
+/// Events read and folded at once.
+const CHUNK: i64 = 10_000;
+/// Orders folded at once for a sample.
+const ORDERS: usize = 500;
+
+/// How much is verified.
+#[derive(Debug, Clone, Copy)]
+pub enum Extent {
+    /// Every row.
+    Whole,
+    /// The rows of so many orders, drawn by lot from the log; tables of sums cannot be checked so.
+    Sample(usize),
+}
+
+/// What was found of one projection.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verified {
+    /// The projection.
+    pub name: &'static str,
+    /// Its checkpoint: how far the log was folded.
+    pub position: i64,
+    /// Rows compared.
+    pub rows: usize,
+    /// Rows that are missing, too many, or not as the log says.
+    pub differences: usize,
+    /// The first of them, by key.
+    pub first: Vec<Difference>,
+    /// False where a sample can say nothing of it.
+    pub checked: bool,
+}
+
+/// A row that is not as the log says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Difference {
+    /// The table.
+    pub table: &'static str,
+    /// Values of its primary key.
+    pub key: String,
+    /// What differs: a column, its value, and what the log says.
+    pub what: Vec<String>,
+}
+
+type Key = Vec<Value>;
+
+/// What the log says of a table: rows, or, where a row's last writing says all, their hashes.
+struct Expected {
+    member: Member,
+    table: &'static Table,
+    sums: bool,
+    rows: HashMap<Key, Vec<Value>>,
+    hashes: HashMap<Key, u64>,
+}
+
+impl Expected {
+    fn new(member: Member, table: &'static Table) -> Self {
+        let sums = table.columns.iter().any(|column| !matches!(column.merge, Merge::Key | Merge::Set));
+        Self { member, table, sums, rows: HashMap::new(), hashes: HashMap::new() }
+    }
+
+    fn write(&mut self, row: Vec<Value>, hasher: &RandomState) {
+        let key = key(self.table, &row);
+        if !self.sums {
+            self.hashes.insert(key, hasher.hash_one(&row));
+            return;
+        }
+        match self.rows.get_mut(&key) {
+            None => drop(self.rows.insert(key, row)),
+            Some(known) => {
+                for ((known, new), column) in known.iter_mut().zip(row).zip(self.table.columns) {
+                    *known = match (column.merge, &*known, &new) {
+                        (Merge::Add, Value::Int(Some(a)), Value::Int(Some(b))) => (a + b).into(),
+                        (Merge::Min, Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
+                        (Merge::Max, Value::Int(a), Value::Int(b)) => Value::Int(*a.max(b)),
+                        _ => new,
+                    };
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len() + self.hashes.len()
+    }
+
+    /// Takes a row of the database out; false where it is not as expected.
+    fn take(&mut self, row: &[Value], hasher: &RandomState) -> bool {
+        let key = key(self.table, row);
+        match self.sums {
+            true => self.rows.get(&key).is_some_and(|expected| expected == row) && self.rows.remove(&key).is_some(),
+            false => self.hashes.get(&key) == Some(&hasher.hash_one(row)) && self.hashes.remove(&key).is_some(),
+        }
+    }
+}
+
+fn key(table: &Table, row: &[Value]) -> Key {
+    let columns = table.columns.iter().zip(row);
+    columns.filter(|(column, _)| column.merge == Merge::Key).map(|(_, value)| value.clone()).collect()
+}
+
+/// Compares projections with the log. Gives at most `first_max` differences of each. `progress` is told how many of how
+/// many events are folded.
+///
+/// # Errors
+/// The database is away; an event that does not apply and is not parked; read models beyond the log's end.
+pub async fn verify(
+    store: &Store,
+    settings: &Settings,
+    projections: &[&'static Projection],
+    extent: Extent,
+    first_max: usize,
+    mut progress: impl FnMut(i64, i64),
+) -> Result<Vec<Verified>, Error> {
+    // One state of checkpoints and rows, however long it takes.
+    let mut tx = store.db().snapshot().await?;
+    let rows = checkpoints(&mut tx).await?;
+    let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
+    let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
+    let head = store.head().await?;
+    let mut found = Vec::new();
+    let mut members = Vec::new();
+    for &projection in projections {
+        let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
+            continue;
+        };
+        if row.position > head {
+            return Err(Error::Ahead { position: row.position, head });
+        }
+        if row.version != projection.version {
+            let name = row.projection.clone();
+            return Err(Error::Newer { projection: name, version: row.version, known: projection.version });
+        }
+        members.push((Member { projection, generation: row.generation }, row.position));
+    }
+    let hasher = RandomState::new();
+    let mut all: Vec<(Expected, i64)> = members
+        .iter()
+        .flat_map(|(member, position)| {
+            member.projection.tables.iter().map(|table| (Expected::new(*member, table), *position))
+        })
+        .collect();
+    let end = members.iter().map(|(_, position)| *position).max().unwrap_or(0);
+    match extent {
+        Extent::Whole => {
+            let stops: BTreeSet<i64> = members.iter().map(|(_, position)| *position).collect();
+            let mut at = 0;
+            while at < end {
+                let until = stops.range(at + 1..).next().copied().unwrap_or(end).min(at + CHUNK);
+                let events = store.read(at, until - at).await?;
+                let Some(last) = events.last().map(|event| event.position) else { break };
+                let changes = fold.changes(&events).await?;
+                fold.keep(&changes);
+                expect(&mut all, &changes, at, &hasher);
+                at = last;
+                progress(at, end);
+            }
+        }
+        Extent::Sample(orders) => {
+            all.retain(|(expected, _)| !expected.sums);
+            let ids = draw(store, orders, end).await?;
+            for ids in ids.chunks(ORDERS) {
+                let events = store.read_streams(ORDER, ids, end + 1).await?;
+                for (member, position) in &members {
+                    let changes = whole_orders(&fold, &events, *position)?;
+                    let mut own: Vec<_> = all
+                        .extract_if(.., |(expected, _)| expected.member.projection.name == member.projection.name)
+                        .collect();
+                    expect(&mut own, &changes, 0, &hasher);
+                    all.extend(own);
+                }
+                progress(ids.len() as i64, orders as i64);
+            }
+        }
+    }
+    for (member, position) in members {
+        let name = member.projection.name;
+        let (mut rows, mut different, mut checked) = (0, BTreeSet::new(), false);
+        for (expected, _) in all.iter_mut().filter(|(expected, _)| expected.member.projection.name == name) {
+            checked = true;
+            rows += expected.len();
+            let table = expected.table;
+            match extent {
+                Extent::Whole => {
+                    let mut wrong = Vec::new();
+                    let each = |row: Vec<Value>| {
+                        if !expected.take(&row, &hasher) {
+                            wrong.push(key(table, &row));
+                        }
+                    };
+                    tx.each_row(table, member.generation, each).await?;
+                    wrong.extend(expected.rows.keys().chain(expected.hashes.keys()).cloned());
+                    different.extend(wrong.into_iter().map(|key| (table.name, show_key(&key), key)).map(Named));
+                }
+                Extent::Sample(_) => {
+                    for key in expected.hashes.keys().cloned().collect::<Vec<_>>() {
+                        let row = tx.row(table, member.generation, &key).await?;
+                        if !row.is_some_and(|row| expected.take(&row, &hasher)) {
+                            different.insert(Named((table.name, show_key(&key), key)));
+                        }
+                    }
+                }
+            }
+        }
+        let mut first = Vec::new();
+        for Named((table, shown, key)) in different.iter().take(first_max) {
+            let Some((expected, _)) = all.iter().find(|(expected, _)| expected.table.name == *table) else { continue };
+            let should = match expected.rows.get(key) {
+                Some(row) => Some(row.clone()),
+                None if expected.hashes.contains_key(key) => fold_row(store, &fold, expected, key, position).await?,
+                None => None,
+            };
+            let is = tx.row(expected.table, member.generation, key).await?;
+            first.push(Difference { table, key: shown.clone(), what: explain(expected.table, is, should) });
+        }
+        found.push(Verified { name, position, rows, differences: different.len(), first, checked });
+    }
+    Ok(found)
+}
+
+/// Ordered by name and key as shown.
+struct Named((&'static str, String, Key));
+
+impl Ord for Named {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0.0, &self.0.1).cmp(&(other.0.0, &other.0.1))
+    }
+}
+impl PartialOrd for Named {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Named {}
+
+/// Writes what changes lead to into the tables of projections that stand beyond `after`.
+fn expect(all: &mut [(Expected, i64)], changes: &[Change], after: i64, hasher: &RandomState) {
+    let mut done: Vec<&str> = Vec::new();
+    let members: Vec<(Member, i64)> = all.iter().map(|(expected, position)| (expected.member, *position)).collect();
+    for (member, position) in members {
+        if position <= after || done.contains(&member.projection.name) {
+            continue;
+        }
+        done.push(member.projection.name);
+        for (table, rows) in (member.projection.fold)(changes) {
+            if let Some((expected, _)) = all.iter_mut().find(|(expected, _)| expected.table.name == table.name) {
+                rows.into_iter().for_each(|row| expected.write(row, hasher));
+            }
+        }
+    }
+}
+
+/// Orders drawn by lot: the more events an order has, the likelier it is.
+async fn draw(store: &Store, orders: usize, end: i64) -> Result<Vec<String>, Error> {
+    let lots = RandomState::new();
+    let mut ids = BTreeSet::new();
+    for lot in 0..orders as u64 {
+        let after = (lots.hash_one(lot) % end.max(1) as u64) as i64;
+        let event = store.read(after, 1).await?;
+        ids.extend(event.into_iter().filter(|event| event.aggregate_type == ORDER).map(|event| event.aggregate_id));
+    }
+    Ok(ids.into_iter().collect())
+}
+
+/// Each order of the events as it was at a position, as one change.
+fn whole_orders(fold: &Fold, events: &[RecordedEvent], position: i64) -> Result<Vec<Change>, Error> {
+    let mut orders: HashMap<&str, OrderState> = HashMap::new();
+    for event in events.iter().filter(|event| event.position <= position && !fold.left_out.parks(event)) {
+        fold.apply(orders.entry(&event.aggregate_id).or_default(), event)?;
+    }
+    Ok(orders.into_values().map(|after| Change { before: None, after: after.into() }).collect())
+}
+
+/// The row of one order, folded again.
+async fn fold_row(
+    store: &Store,
+    fold: &Fold,
+    expected: &Expected,
+    wanted: &Key,
+    position: i64,
+) -> Result<Option<Vec<Value>>, Error> {
+    let Some(Value::Text(Some(id))) = wanted.first() else { return Ok(None) };
+    let events = store.read_streams(ORDER, std::slice::from_ref(id), position + 1).await?;
+    let changes = whole_orders(fold, &events, position)?;
+    let mut rows = (expected.member.projection.fold)(&changes).into_iter();
+    let rows = rows.find(|(table, _)| table.name == expected.table.name).map(|(_, rows)| rows).unwrap_or_default();
+    Ok(rows.into_iter().find(|row| key(expected.table, row) == *wanted))
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Text(Some(text)) => text.clone(),
+        Value::Int(Some(number)) => number.to_string(),
+        Value::Text(None) | Value::Int(None) => "null".to_owned(),
+    }
+}
+
+fn show_key(key: &[Value]) -> String {
+    key.iter().map(show).collect::<Vec<_>>().join("/")
+}
+
+fn explain(table: &Table, is: Option<Vec<Value>>, should: Option<Vec<Value>>) -> Vec<String> {
+    match (is, should) {
+        (Some(is), Some(should)) => {
+            let columns = table.columns.iter().zip(is.iter().zip(&should)).filter(|(_, (is, should))| is != should);
+            columns.map(|(c, (is, should))| format!("{} is {}, must be {}", c.name, show(is), show(should))).collect()
+        }
+        (Some(_), None) => vec!["the row must not be there".to_owned()],
+        (None, _) => vec!["the row is missing".to_owned()],
+    }
+}

@@ -1,0 +1,247 @@
+//! Read models in operation: rebuild, verify, look, decide about dead letters. Each command works on the database itself,
+//! beside a running server or without one.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail};
+use event_store::store::{Store, open_beside};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use projections::dead_letters::{self, Decision};
+use projections::generation::prepare;
+use projections::order::ORDER;
+use projections::progress::Progress;
+use projections::projection::{Projection, all, find};
+use projections::rebuild::{From, prune, rebuild};
+use projections::verify::{self, Extent};
+use serde_json::json;
+
+use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load};
+use crate::settings::Settings;
+
+/// How often a line of progress is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+
+async fn opened(common: &Common) -> anyhow::Result<(Store, Settings)> {
+    let settings = load(common, &[])?;
+    let store = open_beside(settings.store.clone()).await?;
+    prepare(&store).await?;
+    Ok((store, settings))
+}
+
+fn named(names: &[String]) -> anyhow::Result<Vec<&'static Projection>> {
+    if names.is_empty() {
+        return Ok(all().iter().collect());
+    }
+    let unknown = |name: &String| {
+        let known: Vec<_> = all().iter().map(|projection| projection.name).collect();
+        anyhow::Error::from(Usage(anyhow!("`{name}` is no projection; there are {}", known.join(", "))))
+    };
+    names.iter().map(|name| find(name).ok_or_else(|| unknown(name))).collect()
+}
+
+/// A bar a projection on a terminal, else now and then a line.
+struct Meter {
+    bars: MultiProgress,
+    by_name: Vec<(String, ProgressBar)>,
+    json: bool,
+    printed: Option<Instant>,
+}
+
+impl Meter {
+    fn new(json: bool) -> Self {
+        Self { bars: MultiProgress::new(), by_name: Vec::new(), json, printed: None }
+    }
+
+    fn show(&mut self, name: &str, position: i64, target: i64) {
+        if !self.json && std::io::stderr().is_terminal() {
+            let bar = match self.by_name.iter().find(|(known, _)| known == name) {
+                Some((_, bar)) => bar.clone(),
+                None => {
+                    let bar = self.bars.add(ProgressBar::new(target as u64).with_message(name.to_owned()));
+                    let template = "{msg:16} {bar:30} {pos}/{len} events, {per_sec}, {eta} left";
+                    bar.set_style(
+                        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+                    );
+                    self.by_name.push((name.to_owned(), bar.clone()));
+                    bar
+                }
+            };
+            bar.set_length(target as u64);
+            bar.set_position(position as u64);
+            return;
+        }
+        if self.printed.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+            return;
+        }
+        self.printed = Some(Instant::now());
+        match self.json {
+            true => println!("{}", json!({"projection": name, "position": position, "target": target})),
+            false => eprintln!("{name}: {position} of {target} events"),
+        }
+    }
+
+    fn end(self) {
+        self.by_name.into_iter().for_each(|(_, bar)| bar.finish_and_clear());
+    }
+}
+
+pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
+    let projections = named(&replay.projections)?;
+    let (store, settings) = opened(&replay.common).await?;
+    let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
+    let names = names.join(", ");
+    if replay.dry_run {
+        let what = match (replay.prune, replay.rollback) {
+            (true, _) => format!("would remove generations of {names} that do not serve"),
+            (_, true) => format!("would go back to the older generations of {names}"),
+            _ => format!("would rebuild {names} from {} events", store.head().await?),
+        };
+        println!("{what}");
+        return Ok(0);
+    }
+    if replay.prune {
+        eprintln!("Removed {} generations.", prune(&store, &projections).await?);
+        return Ok(0);
+    }
+    let from = if replay.rollback { From::Older } else { From::Log };
+    let mut meter = Meter::new(replay.json);
+    let started = Instant::now();
+    let show = |name: &str, position, target| meter.show(name, position, target);
+    let rebuilt = rebuild(&store, &settings.pump, &projections, from, show).await?;
+    meter.end();
+    let seconds = started.elapsed().as_secs_f64().max(0.001);
+    let rate = rebuilt.events as f64 / seconds;
+    if replay.json {
+        let summary = json!({"done": rebuilt, "seconds": seconds, "events_per_second": rate.round()});
+        println!("{summary}");
+        return Ok(0);
+    }
+    for projection in &rebuilt.projections {
+        let differences = match projection.differences {
+            None => "could not be compared with the one before".to_owned(),
+            Some(0) => "the same rows as before".to_owned(),
+            Some(rows) => format!("{rows} rows are not as before"),
+        };
+        eprintln!("{}: generation {} serves; {differences}", projection.name, projection.generation);
+    }
+    eprintln!(
+        "{} events folded in {seconds:.1} s ({rate:.0} events/s), switched at position {}.",
+        rebuilt.events, rebuilt.position
+    );
+    Ok(0)
+}
+
+pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
+    let projections = named(&verify.projections)?;
+    let (store, settings) = opened(&verify.common).await?;
+    let extent = verify.sample.map_or(Extent::Whole, Extent::Sample);
+    let mut meter = Meter::new(false);
+    let show = |folded, of| {
+        if !verify.json {
+            meter.show("log", folded, of);
+        }
+    };
+    let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await?;
+    meter.end();
+    let differences: usize = found.iter().map(|projection| projection.differences).sum();
+    if verify.json {
+        println!("{}", json!({"projections": found, "differences": differences}));
+    } else {
+        for projection in &found {
+            match projection.checked {
+                true => println!(
+                    "{}: {} rows at position {}, {} differ",
+                    projection.name, projection.rows, projection.position, projection.differences
+                ),
+                false => println!("{}: a sample says nothing of sums", projection.name),
+            }
+            for difference in &projection.first {
+                println!("  {} {}: {}", difference.table, difference.key, difference.what.join("; "));
+            }
+        }
+    }
+    if differences > 0 {
+        eprintln!("{differences} rows differ from the log: `docket replay` mends them.");
+        return Ok(EXIT_FAILED);
+    }
+    Ok(0)
+}
+
+pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
+    let (store, _) = opened(&listing.common).await?;
+    let (items, head) = Progress::default().status(&store).await?;
+    if listing.json {
+        println!("{}", json!({"items": items, "head": head}));
+        return Ok(0);
+    }
+    println!(
+        "{:16} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
+        "projection", "generation", "version", "position", "lag", "lag s"
+    );
+    for item in items {
+        let state = match (&item.last_error, &item.rebuild) {
+            (Some(error), _) => format!("{}: {error}", item.state),
+            (None, Some(rebuild)) => {
+                format!("{}, generation {} is at {}", item.state, rebuild.generation, rebuild.position)
+            }
+            (None, None) => item.state.to_owned(),
+        };
+        println!(
+            "{:16} {:>10} {:>7} {:>10} {:>10} {:>8.1}  {state}",
+            item.name, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
+        );
+    }
+    println!("The log ends at {head}.");
+    Ok(0)
+}
+
+pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
+    let (store, _) = opened(&listing.common).await?;
+    let letters = dead_letters::list(store.db()).await?;
+    if listing.json {
+        println!("{}", json!({"items": letters}));
+        return Ok(0);
+    }
+    for letter in &letters {
+        println!(
+            "{} {} {} of order {} since {} ({} attempts): {}",
+            letter.position,
+            letter.state,
+            letter.event_type,
+            letter.order_id,
+            letter.parked_at,
+            letter.attempts,
+            letter.reason
+        );
+    }
+    if letters.is_empty() {
+        eprintln!("There are no dead letters.");
+    }
+    Ok(0)
+}
+
+pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
+    let (store, _) = opened(&wanted.common).await?;
+    let letters = dead_letters::list(store.db()).await?;
+    let Some(letter) = letters.into_iter().find(|letter| letter.position == wanted.position) else {
+        bail!(no_such(wanted.position));
+    };
+    let waiting = store.read_stream(ORDER, &letter.order_id, letter.sequence - 1, i64::MAX, 1_000).await?;
+    let waiting: Vec<_> = waiting.iter().map(super::events::envelope).collect::<Result<_, _>>()?;
+    println!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?);
+    Ok(0)
+}
+
+pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8> {
+    let (store, _) = opened(&wanted.common).await?;
+    if !dead_letters::decide(store.db(), wanted.position, decision).await? {
+        bail!(no_such(wanted.position));
+    }
+    eprintln!("The projector will see it within a second; `docket dead-letters list` tells what became of it.");
+    Ok(0)
+}
+
+fn no_such(position: i64) -> String {
+    format!("no order is parked at position {position}: `docket dead-letters list` names those that are")
+}

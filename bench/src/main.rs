@@ -5,6 +5,7 @@
 mod create;
 mod generator;
 mod import;
+mod rebuild;
 mod systems;
 mod table;
 
@@ -23,6 +24,7 @@ const EXAMPLES: &str = "Examples:
   docket-bench create                             stock, embedded and scaled in turn, three rounds, medians
   docket-bench create --peers stock --rounds 1    the peer alone
   docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
+  docket-bench rebuild log.ndjson.gz
   docket-bench all orders.csv.gz --expected orders.expected.json
 
 Build first: cargo build --release -p server -p bench";
@@ -52,8 +54,17 @@ enum Case {
         before_help = "Examples:\n  docket-bench import orders.csv.gz --expected orders.expected.json\n  docket-bench import orders.csv.gz --expected orders.expected.json --peers scaled"
     )]
     Import(Import),
-    /// Both cases with their defaults.
-    #[command(before_help = "Examples:\n  docket-bench all orders.csv.gz --expected orders.expected.json")]
+    /// Rebuilds read models from a whole log in PostgreSQL, beside the rate at which COPY reads the same rows.
+    #[command(
+        before_help = "Examples:\n  docket events export --output log.ndjson.gz\n  docket-bench rebuild log.ndjson.gz"
+    )]
+    Rebuild {
+        /// What `docket events export` wrote, plain or gzip.
+        log: PathBuf,
+    },
+    /// Create and import with their defaults.
+    #[command(before_help = "Examples:\n  docket-bench rebuild log.ndjson.gz
+  docket-bench all orders.csv.gz --expected orders.expected.json")]
     All {
         #[command(flatten)]
         input: Input,
@@ -119,6 +130,7 @@ async fn run(case: Case) -> anyhow::Result<()> {
     match case {
         Case::Create(create) => create::run(&create.into()).await,
         Case::Import(Import { input, peers }) => import::run(&input.file, &input.expected, &peers).await,
+        Case::Rebuild { log } => rebuild::run(&log).await,
         Case::All { input } => {
             create::run(&Defaults::parse_from(["docket-bench"]).create.into()).await?;
             println!();

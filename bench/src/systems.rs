@@ -182,5 +182,11 @@ fn docket_peak_kib(process: &Path, parent: &str) -> Option<f64> {
     let command = std::fs::read(process.join("cmdline")).ok()?;
     let serves = command.split(|&byte| byte == 0).any(|argument| argument == b"serve");
     let ours = field("Name:")? == "docket" && field("PPid:")? == parent && serves;
-    ours.then(|| field("VmHWM:")?.split(' ').next()?.parse().ok()).flatten()
+    ours.then(|| peak_kib(process)).flatten()
+}
+
+/// `VmHWM` of the process in this directory of `/proc`.
+pub fn peak_kib(process: impl AsRef<Path>) -> Option<f64> {
+    let status = std::fs::read_to_string(process.as_ref().join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().split(' ').next()?.parse().ok()
 }

@@ -20,9 +20,6 @@ pub const LINES_MAX: usize = 1000;
 /// The largest total of an order, in minor units: below 2^53, so that any JSON reader holds it exactly.
 pub const TOTAL_MAX: i64 = 1_000_000_000_000_000;
 
-/// The version that newly written events carry.
-pub const EVENT_VERSION: &str = "1";
-
 // ---- events ----
 
 /// A fact of an order's history, in its stored form: `{"ItemRemoved": {"sku": "tea"}}`.
@@ -49,11 +46,11 @@ pub enum Event {
         /// The price of one piece, in minor units of the order's currency.
         #[schemars(range(min = 0))]
         unit_price: i64,
-        /// The item's name; the latest one given stands.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// The item's name, null where none is given; the latest one given stands.
+        #[serde(deserialize_with = "Option::deserialize")]
         name: Option<Name>,
-        /// The item's category; the latest one given stands.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        /// The item's category, null where none is given; the latest one given stands.
+        #[serde(deserialize_with = "Option::deserialize")]
         category: Option<Category>,
     },
     /// A line's quantity was set.
@@ -83,21 +80,34 @@ pub enum Event {
     },
 }
 
-impl DomainEvent for Event {
-    fn event_type(&self) -> String {
-        let name = match self {
+/// The version that newly written events of a type carry; older ones are lifted by [`crate::upcast`].
+pub fn version(event_type: &str) -> &'static str {
+    match event_type {
+        "ItemAdded" => "2",
+        _ => "1",
+    }
+}
+
+impl Event {
+    fn name(&self) -> &'static str {
+        match self {
             Event::OrderCreated { .. } => "OrderCreated",
             Event::ItemAdded { .. } => "ItemAdded",
             Event::ItemQuantityChanged { .. } => "ItemQuantityChanged",
             Event::ItemRemoved { .. } => "ItemRemoved",
             Event::OrderConfirmed { .. } => "OrderConfirmed",
             Event::OrderCancelled { .. } => "OrderCancelled",
-        };
-        name.to_owned()
+        }
+    }
+}
+
+impl DomainEvent for Event {
+    fn event_type(&self) -> String {
+        self.name().to_owned()
     }
 
     fn event_version(&self) -> String {
-        EVENT_VERSION.to_owned()
+        version(self.name()).to_owned()
     }
 }
 

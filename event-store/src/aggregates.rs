@@ -6,8 +6,9 @@ use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
 use cqrs_es::{Aggregate, DomainEvent};
 
 use crate::error::Error;
-use crate::log::Log;
+use crate::log::Database;
 use crate::store::Store;
+use crate::upcast::{Upcasters, lift_serialized};
 
 /// An aggregate at a version.
 pub struct Loaded<A> {
@@ -40,14 +41,15 @@ where
 
     /// The aggregate as the log has it now: its snapshot and the events after it.
     pub async fn load(&self, id: &str) -> Result<Arc<Loaded<A>>, Error> {
-        let loaded = Arc::new(match self.store.log() {
-            Log::Postgres(log) => {
+        let upcasters = &self.store.log().upcasters;
+        let loaded = Arc::new(match &self.store.log().database {
+            Database::Postgres(log) => {
                 let repository = postgres_es::PostgresEventRepository::new(log.pool.clone());
-                load::<A>(&repository, id).await?
+                load::<A>(&repository, upcasters, id).await?
             }
-            Log::Sqlite(log) => {
+            Database::Sqlite(log) => {
                 let repository = sqlite_es::SqliteEventRepository::new(log.read.clone());
-                load::<A>(&repository, id).await?
+                load::<A>(&repository, upcasters, id).await?
             }
         });
         if loaded.version > 0 {
@@ -81,7 +83,11 @@ where
     }
 }
 
-async fn load<A: Aggregate>(repository: &impl PersistedEventRepository, id: &str) -> Result<Loaded<A>, Error> {
+async fn load<A: Aggregate>(
+    repository: &impl PersistedEventRepository,
+    upcasters: &Upcasters,
+    id: &str,
+) -> Result<Loaded<A>, Error> {
     let stored = |reason: String| Error::Stored(format!("{} {id}: {reason}", A::TYPE));
     let failed = |e: cqrs_es::persist::PersistenceError| match e {
         cqrs_es::persist::PersistenceError::ConnectionError(e) => Error::Database(sqlx::Error::Protocol(e.to_string())),
@@ -98,7 +104,8 @@ async fn load<A: Aggregate>(repository: &impl PersistedEventRepository, id: &str
         0 => repository.get_events::<A>(id).await,
         version => repository.get_last_events::<A>(id, version).await,
     };
-    for SerializedEvent { sequence, payload, event_type, .. } in events.map_err(failed)? {
+    for event in events.map_err(failed)? {
+        let SerializedEvent { sequence, payload, event_type, .. } = lift_serialized(upcasters, event);
         let event =
             serde_json::from_value(payload).map_err(|e| stored(format!("event {sequence} ({event_type}): {e}")))?;
         state.apply(event);

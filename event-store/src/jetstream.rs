@@ -271,6 +271,8 @@ fn check_version(version: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::append::Append;
     use crate::event::NewEvent;
 
@@ -301,7 +303,7 @@ mod tests {
                 nats_url: nats.url(),
                 ..Settings::default()
             };
-            let (log, db) = Log::open(&settings, crate::sqlite::Access::Owner).await.unwrap();
+            let (log, db) = Log::open(&settings, Arc::new([]), crate::sqlite::Access::Owner).await.unwrap();
             log.migrate(&db).await.unwrap();
             Self { log, nats, settings, head: watch::channel(0).0, stop: CancellationToken::new(), _folder: folder }
         }

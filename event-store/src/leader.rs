@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 
 use crate::error::Error;
-use crate::log::Log;
+use crate::log::{Database, Log};
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -52,9 +52,9 @@ impl Leadership {
 
     /// Asks once, over the connection of the last time where there is one.
     async fn ask(log: &Log, role: &str, asking: &mut Option<PgConnection>) -> Result<Option<Self>, Error> {
-        let log = match log {
-            Log::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self(Hold::File(file)))),
-            Log::Postgres(log) => log,
+        let log = match &log.database {
+            Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self(Hold::File(file)))),
+            Database::Postgres(log) => log,
         };
         let mut connection = match asking.take() {
             Some(connection) => connection,

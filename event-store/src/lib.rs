@@ -17,6 +17,7 @@ mod sqlite;
 pub mod store;
 pub mod subscription;
 mod tail;
+pub mod upcast;
 
 /// Microseconds since 1970, as the log stamps its events.
 pub fn now_us() -> i64 {

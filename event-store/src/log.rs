@@ -5,6 +5,7 @@ use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::settings::Settings;
+use crate::upcast::{Upcasters, lift};
 use crate::{postgres, sqlite};
 
 /// What was answered to a request with an idempotency key.
@@ -41,35 +42,47 @@ pub(crate) fn recorded(row: EventRow) -> RecordedEvent {
     }
 }
 
-/// The log in one of its databases.
+/// The log, each event read in its newest version.
 #[derive(Clone)]
-pub(crate) enum Log {
+pub(crate) struct Log {
+    pub(crate) database: Database,
+    pub(crate) upcasters: Upcasters,
+}
+
+/// Where the log lies.
+#[derive(Clone)]
+pub(crate) enum Database {
     Sqlite(sqlite::Log),
     Postgres(postgres::Log),
 }
 
 macro_rules! each {
     ($self:ident, $log:ident => $call:expr) => {
-        match $self {
-            Self::Sqlite($log) => $call.await,
-            Self::Postgres($log) => $call.await,
+        match &$self.database {
+            Database::Sqlite($log) => $call.await,
+            Database::Postgres($log) => $call.await,
         }
     };
 }
 
 impl Log {
     /// Opens the log and the read models' database; the scheme of the URL decides which.
-    pub(crate) async fn open(settings: &Settings, access: sqlite::Access) -> Result<(Self, Db), Error> {
+    pub(crate) async fn open(
+        settings: &Settings,
+        upcasters: Upcasters,
+        access: sqlite::Access,
+    ) -> Result<(Self, Db), Error> {
         let url = &settings.database_url;
-        if let Some(path) = url.strip_prefix("sqlite:") {
+        let (database, db) = if let Some(path) = url.strip_prefix("sqlite:") {
             let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings.connections_max, access).await?;
-            Ok((Self::Sqlite(log), db))
+            (Database::Sqlite(log), db)
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let (log, db) = postgres::Log::open(url, settings.connections_max).await?;
-            Ok((Self::Postgres(log), db))
+            (Database::Postgres(log), db)
         } else {
-            Err(Error::Settings("database_url must start with `sqlite:` (a file) or `postgres://`".into()))
-        }
+            return Err(Error::Settings("database_url must start with `sqlite:` (a file) or `postgres://`".into()));
+        };
+        Ok((Self { database, upcasters }, db))
     }
 
     /// Brings the schema up to date; what is there stays.
@@ -94,7 +107,17 @@ impl Log {
 
     /// Events after `after`, in order, at most `limit`.
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        self.read_stored(after, limit).await.map(|events| self.lift(events))
+    }
+
+    /// The same, as they are stored.
+    pub(crate) async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         each!(self, log => log.read(after, limit))
+    }
+
+    /// Events in their newest versions.
+    pub(crate) fn lift(&self, events: Vec<RecordedEvent>) -> Vec<RecordedEvent> {
+        events.into_iter().map(|event| lift(&self.upcasters, event)).collect()
     }
 
     /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
@@ -106,7 +129,8 @@ impl Log {
         to: i64,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))
+        let events = each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
+        Ok(self.lift(events))
     }
 
     /// All events of several aggregates before a position, stream by stream.
@@ -116,7 +140,8 @@ impl Log {
         aggregate_ids: &[String],
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))
+        let events = each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
+        Ok(self.lift(events))
     }
 
     /// What was answered under an idempotency key.

@@ -23,15 +23,21 @@ use crate::settings::Settings;
 use crate::sqlite::Access;
 use crate::subscription::Subscription;
 use crate::tail::Tail;
+use crate::upcast::Upcasters;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
 /// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
 ///
 /// # Errors
 /// Settings that cannot work, a database that is away, a NATS server that is too old.
-pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTracker) -> Result<Store, Error> {
+pub async fn open(
+    settings: Settings,
+    upcasters: Upcasters,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) -> Result<Store, Error> {
     settings.check()?;
-    let (log, db) = Log::open(&settings, Access::Owner).await?;
+    let (log, db) = Log::open(&settings, upcasters, Access::Owner).await?;
     log.migrate(&db).await?;
     start(log, db, settings, stop, tracker).await
 }
@@ -41,15 +47,15 @@ pub async fn open(settings: Settings, stop: CancellationToken, tracker: TaskTrac
 ///
 /// # Errors
 /// As [`open`].
-pub async fn open_beside(settings: Settings) -> Result<Store, Error> {
+pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Store, Error> {
     settings.check()?;
-    match Log::open(&settings, Access::Owner).await {
+    match Log::open(&settings, upcasters.clone(), Access::Owner).await {
         // Nobody runs: the schema may be an older one.
         Ok((log, db)) => log.migrate(&db).await?,
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }
-    let (log, db) = Log::open(&settings, Access::Beside).await?;
+    let (log, db) = Log::open(&settings, upcasters, Access::Beside).await?;
     // What is done here nobody waits for over the bus.
     let settings = Settings { nats_url: String::new(), ..settings };
     start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
@@ -135,7 +141,7 @@ impl Store {
 
     /// The same, as they are stored.
     pub async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, Error> {
-        Ok(self.inner.log.read(after, limit).await?)
+        Ok(self.inner.log.read_stored(after, limit).await?)
     }
 
     /// Writes events of another log with their positions, which must follow the head. Not to be called while anybody

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use cqrs_es::event_sink::EventSink;
-use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
+use cqrs_es::persist::{EventUpcaster, PersistedEventRepository, SerializedEvent};
 use cqrs_es::{Aggregate, DomainEvent};
 use event_store::append::{Append, Appended, Idempotency};
 use event_store::error::AppendError;
 use event_store::event::NewEvent;
 use event_store::settings::Settings;
-use event_store::store::{Store, open};
+use event_store::store::{Store, open, open_beside};
+use event_store::upcast::Upcasters;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,24 @@ impl Aggregate for Counter {
     }
 }
 
+/// Version 0 said `plus`.
+struct Lift;
+
+impl EventUpcaster for Lift {
+    fn can_upcast(&self, event_type: &str, event_version: &str) -> bool {
+        (event_type, event_version) == ("Added", "0")
+    }
+    fn upcast(&self, mut event: SerializedEvent) -> SerializedEvent {
+        event.payload = json!({"Added": {"by": event.payload["Added"]["plus"]}});
+        event.event_version = "1".into();
+        event
+    }
+}
+
+fn upcasters() -> Upcasters {
+    Upcasters::from([Box::new(Lift) as Box<dyn EventUpcaster>])
+}
+
 fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
     let events = by.iter().map(|by| NewEvent {
         event_type: "Added".into(),
@@ -75,7 +94,11 @@ struct Backend {
 }
 
 async fn reopened(settings: &Settings) -> Store {
-    open(settings.clone(), CancellationToken::new(), TaskTracker::new()).await.expect("the store opens")
+    open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await.expect("the store opens")
+}
+
+async fn reopened_beside(settings: &Settings) -> Store {
+    open_beside(settings.clone(), upcasters()).await.expect("the store opens a second time")
 }
 
 async fn sqlite() -> Backend {
@@ -110,6 +133,7 @@ conformance![
     a_subscription_sees_everything_once,
     a_reopened_store_is_the_same,
     a_row_that_the_database_refuses_fails_alone,
+    an_old_version_is_lifted_whoever_reads_it,
 ];
 
 async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
@@ -295,13 +319,13 @@ async fn a_reopened_store_is_the_same(backend: Backend) {
     let Backend { store, settings, _folder, _postgres } = backend;
     drop(store);
     // The appender's task ends with the last handle; only then is the file free again.
-    let mut again = open(settings.clone(), CancellationToken::new(), TaskTracker::new()).await;
+    let mut again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     for _ in 0..100 {
         if again.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        again = open(settings.clone(), CancellationToken::new(), TaskTracker::new()).await;
+        again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     }
     let store = again.expect("the store opens again");
     assert_eq!((store.head().await.unwrap(), store.incarnation()), (3, &*incarnation));
@@ -322,4 +346,28 @@ async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
     let written = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     assert_eq!(backend.store.head().await.unwrap(), written as i64);
     assert_eq!(backend.store.read(0, 10).await.unwrap().len(), written);
+}
+
+async fn an_old_version_is_lifted_whoever_reads_it(backend: Backend) {
+    let store = &backend.store;
+    let mut old = append("a", 0, &[0]);
+    old.events[0].event_version = "0".into();
+    old.events[0].payload = r#"{"Added":{"plus":5}}"#.into();
+    store.append(old).await.unwrap();
+    // From a position before it, so that no reader has it from memory only.
+    let subscribed = reopened_beside(&backend.settings).await.subscribe(0).next().await.unwrap();
+    let ids = ["a".to_owned()];
+    let read = [
+        store.read(0, 10).await.unwrap(),
+        store.read_stream("counter", "a", 0, 1, 10).await.unwrap(),
+        store.read_streams("counter", &ids, 10).await.unwrap(),
+        subscribed,
+    ];
+    for events in read {
+        let [event] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((&*event.event_version, &*event.payload), ("1", r#"{"Added":{"by":5}}"#));
+    }
+    assert_eq!(store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 5);
+    let stored = store.read_stored(0, 10).await.unwrap();
+    assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
 }

@@ -12,6 +12,9 @@ use crate::error::Error;
 use crate::order::{FoldError, ORDER, OrderState};
 use crate::projection::Change;
 
+/// Events that are worth the start of threads; the batches of the live projections are smaller.
+const MANY: usize = 4_000;
+
 /// Folds batches that follow each other.
 pub(crate) struct Fold {
     store: Store,
@@ -51,17 +54,29 @@ impl Fold {
             stream.push(event);
         }
         let Some(first) = events.first() else { return Ok(Vec::new()) };
-        let mut before = self.before(&arrival, &streams, first.position).await?;
-        let mut changes = Vec::with_capacity(arrival.len());
-        for id in arrival {
-            let before = before.remove(id);
+        let before = self.before(&arrival, &streams, first.position).await?;
+        let change = |id: &&str| {
+            let before = before.get(id).cloned();
             let mut after = before.as_deref().cloned().unwrap_or_default();
             for event in &streams[id] {
                 self.apply(&mut after, event)?;
             }
-            changes.push(Change { before, after: Arc::new(after) });
+            Ok(Change { before, after: Arc::new(after) })
+        };
+        if events.len() < MANY {
+            return arrival.iter().map(change).collect();
         }
-        Ok(changes)
+        // Orders do not know of each other: each core takes its part.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let parts: Result<Vec<Vec<Change>>, Error> = std::thread::scope(|scope| {
+            let mut parts = Vec::new();
+            for ids in arrival.chunks(arrival.len().div_ceil(cores).max(1)) {
+                let change = &change;
+                parts.push(scope.spawn(move || ids.iter().map(change).collect()));
+            }
+            parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        Ok(parts?.into_iter().flatten().collect())
     }
 
     /// Folds one event, or passes over it.

@@ -48,6 +48,19 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    /// Rows and checkpoints, in one transaction.
+    pub(crate) async fn commit(
+        &self,
+        store: &Store,
+        epoch: i64,
+        changes: &[Change],
+        position: i64,
+    ) -> Result<(), Error> {
+        let mut tx = store.db().begin().await?;
+        self.write(&mut tx, epoch, changes, position).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Writes what changes do to the tables, and the checkpoints, which must stand where this lane left them and under
     /// its epoch.
     pub(crate) async fn write(&self, tx: &mut Tx, epoch: i64, changes: &[Change], position: i64) -> Result<(), Error> {

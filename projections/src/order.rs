@@ -8,6 +8,11 @@ use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
+/// How old versions of orders' events are lifted, for the store to do it.
+pub fn upcasters() -> event_store::upcast::Upcasters {
+    domain::upcast::upcasters().into()
+}
+
 /// The aggregate type of orders in the log.
 pub const ORDER: &str = "order";
 

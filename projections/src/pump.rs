@@ -185,7 +185,7 @@ impl Pump {
         let lane = &mut lanes[0];
         if let Some(last) = events.last() {
             let changes = self.fold.changes(events).await?;
-            match write(&self.store, lane, self.epoch, &changes, last.position).await {
+            match lane.commit(&self.store, self.epoch, &changes, last.position).await {
                 Err(Error::Store(error)) if error.is_about_the_data() => {
                     return Err(self.culprit(lane, events, &changes).await?.map_or(error.into(), Error::Fold));
                 }
@@ -314,11 +314,4 @@ impl Pump {
             tracing::warn!(%error, "the failure could not be written down");
         }
     }
-}
-
-/// Rows and checkpoint, in one transaction.
-async fn write(store: &Store, lane: &Lane, epoch: i64, changes: &[Change], position: i64) -> Result<(), Error> {
-    let mut tx = store.db().begin().await?;
-    lane.write(&mut tx, epoch, changes, position).await?;
-    Ok(tx.commit().await?)
 }

@@ -12,6 +12,7 @@ use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
 use event_store::store::Store;
 use serde::Serialize;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::dead_letters::{self, LeftOut};
 use crate::error::Error;
@@ -20,7 +21,7 @@ use crate::generation::{
     BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, checkpoints, create, lanes, remove, set_state,
     take_over,
 };
-use crate::projection::{Projection, all};
+use crate::projection::{Change, Projection, all};
 use crate::pump::Settings;
 
 /// Events read and folded at once: with what is folded and what is read ahead, some ten megabytes.
@@ -206,6 +207,7 @@ impl<'a> Build<'a> {
         Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, end })
     }
 
+    /// Three things at once: the next events are read, these are folded, those before are written.
     async fn run(
         &mut self,
         leadership: &mut Leadership,
@@ -213,42 +215,39 @@ impl<'a> Build<'a> {
     ) -> Result<(Vec<Switched>, i64), Error> {
         let mut checked = Instant::now();
         let mut indexed = false;
-        let mut ahead: Option<Vec<RecordedEvent>> = None;
+        let mut reading = Reading::default();
+        let mut writing = Writing::default();
         loop {
             let target = self.target().await?;
             let position = self.lanes[0].position;
             for lane in &self.lanes {
                 lane.members.iter().for_each(|member| progress(member.projection.name, lane.position, target));
             }
-            if self.lanes.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH && indexed {
-                return self.switch().await;
-            }
             if self.lanes.len() == 1 && target - position <= CHUNK && !indexed {
+                writing.done().await?;
                 self.index().await?;
                 indexed = true;
-                continue;
+            }
+            if self.lanes.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
+                writing.done().await?;
+                return self.switch().await;
             }
             let until = self.lanes.get(1).map_or(target, |next| next.position);
-            let events = match ahead.take().filter(|events| events.first().is_some_and(|e| e.position == position + 1))
-            {
-                Some(events) => events,
-                None => self.store.read(position, CHUNK.min(until - position)).await?,
-            };
-            let end = events.iter().position(|event| event.position > until).unwrap_or(events.len());
-            let Some(last) = events[..end].last().map(|event| event.position) else {
+            let events = reading.take(self.store, position, until).await?;
+            let Some(last) = events.last().map(|event| event.position) else {
                 return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
             };
-            // The next events are read while these are folded and written.
-            let next = async {
-                match target - last {
-                    1.. => self.store.read(last, CHUNK.min(target - last)).await.map(Some),
-                    _ => Ok(None),
-                }
-            };
-            let (taken, next) = tokio::join!(self.take(&events[..end]), next);
-            taken?;
-            ahead = next?;
-            self.advance(last, end as i64);
+            reading.begin(self.store, last, until);
+            let changes = self.fold.changes(&events).await?;
+            self.fold.keep(&changes);
+            writing.done().await?;
+            writing.begin(self.store, &self.lanes[0], self.epoch, changes, last);
+            self.events += events.len() as i64;
+            self.lanes[0].position = last;
+            if self.lanes.get(1).is_some_and(|next| next.position == last) {
+                let caught_up = self.lanes.remove(0);
+                self.lanes[0].members.extend(caught_up.members);
+            }
             if checked.elapsed() > Duration::from_secs(2) {
                 leadership.check().await?;
                 checked = Instant::now();
@@ -272,26 +271,6 @@ impl<'a> Build<'a> {
         let names: Vec<_> =
             self.lanes.iter().flat_map(|lane| &lane.members).map(|member| member.projection.name).collect();
         rows.iter().filter(|row| row.state == LIVE && names.contains(&&*row.projection)).cloned().collect()
-    }
-
-    /// Folds events into the slowest lane, and writes them.
-    async fn take(&self, events: &[RecordedEvent]) -> Result<(), Error> {
-        let changes = self.fold.changes(events).await?;
-        let mut tx = self.store.db().begin().await?;
-        let position = events.last().map_or(self.lanes[0].position, |event| event.position);
-        self.lanes[0].write(&mut tx, self.epoch, &changes, position).await?;
-        tx.commit().await?;
-        self.fold.keep(&changes);
-        Ok(())
-    }
-
-    fn advance(&mut self, position: i64, events: i64) {
-        self.events += events;
-        self.lanes[0].position = position;
-        if self.lanes.get(1).is_some_and(|next| next.position == position) {
-            let caught_up = self.lanes.remove(0);
-            self.lanes[0].members.extend(caught_up.members);
-        }
     }
 
     async fn index(&self) -> Result<(), Error> {
@@ -355,6 +334,62 @@ impl<'a> Build<'a> {
         tx.commit().await?;
         Ok((switched, lane.position))
     }
+}
+
+/// Events on their way from the log.
+#[derive(Default)]
+struct Reading(Option<(i64, JoinHandle<Result<Vec<RecordedEvent>, StoreError>>)>);
+
+impl Reading {
+    fn begin(&mut self, store: &Store, after: i64, until: i64) {
+        if after < until {
+            let store = store.clone();
+            self.0 = Some((after, tokio::spawn(async move { store.read(after, CHUNK.min(until - after)).await })));
+        }
+    }
+
+    /// The events that follow a position, those read ahead where they are the ones.
+    async fn take(&mut self, store: &Store, after: i64, until: i64) -> Result<Vec<RecordedEvent>, Error> {
+        match self.0.take() {
+            Some((from, reading)) if from == after => {
+                let mut events = reading.await.map_err(gone)??;
+                events.truncate(usize::try_from(until - after).unwrap_or(0));
+                Ok(events)
+            }
+            _ => Ok(store.read(after, CHUNK.min(until - after)).await?),
+        }
+    }
+}
+
+/// Rows on their way to the database; one batch at a time.
+#[derive(Default)]
+struct Writing(Option<JoinHandle<Result<(), Error>>>);
+
+impl Writing {
+    fn begin(&mut self, store: &Store, lane: &Lane, epoch: i64, changes: Vec<Change>, position: i64) {
+        let (store, lane) = (store.clone(), lane.clone());
+        self.0 = Some(tokio::spawn(async move { lane.commit(&store, epoch, &changes, position).await }));
+    }
+
+    async fn done(&mut self) -> Result<(), Error> {
+        match self.0.take() {
+            Some(writing) => writing.await.map_err(gone)?,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        // What is not committed by now is written again by whoever goes on.
+        if let Some(writing) = &self.0 {
+            writing.abort();
+        }
+    }
+}
+
+fn gone(error: JoinError) -> Error {
+    Error::Store(StoreError::Stored(format!("a task of the rebuild ended: {error}")))
 }
 
 /// What operators have discarded; refuses to go on while an order is parked.

@@ -10,7 +10,9 @@ use platform::health::Health;
 use platform::http;
 use platform::limits::Limiter;
 use platform::shutdown::Shutdown;
+use projections::dead_letters;
 use projections::generation::prepare;
+use projections::order::upcasters;
 use projections::progress::Progress;
 use projections::pump;
 use read_side::push::feed;
@@ -39,7 +41,7 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     shutdown.listen()?;
     // The store outlives the requests: it stops when they are answered.
     let store_stop = tokio_util::sync::CancellationToken::new();
-    let store = open(settings.store, store_stop.clone(), shutdown.tracker.clone()).await?;
+    let store = open(settings.store, upcasters(), store_stop.clone(), shutdown.tracker.clone()).await?;
 
     prepare(&store).await?;
     let progress = Progress::default();
@@ -104,6 +106,26 @@ fn health(store: &Store) -> Health {
             async move { store.head().await.map(|_| ()).map_err(|e| e.to_string()) }
         },
         true,
+    );
+    let parked = store.clone();
+    // Everything but the parked orders goes on.
+    health.register(
+        "dead_letters",
+        move || {
+            let store = parked.clone();
+            async move {
+                let letters = dead_letters::list(store.db()).await.map_err(|e| e.to_string())?;
+                let parked: Vec<_> = letters.iter().filter(|letter| letter.state != "discarded").collect();
+                match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
+                    None => Ok(()),
+                    Some(oldest) => Err(format!(
+                        "{} orders are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
+                        parked.len()
+                    )),
+                }
+            }
+        },
+        false,
     );
     if store.nats_connected().is_some() {
         let store = store.clone();

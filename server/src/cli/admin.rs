@@ -6,6 +6,7 @@ use anyhow::{anyhow, bail};
 use event_store::store::open;
 use platform::auth::{Authenticator, Role};
 use projections::generation::prepare;
+use projections::order::upcasters;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,7 +26,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<u8> {
 pub async fn migrate(common: Common) -> anyhow::Result<u8> {
     let mut settings = load(&common, &[])?;
     settings.store.nats_url.clear();
-    let store = open(settings.store, CancellationToken::new(), TaskTracker::new()).await?;
+    let store = open(settings.store, upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
     prepare(&store).await?;
     eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
     Ok(0)

@@ -11,7 +11,7 @@ use event_store::store::{Store, open, open_beside};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
-use projections::order::rfc3339;
+use projections::order::{rfc3339, upcasters};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,7 @@ impl Envelope {
 }
 
 pub async fn export(export: Export) -> anyhow::Result<u8> {
-    let store = open_beside(load(&export.common, &[])?.store).await?;
+    let store = open_beside(load(&export.common, &[])?.store, upcasters()).await?;
     let mut output: Box<dyn Write> = match &export.output {
         None => Box::new(BufWriter::new(std::io::stdout().lock())),
         Some(path) => {
@@ -120,7 +120,7 @@ pub async fn import(restore: Restore) -> anyhow::Result<u8> {
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let store = open(settings, CancellationToken::new(), TaskTracker::new()).await?;
+    let store = open(settings, upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
@@ -158,7 +158,7 @@ async fn same(store: &Store, event: &RecordedEvent) -> anyhow::Result<()> {
 }
 
 pub async fn tail(tail: Tail) -> anyhow::Result<u8> {
-    let store = open_beside(load(&tail.common, &[])?.store).await?;
+    let store = open_beside(load(&tail.common, &[])?.store, upcasters()).await?;
     let mut position = match tail.after {
         Some(after) => after.max(0),
         None => (store.head().await? - 10).max(0),

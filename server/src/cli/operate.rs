@@ -9,7 +9,7 @@ use event_store::store::{Store, open_beside};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use projections::dead_letters::{self, Decision};
 use projections::generation::prepare;
-use projections::order::ORDER;
+use projections::order::{ORDER, upcasters};
 use projections::progress::Progress;
 use projections::projection::{Projection, all, find};
 use projections::rebuild::{From, prune, rebuild};
@@ -24,7 +24,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 
 async fn opened(common: &Common) -> anyhow::Result<(Store, Settings)> {
     let settings = load(common, &[])?;
-    let store = open_beside(settings.store.clone()).await?;
+    let store = open_beside(settings.store.clone(), upcasters()).await?;
     prepare(&store).await?;
     Ok((store, settings))
 }

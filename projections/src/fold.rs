@@ -6,13 +6,14 @@ use std::sync::Arc;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use quick_cache::sync::Cache;
+use rayon::prelude::*;
 
 use crate::dead_letters::LeftOut;
 use crate::error::Error;
 use crate::order::{FoldError, ORDER, OrderState};
 use crate::projection::Change;
 
-/// Events that are worth the start of threads; the batches of the live projections are smaller.
+/// Events that are worth being divided; the batches of the live projections are smaller.
 const MANY: usize = 4_000;
 
 /// Folds batches that follow each other.
@@ -67,16 +68,7 @@ impl Fold {
             return arrival.iter().map(change).collect();
         }
         // Orders do not know of each other: each core takes its part.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let parts: Result<Vec<Vec<Change>>, Error> = std::thread::scope(|scope| {
-            let mut parts = Vec::new();
-            for ids in arrival.chunks(arrival.len().div_ceil(cores).max(1)) {
-                let change = &change;
-                parts.push(scope.spawn(move || ids.iter().map(change).collect()));
-            }
-            parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-        Ok(parts?.into_iter().flatten().collect())
+        arrival.par_iter().map(change).collect()
     }
 
     /// Folds one event, or passes over it.

@@ -338,7 +338,9 @@ impl<'a> Build<'a> {
 
 /// Events on their way from the log.
 #[derive(Default)]
-struct Reading(Option<(i64, JoinHandle<Result<Vec<RecordedEvent>, StoreError>>)>);
+struct Reading(Option<(i64, Read)>);
+
+type Read = JoinHandle<Result<Vec<RecordedEvent>, StoreError>>;
 
 impl Reading {
     fn begin(&mut self, store: &Store, after: i64, until: i64) {

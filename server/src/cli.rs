@@ -6,6 +6,7 @@ mod events;
 mod import;
 mod operate;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -353,6 +354,17 @@ impl std::fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// Prints a line on stdout. A reader that has seen enough ends the program, and is no failure.
+fn say(line: impl std::fmt::Display) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        let broken = error.kind() == std::io::ErrorKind::BrokenPipe;
+        if !broken {
+            eprintln!("docket: cannot write: {error}");
+        }
+        std::process::exit(if broken { 0 } else { EXIT_FAILED.into() });
+    }
+}
 
 fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Settings> {
     Settings::load(common.config.as_deref(), flags).map_err(|error| Usage(error).into())

@@ -248,7 +248,10 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     assert_eq!((&letter["order_id"], &letter["sequence"]), (&json!("sick"), &json!(3)), "{letter}");
     system.settled().await;
     let health = system.get("/health/ready").send().await.expect(200).json();
-    assert_eq!((&health["status"], &health["checks"]["dead_letters"]["status"]), (&json!("degraded"), &json!("failed")));
+    assert_eq!(
+        (&health["status"], &health["checks"]["dead_letters"]["status"]),
+        (&json!("degraded"), &json!("failed"))
+    );
     assert_eq!(list_orders(system.reader(), "&q=well-").await.len(), 500);
     let sick = system.get("/v1/orders/sick").send().await.expect(200).json();
     assert_eq!(sick["version"], 2, "the order is as before the event");

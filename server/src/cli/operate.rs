@@ -16,7 +16,7 @@ use projections::rebuild::{From, prune, rebuild};
 use projections::verify::{self, Extent};
 use serde_json::json;
 
-use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load};
+use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
 use crate::settings::Settings;
 
 /// How often a line of progress is printed where there is no terminal.
@@ -76,7 +76,7 @@ impl Meter {
         }
         self.printed = Some(Instant::now());
         match self.json {
-            true => println!("{}", json!({"projection": name, "position": position, "target": target})),
+            true => say(format_args!("{}", json!({"projection": name, "position": position, "target": target}))),
             false => eprintln!("{name}: {position} of {target} events"),
         }
     }
@@ -97,7 +97,7 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
             (_, true) => format!("would go back to the older generations of {names}"),
             _ => format!("would rebuild {names} from {} events", store.head().await?),
         };
-        println!("{what}");
+        say(format_args!("{what}"));
         return Ok(0);
     }
     if replay.prune {
@@ -114,7 +114,7 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
     let rate = rebuilt.events as f64 / seconds;
     if replay.json {
         let summary = json!({"done": rebuilt, "seconds": seconds, "events_per_second": rate.round()});
-        println!("{summary}");
+        say(format_args!("{summary}"));
         return Ok(0);
     }
     for projection in &rebuilt.projections {
@@ -146,18 +146,18 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     meter.end();
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
     if verify.json {
-        println!("{}", json!({"projections": found, "differences": differences}));
+        say(format_args!("{}", json!({"projections": found, "differences": differences})));
     } else {
         for projection in &found {
             match projection.checked {
-                true => println!(
+                true => say(format_args!(
                     "{}: {} rows at position {}, {} differ",
                     projection.name, projection.rows, projection.position, projection.differences
-                ),
-                false => println!("{}: a sample says nothing of sums", projection.name),
+                )),
+                false => say(format_args!("{}: a sample says nothing of sums", projection.name)),
             }
             for difference in &projection.first {
-                println!("  {} {}: {}", difference.table, difference.key, difference.what.join("; "));
+                say(format_args!("  {} {}: {}", difference.table, difference.key, difference.what.join("; ")));
             }
         }
     }
@@ -172,13 +172,13 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
     let (store, _) = opened(&listing.common).await?;
     let (items, head) = Progress::default().status(&store).await?;
     if listing.json {
-        println!("{}", json!({"items": items, "head": head}));
+        say(format_args!("{}", json!({"items": items, "head": head})));
         return Ok(0);
     }
-    println!(
+    say(format_args!(
         "{:16} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
         "projection", "generation", "version", "position", "lag", "lag s"
-    );
+    ));
     for item in items {
         let state = match (&item.last_error, &item.rebuild) {
             (Some(error), _) => format!("{}: {error}", item.state),
@@ -187,12 +187,12 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
             }
             (None, None) => item.state.to_owned(),
         };
-        println!(
+        say(format_args!(
             "{:16} {:>10} {:>7} {:>10} {:>10} {:>8.1}  {state}",
             item.name, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
-        );
+        ));
     }
-    println!("The log ends at {head}.");
+    say(format_args!("The log ends at {head}."));
     Ok(0)
 }
 
@@ -200,11 +200,11 @@ pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
     let (store, _) = opened(&listing.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     if listing.json {
-        println!("{}", json!({"items": letters}));
+        say(format_args!("{}", json!({"items": letters})));
         return Ok(0);
     }
     for letter in &letters {
-        println!(
+        say(format_args!(
             "{} {} {} of order {} since {} ({} attempts): {}",
             letter.position,
             letter.state,
@@ -213,7 +213,7 @@ pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
             letter.parked_at,
             letter.attempts,
             letter.reason
-        );
+        ));
     }
     if letters.is_empty() {
         eprintln!("There are no dead letters.");
@@ -229,7 +229,7 @@ pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
     };
     let waiting = store.read_stream(ORDER, &letter.order_id, letter.sequence - 1, i64::MAX, 1_000).await?;
     let waiting: Vec<_> = waiting.iter().map(super::events::envelope).collect::<Result<_, _>>()?;
-    println!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?);
+    say(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
     Ok(0)
 }
 

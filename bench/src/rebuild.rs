@@ -68,7 +68,7 @@ async fn rebuild(system: &TestSystem, what: &[&str]) -> anyhow::Result<(f64, f64
     let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
     let (mut peak, mut seconds) = (0.0_f64, None);
     while let Some(line) = lines.next_line().await? {
-        peak = peak.max(peak_kib(&format!("/proc/{id}")).unwrap_or(0.0));
+        peak = peak.max(peak_kib(format!("/proc/{id}")).unwrap_or(0.0));
         let line: Value = serde_json::from_str(&line)?;
         seconds = line["seconds"].as_f64().or(seconds);
     }

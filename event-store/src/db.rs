@@ -226,7 +226,11 @@ impl Db {
         Ok(match self {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
             Self::Postgres(pool) => {
-                Tx::Postgres(pool.begin_with("begin isolation level repeatable read read only").await?)
+                let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
+                // However long its owner works on what it has read.
+                let patient = "set local idle_in_transaction_session_timeout = 0; set local statement_timeout = 0";
+                sqlx::raw_sql(patient).execute(&mut *tx).await?;
+                Tx::Postgres(tx)
             }
         })
     }
@@ -295,6 +299,7 @@ impl Tx {
     /// Makes the indexes of a generation, where they are not there.
     pub async fn index(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let name = table.of(generation);
+        self.patiently().await?;
         for (columns, number) in table.indexes.iter().zip(1..) {
             let sql = format!("create index if not exists {name}_{number} on {name} ({columns})");
             self.execute(&sql, vec![]).await?;
@@ -376,6 +381,14 @@ impl Tx {
         if let Self::Postgres(_) = self {
             self.execute("set local lock_timeout = '10s'", vec![]).await?;
             self.execute("lock table checkpoints in exclusive mode", vec![]).await?;
+        }
+        self.patiently().await
+    }
+
+    /// Lets this transaction's statements take their time.
+    async fn patiently(&mut self) -> Result<(), Error> {
+        if let Self::Postgres(_) = self {
+            self.execute("set local statement_timeout = 0", vec![]).await?;
         }
         Ok(())
     }

@@ -36,11 +36,15 @@ impl Error {
     }
 }
 
-/// Data exceptions (class 22) and integrity violations (class 23).
+/// Data exceptions (SQLSTATE class 22) and integrity violations (class 23); in SQLite `SQLITE_CONSTRAINT` (19) and
+/// `SQLITE_MISMATCH` (20), whose extended codes carry more in the higher bytes.
 pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|e| {
-        e.is_unique_violation() || e.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
-    })
+    let Some(code) = error.as_database_error().and_then(|error| error.code()) else { return false };
+    match (code.len(), code.parse::<u32>()) {
+        (5, _) => code.starts_with("22") || code.starts_with("23"),
+        (_, Ok(code)) => matches!(code & 0xff, 19 | 20),
+        _ => false,
+    }
 }
 
 /// Why an append did not happen. Nothing of it was written, unless the store answered [`Error::Database`] at commit:

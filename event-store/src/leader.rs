@@ -33,10 +33,12 @@ impl Leadership {
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
         let mut asking = None;
         loop {
-            match Self::ask(log, role, &mut asking).await {
-                Ok(Some(leadership)) => return leadership,
-                Ok(None) => {}
-                Err(error) => {
+            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, &mut asking)).await {
+                Ok(Ok(Some(leadership))) => return leadership,
+                Ok(Ok(None)) => {}
+                // The connection went with the question.
+                Err(_) => tracing::warn!(role, "no answer to the question for leadership"),
+                Ok(Err(error)) => {
                     tracing::warn!(%error, role, "cannot ask for leadership");
                     asking = None;
                 }

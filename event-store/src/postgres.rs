@@ -38,13 +38,20 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) async fn open(url: &str, connections_max: u32) -> Result<(Self, Db), Error> {
-        let options = PgConnectOptions::from_str(url)?.application_name("docket");
+        // The server must not hold locks for a process that vanished or was paused, nor wait for it for long.
+        let options = PgConnectOptions::from_str(url)?.application_name("docket").options([
+            ("idle_in_transaction_session_timeout", "15s"),
+            ("tcp_keepalives_idle", "10"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+            ("tcp_user_timeout", "30s"),
+        ]);
         let pool = || PgPoolOptions::new().max_connections(connections_max).acquire_timeout(Duration::from_secs(5));
         // The wait for the head's lock is bounded: a foreign transaction that holds it too long costs a 503.
         let writer_options = options.clone().options([("lock_timeout", "10s"), ("statement_timeout", "30s")]);
         let reads = options.clone().options([("statement_timeout", "30s")]);
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
-        let views = options.options([("synchronous_commit", "off")]);
+        let views = options.options([("synchronous_commit", "off"), ("statement_timeout", "30s")]);
         let log = Self {
             pool: pool().connect_with(reads).await?,
             writer: Arc::default(),
@@ -57,7 +64,12 @@ impl Log {
         let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
         let migrator = Migrator { migrations: std::borrow::Cow::Owned(all), ..Migrator::DEFAULT };
         // On a connection of its own: to number the events of a large existing database may take long.
-        let options = self.pool.connect_options().as_ref().clone().options([("statement_timeout", "0")]);
+        let options = self
+            .pool
+            .connect_options()
+            .as_ref()
+            .clone()
+            .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
         let mut connection = sqlx::PgConnection::connect_with(&options).await?;
         Ok(migrator.run(&mut connection).await?)
     }
@@ -276,10 +288,16 @@ impl Writer {
         .await?;
         let found = Found { head, versions: versions.into_iter().collect(), keys: taken.into_iter().collect() };
         let plan = plan(batch, found);
-        write(&mut *tx, batch, &plan, head).await?;
+        written(write(&mut *tx, batch, &plan, head).await?)?;
         tx.commit().await?;
         Ok(plan)
     }
+}
+
+/// Under the lock nothing can have changed since the look.
+fn written(written: bool) -> Result<(), sqlx::Error> {
+    let changed = || sqlx::Error::Protocol("the log changed under its lock".into());
+    written.then_some(()).ok_or_else(changed)
 }
 
 /// One statement moves the head and writes the winners' events and keys. False, and nothing written, where the head is

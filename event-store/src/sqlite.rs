@@ -146,7 +146,9 @@ impl Log {
             }
         }
         let plan = plan(batch, Found { head, versions, keys });
-        write(&mut tx, batch, &plan, head).await?;
+        if !write(&mut tx, batch, &plan, head).await? {
+            return Err(sqlx::Error::Protocol("the log changed under its lock".into()));
+        }
         tx.commit().await?;
         Ok(plan)
     }
@@ -296,6 +298,8 @@ async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Res
         .busy_timeout(Duration::from_secs(10))
         // Rows cross from the connection's thread in pieces of this size; each piece wakes somebody.
         .row_buffer_size(2_048)
+        // As in PostgreSQL.
+        .pragma("case_sensitive_like", "on")
         .pragma("temp_store", "memory")
         // A page written again before the checkpoint is copied once: 32 MiB of journal, in place of 4.
         .pragma("wal_autocheckpoint", "8192")

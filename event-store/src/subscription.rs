@@ -25,6 +25,10 @@ const GATHER_MANY: Duration = Duration::from_millis(40);
 /// Events that make a batch a large one.
 const MANY: usize = 100;
 
+/// How long the bus may take to hand over the stream, and how long it is left alone when it did not.
+const BUS_WITHIN: Duration = Duration::from_secs(1);
+const BUS_AGAIN: Duration = Duration::from_secs(3);
+
 /// Where the events come from at the moment.
 enum Source {
     /// The log, woken by the appender of this process.
@@ -44,11 +48,22 @@ pub struct Subscription {
     last: i64,
     /// When the next batch may be taken.
     next_at: Instant,
+    /// When the bus may be asked again, after it did not answer.
+    bus_from: Instant,
 }
 
 impl Subscription {
     pub(crate) fn new(log: Log, tail: Tail, bus: Option<Bus>, head: watch::Receiver<i64>, after: i64) -> Self {
-        Self { log, tail, bus, head, source: Source::Log, last: after, next_at: Instant::now() }
+        Self {
+            log,
+            tail,
+            bus,
+            head,
+            source: Source::Log,
+            last: after,
+            next_at: Instant::now(),
+            bus_from: Instant::now(),
+        }
     }
 
     /// The next events, at least one. Cancel-safe: what was not returned comes again.
@@ -96,13 +111,18 @@ impl Subscription {
         }
         let after = batch.last().map_or(self.last, |event| event.position);
         match &self.bus {
-            Some(bus) if bus.is_connected() => match bus.messages(after + 1).await {
-                Ok(messages) => {
-                    self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX)));
-                    return Ok(batch);
+            Some(bus) if bus.is_connected() && self.bus_from <= Instant::now() => {
+                match messages(bus, after + 1).await {
+                    Ok(messages) => {
+                        self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX)));
+                        return Ok(batch);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "reading the log while the stream is away");
+                        self.bus_from = Instant::now() + BUS_AGAIN;
+                    }
                 }
-                Err(error) => tracing::debug!(%error, "reading the log while the stream is away"),
-            },
+            }
             _ => {}
         }
         if batch.is_empty() {
@@ -164,4 +184,9 @@ impl Subscription {
         }
         Ok(batch)
     }
+}
+
+async fn messages(bus: &Bus, from: i64) -> Result<pull::Ordered, Error> {
+    let silent = |_| Error::Nats(format!("no answer for {BUS_WITHIN:?}"));
+    tokio::time::timeout(BUS_WITHIN, bus.messages(from)).await.map_err(silent)?
 }

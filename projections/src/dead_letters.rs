@@ -44,6 +44,19 @@ pub(crate) struct Row {
     pub(crate) state: String,
 }
 
+impl Row {
+    /// The same event, failing again.
+    pub(crate) fn failed(&self, reason: String) -> FoldError {
+        FoldError {
+            position: self.position,
+            event_type: self.event_type.clone(),
+            order_id: self.aggregate_id.clone(),
+            sequence: self.sequence,
+            reason,
+        }
+    }
+}
+
 const ROWS: &str = "select position, aggregate_id, sequence, event_type, reason, attempts, parked_at, state
                     from dead_letters order by position";
 

@@ -109,11 +109,18 @@ pub(crate) fn lanes(members: impl IntoIterator<Item = (Member, i64)>) -> Vec<Lan
 /// # Errors
 /// The database is away.
 pub async fn prepare(store: &Store) -> Result<(), StoreError> {
+    let serves = |known: &[Checkpoint], projection: &Projection| {
+        known.iter().any(|row| row.projection == projection.name && row.state == LIVE)
+    };
+    let known: Vec<Checkpoint> = store.db().fetch_all(CHECKPOINTS, vec![]).await?;
+    if all().iter().all(|projection| serves(&known, projection)) {
+        return Ok(());
+    }
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
     let known = checkpoints(&mut tx).await?;
     for projection in all() {
-        if known.iter().any(|row| row.projection == projection.name && row.state == LIVE) {
+        if serves(&known, projection) {
             continue;
         }
         let generation = create(&mut tx, projection, &known).await?;

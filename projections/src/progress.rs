@@ -35,13 +35,15 @@ type Generations = BTreeMap<(String, i64), i64>;
 #[derive(Clone)]
 pub struct Progress {
     positions: Arc<watch::Sender<Positions>>,
+    /// The generation that serves, a projection.
+    generations: Arc<Mutex<BTreeMap<String, i64>>>,
     samples: Arc<Mutex<VecDeque<(Instant, Generations)>>>,
 }
 
 impl Default for Progress {
     fn default() -> Self {
         let positions = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
-        Self { positions: Arc::new(watch::channel(positions).0), samples: Arc::default() }
+        Self { positions: Arc::new(watch::channel(positions).0), generations: Arc::default(), samples: Arc::default() }
     }
 }
 
@@ -104,11 +106,13 @@ impl Progress {
     /// Reads the checkpoints.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let checkpoints = checkpoints(db).await?;
-        let positions: BTreeMap<_, _> = checkpoints
-            .iter()
-            .filter(|row| row.state == LIVE)
-            .map(|row| (row.projection.clone(), row.position))
-            .collect();
+        let live = checkpoints.iter().filter(|row| row.state == LIVE);
+        let generations: BTreeMap<_, _> = live.clone().map(|row| (row.projection.clone(), row.generation)).collect();
+        let mut positions: Positions = live.map(|row| (row.projection.clone(), row.position)).collect();
+        let before = {
+            let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            std::mem::replace(&mut *known, generations.clone())
+        };
         {
             let mut samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if samples.back().is_none_or(|(at, _)| at.elapsed() >= POLL) {
@@ -120,6 +124,12 @@ impl Progress {
             }
         }
         self.positions.send_if_modified(|known| {
+            // The pump of this process may have committed since the checkpoints were read.
+            for (name, read) in &mut positions {
+                if before.get(name) == generations.get(name) {
+                    *read = known.get(name).copied().unwrap_or(0).max(*read);
+                }
+            }
             let changed = *known != positions;
             *known = positions;
             changed
@@ -150,8 +160,10 @@ impl Progress {
     pub async fn wait_for(&self, projection: &str, position: i64, at_most: Duration) -> i64 {
         let mut positions = self.positions.subscribe();
         let there = positions.wait_for(|known| known.get(projection).copied().unwrap_or(0) >= position);
-        let _ = tokio::time::timeout(at_most, there).await;
-        self.position(projection)
+        match tokio::time::timeout(at_most, there).await {
+            Ok(Ok(known)) => known.get(projection).copied().unwrap_or(0),
+            _ => self.position(projection),
+        }
     }
 
     /// Waits for the next change of any position.

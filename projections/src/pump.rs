@@ -120,8 +120,19 @@ impl Pump {
         let mut stream = self.store.subscribe(slowest.position);
         let mut looked = Instant::now();
         loop {
-            let events = tokio::time::timeout(LOOK_FOR_DECISIONS, stream.next()).await;
-            let events = events.unwrap_or_else(|_| Ok(Vec::new()))?;
+            // One call is waited for across the looks at decisions, so that its own deadlines count.
+            let events = {
+                let mut next = std::pin::pin!(stream.next());
+                loop {
+                    if looked.elapsed() >= LOOK_FOR_DECISIONS {
+                        self.carry_out_decisions(&mut lanes).await?;
+                        looked = Instant::now();
+                    }
+                    if let Ok(events) = tokio::time::timeout(LOOK_FOR_DECISIONS, next.as_mut()).await {
+                        break events?;
+                    }
+                }
+            };
             let mut events = &events[..];
             while let (Some(last), Some(lane)) = (events.last(), lanes.first()) {
                 // A lane that has caught up with another one may have seen the rest of the batch already.
@@ -136,19 +147,16 @@ impl Pump {
                     Err(error) => return Err(error),
                 }
             }
-            if looked.elapsed() >= LOOK_FOR_DECISIONS {
-                self.carry_out_decisions(&mut lanes).await?;
-                looked = Instant::now();
-            }
         }
     }
 
     /// Takes the live checkpoints under a new epoch. The slowest lane comes first.
     async fn acquire(&mut self, stand_back: bool) -> Result<Vec<Lane>, Error> {
-        let head = self.store.head().await?;
         let mut tx = self.store.db().begin().await?;
         self.epoch = take_over(&mut tx, &[LIVE]).await?;
         let rows = checkpoints(&mut tx).await?;
+        // After the checkpoints, which another pump may have moved until now.
+        let head = self.store.head().await?;
         let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
         let mut members = Vec::new();
         for projection in all() {
@@ -236,6 +244,10 @@ impl Pump {
         }
         tracing::error!(%failed, attempts, "projections: the order is parked, see `docket dead-letters`");
         let mut tx = self.store.db().begin().await?;
+        let own = "update checkpoints set last_error = null where state = 'live' and epoch = $1";
+        if tx.execute(own, vec![self.epoch.into()]).await? == 0 {
+            return Err(Error::Fenced);
+        }
         dead_letters::park(&mut tx, &failed, attempts).await?;
         tx.commit().await?;
         self.fold.left_out.parked.insert(failed.order_id, failed.position);
@@ -280,7 +292,16 @@ impl Pump {
             false => Vec::new(),
         };
         let mut tx = self.store.db().begin().await?;
-        lane.write(&mut tx, self.epoch, &changes, lane.position).await?;
+        match lane.write(&mut tx, self.epoch, &changes, lane.position).await {
+            Err(Error::Store(error)) if error.is_about_the_data() => {
+                drop(tx);
+                let mut tx = self.store.db().begin().await?;
+                dead_letters::park(&mut tx, &row.failed(error.to_string()), 1).await?;
+                self.fold.left_out.parked.insert(row.aggregate_id.clone(), row.position);
+                return Ok(tx.commit().await?);
+            }
+            outcome => outcome?,
+        }
         if failed.as_ref().is_none_or(|failed| failed.position != row.position) {
             dead_letters::settle(&mut tx, row).await?;
         }

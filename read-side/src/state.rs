@@ -54,6 +54,10 @@ pub fn admin_only(principal: &Principal) -> Result<(), Problem> {
 
 /// A database that is away.
 pub fn unavailable(error: Error) -> Problem {
+    if error.is_about_the_data() {
+        return Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
+            .detail("The database takes no such text: it may hold a NUL, or be too long.");
+    }
     tracing::error!(%error, "query");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The database cannot be reached")
         .detail("Try again in a moment.")

@@ -5,13 +5,28 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::client::token;
+use tests::client::{signed, token};
 use tests::process::find_on_path;
+use tests::socket::Socket;
 use tests::system::TestSystem;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 tests::stories![a_stock_client_sees_each_change_once, a_stock_client_rides_out_a_crash];
+
+/// A client that answers pings and never refreshes its token loses the connection, 25 s after the token's end.
+#[tokio::test]
+async fn an_expired_token_closes_the_socket() {
+    let system = TestSystem::embedded().await;
+    let now = jiff::Timestamp::now().as_second();
+    let claims = json!({
+        "sub": "c", "role": "customer", "iss": "docket", "aud": "docket", "jti": "short", "iat": now, "nbf": now, "exp": now + 2,
+    });
+    let socket = Socket::connect(system.reader(), &signed(&claims)).await;
+    assert_eq!(socket.closed().await, 4401);
+    let lasted = jiff::Timestamp::now().as_second() - now;
+    assert!((26..35).contains(&lasted), "closed after {lasted} s");
+}
 
 const LINE_DEADLINE: Duration = Duration::from_secs(40);
 

@@ -21,6 +21,7 @@ tests::stories![
     a_row_changed_by_hand_is_found_and_mended,
     an_older_generation_can_come_back,
     a_poisoned_event_parks_one_order,
+    releases_of_two_versions_do_not_fight,
 ];
 
 /// Every row that a client can read.
@@ -287,6 +288,40 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     system.cli(&["replay", "--all"]).await;
     assert_eq!(normal(&system.get("/v1/orders/lost").send().await.expect(200).json()), normal(&lost));
     system.cli(&["verify"]).await;
+}
+
+/// What an older and a newer release leave in the database is told by the version of a generation.
+async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
+    let version =
+        |version| format!("update checkpoints set version = {version} where projection = 'sales' and state = 'live'");
+    loaded(&system, "older").await;
+    system.settled().await;
+    system.terminate().await;
+    sql(&system, true, &version(0)).await;
+    system.start().await;
+    until("the newer version serves", async || {
+        let sales = status(&system, "sales").await;
+        (sales["version"] == 1 && sales["generation"] == 2).then_some(())
+    })
+    .await;
+    loaded(&system, "newer").await;
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+
+    system.terminate().await;
+    sql(&system, true, &version(99)).await;
+    system.start().await;
+    let before = status(&system, "sales").await["position"].as_u64();
+    system.post("/v1/orders").json(json!({"order_id": "later", "customer_id": "c"})).send().await.expect(201);
+    until("the others go on", async || {
+        let list = system.get("/v1/orders?q=later").send().await.expect(200).json();
+        (list["items"].as_array().map(Vec::len) == Some(1)).then_some(())
+    })
+    .await;
+    assert_eq!(status(&system, "sales").await["position"].as_u64(), before, "only the newer release may move it");
+    system.get("/v1/reports/sales?by=day").send().await.expect(200);
+    let refused = system.try_cli(&["replay", "sales"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("use the newer program"));
 }
 
 /// The way from embedded to scaled, and back.

@@ -70,6 +70,20 @@ impl Socket {
         }
     }
 
+    /// Answers pings until the server closes the socket; its code.
+    pub async fn closed(mut self) -> u16 {
+        loop {
+            let frame = tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("not closed, and no ping");
+            match frame.expect("a close frame comes first").expect("a whole frame") {
+                Message::Text(text) if text == "{}" => {
+                    self.stream.send(Message::text("{}")).await.expect("the socket is open");
+                }
+                Message::Close(frame) => return frame.expect("a reason").code.into(),
+                _ => {}
+            }
+        }
+    }
+
     /// The next line that is not a ping; pings are answered.
     async fn next_line(&mut self) -> Value {
         loop {

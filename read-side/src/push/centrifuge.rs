@@ -78,7 +78,7 @@ async fn upgrade(State(state): State<ReadSide>, upgrade: WebSocketUpgrade, heade
     upgrade
         .read_buffer_size(4 * 1024)
         .write_buffer_size(4 * 1024)
-        .max_write_buffer_size(2 * 1024 * 1024)
+        .max_write_buffer_size(8 * 1024 * 1024)
         .max_message_size(FRAME_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
         .on_upgrade(move |socket| async move { run(socket, state, header.0).await })
@@ -130,6 +130,8 @@ struct Connection {
     client: String,
     principal: Option<Principal>,
     header: Option<Principal>,
+    /// When the token has been expired for longer than a client needs to refresh it.
+    expires: Option<Instant>,
     subscriptions: HashMap<String, (Subscription, Snapshot)>,
     queue: mpsc::Sender<Delivery>,
     slow: CancellationToken,
@@ -143,6 +145,7 @@ async fn run(mut socket: WebSocket, state: ReadSide, header: Option<Principal>) 
         client: Uuid::now_v7().to_string(),
         principal: None,
         header,
+        expires: None,
         subscriptions: HashMap::new(),
         queue,
         slow: CancellationToken::new(),
@@ -173,9 +176,20 @@ impl Connection {
         let (stop, slow) = (self.state.stop.clone(), self.slow.clone());
         loop {
             tokio::select! {
+                // What ends the connection comes first: a busy channel or client must not put it off.
                 biased;
                 () = slow.cancelled() => return Err(Some(close::SLOW)),
                 () = stop.cancelled() => return Err(Some(close::SHUTDOWN)),
+                () = sleep_until(self.expires.unwrap_or(next_ping)), if self.expires.is_some() => {
+                    return Err(Some(close::EXPIRED));
+                }
+                () = sleep_until(pong_by.unwrap_or(next_ping)), if pong_by.is_some() => return Err(Some(close::NO_PONG)),
+                () = sleep_until(connect_by), if self.principal.is_none() => return Err(Some(close::STALE)),
+                () = sleep_until(next_ping), if self.principal.is_some() => {
+                    next_ping = Instant::now() + PING_EVERY;
+                    pong_by = Some(Instant::now() + PONG_WITHIN);
+                    send(socket, "{}".into()).await?;
+                }
                 message = socket.recv() => match message {
                     Some(Ok(Message::Text(text))) => {
                         if text.as_str().trim() == "{}" {
@@ -189,19 +203,11 @@ impl Connection {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(None),
                 },
                 Some(delivery) = deliveries.recv() => self.deliver(socket, delivery, &mut deliveries).await?,
-                () = sleep_until(next_ping), if self.principal.is_some() => {
-                    next_ping = Instant::now() + PING_EVERY;
-                    pong_by = Some(Instant::now() + PONG_WITHIN);
-                    send(socket, "{}".into()).await?;
-                }
-                () = sleep_until(pong_by.unwrap_or(next_ping)), if pong_by.is_some() => return Err(Some(close::NO_PONG)),
-                () = sleep_until(connect_by), if self.principal.is_none() => return Err(Some(close::STALE)),
-                () = expired(&self.principal) => return Err(Some(close::EXPIRED)),
             }
         }
     }
 
-    /// One frame of commands, answered in order, in one frame.
+    /// One frame of commands, answered in order, in one frame or, where the answers are large, in several.
     async fn commands(&mut self, socket: &mut WebSocket, frame: &str) -> Result<(), Option<Close>> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
@@ -212,6 +218,9 @@ impl Connection {
                 }
                 // Writing to a string cannot fail.
                 let _ = write!(replies, "{reply}");
+            }
+            if replies.len() >= FRAME_BYTES_MAX {
+                send(socket, std::mem::take(&mut replies)).await?;
             }
         }
         if replies.is_empty() { Ok(()) } else { send(socket, replies).await }
@@ -247,6 +256,7 @@ impl Connection {
                 return Err(Some(close::INVALID_TOKEN));
             }
             let reply = json!({"client": self.client, "expires": true, "ttl": ttl(&fresh)});
+            self.expires = Some(expiry(&fresh));
             self.principal = Some(fresh);
             return Ok(Some(json!({"id": id, "refresh": reply})));
         }
@@ -276,6 +286,7 @@ impl Connection {
             "ping": PING_EVERY.as_secs(),
             "pong": true,
         });
+        self.expires = Some(expiry(&principal));
         self.principal = Some(principal);
         Ok(reply)
     }
@@ -335,12 +346,8 @@ impl Connection {
     }
 }
 
-/// Ends when the token has been expired for longer than a client needs to refresh it.
-async fn expired(principal: &Option<Principal>) {
-    match principal {
-        None => std::future::pending().await,
-        Some(principal) => tokio::time::sleep(Duration::from_secs(ttl(principal)) + EXPIRY_GRACE).await,
-    }
+fn expiry(principal: &Principal) -> Instant {
+    Instant::now() + Duration::from_secs(ttl(principal)) + EXPIRY_GRACE
 }
 
 /// Seconds for which a token is still valid.

@@ -18,6 +18,8 @@ use crate::state::ReadSide;
 const ORDERS_IN_MEMORY_MAX: usize = 10_000;
 /// How often it is asked whether anybody listens.
 const LOOK_AROUND: Duration = Duration::from_millis(20);
+/// Changes that are queued before the connections get a chance to send them.
+const PUBLISHED_AT_ONCE: usize = 32;
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -88,7 +90,10 @@ impl Feed<'_> {
             }
             tokio::time::sleep(RETRY).await;
         };
-        for event in &wanted {
+        for (event, number) in wanted.iter().zip(1..) {
+            if number % PUBLISHED_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
             let mut order = before.remove(&event.aggregate_id).map_or_else(OrderState::default, Arc::unwrap_or_clone);
             if let Err(error) = self.publish_one(&mut order, event) {
                 // The projections stop at such an event, and so this is only met behind them.
@@ -117,7 +122,7 @@ impl Feed<'_> {
     async fn before(
         &self,
         events: &[RecordedEvent],
-    ) -> Result<HashMap<String, Arc<OrderState>>, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<HashMap<String, Arc<OrderState>>, event_store::error::Error> {
         let mut first: HashMap<&str, &RecordedEvent> = HashMap::new();
         for event in events {
             first.entry(&event.aggregate_id).or_insert(event);
@@ -136,7 +141,10 @@ impl Feed<'_> {
         if let (false, Some(first)) = (missing.is_empty(), events.first()) {
             let mut orders: HashMap<String, OrderState> = HashMap::new();
             for event in self.state.store.read_streams(ORDER, &missing, first.position).await? {
-                orders.entry(event.aggregate_id.clone()).or_default().apply(&event)?;
+                if let Err(error) = orders.entry(event.aggregate_id.clone()).or_default().apply(&event) {
+                    // The events after it do not apply either: nothing of this order is published, the others flow.
+                    tracing::error!(%error, "not published");
+                }
             }
             before.extend(orders.into_iter().map(|(id, order)| (id, Arc::new(order))));
         }

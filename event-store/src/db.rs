@@ -50,7 +50,7 @@ pub enum Merge {
     Key,
     /// Replaces.
     Set,
-    /// Is added.
+    /// Is added, up to the largest integer.
     Add,
     /// The smaller stays.
     Min,
@@ -121,7 +121,7 @@ impl Table {
         format!("create table {} ({}, primary key ({})){tail}", self.of(generation), columns.join(", "), self.key())
     }
 
-    fn on_conflict(&self, generation: i64) -> String {
+    fn on_conflict(&self, generation: i64, sqlite: bool) -> String {
         let sets: Vec<_> = self
             .columns
             .iter()
@@ -129,7 +129,11 @@ impl Table {
             .map(|Column { name, merge, .. }| {
                 let table = self.of(generation);
                 match merge {
-                    Merge::Add => format!("{name} = {table}.{name} + excluded.{name}"),
+                    // SQLite adds in floating point where integers end, and the cast stops at the largest.
+                    Merge::Add if sqlite => format!("{name} = cast({table}.{name} + excluded.{name} as integer)"),
+                    Merge::Add => {
+                        format!("{name} = least({table}.{name}::numeric + excluded.{name}, {})::bigint", i64::MAX)
+                    }
                     Merge::Min => {
                         format!("{name} = case when excluded.{name} < {table}.{name} then excluded.{name} else {table}.{name} end")
                     }
@@ -156,7 +160,7 @@ impl Table {
             .map(|(at, c)| format!("${}::{}[]", at + 1, if c.int { "bigint" } else { "text" }))
             .collect();
         let (name, columns) = (self.of(generation), self.column_names());
-        let merge = self.on_conflict(generation);
+        let merge = self.on_conflict(generation, false);
         format!("insert into {name} ({columns}) select * from unnest({}) {merge}", arrays.join(", "))
     }
 
@@ -164,7 +168,11 @@ impl Table {
     fn sqlite_sql(&self, generation: i64, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
         let (name, columns) = (self.of(generation), self.column_names());
-        format!("insert into {name} ({columns}) values {} {}", vec![row; rows].join(", "), self.on_conflict(generation))
+        format!(
+            "insert into {name} ({columns}) values {} {}",
+            vec![row; rows].join(", "),
+            self.on_conflict(generation, true)
+        )
     }
 }
 
@@ -485,16 +493,25 @@ mod tests {
 
     #[test]
     fn a_row_merges_column_by_column() {
-        let tail = "on conflict (k) do update set n = t_g2.n + excluded.n, \
-                    first = case when excluded.first < t_g2.first then excluded.first else t_g2.first end, name = excluded.name";
+        let tail = |sum: &str| {
+            format!(
+                "on conflict (k) do update set n = {sum}, \
+                 first = case when excluded.first < t_g2.first then excluded.first else t_g2.first end, \
+                 name = excluded.name"
+            )
+        };
         assert_eq!(
             TABLE.sqlite_sql(2, 2),
-            format!("insert into t_g2 (k, n, first, name) values (?, ?, ?, ?), (?, ?, ?, ?) {tail}")
+            format!(
+                "insert into t_g2 (k, n, first, name) values (?, ?, ?, ?), (?, ?, ?, ?) {}",
+                tail("cast(t_g2.n + excluded.n as integer)")
+            )
         );
         assert_eq!(
             TABLE.postgres_sql(2),
             format!(
-                "insert into t_g2 (k, n, first, name) select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) {tail}"
+                "insert into t_g2 (k, n, first, name) select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) {}",
+                tail("least(t_g2.n::numeric + excluded.n, 9223372036854775807)::bigint")
             )
         );
     }

@@ -53,7 +53,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
         delta.orders += i64::from(before.is_none());
         delta.confirmed += became(Status::Confirmed);
         delta.cancelled += became(Status::Cancelled);
-        delta.spend += became(Status::Confirmed) * after.order.total;
+        delta.spend = delta.spend.saturating_add(became(Status::Confirmed) * after.order.total);
         delta.first = delta.first.min(after.placed_at);
         delta.last = delta.last.max(after.placed_at);
     }

@@ -71,7 +71,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
             let sum = sums.entry((dimension, key.to_owned(), day.clone(), currency)).or_default();
             sum.orders += orders;
             sum.quantity += quantity;
-            sum.revenue += revenue;
+            sum.revenue = sum.revenue.saturating_add(revenue);
         };
         let (quantity, total) = (after.quantity(), after.order.total);
         add(Dimension::Day, &day, quantity, total, 1);

@@ -87,7 +87,7 @@ impl Expected {
             Some(known) => {
                 for ((known, new), column) in known.iter_mut().zip(row).zip(self.table.columns) {
                     *known = match (column.merge, &*known, &new) {
-                        (Merge::Add, Value::Int(Some(a)), Value::Int(Some(b))) => (a + b).into(),
+                        (Merge::Add, Value::Int(Some(a)), Value::Int(Some(b))) => a.saturating_add(*b).into(),
                         (Merge::Min, Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
                         (Merge::Max, Value::Int(a), Value::Int(b)) => Value::Int(*a.max(b)),
                         _ => new,

@@ -54,6 +54,10 @@ pub struct LogQuery {
     after: Option<i64>,
     /// How many, 1 to 1000; 100 where it is left out.
     limit: Option<i64>,
+    /// Wait until the log has this position.
+    min_position: Option<i64>,
+    /// Wait at most so long, in milliseconds; 1000 where it is left out, at most 10000.
+    wait_ms: Option<u64>,
 }
 
 /// An event as the log holds it: amounts of money are integers in minor units.
@@ -118,6 +122,7 @@ async fn events(
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
     }
+    state.log_at_least(query.min_position, query.wait_ms).await?;
     let after = query.after.unwrap_or(0).max(0);
     let events = state.store.read(after, limit).await.map_err(unavailable)?;
     let position = events.last().map_or(after, |event| event.position);

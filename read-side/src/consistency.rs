@@ -1,17 +1,19 @@
 //! Reading your own writes: a query may ask for a read model that has at least a position.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use platform::problem::Problem;
 
-use crate::state::{ReadSide, invalid};
+use crate::state::{ReadSide, invalid, unavailable};
 
 /// Names the position of the read model that an answer was made from.
 pub const DOCKET_POSITION: HeaderName = HeaderName::from_static("docket-position");
 /// Longest wait, in milliseconds, that a query may ask for.
 pub const WAIT_MS_MAX: u64 = 10_000;
+/// How often the log's end is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Wait where `min_position` is given without `wait_ms`.
 const WAIT_MS: u64 = 1_000;
 
@@ -27,21 +29,45 @@ impl ReadSide {
         min_position: Option<i64>,
         wait_ms: Option<u64>,
     ) -> Result<i64, Problem> {
-        let wait_ms = wait_ms.unwrap_or(WAIT_MS);
-        if wait_ms > WAIT_MS_MAX {
-            return Err(invalid("wait_ms", &format!("at most {WAIT_MS_MAX}")));
-        }
+        let at_most = patience(wait_ms)?;
         let Some(wanted) = min_position else { return Ok(self.progress.position(projection)) };
-        let position = self.progress.wait_for(projection, wanted, Duration::from_millis(wait_ms)).await;
-        if position >= wanted {
-            return Ok(position);
-        }
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
-            .detail(format!("{projection} is at position {position}, the query asks for {wanted}. Try again."))
-            .with("position", position)
-            .with("min_position", wanted)
-            .retry_after(1))
+        let position = self.progress.wait_for(projection, wanted, at_most).await;
+        reached(projection, position, wanted)
     }
+
+    /// The same for an answer that is made from the log itself.
+    ///
+    /// # Errors
+    /// As [`Self::at_least`].
+    pub async fn log_at_least(&self, min_position: Option<i64>, wait_ms: Option<u64>) -> Result<i64, Problem> {
+        let until = Instant::now() + patience(wait_ms)?;
+        let wanted = min_position.unwrap_or(0);
+        loop {
+            let head = self.store.head().await.map_err(unavailable)?;
+            if head >= wanted || Instant::now() >= until {
+                return reached("the log", head, wanted);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+fn patience(wait_ms: Option<u64>) -> Result<Duration, Problem> {
+    match wait_ms.unwrap_or(WAIT_MS) {
+        wait_ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(wait_ms)),
+        _ => Err(invalid("wait_ms", &format!("at most {WAIT_MS_MAX}"))),
+    }
+}
+
+fn reached(what: &str, position: i64, wanted: i64) -> Result<i64, Problem> {
+    if position >= wanted {
+        return Ok(position);
+    }
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
+        .detail(format!("{what} is at position {position}, the query asks for {wanted}. Try again."))
+        .with("position", position)
+        .with("min_position", wanted)
+        .retry_after(1))
 }
 
 /// An answer with the position that it was made from.

@@ -121,8 +121,10 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
         _ => return Err(invalid("sort", "placed_at, total or updated_at, with `-` in front for the largest first")),
     };
     let after = query.cursor.as_deref().map(|text| cursor(text, sort, descending)).transpose()?;
-    if query.q.as_ref().is_some_and(|q| q.chars().count() > 100) {
-        return Err(invalid("q", "at most 100 characters"));
+    for (name, text) in [("q", &query.q), ("category", &query.category)] {
+        if text.as_ref().is_some_and(|text| text.chars().count() > 100) {
+            return Err(invalid(name, "at most 100 characters"));
+        }
     }
     Ok(order_summaries::Query {
         status: query.status,
@@ -186,7 +188,8 @@ async fn order(
     Query(query): Query<OrderQuery>,
 ) -> Result<Response, Problem> {
     if let Some(as_of) = query.as_of {
-        return order_as_of(&state, &principal, &id, &as_of).await;
+        let position = state.log_at_least(query.min_position, query.wait_ms).await?;
+        return order_as_of(&state, &principal, &id, &as_of, position).await;
     }
     let position = state.at_least(order_details::PROJECTION.name, query.min_position, query.wait_ms).await?;
     let order = order_details::find(state.store.db(), &id)
@@ -212,7 +215,14 @@ fn view(json: String, version: i64) -> Response {
     response
 }
 
-async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &str) -> Result<Response, Problem> {
+/// `position`: what the log held before it is read.
+async fn order_as_of(
+    state: &ReadSide,
+    principal: &Principal,
+    id: &str,
+    as_of: &str,
+    position: i64,
+) -> Result<Response, Problem> {
     let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
         (Ok(version), _) if version > 0 => (version, i64::MAX),
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
@@ -240,7 +250,7 @@ async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &
             .detail(format!("The order is at version {}.", order.version)));
     }
     let json = serde_json::to_string(&order.view()).map_err(|e| unreadable(e.to_string()))?;
-    Ok(at(order.position, view(json, order.version)))
+    Ok(at(position, view(json, order.version)))
 }
 
 fn unreadable(error: impl std::fmt::Display) -> Problem {
@@ -257,6 +267,10 @@ pub struct HistoryQuery {
     after: Option<i64>,
     /// How many, 1 to 200; 50 where it is left out.
     limit: Option<i64>,
+    /// Wait until the log has this position.
+    min_position: Option<i64>,
+    /// Wait at most so long, in milliseconds; 1000 where it is left out, at most 10000.
+    wait_ms: Option<u64>,
 }
 
 /// What happened to an order.
@@ -291,6 +305,7 @@ async fn history(
     if !(1..=200).contains(&limit) {
         return Err(invalid("limit", "1 to 200"));
     }
+    let position = state.log_at_least(query.min_position, query.wait_ms).await?;
     // The first event names the owner and the currency, which never change.
     let first = state.store.read_stream(ORDER, &id, 0, 1, 1).await.map_err(unavailable)?;
     let mut order = OrderState::default();
@@ -314,6 +329,5 @@ async fn history(
         });
     }
     let next_after = items.last().filter(|_| items.len() as i64 == limit).map(|event| event.version);
-    let position = items.last().map_or(0, |event| event.position);
     Ok(at(position, axum::Json(History { items, next_after })))
 }

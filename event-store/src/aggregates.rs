@@ -90,7 +90,9 @@ async fn load<A: Aggregate>(
 ) -> Result<Loaded<A>, Error> {
     let stored = |reason: String| Error::Stored(format!("{} {id}: {reason}", A::TYPE));
     let failed = |e: cqrs_es::persist::PersistenceError| match e {
-        cqrs_es::persist::PersistenceError::ConnectionError(e) => Error::Database(sqlx::Error::Protocol(e.to_string())),
+        // A pool without a connection is among the unknown ones.
+        cqrs_es::persist::PersistenceError::ConnectionError(e)
+        | cqrs_es::persist::PersistenceError::UnknownError(e) => Error::Database(sqlx::Error::Protocol(e.to_string())),
         e => Error::Stored(format!("{} {id}: {e}", A::TYPE)),
     };
     let snapshot = repository.get_snapshot::<A>(id).await.map_err(failed)?;

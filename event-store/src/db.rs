@@ -212,6 +212,24 @@ pub enum Db {
     Postgres(PgPool),
 }
 
+/// Where rows are read: the database as it is, or one state of it.
+pub trait Read: Send {
+    /// Runs a query. `sql` has `$1`-style placeholders and is valid in both databases.
+    fn rows<T: Row>(&mut self, sql: &str, values: Vec<Value>) -> impl Future<Output = Result<Vec<T>, Error>> + Send;
+}
+
+impl Read for &Db {
+    async fn rows<T: Row>(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
+        self.fetch_all(sql, values).await
+    }
+}
+
+impl Read for &mut Tx {
+    async fn rows<T: Row>(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
+        self.fetch_all(sql, values).await
+    }
+}
+
 impl Db {
     /// Runs a query. `sql` has `$1`-style placeholders and is valid in both databases.
     pub async fn fetch_all<T: Row>(&self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
@@ -236,8 +254,9 @@ impl Db {
             Self::Postgres(pool) => {
                 let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
                 // However long its owner works on what it has read.
-                let patient = "set local idle_in_transaction_session_timeout = 0; set local statement_timeout = 0";
-                sqlx::raw_sql(patient).execute(&mut *tx).await?;
+                for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
+                    sqlx::query(&format!("set local {setting} = 0")).execute(&mut *tx).await?;
+                }
                 Tx::Postgres(tx)
             }
         })

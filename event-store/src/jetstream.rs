@@ -143,22 +143,20 @@ impl Bus {
         consumer.messages().await.map_err(nats)
     }
 
-    /// Tells other processes something that may be lost: whoever listens also looks for itself, only later.
-    pub(crate) async fn hint(&self, name: &str, position: i64) {
-        let subject = format!("{}.hint.{name}", self.stream);
+    /// Tells the other processes something that may be lost. It reaches this process as well.
+    pub(crate) async fn tell(&self, topic: &str, message: Vec<u8>) {
+        let subject = format!("{}.hint.{topic}", self.stream);
         if self.is_connected()
-            && let Err(error) = self.client.publish(subject, position.to_string().into()).await
+            && let Err(error) = self.client.publish(subject, message.into()).await
         {
-            tracing::debug!(%error, "hint not sent");
+            tracing::debug!(%error, topic, "not told");
         }
     }
 
-    /// Positions that other processes tell of under a name.
-    pub(crate) async fn hints(&self, name: &str) -> Result<impl futures::Stream<Item = i64> + Unpin + use<>, Error> {
-        let subscription = self.client.subscribe(format!("{}.hint.{name}", self.stream)).await.map_err(nats)?;
-        Ok(subscription.filter_map(|message| {
-            std::future::ready(std::str::from_utf8(&message.payload).ok().and_then(|text| text.parse().ok()))
-        }))
+    /// What processes tell under a topic.
+    pub(crate) async fn told(&self, topic: &str) -> Result<impl futures::Stream<Item = Vec<u8>> + use<>, Error> {
+        let subscription = self.client.subscribe(format!("{}.hint.{topic}", self.stream)).await.map_err(nats)?;
+        Ok(subscription.map(|message| message.payload.into()))
     }
 
     /// Publishes the log to the stream, for ever. Everything it knows it reads from the stream's own tail, so a crash

@@ -52,6 +52,8 @@ impl Log {
         let reads = options.clone().options([("statement_timeout", "30s")]);
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
         let views = options.options([("synchronous_commit", "off"), ("statement_timeout", "30s")]);
+        // Once without the pool, which would try again until its time is up and not say why.
+        sqlx::PgConnection::connect_with(&reads).await?.close().await?;
         let log = Self {
             pool: pool().connect_with(reads).await?,
             writer: Arc::default(),

@@ -31,8 +31,32 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether the numbers can work.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Whether they can work, as far as that can be told without trying.
+    ///
+    /// # Errors
+    /// The first setting that cannot.
+    pub fn check(&self) -> Result<(), Error> {
+        let refused = |reason: String| Err(Error::Settings(reason));
+        let path = self.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+        if path.is_some_and(|path| path.is_empty() || path.contains(":memory:")) {
+            return refused(
+                "database_url: `sqlite:PATH` needs the path of a file; nothing in memory is durable".into(),
+            );
+        }
+        let schemes = ["postgres://", "postgresql://"];
+        if path.is_none() && !schemes.iter().any(|scheme| self.database_url.starts_with(scheme)) {
+            return refused("database_url must be `sqlite:PATH` or `postgres://…`".into());
+        }
+        if !self.nats_url.is_empty() && !["nats://", "tls://"].iter().any(|scheme| self.nats_url.starts_with(scheme)) {
+            return refused("nats_url must be `nats://HOST:PORT` or `tls://HOST:PORT`, or empty".into());
+        }
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if self.nats_stream.is_empty() || !self.nats_stream.bytes().all(is_name) {
+            return refused("nats_stream must be a name of A-Z a-z 0-9 _ -".into());
+        }
+        if self.nats_stream_bytes_max < 1 << 20 {
+            return refused("nats_stream_bytes_max must be at least 1048576".into());
+        }
         let at_least_one = [
             ("append_batch_events_max", self.append_batch_events_max as i64),
             ("append_queue_max", self.append_queue_max as i64),

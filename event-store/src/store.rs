@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cqrs_es::Aggregate;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,6 +50,10 @@ pub async fn open(
 /// As [`open`].
 pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Store, Error> {
     settings.check()?;
+    let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+    if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
+        return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
+    }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
         // Nobody runs: the schema may be an older one.
         Ok((log, db)) => log.migrate(&db).await?,
@@ -205,18 +210,29 @@ impl Store {
     }
 
     /// Tells the other processes of a position; it may be lost, whoever listens polls as well.
-    pub async fn hint(&self, name: &str, position: i64) {
+    pub async fn hint(&self, topic: &str, position: i64) {
+        self.tell(topic, position.to_string().into()).await;
+    }
+
+    /// Positions that processes tell of; ends never.
+    pub async fn hints(&self, topic: &str) -> BoxStream<'static, i64> {
+        let position = |message: Vec<u8>| std::str::from_utf8(&message).ok().and_then(|text| text.parse().ok());
+        self.told(topic).await.filter_map(move |message| std::future::ready(position(message))).boxed()
+    }
+
+    /// Tells all processes, this one too, something small that may be lost. Embedded there are none, and nothing is sent.
+    pub async fn tell(&self, topic: &str, message: Vec<u8>) {
         if let Some(bus) = &self.inner.bus {
-            bus.hint(name, position).await;
+            bus.tell(topic, message).await;
         }
     }
 
-    /// Positions that other processes tell of; ends never. Embedded there are no other processes, and nothing comes.
-    pub async fn hints(&self, name: &str) -> futures::stream::BoxStream<'static, i64> {
+    /// What processes tell under a topic; ends never.
+    pub async fn told(&self, topic: &str) -> BoxStream<'static, Vec<u8>> {
         if let Some(bus) = &self.inner.bus {
-            match bus.hints(name).await {
-                Ok(hints) => return hints.chain(futures::stream::pending()).boxed(),
-                Err(error) => tracing::warn!(%error, name, "no hints from other processes"),
+            match bus.told(topic).await {
+                Ok(told) => return told.chain(futures::stream::pending()).boxed(),
+                Err(error) => tracing::warn!(%error, topic, "nothing is heard from other processes"),
             }
         }
         futures::stream::pending().boxed()

@@ -1,5 +1,6 @@
 //! Who is asking: bearer tokens (JWT) in, a [`Principal`] out.
 
+use std::collections::{HashMap, HashSet};
 use std::future::{Future, ready};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgo
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::problem::Problem;
@@ -81,6 +83,9 @@ pub enum Error {
     /// Only public keys are known.
     #[error("tokens can't be signed with a public key: set DOCKET_JWT_SECRET or a private key in DOCKET_JWT_KEY_FILE")]
     CannotSign,
+    /// No token can have it.
+    #[error("a subject has 1 to 255 characters, none of them a control character")]
+    Subject,
     /// The key refused to sign.
     #[error("signing the token: {0}")]
     Sign(#[from] jsonwebtoken::errors::Error),
@@ -99,7 +104,7 @@ pub enum Role {
 }
 
 /// Who is asking, as a verified token says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
     /// The token's `sub`: 1 to 255 characters. A customer's id, for a customer.
     pub subject: String,
@@ -107,6 +112,8 @@ pub struct Principal {
     pub role: Role,
     /// The token's `jti`, if it has one.
     pub token_id: Option<String>,
+    /// The token's `iat`, in seconds since 1970; 0 where it has none.
+    pub issued_at: i64,
     /// The token's `exp`, in seconds since 1970: a long connection must not outlive it.
     pub expires_at: i64,
 }
@@ -137,6 +144,24 @@ struct Inner {
     signer: Option<Signer>,
     issuer: String,
     audience: String,
+    revoked: watch::Sender<Revoked>,
+}
+
+/// Tokens that are believed no more, though they have not expired.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Revoked {
+    /// Of a subject, those that were issued at or before a time in seconds since 1970.
+    pub subjects: HashMap<String, i64>,
+    /// By their `jti`.
+    pub token_ids: HashSet<String>,
+}
+
+impl Revoked {
+    /// Whether a principal's token is among them.
+    pub fn covers(&self, principal: &Principal) -> bool {
+        self.subjects.get(&principal.subject).is_some_and(|revoked_at| principal.issued_at <= *revoked_at)
+            || principal.token_id.as_ref().is_some_and(|id| self.token_ids.contains(id))
+    }
 }
 
 /// A key believes only the algorithms made for it, whatever a token's header says.
@@ -157,6 +182,7 @@ struct Claims {
     sub: Option<String>,
     role: Option<String>,
     jti: Option<String>,
+    iat: Option<f64>,
     exp: Option<f64>,
 }
 
@@ -207,14 +233,14 @@ impl Authenticator {
             return Err(Error::NoKey);
         }
         let (issuer, audience) = (settings.jwt_issuer.clone(), settings.jwt_audience.clone());
-        Ok(Self(Arc::new(Inner { keys, signer, issuer, audience })))
+        Ok(Self(Arc::new(Inner { keys, signer, issuer, audience, revoked: watch::channel(Revoked::default()).0 })))
     }
 
     /// Believes a token whose signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` are good. Clocks may
     /// differ by 5 seconds.
     ///
     /// # Errors
-    /// A 401 problem that says what is wrong with the token: `token-expired` or `invalid-token`.
+    /// A 401 problem that says what is wrong with the token: `token-expired`, `token-revoked` or `invalid-token`.
     pub fn verify(&self, token: &str) -> Result<Principal, Problem> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("the token is longer than 8192 bytes"));
@@ -224,8 +250,8 @@ impl Authenticator {
             keys => decode_with_any(token, keys)?,
         };
         let subject = claims.sub.unwrap_or_default();
-        if subject.is_empty() || subject.chars().count() > SUBJECT_CHARS_MAX {
-            return Err(invalid("the claim sub must be 1 to 255 characters"));
+        if !is_subject(&subject) {
+            return Err(invalid("the claim sub must be 1 to 255 characters, none of them a control character"));
         }
         let role = match claims.role.as_deref() {
             Some("customer") => Role::Customer,
@@ -235,15 +261,23 @@ impl Authenticator {
         };
         // A number beyond i64 saturates, which is as good as for ever.
         let expires_at = claims.exp.unwrap_or_default() as i64;
-        Ok(Principal { subject, role, token_id: claims.jti, expires_at })
+        let issued_at = claims.iat.unwrap_or_default() as i64;
+        let principal = Principal { subject, role, token_id: claims.jti, issued_at, expires_at };
+        match self.0.revoked.borrow().covers(&principal) {
+            true => Err(refuse("token-revoked", "Token revoked", "the token was revoked")),
+            false => Ok(principal),
+        }
     }
 
     /// Signs a token that [`Authenticator::verify`] accepts from now until `ttl` has passed.
     ///
     /// # Errors
-    /// When only public keys are known.
+    /// When only public keys are known; for a subject that no token can have.
     pub fn sign(&self, subject: &str, role: Role, ttl: Duration) -> Result<String, Error> {
         let Signer { header, key } = self.0.signer.as_ref().ok_or(Error::CannotSign)?;
+        if !is_subject(subject) {
+            return Err(Error::Subject);
+        }
         let now = get_current_timestamp();
         let claims = NewClaims {
             sub: subject,
@@ -256,6 +290,20 @@ impl Authenticator {
             jti: Uuid::now_v7().to_string(),
         };
         Ok(jsonwebtoken::encode(header, &claims, key)?)
+    }
+
+    /// Tells which tokens are revoked.
+    pub fn revoke(&self, revoked: Revoked) {
+        self.0.revoked.send_if_modified(|known| {
+            let changed = *known != revoked;
+            *known = revoked;
+            changed
+        });
+    }
+
+    /// Follows which tokens are revoked: a long connection must not outlive its token.
+    pub fn revoked(&self) -> watch::Receiver<Revoked> {
+        self.0.revoked.subscribe()
     }
 
     /// The principal of a request. The outcome is kept in the request, so that asking again, as the rate limit and the
@@ -288,6 +336,11 @@ where
     }
 }
 
+/// Whether a token's `sub` can be this.
+fn is_subject(subject: &str) -> bool {
+    (1..=SUBJECT_CHARS_MAX).contains(&subject.chars().count()) && !subject.chars().any(char::is_control)
+}
+
 fn validation(settings: &Settings, algorithms: &[Algorithm]) -> Validation {
     let mut validation = Validation::new(algorithms[0]);
     validation.algorithms = algorithms.to_vec();
@@ -295,7 +348,7 @@ fn validation(settings: &Settings, algorithms: &[Algorithm]) -> Validation {
     validation.validate_nbf = true;
     validation.set_issuer(&[&settings.jwt_issuer]);
     validation.set_audience(&[&settings.jwt_audience]);
-    validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
     validation
 }
 
@@ -341,7 +394,7 @@ fn refusal(kind: &ErrorKind) -> Problem {
         ErrorKind::InvalidSignature => invalid("the signature is wrong"),
         ErrorKind::InvalidAlgorithm => invalid("the token's alg is not allowed for this key"),
         ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
-            invalid("the token must have the claims exp, nbf, iss, aud and sub")
+            invalid("the token must have the claims exp, iss, aud and sub")
         }
         _ => invalid("the token is not a well-formed JWT"),
     }
@@ -563,7 +616,7 @@ JQIDAQAB
 
     #[test]
     fn each_claim_is_required() {
-        for name in ["exp", "nbf", "iss", "aud", "sub", "role"] {
+        for name in ["exp", "iss", "aud", "sub", "role"] {
             let (slug, detail) = refused(|claims| drop(claims.as_object_mut().unwrap().remove(name)));
             assert_eq!(slug, "invalid-token");
             assert!(detail.contains(name), "{detail}");
@@ -583,6 +636,7 @@ JQIDAQAB
             ("sub", json!(""), "invalid-token"),
             ("sub", json!("x".repeat(256)), "invalid-token"),
             ("sub", json!(7), "invalid-token"),
+            ("sub", json!("a\u{0}b"), "invalid-token"),
             ("role", json!("root"), "invalid-token"),
         ];
         for (name, value, slug) in cases {
@@ -659,7 +713,7 @@ JQIDAQAB
 
     #[test]
     fn a_customer_sees_only_its_own() {
-        let of = |role| Principal { subject: "c-1".to_owned(), role, token_id: None, expires_at: 0 };
+        let of = |role| Principal { subject: "c-1".to_owned(), role, token_id: None, issued_at: 0, expires_at: 0 };
         let (customer, staff, admin) = (of(Role::Customer), of(Role::Staff), of(Role::Admin));
         assert!(customer.may_see("c-1") && !customer.may_see("c-2") && !customer.is_staff() && !customer.is_admin());
         assert!(staff.may_see("c-2") && staff.is_staff() && !staff.is_admin());

@@ -82,12 +82,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// Parses JSON that did not come as a body of its own, like a line of NDJSON. `pointer_prefix` (a JSON pointer or
+/// Parses a JSON object that did not come as a body of its own, like a line of NDJSON. `pointer_prefix` (a JSON pointer or
 /// empty) goes before the pointers in the problem.
 ///
 /// # Errors
 /// 400 (`malformed-json`) what is no JSON, 422 (`invalid-body`) JSON that does not fit `T`.
 pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], pointer_prefix: &str) -> Result<T, Problem> {
+    // Serde would take an array for the members in their order; nobody means that.
+    if bytes.trim_ascii_start().first() == Some(&b'[') && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+    {
+        let message = "an object is expected, not an array";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body")
+            .detail(message)
+            .error(pointer_prefix, message));
+    }
     // Keeping track of the path costs an allocation a key, so only a body that failed is read with it.
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => invalid_body::<T>(bytes, pointer_prefix, &error),

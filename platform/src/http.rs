@@ -3,9 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
@@ -13,11 +16,13 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -29,12 +34,19 @@ use crate::shutdown::Shutdown;
 
 /// How long a request's headers may take to arrive; also how long a connection may idle between requests.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take none of what it is sent.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes that the system keeps for a client that does not read: a slow one is known sooner, and costs less.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// How long a connection may go on after the shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
+/// What is left of a body when its request has been answered, and how long it may take to come.
+const UNREAD_BYTES_MAX: u64 = 256 * 1024;
+const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
 /// returns. Handlers find the peer in `ConnectInfo<SocketAddr>`.
@@ -42,6 +54,10 @@ const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
 /// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
 /// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
 pub async fn serve(listener: TcpListener, app: Router, shutdown: Shutdown) {
+    // Connections take it over from the listener. Where it cannot be set, the system's own size is used.
+    if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES) {
+        tracing::debug!(%error, "the send buffer keeps its size");
+    }
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -74,6 +90,8 @@ async fn accept_failed(error: &io::Error) {
 async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, token: CancellationToken) {
     // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
     let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         let mut app = app.clone();
@@ -83,7 +101,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, token: Can
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_TIMEOUT)
         .max_buf_size(HEADERS_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -120,7 +138,9 @@ async fn no_method() -> Problem {
 }
 
 /// One layer for all, because each layer costs every request an allocation or two.
-async fn guard(mut request: Request, next: Next) -> Response {
+async fn guard(request: Request, next: Next) -> Response {
+    let mut request =
+        request.map(|body| if body.is_end_stream() { body } else { axum::body::Body::new(ReadToEnd(body)) });
     let context = Context::from_headers(request.headers());
     let id = context.id().clone();
     DefaultBodyLimit::max(BODY_BYTES_MAX).apply(&mut request);
@@ -176,6 +196,47 @@ async fn as_problem(response: Response) -> Response {
     parts.headers.remove(CONTENT_LENGTH);
     response.headers_mut().extend(parts.headers);
     response
+}
+
+/// A body that is read on, within limits, where a handler answered without it: else the connection closes on a client
+/// that is still sending, and the answer is lost to it.
+struct ReadToEnd(axum::body::Body);
+
+impl Body for ReadToEnd {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.0).poll_frame(context);
+        if let Poll::Ready(None | Some(Err(_))) = frame {
+            self.0 = axum::body::Body::empty();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for ReadToEnd {
+    fn drop(&mut self) {
+        let mut body = std::mem::take(&mut self.0);
+        let small = body.size_hint().exact().is_some_and(|left| left <= UNREAD_BYTES_MAX);
+        if small && !body.is_end_stream() {
+            tokio::spawn(tokio::time::timeout(
+                UNREAD_WITHIN,
+                async move { while let Some(Ok(_)) = body.frame().await {} },
+            ));
+        }
+    }
 }
 
 fn is_plain(headers: &HeaderMap) -> bool {

@@ -22,6 +22,16 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The filter that `log_filter` means.
+    ///
+    /// # Errors
+    /// A bad directive.
+    pub fn filter(&self) -> Result<EnvFilter, Error> {
+        EnvFilter::try_new(&self.log_filter).map_err(|source| Error::Filter { filter: self.log_filter.clone(), source })
+    }
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,8 +66,7 @@ pub enum Error {
 /// # Errors
 /// A bad filter, or a second call.
 pub fn init(settings: &Settings) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&settings.log_filter)
-        .map_err(|source| Error::Filter { filter: settings.log_filter.clone(), source })?;
+    let filter = settings.filter()?;
     let terminal = stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use domain::order::Status;
 use domain::values::{Currency, format_minor};
-use event_store::db::{Db, Merge, Table, int, text};
+use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 use serde::Serialize;
 
@@ -112,10 +112,10 @@ struct Row {
 }
 
 /// One customer; `None` where there is no order of theirs.
-pub async fn find(db: &Db, customer_id: &str) -> Result<Option<Customer>, Error> {
+pub async fn find(mut from: impl Read, customer_id: &str) -> Result<Option<Customer>, Error> {
     let sql = "select currency, orders, confirmed, cancelled, spend, first_order_at, last_order_at
                from customers where customer_id = $1 order by currency";
-    let rows: Vec<Row> = db.fetch_all(sql, vec![customer_id.into()]).await?;
+    let rows: Vec<Row> = from.rows(sql, vec![customer_id.into()]).await?;
     let (Some(first), Some(last)) =
         (rows.iter().map(|row| row.first_order_at).min(), rows.iter().map(|row| row.last_order_at).max())
     else {

@@ -1,5 +1,7 @@
 //! Generations: each build of a projection has tables of its own and a checkpoint; one of them serves.
 
+use std::collections::BTreeMap;
+
 use event_store::db::{Tx, Value};
 use event_store::error::Error as StoreError;
 use event_store::now_us;
@@ -31,6 +33,15 @@ pub(crate) const CHECKPOINTS: &str = "select projection, generation, version, st
 
 pub(crate) async fn checkpoints(tx: &mut Tx) -> Result<Vec<Checkpoint>, StoreError> {
     tx.fetch_all(CHECKPOINTS, vec![]).await
+}
+
+/// Position of the generation that serves, a projection, as a transaction sees it.
+///
+/// # Errors
+/// When the database is away.
+pub async fn positions(tx: &mut Tx) -> Result<BTreeMap<String, i64>, StoreError> {
+    let live = checkpoints(tx).await?.into_iter().filter(|row| row.state == LIVE);
+    Ok(live.map(|row| (row.projection, row.position)).collect())
 }
 
 /// A generation of a projection.

@@ -1,6 +1,6 @@
 //! One order with its lines, kept as the JSON that clients get.
 
-use event_store::db::{Db, Merge, Table, int, text};
+use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 
 use crate::projection::{Change, Projection, Rows};
@@ -47,7 +47,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
 }
 
 /// One order.
-pub async fn find(db: &Db, order_id: &str) -> Result<Option<OrderDetails>, Error> {
+pub async fn find(mut from: impl Read, order_id: &str) -> Result<Option<OrderDetails>, Error> {
     let sql = "select customer_id, version, view from order_details where order_id = $1";
-    Ok(db.fetch_all(sql, vec![order_id.into()]).await?.pop())
+    Ok(from.rows(sql, vec![order_id.into()]).await?.pop())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use domain::values::{Currency, format_minor};
-use event_store::db::{Db, Merge, Table, Value, int, text};
+use event_store::db::{Merge, Read, Table, Value, int, text};
 use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
@@ -186,9 +186,9 @@ struct Row {
 }
 
 /// A page of orders, and the cursor of the next one if there is one.
-pub async fn list(db: &Db, query: &Query) -> Result<(Vec<OrderSummary>, Option<Cursor>), Error> {
+pub async fn list(mut from: impl Read, query: &Query) -> Result<(Vec<OrderSummary>, Option<Cursor>), Error> {
     let (sql, values) = select(query);
-    let mut rows: Vec<Row> = db.fetch_all(&sql, values).await?;
+    let mut rows: Vec<Row> = from.rows(&sql, values).await?;
     let more = rows.len() as i64 > query.limit;
     rows.truncate(query.limit as usize);
     let next = rows.last().filter(|_| more).map(|row| Cursor {
@@ -202,6 +202,13 @@ pub async fn list(db: &Db, query: &Query) -> Result<(Vec<OrderSummary>, Option<C
         order_id: row.order_id.clone(),
     });
     Ok((rows.into_iter().map(summary).collect(), next))
+}
+
+/// Orders of a customer that changed after a position, at most `limit`.
+pub async fn changed(mut from: impl Read, customer_id: &str, after: i64, limit: i64) -> Result<Vec<String>, Error> {
+    let sql = "select order_id from order_summaries where customer_id = $1 and position > $2 limit $3";
+    let rows: Vec<(String,)> = from.rows(sql, vec![customer_id.into(), after.into(), limit.into()]).await?;
+    Ok(rows.into_iter().map(|(order_id,)| order_id).collect())
 }
 
 fn select(query: &Query) -> (String, Vec<Value>) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use domain::values::{Currency, format_minor};
-use event_store::db::{Db, Merge, Table, int, text};
+use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
@@ -122,14 +122,19 @@ struct Row {
 }
 
 /// The report for the days from `from` to `to`, both included, `YYYY-MM-DD`; ordered by key.
-pub async fn report(db: &Db, by: Dimension, from: Option<String>, to: Option<String>) -> Result<Vec<Sale>, Error> {
+pub async fn report(
+    mut source: impl Read,
+    by: Dimension,
+    from: Option<String>,
+    to: Option<String>,
+) -> Result<Vec<Sale>, Error> {
     // Cast, because PostgreSQL sums 64-bit integers into a wider type; sorted here, because collations differ.
     let sql = "select key, currency, cast(sum(orders) as bigint) as orders, cast(sum(quantity) as bigint) as quantity,
                       cast(sum(revenue) as bigint) as revenue
                from sales where dimension = $1 and day >= $2 and day <= $3 group by key, currency";
     let values =
         vec![by.as_str().into(), from.unwrap_or_default().into(), to.unwrap_or_else(|| "9999-12-31".into()).into()];
-    let mut rows: Vec<Row> = db.fetch_all(sql, values).await?;
+    let mut rows: Vec<Row> = source.rows(sql, values).await?;
     rows.sort_by(|a, b| (&a.key, &a.currency).cmp(&(&b.key, &b.currency)));
     Ok(rows
         .into_iter()

@@ -1,6 +1,7 @@
 //! The query API and the push layer.
 //!
-//! The read side never writes: neither events nor rows. What it answers comes from read models or is folded from the log.
+//! The read side writes neither events nor rows of read models. What it answers comes from read models or is folded from
+//! the log. It keeps the tickets and the revocations of tokens.
 
 pub mod admin;
 pub mod consistency;
@@ -8,4 +9,5 @@ pub mod customers;
 pub mod orders;
 pub mod push;
 pub mod reports;
+pub mod revocations;
 pub mod state;

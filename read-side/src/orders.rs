@@ -122,8 +122,8 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
     };
     let after = query.cursor.as_deref().map(|text| cursor(text, sort, descending)).transpose()?;
     for (name, text) in [("q", &query.q), ("category", &query.category)] {
-        if text.as_ref().is_some_and(|text| text.chars().count() > 100) {
-            return Err(invalid(name, "at most 100 characters"));
+        if text.as_ref().is_some_and(|text| text.chars().count() > 100 || text.chars().any(char::is_control)) {
+            return Err(invalid(name, "at most 100 characters, none of them a control character"));
         }
     }
     Ok(order_summaries::Query {

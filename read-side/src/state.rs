@@ -7,9 +7,35 @@ use event_store::store::Store;
 use platform::auth::{Authenticator, Principal};
 use platform::problem::Problem;
 use projections::progress::Progress;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::push::connections::Connections;
 use crate::push::hub::Hub;
+use crate::push::presence::Presence;
+
+/// What operators set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Origins whose pages may call the API and listen, besides that of the server itself: `https://shop.example`, several
+    /// separated by commas; `loopback` is any port of this machine.
+    pub allowed_origins: String,
+    /// Sockets, streams and polls of one address at a time; 0 is no limit. Behind a proxy all come from its address.
+    pub push_connections_per_address_max: u32,
+    /// Sockets, streams and polls of one customer at a time; 0 is no limit.
+    pub push_connections_per_customer_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            allowed_origins: String::new(),
+            push_connections_per_address_max: 20_000,
+            push_connections_per_customer_max: 64,
+        }
+    }
+}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -20,10 +46,32 @@ pub struct ReadSide {
     pub progress: Progress,
     /// Who may ask.
     pub authenticator: Authenticator,
+    /// What operators set.
+    pub settings: Settings,
     /// Live updates.
     pub hub: Hub,
-    /// When it is cancelled, open sockets say goodbye.
+    /// Who gets them.
+    pub connections: Connections,
+    /// Who looks at which order.
+    pub presence: Presence,
+    /// When it is cancelled, the process stops.
     pub stop: CancellationToken,
+}
+
+impl ReadSide {
+    /// The read side of a process, with nobody listening yet.
+    pub fn new(
+        store: Store,
+        progress: Progress,
+        authenticator: Authenticator,
+        settings: Settings,
+        stop: CancellationToken,
+    ) -> Self {
+        let connections =
+            Connections::new(settings.push_connections_per_address_max, settings.push_connections_per_customer_max);
+        let (hub, presence) = (Hub::default(), Presence::default());
+        Self { store, progress, authenticator, settings, hub, connections, presence, stop }
+    }
 }
 
 impl FromRef<ReadSide> for Authenticator {

@@ -16,6 +16,7 @@ use write_side::dispatch::WriteSide;
     tags(
         (name = "commands", description = "What changes orders."),
         (name = "queries", description = "What read models answer."),
+        (name = "live updates", description = "What is pushed; `/ws` is described in `/asyncapi.json`."),
         (name = "operations", description = "For admins."),
     )
 )]
@@ -42,6 +43,10 @@ pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
         .merge(read_side::customers::router())
         .merge(read_side::reports::router())
         .merge(read_side::admin::router())
+        .merge(read_side::revocations::router())
+        .merge(read_side::push::asyncapi::router())
+        .merge(read_side::push::access::router())
+        .merge(read_side::push::live::router())
         .merge(read_side::push::centrifuge::router())
 }
 
@@ -60,15 +65,25 @@ pub fn docs() -> Router {
 
 #[cfg(test)]
 mod tests {
-    /// `schemas/openapi.json` is the contract that clients read: it moves with the code or not at all.
+    /// The documents in `schemas` are the contract that clients read: they move with the code or not at all.
     #[test]
     fn the_document_is_checked_in() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/openapi.json");
-        let now = super::document().to_pretty_json().unwrap() + "\n";
+        is_checked_in("openapi.json", &super::document().to_pretty_json().unwrap());
+    }
+
+    #[test]
+    fn the_document_of_live_updates_is_checked_in() {
+        let document = serde_json::to_string_pretty(&read_side::push::asyncapi::document()).unwrap();
+        is_checked_in("asyncapi.json", &document);
+    }
+
+    fn is_checked_in(name: &str, document: &str) {
+        let path = format!("{}/../schemas/{name}", env!("CARGO_MANIFEST_DIR"));
+        let now = format!("{document}\n");
         if std::env::var_os("UPDATE_SCHEMAS").is_some() {
-            std::fs::write(path, &now).unwrap();
+            std::fs::write(&path, &now).unwrap();
         }
-        let known = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(known == now, "schemas/openapi.json is stale: run UPDATE_SCHEMAS=1 cargo test --release -p server");
+        let known = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(known == now, "schemas/{name} is stale: run UPDATE_SCHEMAS=1 cargo test --profile ci -p server");
     }
 }

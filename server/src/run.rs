@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method};
 use event_store::store::{Store, open};
 use platform::auth::Authenticator;
 use platform::health::Health;
@@ -15,14 +17,30 @@ use projections::generation::prepare;
 use projections::order::upcasters;
 use projections::progress::Progress;
 use projections::pump;
-use read_side::push::feed;
-use read_side::push::hub::Hub;
+use read_side::push::presence::Presence;
+use read_side::push::{access, feed};
+use read_side::revocations;
 use read_side::state::ReadSide;
 use tokio::net::TcpListener;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use write_side::dispatch::WriteSide;
 
 use crate::api;
 use crate::settings::Settings;
+
+/// Headers that pages of other origins may send, and those that they may read.
+const REQUEST_HEADERS: &[&str] =
+    &["authorization", "content-type", "idempotency-key", "if-match", "last-event-id", "traceparent", "x-request-id"];
+const ANSWER_HEADERS: &[&str] = &[
+    "docket-position",
+    "etag",
+    "idempotency-replayed",
+    "location",
+    "ratelimit",
+    "ratelimit-policy",
+    "retry-after",
+    "x-request-id",
+];
 
 /// Serves until SIGTERM or SIGINT, then answers what was taken, within 10 s, and ends its tasks, within
 /// `shutdown_seconds`. `ready` is told the address
@@ -46,6 +64,9 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     prepare(&store).await?;
     let progress = Progress::default();
     progress.refresh(store.db()).await?;
+    revocations::load(&store, &authenticator).await?;
+    let stop = shutdown.token.clone();
+    shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), stop));
     let mut app = Router::new();
     if roles.write {
         store.start_write_tasks();
@@ -60,18 +81,17 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
         shutdown.tracker.spawn(pump::run(store.clone(), settings.pump, progress.clone(), store_stop.clone()));
     }
     if roles.read {
-        let state = ReadSide {
-            store: store.clone(),
-            progress: progress.clone(),
-            authenticator: authenticator.clone(),
-            hub: Hub::default(),
-            stop: shutdown.token.clone(),
-        };
-        shutdown.tracker.spawn(progress.follow(store.clone(), shutdown.token.clone()));
+        let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
+        let state = ReadSide::new(store.clone(), progress.clone(), auth.clone(), settings.push.clone(), stop.clone());
+        shutdown.tracker.spawn(progress.follow(store.clone(), stop.clone()));
         shutdown.tracker.spawn(feed::run(state.clone()));
+        shutdown.tracker.spawn(feed::tell_projections(state.clone()));
+        shutdown.tracker.spawn(Presence::run(state.clone()));
+        shutdown.tracker.spawn(state.connections.clone().watch(auth, stop));
         app = app.merge(api::read_side().with_state(state).split_for_parts().0);
     }
     let app = Limiter::new(&settings.limits, authenticator).limit(app);
+    let app = cors(app, settings.push.allowed_origins);
     let health = health(&store);
     let app = http::harden(app.merge(api::docs()).merge(health.router()));
     health.set_started();
@@ -94,6 +114,26 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets pages of the allowed origins call the API and read what it answers.
+fn cors(app: Router, allowed_origins: String) -> Router {
+    if allowed_origins.is_empty() {
+        return app;
+    }
+    let names = |names: &'static [&str]| names.iter().map(|name| HeaderName::from_static(name)).collect::<Vec<_>>();
+    let is_allowed = move |origin: &HeaderValue, _: &Parts| {
+        origin.to_str().is_ok_and(|origin| access::is_allowed(&allowed_origins, origin, None))
+    };
+    app.layer(
+        CorsLayer::new()
+            .allow_origin(AllowOrigin::predicate(is_allowed))
+            .allow_credentials(true)
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+            .allow_headers(names(REQUEST_HEADERS))
+            .expose_headers(names(ANSWER_HEADERS))
+            .max_age(Duration::from_secs(600)),
+    )
 }
 
 fn health(store: &Store) -> Health {

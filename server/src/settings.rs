@@ -49,6 +49,8 @@ pub struct Settings {
     pub auth: platform::auth::Settings,
     /// How often.
     pub limits: platform::limits::Settings,
+    /// Who may listen to live updates.
+    pub push: read_side::state::Settings,
     /// What is logged.
     pub log: platform::telemetry::Settings,
 }
@@ -65,6 +67,14 @@ pub struct Roles {
 }
 
 impl Server {
+    /// Whether `listen` names an address.
+    fn check_listen(&self) -> anyhow::Result<()> {
+        match self.listen.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
+            _ => bail!("listen: `{}` must be ADDRESS:PORT, e.g. 127.0.0.1:8080 or [::1]:8080", self.listen),
+        }
+    }
+
     /// The roles by name.
     ///
     /// # Errors
@@ -112,11 +122,16 @@ impl Settings {
             pump: part(&mut named, &names_of(&projections::pump::Settings::default()))?,
             auth: part(&mut named, &["jwt_secret", "jwt_key_file", "jwt_issuer", "jwt_audience"].map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
+            push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
         };
         if let Some(unknown) = named.keys().next() {
             bail!("settings: `{unknown}` is no setting; `docket config show` lists them");
         }
+        settings.server.roles()?;
+        settings.server.check_listen()?;
+        settings.store.check()?;
+        settings.log.filter()?;
         Ok(settings)
     }
 
@@ -128,6 +143,7 @@ impl Settings {
             serde_json::to_value(&self.store),
             serde_json::to_value(&self.pump),
             serde_json::to_value(&self.limits),
+            serde_json::to_value(&self.push),
             serde_json::to_value(&self.log),
         ];
         for (name, value) in parts.into_iter().flatten().filter_map(|part| part.as_object().cloned()).flatten() {

@@ -5,6 +5,7 @@ mod idempotency;
 mod import;
 mod live;
 mod outage;
+mod push;
 mod replay;
 mod roles;
 mod shutdown;

@@ -5,11 +5,13 @@
 
 pub mod client;
 pub mod fold;
+pub mod listener;
 pub mod load;
 pub mod nats;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod socket;
 pub mod system;
 pub mod verify;

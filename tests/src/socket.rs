@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderName;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::client::Client;
@@ -27,12 +29,75 @@ pub struct Socket {
 impl Socket {
     /// Connects to the process that `client` speaks to, with this token.
     pub async fn connect(client: &Client, token: &str) -> Self {
-        let url = format!("{}/ws", client.base().replacen("http", "ws", 1));
-        let (stream, _) = connect_async(url).await.expect("a WebSocket");
-        let mut socket = Self { stream, lines: VecDeque::new(), pushes: VecDeque::new(), last_id: 0 };
-        let reply = socket.call("connect", json!({"token": token})).await;
-        assert!(reply["connect"]["client"].is_string(), "{reply}");
+        let mut socket = Self::open(&format!("{}/ws", client.base()), &[]).await.expect("a WebSocket");
+        socket.hello(token).await;
         socket
+    }
+
+    /// The same over a connection whose system keeps little of what is not read.
+    pub async fn connect_slowly(client: &Client, token: &str) -> Self {
+        let tcp = TcpSocket::new_v4().expect("a socket");
+        tcp.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+        let address = client.base().trim_start_matches("http://").parse().expect("an address");
+        let tcp = MaybeTlsStream::Plain(tcp.connect(address).await.expect("the process listens"));
+        let url = format!("ws://{address}/ws");
+        let (stream, _) = tokio_tungstenite::client_async(url, tcp).await.expect("a WebSocket");
+        let mut socket = Self::over(stream);
+        socket.hello(token).await;
+        socket
+    }
+
+    /// Opens a WebSocket with these headers, and sends nothing; the status where it is refused.
+    ///
+    /// # Errors
+    /// The status of the refusal.
+    pub async fn open(url: &str, headers: &[(&str, &str)]) -> Result<Self, u16> {
+        let mut request = url.replacen("http", "ws", 1).into_client_request().expect("a URL");
+        for (name, value) in headers {
+            let name: HeaderName = name.parse().expect("a header's name");
+            request.headers_mut().insert(name, value.parse().expect("a header's value"));
+        }
+        match connect_async(request).await {
+            Ok((stream, _)) => Ok(Self::over(stream)),
+            Err(tungstenite::Error::Http(refusal)) => Err(refusal.status().as_u16()),
+            Err(error) => panic!("{url}: {error}"),
+        }
+    }
+
+    fn over(stream: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+        Self { stream, lines: VecDeque::new(), pushes: VecDeque::new(), last_id: 0 }
+    }
+
+    async fn hello(&mut self, token: &str) {
+        let reply = self.call("connect", json!({"token": token})).await;
+        assert!(reply["connect"]["client"].is_string(), "{reply}");
+    }
+
+    /// Sends a command without waiting for its reply.
+    pub async fn send(&mut self, command: &Value) {
+        self.stream.send(Message::text(command.to_string())).await.expect("the socket is open");
+    }
+
+    /// The channel of the next push of a kind.
+    pub async fn next_push(&mut self, kind: &str) -> String {
+        self.next_line_with(kind).await["push"]["channel"].as_str().expect("a channel").to_owned()
+    }
+
+    /// Who the next push of a kind is about.
+    pub async fn next_push_of(&mut self, kind: &str) -> Value {
+        self.next_line_with(kind).await["push"][kind]["info"].clone()
+    }
+
+    async fn next_line_with(&mut self, kind: &str) -> Value {
+        loop {
+            let line = match self.pushes.pop_front() {
+                Some(line) => line,
+                None => self.next_line().await,
+            };
+            if line["push"][kind].is_object() {
+                return line;
+            }
+        }
     }
 
     /// Sends one command; the whole reply, with `error` or the result under the command's name.

@@ -76,7 +76,8 @@ struct Task {
 /// Takes many commands in one request, one JSON object a line:
 /// `{"type": "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order", "order_id": …}`
 /// with the fields of the command's own body beside them, an optional `id` that is echoed, an optional
-/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
+/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone. Where the
+/// server stops, or no line comes for 120 s, the last result has the number of the first line that was not read.
 #[utoipa::path(post, path = "/v1/commands", tag = "commands",
     request_body(content = String, content_type = "application/x-ndjson"),
     responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
@@ -115,12 +116,22 @@ async fn read(
     loop {
         // What was read is answered; what was not is for the client to send again.
         let line = tokio::select! {
-            line = tokio::time::timeout(LINE_WITHIN, lines.next()) => line,
-            () = state.stop.cancelled() => return,
+            line = tokio::time::timeout(LINE_WITHIN, lines.next()) => line.map_err(|_| no_line()),
+            () = state.stop.cancelled() => Err(stopping()),
         };
-        let Ok(Some(line)) = line else { return };
         number += 1;
         let (reply, result) = oneshot::channel();
+        let line = match line {
+            Ok(Some(line)) => line,
+            Ok(None) => return,
+            Err(problem) => {
+                let status = problem.status().as_u16();
+                let _ =
+                    reply.send(LineResult { line: number, id: None, status, accepted: None, problem: Some(problem) });
+                let _ = results.send(result).await;
+                return;
+            }
+        };
         let envelope = match line {
             Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
             Ok(line) => envelope(number, &line, &principal, &context),
@@ -140,6 +151,17 @@ async fn read(
             return;
         }
     }
+}
+
+fn no_line() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
+        .detail(format!("no line came for {} s: send this one and what follows again", LINE_WITHIN.as_secs()))
+}
+
+fn stopping() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server stops")
+        .detail("this line and what follows were not read: send them again")
+        .retry_after(1)
 }
 
 fn worker(state: WriteSide) -> mpsc::Sender<Task> {
@@ -260,6 +282,8 @@ fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result
             .as_str()
             .and_then(|text| text.parse::<Timestamp>().ok())
             .and_then(|at| Timestamp::from_microsecond(at.as_microsecond()).ok())
+            // What RFC 3339 can say.
+            .filter(|at| (0..=9999).contains(&jiff::tz::Offset::UTC.to_datetime(*at).year()))
             .map(Some)
             .ok_or_else(|| field("/occurred_at", "must be RFC 3339, e.g. \"2017-01-01T11:53:26Z\"")),
     }

@@ -1,34 +1,43 @@
-//! `/ws`: the Centrifuge client protocol, version 2, in JSON, as far as an unmodified SDK needs it to connect, subscribe
-//! with a snapshot, follow, refresh its token and unsubscribe.
+//! `/ws`: the Centrifuge client protocol, version 2, in JSON: connect, subscribe with a snapshot or from where a client
+//! was, follow, presence, refresh.
 //!
 //! The protocol is that of <https://centrifugal.dev/docs/transports/client_protocol>: frames hold one or more JSON
 //! objects separated by line feeds; a command has an `id`, its reply the same one; a frame `{}` from the server is a
 //! ping and is answered by `{}`. A publication's `offset` is its position in the log, `epoch` is the log's incarnation.
 
 use std::collections::HashMap;
-use std::fmt::Write;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{FromRequestParts, State};
-use axum::http::request::Parts;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
 use axum::response::Response;
 use axum::routing::get;
+use event_store::error::Error;
+use futures::SinkExt;
 use jiff::Timestamp;
 use platform::auth::Principal;
+use platform::problem::Problem;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
-use crate::push::channels::{Refused, Snapshot, open};
-use crate::push::hub::{Delivery, QUEUE_MAX, Subscription};
-use crate::state::ReadSide;
+use crate::push::access::{bearer_protocol, identify};
+use crate::push::channels::{Refused, find};
+use crate::push::connections::{End, Ender, Full, Place};
+use crate::push::hub::{Deliveries, Delivery, Queue, Subscription, queue};
+use crate::push::presence::Present;
+use crate::push::publication::push_publication;
+use crate::push::session::{Cursor, Opened, Start, open};
+use crate::state::{ReadSide, admin_only};
 
-/// Longest frame taken from a client, in bytes.
+/// Longest frame taken from a client, in bytes; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Channels of one connection, at most.
 const CHANNELS_MAX: usize = 128;
@@ -40,62 +49,107 @@ const PING_EVERY: Duration = Duration::from_secs(25);
 const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// How long a frame may wait for the client's socket.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may take to read why it is cut off, and to say goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// How long an expired token is put up with, so that a client can refresh it.
-const EXPIRY_GRACE: Duration = Duration::from_secs(25);
+pub const EXPIRY_GRACE: Duration = Duration::from_secs(25);
+/// Commands that a client may send at once, and how many more a second.
+const COMMANDS_BURST: f64 = 512.0;
+const COMMANDS_PER_SECOND: f64 = 64.0;
+/// What a subscriber that wants patches in place of whole views says in `data.delta`.
+const MERGE_PATCH: &str = "merge-patch";
+/// The subprotocol that SDKs offer for JSON.
+const JSON_PROTOCOL: &str = "centrifuge-json";
 
 /// Close codes: SDKs come back after 3000 to 3499 and 4000 to 4499, and stay away after the others.
 mod close {
     pub(super) const SHUTDOWN: (u16, &str) = (3001, "shutdown");
     pub(super) const SLOW: (u16, &str) = (3008, "slow");
+    pub(super) const INSUFFICIENT_STATE: (u16, &str) = (3010, "insufficient state");
     pub(super) const NO_PONG: (u16, &str) = (3012, "no pong");
     pub(super) const INVALID_TOKEN: (u16, &str) = (3500, "invalid token");
     pub(super) const BAD_REQUEST: (u16, &str) = (3501, "bad request");
     pub(super) const STALE: (u16, &str) = (3502, "stale");
+    pub(super) const CONNECTION_LIMIT: (u16, &str) = (3504, "connection limit");
     pub(super) const EXPIRED: (u16, &str) = (4401, "token expired");
+    pub(super) const FORBIDDEN: (u16, &str) = (4503, "forbidden");
 }
 
 /// Error codes of replies.
 mod code {
+    /// SDKs try again by themselves.
+    pub(super) const INTERNAL: (u32, &str) = (100, "internal server error");
     pub(super) const UNAUTHORIZED: (u32, &str) = (101, "unauthorized");
     pub(super) const UNKNOWN_CHANNEL: (u32, &str) = (102, "unknown channel");
     pub(super) const DENIED: (u32, &str) = (103, "permission denied");
     pub(super) const METHOD: (u32, &str) = (104, "method not found");
     pub(super) const ALREADY_SUBSCRIBED: (u32, &str) = (105, "already subscribed");
     pub(super) const LIMIT: (u32, &str) = (106, "limit exceeded");
+    pub(super) const BAD_REQUEST: (u32, &str) = (107, "bad request");
     pub(super) const NOT_AVAILABLE: (u32, &str) = (108, "not available");
-    /// Codes below 400 with `temporary` set make an SDK try again by itself.
-    pub(super) const INTERNAL: (u32, &str) = (100, "internal server error");
+    /// SDKs try again by themselves.
+    pub(super) const TOO_MANY_REQUESTS: (u32, &str) = (111, "too many requests");
 }
 
 type Close = (u16, &'static str);
+type Code = (u32, &'static str);
+type Handled<T> = Result<T, Option<Close>>;
 
-/// The route.
+/// The routes.
 pub fn router() -> OpenApiRouter<ReadSide> {
-    OpenApiRouter::new().route("/ws", get(upgrade))
+    OpenApiRouter::new().route("/ws", get(socket)).route("/ws/admin", get(admin_socket))
 }
 
-async fn upgrade(State(state): State<ReadSide>, upgrade: WebSocketUpgrade, header: HeaderPrincipal) -> Response {
-    upgrade
+async fn socket(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+    upgrade(state, request, false).await
+}
+
+/// The same for admins alone, so that it can be closed off in front of the server.
+async fn admin_socket(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+    upgrade(state, request, true).await
+}
+
+async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Response, Problem> {
+    let (mut parts, _) = request.into_parts();
+    let principal = identify(&state, &mut parts).await?;
+    if let (true, Some(principal)) = (admins, &principal) {
+        admin_only(principal)?;
+    }
+    let ConnectInfo(peer) =
+        ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &state).await.map_err(|_| Problem::internal())?;
+    let mut upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &state).await.map_err(|refusal| {
+        Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(refusal.body_text())
+    })?;
+    let ender = Ender::default();
+    let place = state.connections.enter(peer.ip(), &ender).map_err(|_| too_many_connections())?;
+    // A browser gives up where none of the protocols it offered comes back.
+    let offers = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    if offers.flat_map(|offers| offers.split(',')).any(|offer| offer.trim() == JSON_PROTOCOL) {
+        upgrade = upgrade.protocols([JSON_PROTOCOL]);
+    } else if let Some(bearer) = bearer_protocol(&parts.headers) {
+        upgrade = upgrade.protocols([bearer.to_owned()]);
+    }
+    Ok(upgrade
         .read_buffer_size(4 * 1024)
         .write_buffer_size(4 * 1024)
         .max_write_buffer_size(8 * 1024 * 1024)
         .max_message_size(FRAME_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
-        .on_upgrade(move |socket| async move { run(socket, state, header.0).await })
+        .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
 }
 
-/// The principal of the `Authorization` header, for clients that can set one.
-struct HeaderPrincipal(Option<Principal>);
+/// An address has as many connections as it may.
+pub fn too_many_connections() -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-connections", "Too many connections")
+        .detail("close some of the connections that are open, or ask the operator for more")
+        .retry_after(5)
+}
 
-impl FromRequestParts<ReadSide> for HeaderPrincipal {
-    type Rejection = platform::problem::Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &ReadSide) -> Result<Self, Self::Rejection> {
-        match parts.headers.contains_key(axum::http::header::AUTHORIZATION) {
-            true => Ok(Self(Some(Principal::from_request_parts(parts, state).await?))),
-            false => Ok(Self(None)),
-        }
-    }
+struct Caller {
+    /// Who it is by what came with the upgrade.
+    principal: Option<Principal>,
+    /// Whether only admins may connect.
+    admins: bool,
 }
 
 #[derive(Deserialize)]
@@ -103,13 +157,13 @@ struct Command {
     #[serde(default)]
     id: u32,
     connect: Option<Connect>,
-    subscribe: Option<ChannelName>,
+    subscribe: Option<Subscribe>,
     unsubscribe: Option<ChannelName>,
+    presence: Option<ChannelName>,
+    presence_stats: Option<ChannelName>,
     refresh: Option<Connect>,
     ping: Option<Value>,
     publish: Option<Value>,
-    presence: Option<Value>,
-    presence_stats: Option<Value>,
     history: Option<Value>,
     rpc: Option<Value>,
 }
@@ -125,33 +179,81 @@ struct ChannelName {
     channel: String,
 }
 
+#[derive(Deserialize)]
+struct Subscribe {
+    channel: String,
+    #[serde(default)]
+    recover: bool,
+    #[serde(default)]
+    offset: u64,
+    #[serde(default)]
+    epoch: String,
+    data: Option<SubscribeData>,
+}
+
+#[derive(Deserialize)]
+struct SubscribeData {
+    delta: Option<String>,
+}
+
 struct Connection {
     state: ReadSide,
-    client: String,
+    client: Arc<str>,
+    caller: Caller,
     principal: Option<Principal>,
-    header: Option<Principal>,
+    place: Place,
     /// When the token has been expired for longer than a client needs to refresh it.
     expires: Option<Instant>,
-    subscriptions: HashMap<String, (Subscription, Snapshot)>,
-    queue: mpsc::Sender<Delivery>,
-    slow: CancellationToken,
+    next_ping: Instant,
+    pong_by: Option<Instant>,
+    /// Commands that may be sent now, and when that was counted.
+    allowance: (f64, Instant),
+    channels: HashMap<Arc<str>, Subscribed>,
+    queue: Queue,
+    /// Frames that follow the reply to a command.
+    notices: Vec<String>,
+}
+
+struct Subscribed {
+    _subscription: Subscription,
+    /// Whatever lies at or before it has been sent.
+    position: i64,
+    patched: bool,
+    _present: Option<Present>,
 }
 
 /// Serves a socket until it closes, and closes it with the reason.
-async fn run(mut socket: WebSocket, state: ReadSide, header: Option<Principal>) {
-    let (queue, deliveries) = mpsc::channel(QUEUE_MAX);
+async fn run(mut socket: WebSocket, state: ReadSide, caller: Caller, ender: Ender, place: Place) {
+    let (queue, mut deliveries) = queue(ender.clone());
+    let now = Instant::now();
     let mut connection = Connection {
         state,
-        client: Uuid::now_v7().to_string(),
+        client: Uuid::now_v7().to_string().into(),
+        caller,
         principal: None,
-        header,
+        place,
         expires: None,
-        subscriptions: HashMap::new(),
+        next_ping: now + CONNECT_WITHIN,
+        pong_by: None,
+        allowance: (COMMANDS_BURST, now),
+        channels: HashMap::new(),
         queue,
-        slow: CancellationToken::new(),
+        notices: Vec::new(),
     };
-    if let Err(Some((code, reason))) = connection.serve(&mut socket, deliveries).await {
-        connection.subscriptions.clear();
+    let served = tokio::select! {
+        biased;
+        // Also while a frame waits for a client that does not read.
+        end = ender.ended() => Some(match end {
+            End::Slow => close::SLOW,
+            End::Shutdown => close::SHUTDOWN,
+            End::Revoked => close::FORBIDDEN,
+        }),
+        Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
+    };
+    // Nothing more is queued for it, and what was is let go.
+    connection.channels.clear();
+    drop(deliveries);
+    if let Some((code, reason)) = served {
         let frame = CloseFrame { code, reason: reason.into() };
         let goodbye = async {
             if socket.send(Message::Close(Some(frame))).await.is_ok() {
@@ -159,7 +261,7 @@ async fn run(mut socket: WebSocket, state: ReadSide, header: Option<Principal>) 
                 while let Some(Ok(_)) = socket.recv().await {}
             }
         };
-        let _ = timeout(Duration::from_secs(3), goodbye).await;
+        let _ = timeout(GOODBYE_WITHIN, goodbye).await;
     }
 }
 
@@ -168,118 +270,146 @@ impl Connection {
     async fn serve(
         &mut self,
         socket: &mut WebSocket,
-        mut deliveries: mpsc::Receiver<Delivery>,
-    ) -> Result<(), Option<Close>> {
-        let connect_by = Instant::now() + CONNECT_WITHIN;
-        let mut next_ping = Instant::now() + PING_EVERY;
-        let mut pong_by: Option<Instant> = None;
-        let (stop, slow) = (self.state.stop.clone(), self.slow.clone());
+        deliveries: &mut Deliveries,
+    ) -> Handled<std::convert::Infallible> {
+        let mut timer = pin!(sleep_until(self.next_ping));
         loop {
+            let due = [self.expires, self.pong_by].into_iter().flatten().fold(self.next_ping, Instant::min);
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
             tokio::select! {
                 // What ends the connection comes first: a busy channel or client must not put it off.
                 biased;
-                () = slow.cancelled() => return Err(Some(close::SLOW)),
-                () = stop.cancelled() => return Err(Some(close::SHUTDOWN)),
-                () = sleep_until(self.expires.unwrap_or(next_ping)), if self.expires.is_some() => {
-                    return Err(Some(close::EXPIRED));
-                }
-                () = sleep_until(pong_by.unwrap_or(next_ping)), if pong_by.is_some() => return Err(Some(close::NO_PONG)),
-                () = sleep_until(connect_by), if self.principal.is_none() => return Err(Some(close::STALE)),
-                () = sleep_until(next_ping), if self.principal.is_some() => {
-                    next_ping = Instant::now() + PING_EVERY;
-                    pong_by = Some(Instant::now() + PONG_WITHIN);
-                    send(socket, "{}".into()).await?;
-                }
+                () = &mut timer => self.due(socket).await?,
                 message = socket.recv() => match message {
-                    Some(Ok(Message::Text(text))) => {
-                        if text.as_str().trim() == "{}" {
-                            pong_by = None;
-                        } else {
-                            self.commands(socket, &text).await?;
-                        }
-                    }
+                    Some(Ok(Message::Text(text))) if text.trim() == "{}" => self.pong_by = None,
+                    Some(Ok(Message::Text(text))) => self.commands(socket, &text).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::BAD_REQUEST)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(None),
                 },
-                Some(delivery) = deliveries.recv() => self.deliver(socket, delivery, &mut deliveries).await?,
+                Some(delivery) = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
             }
         }
+    }
+
+    /// A deadline has passed.
+    async fn due(&mut self, socket: &mut WebSocket) -> Handled<()> {
+        let now = Instant::now();
+        if self.principal.is_none() {
+            return Err(Some(close::STALE));
+        }
+        if self.expires.is_some_and(|expires| expires <= now) {
+            return Err(Some(close::EXPIRED));
+        }
+        if self.pong_by.is_some_and(|pong_by| pong_by <= now) {
+            return Err(Some(close::NO_PONG));
+        }
+        if self.next_ping <= now {
+            self.next_ping = now + PING_EVERY;
+            self.pong_by = Some(now + PONG_WITHIN);
+            send(socket, Utf8Bytes::from_static("{}")).await?;
+        }
+        Ok(())
     }
 
     /// One frame of commands, answered in order, in one frame or, where the answers are large, in several.
-    async fn commands(&mut self, socket: &mut WebSocket, frame: &str) -> Result<(), Option<Close>> {
+    async fn commands(&mut self, socket: &mut WebSocket, frame: &str) -> Handled<()> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
             let command: Command = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
-            if let Some(reply) = self.command(command).await? {
-                if !replies.is_empty() {
-                    replies.push('\n');
+            let id = command.id;
+            let reply = match self.is_allowed_another() {
+                true => self.command(command).await?,
+                false => Err(code::TOO_MANY_REQUESTS),
+            };
+            if !replies.is_empty() {
+                replies.push('\n');
+            }
+            replies.push_str(&match reply {
+                Ok(reply) => format!(r#"{{"id":{id},{reply}}}"#),
+                Err((code, message)) => {
+                    let temporary = [code::INTERNAL, code::TOO_MANY_REQUESTS].contains(&(code, message));
+                    json!({"id": id, "error": {"code": code, "message": message, "temporary": temporary}}).to_string()
                 }
-                // Writing to a string cannot fail.
-                let _ = write!(replies, "{reply}");
+            });
+            for notice in self.notices.drain(..) {
+                replies.push('\n');
+                replies.push_str(&notice);
             }
             if replies.len() >= FRAME_BYTES_MAX {
-                send(socket, std::mem::take(&mut replies)).await?;
+                send(socket, std::mem::take(&mut replies).into()).await?;
             }
         }
-        if replies.is_empty() { Ok(()) } else { send(socket, replies).await }
+        if replies.is_empty() { Ok(()) } else { send(socket, replies.into()).await }
     }
 
-    async fn command(&mut self, command: Command) -> Result<Option<Value>, Option<Close>> {
-        let id = command.id;
-        let error = |(code, message): (u32, &str)| json!({"id": id, "error": {"code": code, "message": message}});
+    /// Takes one command off what the client may send.
+    fn is_allowed_another(&mut self) -> bool {
+        let (left, counted) = self.allowance;
+        let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
+        self.allowance = ((left - 1.0).max(0.0), Instant::now());
+        left >= 1.0
+    }
+
+    /// The reply's field, as JSON text.
+    async fn command(&mut self, command: Command) -> Handled<Result<String, Code>> {
         if let Some(connect) = command.connect {
             if self.principal.is_some() {
                 return Err(Some(close::BAD_REQUEST));
             }
-            return self.connect(&connect.token).map(|reply| Some(json!({"id": id, "connect": reply})));
+            return self.connect(&connect.token).map(|reply| Ok(format!(r#""connect":{reply}"#)));
         }
-        let Some(principal) = self.principal.clone() else { return Ok(Some(error(code::UNAUTHORIZED))) };
-        if let Some(ChannelName { channel }) = command.subscribe {
-            return Ok(Some(match self.subscribe(&principal, channel).await {
-                Ok(reply) => json!({"id": id, "subscribe": reply}),
-                Err(code::INTERNAL) => {
-                    let (code, message) = code::INTERNAL;
-                    json!({"id": id, "error": {"code": code, "message": message, "temporary": true}})
-                }
-                Err(code) => error(code),
-            }));
+        let Some(principal) = self.principal.clone() else { return Ok(Err(code::UNAUTHORIZED)) };
+        if let Some(subscribe) = command.subscribe {
+            return Ok(self.subscribe(&principal, subscribe).await.map(|reply| format!(r#""subscribe":{reply}"#)));
         }
         if let Some(ChannelName { channel }) = command.unsubscribe {
-            self.subscriptions.remove(&channel);
-            return Ok(Some(json!({"id": id, "unsubscribe": {}})));
+            self.channels.remove(&*channel);
+            return Ok(Ok(r#""unsubscribe":{}"#.to_owned()));
         }
         if let Some(refresh) = command.refresh {
-            let fresh = self.state.authenticator.verify(&refresh.token).map_err(|_| Some(close::INVALID_TOKEN))?;
-            if fresh.subject != principal.subject || fresh.role != principal.role {
-                return Err(Some(close::INVALID_TOKEN));
-            }
-            let reply = json!({"client": self.client, "expires": true, "ttl": ttl(&fresh)});
-            self.expires = Some(expiry(&fresh));
-            self.principal = Some(fresh);
-            return Ok(Some(json!({"id": id, "refresh": reply})));
+            let reply = self.refresh(&principal, &refresh.token).await?;
+            return Ok(reply.map(|reply| format!(r#""refresh":{reply}"#)));
         }
         if command.ping.is_some() {
-            return Ok(Some(json!({"id": id, "ping": {}})));
+            return Ok(Ok(r#""ping":{}"#.to_owned()));
         }
-        if command.publish.is_some() || command.rpc.is_some() {
+        if let Some(ChannelName { channel }) = command.presence {
+            return Ok(self.may_see_presence(&principal, &channel).map(|()| {
+                let presence = json!({"presence": self.state.presence.of(&channel)});
+                format!(r#""presence":{presence}"#)
+            }));
+        }
+        if let Some(ChannelName { channel }) = command.presence_stats {
+            return Ok(self.may_see_presence(&principal, &channel).map(|()| {
+                let (clients, users) = self.state.presence.count(&channel);
+                format!(r#""presence_stats":{{"num_clients":{clients},"num_users":{users}}}"#)
+            }));
+        }
+        Ok(Err(if command.publish.is_some() || command.rpc.is_some() {
             // Changes come from commands over HTTP, and from nowhere else.
-            return Ok(Some(error(code::DENIED)));
-        }
-        if command.presence.is_some() || command.presence_stats.is_some() || command.history.is_some() {
-            return Ok(Some(error(code::NOT_AVAILABLE)));
-        }
-        Ok(Some(error(code::METHOD)))
+            code::DENIED
+        } else if command.history.is_some() {
+            code::NOT_AVAILABLE
+        } else {
+            code::METHOD
+        }))
     }
 
-    fn connect(&mut self, token: &str) -> Result<Value, Option<Close>> {
-        let principal = match (token, self.header.take()) {
+    fn connect(&mut self, token: &str) -> Handled<Value> {
+        let principal = match (token, self.caller.principal.take()) {
             ("", Some(principal)) => principal,
-            (token, _) => self.state.authenticator.verify(token).map_err(|_| Some(close::INVALID_TOKEN))?,
+            (token, _) => self.state.authenticator.verify(token).map_err(|problem| Some(why_refused(&problem)))?,
         };
+        if self.caller.admins && !principal.is_admin() {
+            return Err(Some(close::FORBIDDEN));
+        }
+        self.place.belongs_to(&principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        self.next_ping = Instant::now() + PING_EVERY;
         let reply = json!({
-            "client": self.client,
+            "client": &*self.client,
             "version": concat!("docket ", env!("CARGO_PKG_VERSION")),
             "expires": true,
             "ttl": ttl(&principal),
@@ -291,17 +421,66 @@ impl Connection {
         Ok(reply)
     }
 
-    /// Attach first, read the snapshot then: what happens in between is in the queue, and what the snapshot holds
-    /// already is dropped from it.
-    async fn subscribe(&mut self, principal: &Principal, channel: String) -> Result<Value, (u32, &'static str)> {
-        if self.subscriptions.contains_key(&channel) {
+    /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
+    async fn refresh(&mut self, principal: &Principal, token: &str) -> Handled<Result<Value, Code>> {
+        let fresh = self.state.authenticator.verify(token).map_err(|problem| Some(why_refused(&problem)))?;
+        if fresh.subject != principal.subject || (self.caller.admins && !fresh.is_admin()) {
+            return Err(Some(close::INVALID_TOKEN));
+        }
+        self.place.belongs_to(&fresh).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        if fresh.role != principal.role && self.authorize_anew(&fresh).await.is_err() {
+            return Ok(Err(code::INTERNAL));
+        }
+        let reply = json!({"client": &*self.client, "expires": true, "ttl": ttl(&fresh)});
+        self.expires = Some(expiry(&fresh));
+        self.principal = Some(fresh);
+        Ok(Ok(reply))
+    }
+
+    async fn authorize_anew(&mut self, principal: &Principal) -> Result<(), Error> {
+        for name in self.channels.keys().cloned().collect::<Vec<_>>() {
+            let allowed = match find(&name) {
+                Ok((kind, id)) => (kind.allows)(&self.state, principal, id).await?,
+                Err(_) => false,
+            };
+            if !allowed {
+                self.channels.remove(&name);
+                self.notices.push(format!(
+                    r#"{{"push":{{"channel":"{name}","unsubscribe":{{"code":2000,"reason":"permission denied"}}}}}}"#
+                ));
+            } else if let Some(channel) = self.channels.get_mut(&name) {
+                // Attached again before the old place is left: nothing is missed, and nothing counts twice.
+                channel._subscription = self.state.hub.subscribe(&name, &self.queue, principal.is_staff());
+            }
+        }
+        Ok(())
+    }
+
+    fn may_see_presence(&self, principal: &Principal, channel: &str) -> Result<(), Code> {
+        match find(channel) {
+            Ok((kind, _)) if !kind.has_presence => Err(code::NOT_AVAILABLE),
+            Ok(_) if principal.is_staff() => Ok(()),
+            Ok(_) | Err(Refused::Denied) => Err(code::DENIED),
+            Err(_) => Err(code::UNKNOWN_CHANNEL),
+        }
+    }
+
+    async fn subscribe(&mut self, principal: &Principal, subscribe: Subscribe) -> Result<String, Code> {
+        let Subscribe { channel, recover, offset, epoch, data } = subscribe;
+        if self.channels.contains_key(&*channel) {
             return Err(code::ALREADY_SUBSCRIBED);
         }
-        if self.subscriptions.len() >= CHANNELS_MAX {
+        if self.channels.len() >= CHANNELS_MAX {
             return Err(code::LIMIT);
         }
-        let subscription = self.state.hub.subscribe(&channel, self.queue.clone(), self.slow.clone());
-        let mut snapshot = open(&self.state, principal, &channel).await.map_err(|refused| match refused {
+        let patched = match data.and_then(|data| data.delta).as_deref() {
+            None => false,
+            Some(MERGE_PATCH) => true,
+            Some(_) => return Err(code::BAD_REQUEST),
+        };
+        let after = recover.then(|| Cursor { epoch, position: i64::try_from(offset).unwrap_or(i64::MAX) });
+        let opened = open(&self.state, principal, &[&channel], after.as_ref(), &self.queue).await;
+        let opened = opened.map_err(|(_, refused)| match refused {
             Refused::Denied => code::DENIED,
             Refused::Unknown => code::UNKNOWN_CHANNEL,
             Refused::Unavailable(error) => {
@@ -309,40 +488,80 @@ impl Connection {
                 code::INTERNAL
             }
         })?;
-        let reply = json!({
-            "data": snapshot.data.take(),
-            "epoch": self.state.store.incarnation(),
-            "offset": snapshot.position,
-            "positioned": false,
-            "recoverable": false,
-        });
-        self.subscriptions.insert(channel, (subscription, snapshot));
+        let Some(Opened { channel: name, subscription: Some(subscription), position, start }) =
+            opened.into_iter().next()
+        else {
+            return Err(code::INTERNAL);
+        };
+        let epoch = json!(self.state.store.incarnation());
+        let mut reply = format!(
+            r#"{{"recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position},"was_recovering":{recover}"#
+        );
+        match start {
+            Start::Snapshot(snapshot) => reply.push_str(&format!(r#","recovered":false,"data":{snapshot}}}"#)),
+            Start::Recovered(changes) => {
+                reply.push_str(r#","recovered":true,"publications":["#);
+                for (at, (previous, change)) in changes.iter().enumerate() {
+                    reply.push_str(if at > 0 { "," } else { "" });
+                    push_publication(&mut reply, *previous, change, patched);
+                }
+                reply.push_str("]}");
+            }
+        }
+        let has_presence = find(&name).is_ok_and(|(kind, _)| kind.has_presence);
+        let present = has_presence.then(|| self.state.presence.enter(&name, &self.client, &principal.subject));
+        self.channels.insert(name, Subscribed { _subscription: subscription, position, patched, _present: present });
         Ok(reply)
     }
 
-    /// Sends what is queued, as many changes in one frame as are there.
-    async fn deliver(
-        &mut self,
-        socket: &mut WebSocket,
-        first: Delivery,
-        deliveries: &mut mpsc::Receiver<Delivery>,
-    ) -> Result<(), Option<Close>> {
-        let mut frame = String::new();
+    /// Sends what is queued: written one after the other, flushed once.
+    async fn deliver(&mut self, socket: &mut WebSocket, first: Delivery, queued: &mut Deliveries) -> Handled<()> {
         let mut next = Some(first);
-        while let Some((channel, publication)) = next {
-            let live = self.subscriptions.get(&*channel).is_some_and(|(_, snapshot)| !snapshot.holds(&publication));
-            if live {
-                if !frame.is_empty() {
-                    frame.push('\n');
-                }
-                let (data, offset) = (&publication.data, publication.position);
-                // `open` lets through no channel whose name holds what JSON escapes.
-                let _ =
-                    write!(frame, r#"{{"push":{{"channel":"{channel}","pub":{{"data":{data},"offset":{offset}}}}}}}"#);
+        while let Some(delivery) = next {
+            if let Some(frame) = self.frame(&delivery)? {
+                within(socket.feed(Message::Text(frame))).await?;
             }
-            next = if frame.len() < FRAME_BYTES_MAX { deliveries.try_recv().ok() } else { None };
+            next = queued.try_next();
         }
-        if frame.is_empty() { Ok(()) } else { send(socket, frame).await }
+        within(socket.flush()).await
+    }
+
+    /// What a client has not got of a delivery, as a frame.
+    fn frame(&mut self, delivery: &Delivery) -> Handled<Option<Utf8Bytes>> {
+        match delivery {
+            Delivery::Changes(batch) => {
+                let Some(channel) = self.channels.get_mut(&batch.channel) else { return Ok(None) };
+                let position = channel.position;
+                if batch.follows() > position {
+                    // Never silently: the client comes back and gets what is missing from the log.
+                    tracing::error!(channel = &*batch.channel, position, follows = batch.follows(), "a gap");
+                    return Err(Some(close::INSUFFICIENT_STATE));
+                }
+                channel.position = batch.last().max(position);
+                Ok(if batch.first() > position {
+                    Some(batch.frame(channel.patched))
+                } else if batch.last() > position {
+                    Some(batch.frame_after(position, channel.patched))
+                } else {
+                    None
+                })
+            }
+            Delivery::Passing(passing) => {
+                let (channel, event, data) = (&passing.channel, passing.event, &passing.data);
+                let field = if event == "pub" { "data" } else { "info" };
+                let frame = || format!(r#"{{"push":{{"channel":"{channel}","{event}":{{"{field}":{data}}}}}}}"#).into();
+                Ok(self.channels.contains_key(channel).then(frame))
+            }
+        }
+    }
+}
+
+/// Why a token ends the connection.
+fn why_refused(problem: &Problem) -> Close {
+    match problem.slug() {
+        "token-expired" => close::EXPIRED,
+        "token-revoked" => close::FORBIDDEN,
+        _ => close::INVALID_TOKEN,
     }
 }
 
@@ -351,12 +570,17 @@ fn expiry(principal: &Principal) -> Instant {
 }
 
 /// Seconds for which a token is still valid.
-fn ttl(principal: &Principal) -> u64 {
-    (principal.expires_at - Timestamp::now().as_second()).max(0) as u64
+pub fn ttl(principal: &Principal) -> u64 {
+    // As far as timers reach.
+    (principal.expires_at - Timestamp::now().as_second()).clamp(0, 10 * 365 * 86_400) as u64
 }
 
-async fn send(socket: &mut WebSocket, frame: String) -> Result<(), Option<Close>> {
-    match timeout(WRITE_WITHIN, socket.send(Message::Text(frame.into()))).await {
+async fn send(socket: &mut WebSocket, frame: Utf8Bytes) -> Handled<()> {
+    within(socket.send(Message::Text(frame))).await
+}
+
+async fn within(sent: impl Future<Output = Result<(), axum::Error>>) -> Handled<()> {
+    match timeout(WRITE_WITHIN, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(None),
         Err(_) => Err(Some(close::SLOW)),

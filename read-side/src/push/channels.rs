@@ -1,13 +1,21 @@
-//! The channels: who may listen, and what they see first. [`channels`] is the list of them.
+//! The channels: who may listen, what they see first, and how the log tells what they missed. [`channels`] is the list of
+//! them.
 
+use std::time::Duration;
+
+use event_store::db::Tx;
+use event_store::error::Error;
+use event_store::event::RecordedEvent;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use platform::auth::Principal;
-use projections::{customers, order_details, order_summaries};
+use projections::order::ORDER;
+use projections::{customers, order_details, order_summaries, sales};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::push::hub::Publication;
+use crate::push::publication::Publication;
+use crate::push::session::RECOVERED_MAX;
 use crate::state::ReadSide;
 
 /// Followed by an order's id.
@@ -16,26 +24,16 @@ pub const ORDER_PREFIX: &str = "order:";
 pub const CUSTOMER_PREFIX: &str = "customer:";
 /// Every order, for staff.
 pub const ORDERS: &str = "orders";
+/// Confirmed orders, for staff.
+pub const SALES: &str = "reports:sales";
+/// How the projections stand, for admins.
+pub const PROJECTIONS: &str = "projections";
 
-/// What a subscriber gets first, and which changes it already holds.
-pub struct Snapshot {
-    /// JSON for the subscribe reply.
-    pub data: Value,
-    /// Position of the read model that it was made from.
-    pub position: i64,
-    /// Version of the order in it, where the channel is about one order.
-    pub version: Option<i64>,
-}
+/// Events of the log that are looked through for a channel that has no index of its own.
+const LOOKED_THROUGH_MAX: i64 = 10_000;
 
-impl Snapshot {
-    /// Whether a change is part of the snapshot already.
-    pub fn holds(&self, publication: &Publication) -> bool {
-        match self.version {
-            Some(version) => publication.version <= version,
-            None => publication.position <= self.position,
-        }
-    }
-}
+/// How long a subscription waits for the read model of an order that is not in it.
+const PROJECTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why there is no subscription.
 #[derive(Debug)]
@@ -45,16 +43,21 @@ pub enum Refused {
     /// No channel has such a name.
     Unknown,
     /// The database is away; try again.
-    Unavailable(event_store::error::Error),
+    Unavailable(Error),
 }
 
-impl From<event_store::error::Error> for Refused {
-    fn from(error: event_store::error::Error) -> Self {
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
         Self::Unavailable(error)
     }
 }
 
-type Open = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<Snapshot, Refused>>;
+/// Orders whose streams hold what a channel missed; `None` where that is too much to look through.
+pub type Missed = Option<Vec<String>>;
+
+type Allows = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Error>>;
+type Snapshot = for<'a> fn(&'a ReadSide, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Value, Error>>;
+type Orders = for<'a> fn(&'a ReadSide, &'a str, i64, i64) -> BoxFuture<'a, Result<Missed, Error>>;
 
 /// A kind of channel.
 pub struct Channel {
@@ -62,29 +65,105 @@ pub struct Channel {
     pub name: &'static str,
     /// Whether an id follows the name.
     pub has_id: bool,
-    /// Authorizes and reads the snapshot; the subscriber is attached to the hub by then.
-    open: Open,
+    /// For readers of the documentation: who may listen, and what it shows.
+    pub who: &'static str,
+    /// What it shows.
+    pub shows: &'static str,
+    /// The projection that its snapshot is read from.
+    pub projection: &'static str,
+    /// Whether somebody may listen.
+    pub allows: Allows,
+    /// What a subscriber gets first, from one state of the database.
+    pub snapshot: Snapshot,
+    /// The orders with changes after one position up to another one.
+    pub missed: Orders,
+    /// Which of their changes are the channel's.
+    pub selects: fn(&Publication) -> bool,
+    /// Whether who looks at it is shown to staff.
+    pub has_presence: bool,
+}
+
+impl Channel {
+    /// Whether it shows what no event tells of.
+    pub fn is_in_no_log(&self) -> bool {
+        self.name == PROJECTIONS
+    }
 }
 
 /// Every kind of channel.
 pub fn channels() -> &'static [Channel] {
     &[
-        Channel { name: ORDER_PREFIX, has_id: true, open: |state, principal, id| order(state, principal, id).boxed() },
+        Channel {
+            name: ORDER_PREFIX,
+            has_id: true,
+            who: "its owner, staff, admin",
+            shows: "every change of one order",
+            projection: order_details::PROJECTION.name,
+            allows: |state, principal, id| may_see_order(state, principal, id).boxed(),
+            snapshot: |_, tx, id| order(tx, id).boxed(),
+            missed: |_, id, _, _| std::future::ready(Ok(Some(vec![id.to_owned()]))).boxed(),
+            selects: |_| true,
+            has_presence: true,
+        },
         Channel {
             name: CUSTOMER_PREFIX,
             has_id: true,
-            open: |state, principal, id| customer(state, principal, id).boxed(),
+            who: "that customer, staff, admin",
+            shows: "every change of every order of one customer",
+            projection: customers::PROJECTION.name,
+            allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
+            snapshot: |_, tx, id| customer(tx, id).boxed(),
+            missed: |state, id, after, _| orders_of(state, id, after).boxed(),
+            selects: |_| true,
+            has_presence: false,
         },
-        Channel { name: ORDERS, has_id: false, open: |state, principal, _| orders(state, principal).boxed() },
+        Channel {
+            name: ORDERS,
+            has_id: false,
+            who: "staff, admin",
+            shows: "every change of every order",
+            projection: order_summaries::PROJECTION.name,
+            allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
+            snapshot: |_, tx, _| orders(tx).boxed(),
+            missed: |state, _, after, until| orders_in(state, after, until, RECOVERED_MAX, |_| true).boxed(),
+            selects: |_| true,
+            has_presence: false,
+        },
+        Channel {
+            name: SALES,
+            has_id: false,
+            who: "staff, admin",
+            shows: "every order that is confirmed, and so counts in the sales reports",
+            projection: sales::PROJECTION.name,
+            allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
+            snapshot: |_, tx, _| sales_by_day(tx).boxed(),
+            missed: |state, _, after, until| {
+                orders_in(state, after, until, LOOKED_THROUGH_MAX, |event| event.event_type == "OrderConfirmed").boxed()
+            },
+            selects: Publication::is_sale,
+            has_presence: false,
+        },
+        Channel {
+            name: PROJECTIONS,
+            has_id: false,
+            who: "admin",
+            shows: "how the projections stand, once a second while it changes",
+            projection: order_summaries::PROJECTION.name,
+            allows: |_, principal, _| std::future::ready(Ok(principal.is_admin())).boxed(),
+            snapshot: |state, _, _| projections(state).boxed(),
+            missed: |_, _, _, _| std::future::ready(Ok(None)).boxed(),
+            selects: |_| true,
+            has_presence: false,
+        },
     ]
 }
 
-/// Authorizes a subscription and reads its snapshot.
-pub async fn open(state: &ReadSide, principal: &Principal, name: &str) -> Result<Snapshot, Refused> {
+/// The kind of a channel's name, and the id in it.
+pub fn find(name: &str) -> Result<(&'static Channel, &str), Refused> {
     for channel in channels() {
         match name.strip_prefix(channel.name) {
             Some(id) if channel.has_id && !is_id(id) => return Err(Refused::Denied),
-            Some(id) if channel.has_id || id.is_empty() => return (channel.open)(state, principal, id).await,
+            Some(id) if channel.has_id || id.is_empty() => return Ok((channel, id)),
             _ => {}
         }
     }
@@ -96,30 +175,30 @@ fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-async fn order(state: &ReadSide, principal: &Principal, id: &str) -> Result<Snapshot, Refused> {
-    let position = state.progress.position(order_details::PROJECTION.name);
-    let order = order_details::find(state.store.db(), id).await?;
-    let order = order.filter(|order| principal.may_see(&order.customer_id)).ok_or(Refused::Denied)?;
-    let view: Box<RawValue> = RawValue::from_string(order.view).unwrap_or_default();
-    let data = json!({"type": "snapshot", "view": view, "position": position});
-    Ok(Snapshot { data, position, version: Some(order.version) })
+async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Error> {
+    let mut order = order_details::find(state.store.db(), id).await?;
+    if order.is_none() {
+        // Perhaps it was created a moment ago.
+        let head = state.store.head().await?;
+        if state.progress.slowest() < head {
+            state.progress.wait_for(order_details::PROJECTION.name, head, PROJECTED_WITHIN).await;
+            order = order_details::find(state.store.db(), id).await?;
+        }
+    }
+    Ok(order.is_some_and(|order| principal.may_see(&order.customer_id)))
 }
 
-async fn customer(state: &ReadSide, principal: &Principal, id: &str) -> Result<Snapshot, Refused> {
-    if !principal.may_see(id) {
-        return Err(Refused::Denied);
-    }
-    let position = state.progress.slowest();
-    let customer = customers::find(state.store.db(), id).await?;
-    Ok(Snapshot { data: json!({"type": "snapshot", "view": customer, "position": position}), position, version: None })
+async fn order(tx: &mut Tx, id: &str) -> Result<Value, Error> {
+    let view = order_details::find(tx, id).await?.and_then(|order| RawValue::from_string(order.view).ok());
+    Ok(json!({"view": view}))
 }
 
-/// The orders placed last; what changed while they were read comes as a change, too.
-async fn orders(state: &ReadSide, principal: &Principal) -> Result<Snapshot, Refused> {
-    if !principal.is_staff() {
-        return Err(Refused::Denied);
-    }
-    let position = state.progress.slowest();
+async fn customer(tx: &mut Tx, id: &str) -> Result<Value, Error> {
+    Ok(json!({"view": customers::find(tx, id).await?}))
+}
+
+/// The orders placed last.
+async fn orders(tx: &mut Tx) -> Result<Value, Error> {
     let query = order_summaries::Query {
         status: None,
         customer_id: None,
@@ -134,6 +213,40 @@ async fn orders(state: &ReadSide, principal: &Principal) -> Result<Snapshot, Ref
         limit: 50,
         after: None,
     };
-    let (items, _) = order_summaries::list(state.store.db(), &query).await?;
-    Ok(Snapshot { data: json!({"type": "snapshot", "items": items, "position": position}), position, version: None })
+    Ok(json!({"items": order_summaries::list(tx, &query).await?.0}))
+}
+
+async fn sales_by_day(tx: &mut Tx) -> Result<Value, Error> {
+    Ok(json!({"items": sales::report(tx, sales::Dimension::Day, None, None).await?}))
+}
+
+/// How the projections stand.
+pub async fn projections(state: &ReadSide) -> Result<Value, Error> {
+    Ok(json!({"items": state.progress.status(&state.store).await?.0}))
+}
+
+async fn orders_of(state: &ReadSide, customer_id: &str, after: i64) -> Result<Missed, Error> {
+    let ids = order_summaries::changed(state.store.db(), customer_id, after, RECOVERED_MAX + 1).await?;
+    Ok((ids.len() as i64 <= RECOVERED_MAX).then_some(ids))
+}
+
+async fn orders_in(
+    state: &ReadSide,
+    after: i64,
+    until: i64,
+    looked_through_max: i64,
+    of_interest: fn(&RecordedEvent) -> bool,
+) -> Result<Missed, Error> {
+    if until - after > looked_through_max {
+        return Ok(None);
+    }
+    let events = state.store.read(after, (until - after).max(0)).await?;
+    let events = events.iter().filter(|event| event.aggregate_type == ORDER && of_interest(event));
+    let mut ids: Vec<_> = events.map(|event| event.aggregate_id.clone()).collect();
+    if ids.len() as i64 > RECOVERED_MAX {
+        return Ok(None);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(Some(ids))
 }

@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_store::event::RecordedEvent;
-use projections::order::{FoldError, ORDER, OrderState, OrderView, occurred_at, payload_view, rfc3339};
-use serde::Serialize;
-use serde_json::Value;
+use projections::order::{ORDER, OrderState};
 
-use crate::push::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS};
-use crate::push::hub::Publication;
+use crate::push::channels::{PROJECTIONS, projections};
+use crate::push::publication::Publication;
 use crate::state::ReadSide;
 
 /// Orders kept in memory between changes; others are folded again from the log.
 const ORDERS_IN_MEMORY_MAX: usize = 10_000;
 /// How often it is asked whether anybody listens.
 const LOOK_AROUND: Duration = Duration::from_millis(20);
-/// Changes that are queued before the connections get a chance to send them.
+/// Changes, and bytes of them, that are queued before the connections get a chance to send them.
 const PUBLISHED_AT_ONCE: usize = 32;
+const BYTES_AT_ONCE: usize = 64 * 1024;
+/// How often the projections are looked at while somebody listens to how they stand.
+const LOOK_AT_PROJECTIONS: Duration = Duration::from_secs(1);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -32,6 +33,30 @@ pub async fn run(state: ReadSide) {
     }
 }
 
+/// Tells whoever listens how the projections stand, when that changes, until the process stops.
+pub async fn tell_projections(state: ReadSide) {
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AT_PROJECTIONS) => {}
+            () = state.stop.cancelled() => return,
+        }
+        if !state.hub.has(PROJECTIONS) {
+            continue;
+        }
+        match projections(&state).await {
+            Ok(now) => {
+                let now = now.to_string();
+                if told != now {
+                    state.hub.pass(PROJECTIONS, "pub", now.clone(), false);
+                    told = now;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the projections' state cannot be read"),
+        }
+    }
+}
+
 async fn follow(state: &ReadSide) {
     let mut feed = Feed { state, orders: quick_cache::sync::Cache::new(ORDERS_IN_MEMORY_MAX) };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
@@ -41,6 +66,7 @@ async fn follow(state: &ReadSide) {
         let now = state.progress.slowest();
         if state.hub.is_empty() {
             position = now;
+            state.hub.skip_to(now);
             tokio::time::sleep(LOOK_AROUND).await;
             continue;
         }
@@ -79,10 +105,8 @@ impl Feed<'_> {
     async fn publish(&mut self, events: Vec<RecordedEvent>) -> Option<i64> {
         let last = events.last()?.position;
         self.projected(last).await;
-        let wanted: Vec<_> = events.into_iter().filter(|event| self.is_wanted(event)).collect();
-        if wanted.is_empty() {
-            return Some(last);
-        }
+        let ids = events.iter().map(|event| event.aggregate_id.as_str());
+        let wanted: Vec<_> = self.state.hub.wants(ids).into_iter().zip(events).filter_map(wanted).collect();
         let mut before = loop {
             match self.before(&wanted).await {
                 Ok(before) => break before,
@@ -90,25 +114,26 @@ impl Feed<'_> {
             }
             tokio::time::sleep(RETRY).await;
         };
-        for (event, number) in wanted.iter().zip(1..) {
-            if number % PUBLISHED_AT_ONCE == 0 {
+        let (mut round, mut bytes) = (Vec::new(), 0);
+        for event in &wanted {
+            match Publication::of(before.remove(&event.aggregate_id), event) {
+                Ok((publication, order)) => {
+                    self.orders.insert(event.aggregate_id.clone(), order.clone());
+                    before.insert(event.aggregate_id.clone(), order);
+                    bytes += publication.data.len();
+                    round.push(Arc::new(publication));
+                }
+                // The projections have parked it, and the order's later events with it.
+                Err(error) => tracing::error!(%error, "not published"),
+            }
+            if round.len() == PUBLISHED_AT_ONCE || bytes >= BYTES_AT_ONCE {
+                self.state.hub.publish(&round, event.position);
+                (round, bytes) = (Vec::new(), 0);
                 tokio::task::yield_now().await;
             }
-            let mut order = before.remove(&event.aggregate_id).map_or_else(OrderState::default, Arc::unwrap_or_clone);
-            if let Err(error) = self.publish_one(&mut order, event) {
-                // The projections stop at such an event, and so this is only met behind them.
-                tracing::error!(%error, "not published");
-            }
-            let order = Arc::new(order);
-            self.orders.insert(event.aggregate_id.clone(), order.clone());
-            before.insert(event.aggregate_id.clone(), order);
         }
+        self.state.hub.publish(&round, last);
         Some(last)
-    }
-
-    fn is_wanted(&self, event: &RecordedEvent) -> bool {
-        let channel = format!("{ORDER_PREFIX}{}", event.aggregate_id);
-        event.aggregate_type == ORDER && self.state.hub.wants(&channel, ORDERS, CUSTOMER_PREFIX)
     }
 
     /// Waits until every read model has a position.
@@ -150,40 +175,9 @@ impl Feed<'_> {
         }
         Ok(before)
     }
+}
 
-    fn publish_one(&self, order: &mut OrderState, recorded: &RecordedEvent) -> Result<(), FoldError> {
-        #[derive(Serialize)]
-        struct Data<'a> {
-            #[serde(rename = "type")]
-            event_type: &'a str,
-            order_id: &'a str,
-            version: i64,
-            position: i64,
-            occurred_at: String,
-            payload: Value,
-            view: OrderView<'a>,
-        }
-        let event = order.apply(recorded)?;
-        let data = Data {
-            event_type: &recorded.event_type,
-            order_id: &recorded.aggregate_id,
-            version: recorded.sequence,
-            position: recorded.position,
-            occurred_at: rfc3339(occurred_at(recorded)),
-            payload: payload_view(&event, order.order.currency),
-            view: order.view(),
-        };
-        let publication = Arc::new(Publication {
-            position: recorded.position,
-            order_id: recorded.aggregate_id.clone(),
-            version: recorded.sequence,
-            // A struct of strings and numbers always serializes.
-            data: serde_json::to_string(&data).unwrap_or_default(),
-        });
-        let hub = &self.state.hub;
-        hub.publish(&format!("{ORDER_PREFIX}{}", recorded.aggregate_id), &publication);
-        hub.publish(&format!("{CUSTOMER_PREFIX}{}", order.customer_id()), &publication);
-        hub.publish(ORDERS, &publication);
-        Ok(())
-    }
+/// Events that somebody could want to hear of.
+fn wanted((somebody, event): (bool, RecordedEvent)) -> Option<RecordedEvent> {
+    (somebody && event.aggregate_type == ORDER).then_some(event)
 }

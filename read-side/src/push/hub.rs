@@ -1,46 +1,146 @@
-//! The hub: who listens to which channel, and how a change reaches them. A change is encoded once and its bytes shared.
+//! The hub: who listens to which channel, and how changes reach them. It never waits for a listener: one that does not
+//! keep up is cut off, and goes on from the log when it comes back.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
 
-/// Changes that may wait for one subscriber; one that falls further behind is cut off and resumes from the log.
-pub const QUEUE_MAX: usize = 256;
+use crate::push::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS, SALES};
+use crate::push::connections::{End, Ender};
+use crate::push::publication::{Batch, Publication};
 
-/// A change of an order, as it is published.
-#[derive(Debug)]
-pub struct Publication {
-    /// Position of the event.
-    pub position: i64,
-    /// The order.
-    pub order_id: String,
-    /// Its version after the event.
-    pub version: i64,
-    /// JSON text of `data`.
+/// Changes that may wait for one connection.
+pub const QUEUE_MESSAGES_MAX: usize = 256;
+/// Bytes that may wait for one connection.
+pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What is queued for a connection.
+#[derive(Clone)]
+pub enum Delivery {
+    /// Changes from the log.
+    Changes(Arc<Batch>),
+    /// What is in no log: shown and forgotten.
+    Passing(Arc<Passing>),
+}
+
+/// Who looks at an order, how the projections stand.
+pub struct Passing {
+    /// The channel.
+    pub channel: Arc<str>,
+    /// `pub`, `join` or `leave`.
+    pub event: &'static str,
+    /// JSON text of it.
     pub data: String,
 }
 
-/// A change on the channel it came by.
-pub type Delivery = (Arc<str>, Arc<Publication>);
+impl Delivery {
+    /// Messages and bytes of it.
+    fn weight(&self) -> (usize, usize) {
+        match self {
+            Self::Changes(batch) => (batch.changes.len(), batch.bytes()),
+            Self::Passing(passing) => (1, passing.data.len()),
+        }
+    }
+}
+
+/// The end of a connection's queue that the hub writes to.
+#[derive(Clone)]
+pub struct Queue {
+    sender: mpsc::UnboundedSender<Delivery>,
+    load: Arc<Load>,
+    ender: Ender,
+}
+
+/// The end of a connection's queue that the connection reads.
+pub struct Deliveries {
+    receiver: mpsc::UnboundedReceiver<Delivery>,
+    load: Arc<Load>,
+}
+
+#[derive(Default)]
+struct Load {
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// A connection's queue; bounded, by what waits in it: `ender` ends a connection that lets more wait.
+pub fn queue(ender: Ender) -> (Queue, Deliveries) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let load = Arc::new(Load::default());
+    (Queue { sender, load: load.clone(), ender }, Deliveries { receiver, load })
+}
+
+impl Queue {
+    fn push(&self, delivery: Delivery, (messages, bytes): (usize, usize)) {
+        let load = &self.load;
+        // An empty queue takes whatever comes: one change may be larger than all that may wait.
+        let waiting = load.messages.fetch_add(messages, Relaxed);
+        let waiting_bytes = load.bytes.fetch_add(bytes, Relaxed);
+        if waiting > 0 && (waiting + messages > QUEUE_MESSAGES_MAX || waiting_bytes + bytes > QUEUE_BYTES_MAX) {
+            self.ender.end(End::Slow);
+        }
+        // After that something is missing, and nothing more may come.
+        if !self.ender.has_ended() {
+            // Fails only where the connection has just ended.
+            let _ = self.sender.send(delivery);
+        }
+    }
+}
+
+impl Deliveries {
+    /// The next one. Ends never while somebody holds a [`Queue`].
+    pub async fn next(&mut self) -> Option<Delivery> {
+        let delivery = self.receiver.recv().await?;
+        self.taken(&delivery);
+        Some(delivery)
+    }
+
+    /// The next one, if there is one.
+    pub fn try_next(&mut self) -> Option<Delivery> {
+        let delivery = self.receiver.try_recv().ok()?;
+        self.taken(&delivery);
+        Some(delivery)
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    fn taken(&self, delivery: &Delivery) {
+        let (messages, bytes) = delivery.weight();
+        self.load.messages.fetch_sub(messages, Relaxed);
+        self.load.bytes.fetch_sub(bytes, Relaxed);
+    }
+}
 
 /// The channels of this process; cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Hub {
     channels: Arc<Mutex<Channels>>,
+    /// Whatever lies at or before it has been queued to all who listened by then.
+    through: Arc<watch::Sender<i64>>,
 }
 
 #[derive(Default)]
 struct Channels {
-    subscribers: HashMap<Arc<str>, HashMap<u64, Subscriber>>,
+    open: HashMap<Arc<str>, Channel>,
+    /// How many of them are customers'.
+    customers: usize,
     next_id: u64,
 }
 
+struct Channel {
+    subscribers: HashMap<u64, Subscriber>,
+    /// Position of its last change, or one after which there was none.
+    last: i64,
+}
+
 struct Subscriber {
-    queue: mpsc::Sender<Delivery>,
-    /// Cancelled when the queue overflows: the connection is slow.
-    slow: CancellationToken,
+    queue: Queue,
+    staff: bool,
 }
 
 /// A place in a channel; leaves it when dropped.
@@ -50,43 +150,121 @@ pub struct Subscription {
     id: u64,
 }
 
+impl Subscription {
+    /// The channel.
+    pub fn channel(&self) -> &Arc<str> {
+        &self.channel
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { channels: Arc::default(), through: Arc::new(watch::channel(0).0) }
+    }
+}
+
 impl Hub {
-    /// Attaches a connection's queue to a channel. From here on every change of the channel is queued, so a snapshot
-    /// read afterwards misses nothing.
-    pub fn subscribe(&self, channel: &str, queue: mpsc::Sender<Delivery>, slow: CancellationToken) -> Subscription {
+    /// Attaches a connection's queue to a channel. From here on every change of the channel is queued, so a snapshot or
+    /// a part of the log read afterwards misses nothing.
+    pub fn subscribe(&self, channel: &str, queue: &Queue, staff: bool) -> Subscription {
         let mut channels = self.lock();
         channels.next_id += 1;
         let id = channels.next_id;
-        let channel: Arc<str> = match channels.subscribers.get_key_value(channel) {
+        let name: Arc<str> = match channels.open.get_key_value(channel) {
             Some((known, _)) => known.clone(),
-            None => channel.into(),
+            None => {
+                let name: Arc<str> = channel.into();
+                let last = *self.through.borrow();
+                channels.customers += usize::from(channel.starts_with(CUSTOMER_PREFIX));
+                channels.open.insert(name.clone(), Channel { subscribers: HashMap::new(), last });
+                name
+            }
         };
-        channels.subscribers.entry(channel.clone()).or_default().insert(id, Subscriber { queue, slow });
-        Subscription { hub: self.clone(), channel, id }
+        if let Some(open) = channels.open.get_mut(&name) {
+            open.subscribers.insert(id, Subscriber { queue: queue.clone(), staff });
+        }
+        Subscription { hub: self.clone(), channel: name, id }
     }
 
     /// Whether nobody listens to anything.
     pub fn is_empty(&self) -> bool {
-        self.lock().subscribers.is_empty()
+        self.lock().open.is_empty()
     }
 
-    /// Whether anybody could want a change of this order; the customer's channel counts only by its kind, because the
-    /// owner is not known before the order is folded.
-    pub fn wants(&self, order_channel: &str, all_channel: &str, customer_prefix: &str) -> bool {
-        let channels = self.lock();
-        channels.subscribers.contains_key(order_channel)
-            || channels.subscribers.contains_key(all_channel)
-            || channels.subscribers.keys().any(|channel| channel.starts_with(customer_prefix))
+    /// Whether somebody listens to a channel.
+    pub fn has(&self, channel: &str) -> bool {
+        self.lock().open.contains_key(channel)
     }
 
-    /// Queues a change to every subscriber of the channel. Never waits: a full queue cuts its connection off.
-    pub fn publish(&self, channel: &str, publication: &Arc<Publication>) {
+    /// Which of the orders somebody could want to hear of; the customers' channels count only by their kind, because an
+    /// order's owner is not known before it is folded.
+    pub fn wants<'a>(&self, order_ids: impl Iterator<Item = &'a str>) -> Vec<bool> {
         let channels = self.lock();
-        let Some((channel, subscribers)) = channels.subscribers.get_key_value(channel) else { return };
-        for subscriber in subscribers.values() {
-            if subscriber.queue.try_send((channel.clone(), publication.clone())).is_err() {
-                subscriber.slow.cancel();
+        let all = channels.customers > 0 || channels.open.contains_key(ORDERS) || channels.open.contains_key(SALES);
+        let mut name = String::new();
+        let mut wants = |id| {
+            name.clear();
+            name.push_str(ORDER_PREFIX);
+            name.push_str(id);
+            all || channels.open.contains_key(&*name)
+        };
+        order_ids.map(&mut wants).collect()
+    }
+
+    /// Queues changes, in the order of the log, to every subscriber of their channels, and says that all of the log is
+    /// queued up to `through`.
+    pub fn publish(&self, changes: &[Arc<Publication>], through: i64) {
+        let mut channels = self.lock();
+        let mut by_channel: Vec<(String, Vec<&Arc<Publication>>)> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for change in changes {
+            let sale = change.is_sale().then(|| SALES.to_owned());
+            let names = [
+                format!("{ORDER_PREFIX}{}", change.order_id()),
+                format!("{CUSTOMER_PREFIX}{}", change.customer_id()),
+                ORDERS.to_owned(),
+            ];
+            for name in names.into_iter().chain(sale).filter(|name| channels.open.contains_key(&**name)) {
+                let place = *places.entry(name.clone()).or_insert_with(|| {
+                    by_channel.push((name, Vec::new()));
+                    by_channel.len() - 1
+                });
+                by_channel[place].1.push(change);
             }
+        }
+        for (name, changes) in by_channel {
+            let Some((name, _)) = channels.open.get_key_value(&*name) else { continue };
+            let name = name.clone();
+            let Some(channel) = channels.open.get_mut(&name) else { continue };
+            let mut of_channel = Vec::with_capacity(changes.len());
+            for change in changes {
+                // An order knows its last change itself.
+                let previous = if name.starts_with(ORDER_PREFIX) { change.previous_of_order() } else { channel.last };
+                of_channel.push((previous, change.clone()));
+                channel.last = change.position;
+            }
+            channel.queue(&Delivery::Changes(Arc::new(Batch::new(name, of_channel))), false);
+        }
+        drop(channels);
+        self.through.send_replace(through);
+    }
+
+    /// Nobody listened until now: what lies at or before a position has been queued to all who did.
+    pub fn skip_to(&self, position: i64) {
+        self.through.send_replace(position);
+    }
+
+    /// Follows how far the log has been queued.
+    pub fn through(&self) -> watch::Receiver<i64> {
+        self.through.subscribe()
+    }
+
+    /// Queues something that is in no log, for all or for staff.
+    pub fn pass(&self, channel: &str, event: &'static str, data: String, staff_only: bool) {
+        let channels = self.lock();
+        if let Some((name, channel)) = channels.open.get_key_value(channel) {
+            let passing = Passing { channel: name.clone(), event, data };
+            channel.queue(&Delivery::Passing(Arc::new(passing)), staff_only);
         }
     }
 
@@ -95,51 +273,99 @@ impl Hub {
     }
 }
 
+impl Channel {
+    fn queue(&self, delivery: &Delivery, staff_only: bool) {
+        let weight = delivery.weight();
+        for subscriber in self.subscribers.values().filter(|subscriber| subscriber.staff || !staff_only) {
+            subscriber.queue.push(delivery.clone(), weight);
+        }
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut channels = self.hub.lock();
-        if let Some(subscribers) = channels.subscribers.get_mut(&self.channel) {
-            subscribers.remove(&self.id);
-            if subscribers.is_empty() {
-                channels.subscribers.remove(&self.channel);
-            }
+        let Some(channel) = channels.open.get_mut(&self.channel) else { return };
+        channel.subscribers.remove(&self.id);
+        if channel.subscribers.is_empty() {
+            channels.open.remove(&self.channel);
+            channels.customers -= usize::from(self.channel.starts_with(CUSTOMER_PREFIX));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use event_store::event::RecordedEvent;
+
     use super::*;
 
-    fn publication(position: i64) -> Arc<Publication> {
-        Arc::new(Publication { position, order_id: "a".into(), version: position, data: "{}".into() })
+    fn created(order_id: &str, position: i64) -> Arc<Publication> {
+        let payload = r#"{"OrderCreated":{"customer_id":"ada","currency":"USD","attributes":{}}}"#;
+        let event = RecordedEvent {
+            position,
+            aggregate_type: "order".into(),
+            aggregate_id: order_id.into(),
+            sequence: 1,
+            event_type: "OrderCreated".into(),
+            event_version: "1".into(),
+            payload: payload.into(),
+            metadata: "{}".into(),
+            recorded_at: 1,
+        };
+        Arc::new(Publication::of(None, &event).unwrap().0)
     }
 
-    #[tokio::test]
-    async fn a_full_queue_cuts_off_its_own_connection_only() {
-        let hub = Hub::default();
-        let (slow_queue, _kept) = mpsc::channel(1);
-        let (queue, mut deliveries) = mpsc::channel(8);
-        let (slow, fine) = (CancellationToken::new(), CancellationToken::new());
-        let _a = hub.subscribe("orders", slow_queue, slow.clone());
-        let _b = hub.subscribe("orders", queue, fine.clone());
-        for position in 1..=3 {
-            hub.publish("orders", &publication(position));
-        }
-        assert!(slow.is_cancelled() && !fine.is_cancelled());
-        for position in 1..=3 {
-            assert_eq!(deliveries.recv().await.unwrap().1.position, position);
+    fn changes(delivery: Option<Delivery>) -> Vec<(i64, i64)> {
+        match delivery {
+            Some(Delivery::Changes(batch)) => {
+                batch.changes.iter().map(|(prev, change)| (*prev, change.position)).collect()
+            }
+            _ => vec![],
         }
     }
 
-    #[tokio::test]
-    async fn a_channel_ends_with_its_last_subscriber() {
+    #[test]
+    fn a_full_queue_cuts_off_its_own_connection_only() {
         let hub = Hub::default();
-        let (queue, _kept) = mpsc::channel(1);
-        let subscription = hub.subscribe("order:a", queue, CancellationToken::new());
-        assert!(hub.wants("order:a", "orders", "customer:"));
-        assert!(!hub.wants("order:b", "orders", "customer:"));
-        drop(subscription);
-        assert!(!hub.wants("order:a", "orders", "customer:"));
+        let (slow_ender, fine_ender) = (Ender::default(), Ender::default());
+        let ((slow, _slow_end), (fine, mut fine_end)) = (queue(slow_ender.clone()), queue(fine_ender.clone()));
+        let _slow = hub.subscribe(ORDERS, &slow, true);
+        let _fine = hub.subscribe(ORDERS, &fine, true);
+        for position in 1..=QUEUE_MESSAGES_MAX as i64 + 1 {
+            hub.publish(&[created("a", position)], position);
+            assert_eq!(changes(fine_end.try_next()), [(position - 1, position)]);
+        }
+        assert!(slow_ender.has_ended() && !fine_ender.has_ended());
+    }
+
+    #[test]
+    fn each_change_names_the_one_before_it_on_its_channel() {
+        let hub = Hub::default();
+        hub.skip_to(7);
+        let (queue, mut end) = queue(Ender::default());
+        let _all = hub.subscribe(ORDERS, &queue, true);
+        let _one = hub.subscribe("order:b", &queue, true);
+        hub.publish(&[created("a", 8), created("b", 9)], 9);
+        hub.publish(&[created("b", 12)], 12);
+        // An order's first change has none before it.
+        assert_eq!(changes(end.try_next()), [(7, 8), (8, 9)]);
+        assert_eq!(changes(end.try_next()), [(0, 9)]);
+        assert_eq!(changes(end.try_next()), [(0, 12)]);
+        assert_eq!(changes(end.try_next()), [(9, 12)]);
+        assert_eq!(*hub.through().borrow(), 12);
+    }
+
+    #[test]
+    fn a_channel_ends_with_its_last_subscriber() {
+        let hub = Hub::default();
+        let (queue, _end) = queue(Ender::default());
+        let order = hub.subscribe("order:a", &queue, false);
+        assert_eq!(hub.wants(["a", "b"].into_iter()), [true, false]);
+        let customer = hub.subscribe("customer:ada", &queue, false);
+        assert_eq!(hub.wants(["a", "b"].into_iter()), [true, true]);
+        drop((order, customer));
+        assert_eq!(hub.wants(["a", "b"].into_iter()), [false, false]);
+        assert!(hub.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use event_store::store::open;
 use platform::auth::{Authenticator, Role};
 use projections::generation::prepare;
@@ -17,7 +17,7 @@ pub async fn serve(serve: Serve) -> anyhow::Result<u8> {
     let flags = [("listen", serve.listen), ("roles", serve.roles)];
     let flags: Vec<_> = flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let settings = load(&serve.common, &flags)?;
-    settings.server.roles().map_err(Usage)?;
+    Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
     platform::telemetry::init(&settings.log)?;
     run::serve(settings, |_| {}).await?;
     Ok(0)
@@ -50,16 +50,14 @@ pub fn token(token: Token) -> anyhow::Result<u8> {
         RoleName::Staff => Role::Staff,
         RoleName::Admin => Role::Admin,
     };
-    println!("{}", Authenticator::new(&settings.auth)?.sign(&token.sub, role, token.ttl)?);
+    let signed = Authenticator::new(&settings.auth).and_then(|keys| keys.sign(&token.sub, role, token.ttl));
+    println!("{}", signed.map_err(|error| Usage(error.into()))?);
     Ok(0)
 }
 
 pub fn config_check(common: Common) -> anyhow::Result<u8> {
     let settings = load(&common, &[])?;
-    settings.server.roles().map_err(Usage)?;
-    if let Err(error) = Authenticator::new(&settings.auth) {
-        bail!(Usage(error.into()));
-    }
+    Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
     if std::io::stderr().is_terminal() {
         eprintln!("The settings can be used.");
     }

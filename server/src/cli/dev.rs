@@ -30,6 +30,8 @@ pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Resul
     }
     settings.store.database_url = format!("sqlite:{}", settings.server.data.join("docket.db").display());
     settings.auth.jwt_secret = Some(own_secret(&settings.server.data)?.into());
+    // A page that is being developed comes from some port of this machine.
+    settings.push.allowed_origins = "loopback".to_owned();
     platform::telemetry::init(&settings.log)?;
     let token = Authenticator::new(&settings.auth)?.sign("dev", Role::Admin, TOKEN_TTL)?;
     let data = settings.server.data.clone();

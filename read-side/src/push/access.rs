@@ -1,0 +1,173 @@
+//! Who listens: the credentials of clients that can send a header and of those, mostly browsers, that cannot.
+
+use axum::extract::State;
+use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use event_store::db::Value;
+use event_store::now_us;
+use platform::auth::Principal;
+use platform::problem::Problem;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::state::{ReadSide, unavailable};
+
+/// How long a ticket may wait for its use.
+const TICKET_SECONDS: i64 = 60;
+/// Name of the cookie that holds a token.
+const COOKIE_NAME: &str = "docket_token";
+/// In front of a token among the subprotocols, which is base64url then.
+const BEARER_PROTOCOL: &str = "bearer.";
+
+/// The routes.
+pub fn router() -> OpenApiRouter<ReadSide> {
+    OpenApiRouter::new().routes(routes!(ticket))
+}
+
+/// A ticket.
+#[derive(Debug, Serialize, ToSchema)]
+struct Ticket {
+    /// Opens one socket or stream as `?ticket=…`.
+    ticket: String,
+    /// Seconds within which it has to be used.
+    expires_in: i64,
+}
+
+/// A ticket that stands for the caller's token where no header can be sent: once, on any process.
+#[utoipa::path(post, path = "/v1/tickets", tag = "live updates",
+    responses((status = 201, body = Ticket), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn ticket(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
+    let ticket = URL_SAFE_NO_PAD.encode([Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat());
+    let now = now_us();
+    let claims = serde_json::to_string(&principal).map_err(|_| Problem::internal())?;
+    let values = vec![hash(&ticket), claims.into(), (now + TICKET_SECONDS * 1_000_000).into()];
+    let kept = async {
+        let mut tx = state.store.db().begin().await?;
+        tx.execute("delete from tickets where expires_at < $1", vec![now.into()]).await?;
+        tx.execute("insert into tickets (hash, principal, expires_at) values ($1, $2, $3)", values).await?;
+        tx.commit().await
+    };
+    kept.await.map_err(unavailable)?;
+    Ok((StatusCode::CREATED, axum::Json(Ticket { ticket, expires_in: TICKET_SECONDS })).into_response())
+}
+
+fn hash(ticket: &str) -> Value {
+    format!("{:x}", Sha256::digest(ticket)).into()
+}
+
+async fn redeem(state: &ReadSide, ticket: &str) -> Result<Principal, Problem> {
+    let redeemed = async {
+        let mut tx = state.store.db().begin().await?;
+        let sql = "delete from tickets where hash = $1 returning principal, expires_at";
+        let rows: Vec<(String, i64)> = tx.fetch_all(sql, vec![hash(ticket)]).await?;
+        tx.commit().await?;
+        Ok(rows)
+    };
+    let rows = redeemed.await.map_err(unavailable)?;
+    let live = rows.into_iter().find(|(_, expires_at)| *expires_at >= now_us());
+    let principal: Option<Principal> = live.and_then(|(principal, _)| serde_json::from_str(&principal).ok());
+    match principal {
+        Some(principal) if !state.authenticator.revoked().borrow().covers(&principal) => Ok(principal),
+        _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "invalid-ticket", "Invalid ticket")
+            .detail("the ticket is unknown, was used, or is older than 60 s: get another one from POST /v1/tickets")),
+    }
+}
+
+/// The caller, by the `Authorization` header, a `bearer.…` subprotocol, a `?ticket=`, or, from an allowed origin, the
+/// cookie; `None` where there is nothing of these.
+///
+/// # Errors
+/// 403 for a page of an origin that is not allowed; 401 for credentials that are not believed.
+pub async fn identify(state: &ReadSide, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
+    let from_page = check_origin(&state.settings.allowed_origins, &parts.headers)?;
+    if parts.headers.contains_key(AUTHORIZATION) {
+        return state.authenticator.authenticate(parts).map(Some);
+    }
+    if let Some(offered) = bearer_protocol(&parts.headers) {
+        let bytes = URL_SAFE_NO_PAD.decode(&offered[BEARER_PROTOCOL.len()..]).unwrap_or_default();
+        return state.authenticator.verify(std::str::from_utf8(&bytes).unwrap_or_default()).map(Some);
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    if let Some((_, ticket)) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "ticket") {
+        return redeem(state, &ticket).await.map(Some);
+    }
+    match cookie(&parts.headers) {
+        // A page of anywhere makes a browser send its cookies: only the origin says whose page it is.
+        Some(token) if from_page => state.authenticator.verify(token).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The subprotocol that carries a token, if the client offers one.
+pub fn bearer_protocol(headers: &HeaderMap) -> Option<&str> {
+    let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    offers.flat_map(|offers| offers.split(',')).map(str::trim).find(|offer| offer.starts_with(BEARER_PROTOCOL))
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
+}
+
+/// Whether the request comes from a page of an allowed origin; programs send no `Origin`.
+fn check_origin(allowed: &str, headers: &HeaderMap) -> Result<bool, Problem> {
+    let Some(origin) = headers.get(ORIGIN) else { return Ok(false) };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    match is_allowed(allowed, origin, host) {
+        true => Ok(true),
+        false => Err(Problem::new(StatusCode::FORBIDDEN, "origin-not-allowed", "Origin not allowed")
+            .detail(format!("pages of {origin} may not listen here: add it to the setting allowed_origins"))),
+    }
+}
+
+/// Whether pages of an origin may listen: those of the host that is asked, and those of the list, separated by commas.
+/// `loopback` stands for any port of this machine.
+pub fn is_allowed(allowed: &str, origin: &str, host: Option<&str>) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let same_host = host.is_some_and(|host| host.eq_ignore_ascii_case(authority));
+    let name = match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => authority,
+    };
+    let loopback = ["http", "https"].contains(&scheme) && ["localhost", "127.0.0.1", "[::1]"].contains(&name);
+    same_host
+        || allowed
+            .split(',')
+            .map(str::trim)
+            .any(|entry| entry.eq_ignore_ascii_case(origin) || (entry == "loopback" && loopback))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_compared_whole() {
+        let allowed = "https://shop.example, http://localhost:5173";
+        for (origin, host, expected) in [
+            ("https://shop.example", None, true),
+            ("https://shop.example.evil.test", None, false),
+            ("http://shop.example", None, false),
+            ("http://localhost:5173", None, true),
+            ("http://localhost:5174", None, false),
+            ("https://docket.example", Some("docket.example"), true),
+            ("https://evil.test", Some("docket.example"), false),
+            ("null", Some("docket.example"), false),
+        ] {
+            assert_eq!(is_allowed(allowed, origin, host), expected, "{origin}");
+        }
+        assert!(is_allowed("loopback", "http://127.0.0.1:3000", None));
+        assert!(is_allowed("loopback", "http://[::1]:3000", None));
+        assert!(!is_allowed("loopback", "http://localhost.evil.test", None));
+    }
+}

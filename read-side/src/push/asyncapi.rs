@@ -1,0 +1,187 @@
+//! `/asyncapi.json`: the sockets and streams as an AsyncAPI 3 document, made from the list of channels.
+
+use axum::Json;
+use axum::routing::get;
+use serde_json::{Map, Value, json};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::push::channels::channels;
+use crate::state::ReadSide;
+
+/// The route.
+pub fn router() -> OpenApiRouter<ReadSide> {
+    OpenApiRouter::new().route("/asyncapi.json", get(async || Json(document())))
+}
+
+/// The document.
+pub fn document() -> Value {
+    let mut own = Map::new();
+    let mut operations = Map::new();
+    for channel in channels() {
+        let name = channel.name.trim_end_matches(':').replace(':', "_");
+        let mut described = json!({
+            "address": if channel.has_id { format!("{}{{id}}", channel.name) } else { channel.name.to_owned() },
+            "title": channel.shows,
+            "description": format!("Who may listen: {}.", channel.who),
+            "messages": messages(&["snapshot", "publication"]),
+        });
+        if channel.has_id {
+            described["parameters"] = json!({"id": {"description": "1 to 64 of A-Z a-z 0-9 _ -"}});
+        }
+        if channel.has_presence {
+            described["messages"] = messages(&["snapshot", "publication", "join", "leave"]);
+        }
+        if channel.is_in_no_log() {
+            described["messages"] = messages(&["snapshot", "projections"]);
+        }
+        operations.insert(
+            format!("follow_{name}"),
+            json!({
+                "action": "send",
+                "channel": {"$ref": format!("#/channels/{name}")},
+                "summary": channel.shows,
+            }),
+        );
+        own.insert(name, described);
+    }
+    own.insert(
+        "socket".to_owned(),
+        json!({
+            "address": "/ws",
+            "title": "The Centrifuge client protocol, version 2, in JSON",
+            "description": "Frames hold JSON objects separated by line feeds. `/ws/admin` is the same for admins alone.",
+            "messages": messages(&["command", "reply", "push", "ping"]),
+            "bindings": {"ws": {"method": "GET"}},
+        }),
+    );
+    own.insert(
+        "stream".to_owned(),
+        json!({
+            "address": "/v1/live",
+            "title": "Server-sent events",
+            "description": "`GET /v1/live?channel=…&channel=…`; `Last-Event-ID` resumes. The same piecewise: `/v1/poll`.",
+            "messages": messages(&["event"]),
+            "bindings": {"http": {}},
+        }),
+    );
+    let on = |name: &str| json!({"$ref": format!("#/channels/{name}")});
+    let of_socket = |names: &[&str]| {
+        let reference = |name: &&str| json!({"$ref": format!("#/channels/socket/messages/{name}")});
+        names.iter().map(reference).collect::<Vec<_>>()
+    };
+    operations.insert(
+        "command".to_owned(),
+        json!({"action": "receive", "channel": on("socket"), "summary": "What clients send",
+            "messages": of_socket(&["command", "ping"])}),
+    );
+    operations.insert(
+        "answer".to_owned(),
+        json!({"action": "send", "channel": on("socket"), "summary": "Replies, pushes and pings",
+            "messages": of_socket(&["reply", "push", "ping"])}),
+    );
+    operations.insert(
+        "stream".to_owned(),
+        json!({"action": "send", "channel": on("stream"), "summary": "Events of a stream"}),
+    );
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Docket, live updates",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Every change of an order, once and in order, over sockets, server-sent events or polls.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": own,
+        "operations": operations,
+        "components": {"messages": definitions()},
+    })
+}
+
+fn messages(names: &[&str]) -> Value {
+    names.iter().map(|name| ((*name).to_owned(), json!({"$ref": format!("#/components/messages/{name}")}))).collect()
+}
+
+fn definitions() -> Value {
+    let object = |properties: Value, required: &[&str]| json!({"type": "object", "properties": properties, "required": required});
+    let text = || json!({"type": "string"});
+    let number = || json!({"type": "integer"});
+    let message = |summary: &str, payload: Value| json!({"summary": summary, "payload": payload});
+    let channel = || object(json!({"channel": text()}), &["channel"]);
+    let change = object(
+        json!({
+            "type": {"type": "string", "description": "the event's name, as in schemas/events"},
+            "order_id": text(),
+            "version": number(),
+            "position": number(),
+            "occurred_at": {"type": "string", "format": "date-time"},
+            "payload": {"type": "object"},
+            "view": {"type": "object", "description": "the order after it, as GET /v1/orders/{id} answers it"},
+            "patch": {"type": "object", "description": "in place of view, where it was asked for: RFC 7396"},
+        }),
+        &["type", "order_id", "version", "position", "occurred_at", "payload"],
+    );
+    let publication = object(
+        json!({
+            "data": change,
+            "offset": {"type": "integer", "description": "position in the log"},
+            "tags": object(json!({"prev": {"type": "string", "description": "position of the change before it"}}), &["prev"]),
+        }),
+        &["data", "offset", "tags"],
+    );
+    let who = object(json!({"client": text(), "user": text()}), &["user"]);
+    json!({
+        "snapshot": message("How it is, and the position at which it was so", object(
+            json!({"type": {"const": "snapshot"}, "view": {}, "items": {"type": "array"}, "position": number()}),
+            &["type", "position"],
+        )),
+        "publication": message("A change", publication),
+        "join": message("Somebody looks at it, who did not", object(json!({"info": who}), &["info"])),
+        "leave": message("Somebody looks at it no more", object(json!({"info": who}), &["info"])),
+        "projections": message("How the projections stand", object(json!({"items": {"type": "array"}}), &["items"])),
+        "command": message("One command; its reply has the same id", object(
+            json!({
+                "id": number(),
+                "connect": object(json!({"token": text()}), &[]),
+                "subscribe": object(json!({
+                    "channel": text(), "recover": {"type": "boolean"}, "offset": number(), "epoch": text(),
+                    "data": object(json!({"delta": {"const": "merge-patch"}}), &[]),
+                }), &["channel"]),
+                "unsubscribe": channel(), "presence": channel(), "presence_stats": channel(),
+                "refresh": object(json!({"token": text()}), &["token"]),
+                "ping": object(json!({}), &[]),
+            }),
+            &["id"],
+        )),
+        "reply": message("The answer to a command", object(
+            json!({
+                "id": number(),
+                "error": object(json!({"code": number(), "message": text(), "temporary": {"type": "boolean"}}), &["code", "message"]),
+                "connect": object(json!({"client": text(), "version": text(), "expires": {"type": "boolean"},
+                    "ttl": number(), "ping": number(), "pong": {"type": "boolean"}}), &["client"]),
+                "subscribe": object(json!({
+                    "recoverable": {"const": true}, "positioned": {"const": true}, "epoch": text(), "offset": number(),
+                    "was_recovering": {"type": "boolean"}, "recovered": {"type": "boolean"},
+                    "publications": {"type": "array", "items": publication},
+                    "data": {"$ref": "#/components/messages/snapshot/payload"},
+                }), &["epoch", "offset", "recovered"]),
+            }),
+            &["id"],
+        )),
+        "push": message("What happened on a channel", object(
+            json!({"push": object(json!({
+                "channel": text(), "pub": publication, "join": {"type": "object"}, "leave": {"type": "object"},
+                "unsubscribe": object(json!({"code": number(), "reason": text()}), &["code"]),
+            }), &["channel"])}),
+            &["push"],
+        )),
+        "ping": message("An empty object; the client answers with the same", object(json!({}), &[])),
+        "event": message("The data of a server-sent event", object(
+            json!({
+                "event": {"enum": ["snapshot", "pub", "join", "leave", "reset", "auth_expired"]},
+                "channel": text(), "offset": number(), "prev": number(), "data": {},
+            }),
+            &[],
+        )),
+    })
+}

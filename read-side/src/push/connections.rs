@@ -1,0 +1,251 @@
+//! The open connections of this process: who they belong to, how many there may be, and how they end from outside.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use platform::auth::{Authenticator, Principal};
+use tokio_util::sync::CancellationToken;
+
+/// How often every connection's token is looked at again.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// In how many steps, and how far apart, the connections of a process that stops are told: their clients come back
+/// elsewhere, and shall not all come at once.
+const DRAIN_STEPS: usize = 20;
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+/// How long connections may take to say goodbye.
+const GOODBYES_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a connection has to end.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum End {
+    /// More waited for it than may.
+    Slow,
+    /// The process stops.
+    Shutdown,
+    /// Its token is believed no more.
+    Revoked,
+}
+
+/// Ends a connection, from wherever.
+#[derive(Clone, Default)]
+pub struct Ender(Arc<(CancellationToken, OnceLock<End>)>);
+
+impl Ender {
+    /// Asks the connection to end; the first reason counts.
+    pub fn end(&self, why: End) {
+        let (token, reason) = &*self.0;
+        let _ = reason.set(why);
+        token.cancel();
+    }
+
+    /// Whether it was asked to.
+    pub fn has_ended(&self) -> bool {
+        self.0.0.is_cancelled()
+    }
+
+    /// Waits until it is asked to.
+    pub async fn ended(&self) -> End {
+        self.0.0.cancelled().await;
+        // The reason is set before the token is cancelled.
+        self.0.1.get().copied().unwrap_or(End::Shutdown)
+    }
+}
+
+/// Which limit a connection has met.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Full {
+    /// Of its address.
+    Address,
+    /// Of its subject.
+    Subject,
+}
+
+/// The connections; cheap to clone.
+#[derive(Clone)]
+pub struct Connections {
+    open: Arc<Mutex<Open>>,
+    per_address_max: usize,
+    per_subject_max: usize,
+}
+
+#[derive(Default)]
+struct Open {
+    entries: HashMap<u64, Entry>,
+    addresses: HashMap<IpAddr, usize>,
+    subjects: HashMap<String, usize>,
+    next_id: u64,
+}
+
+struct Entry {
+    address: IpAddr,
+    principal: Option<Principal>,
+    ender: Ender,
+}
+
+/// A connection's place among the open ones; given back when dropped.
+pub struct Place {
+    connections: Connections,
+    id: u64,
+}
+
+impl Connections {
+    /// None yet. A limit of 0 is none.
+    pub fn new(per_address_max: u32, per_subject_max: u32) -> Self {
+        let limit = |max: u32| if max == 0 { usize::MAX } else { max as usize };
+        Self { open: Arc::default(), per_address_max: limit(per_address_max), per_subject_max: limit(per_subject_max) }
+    }
+
+    /// A place for a connection of an address.
+    ///
+    /// # Errors
+    /// The address has as many as it may.
+    pub fn enter(&self, address: IpAddr, ender: &Ender) -> Result<Place, Full> {
+        let mut open = self.lock();
+        let count = open.addresses.entry(address).or_default();
+        if *count >= self.per_address_max {
+            return Err(Full::Address);
+        }
+        *count += 1;
+        open.next_id += 1;
+        let id = open.next_id;
+        open.entries.insert(id, Entry { address, principal: None, ender: ender.clone() });
+        Ok(Place { connections: self.clone(), id })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends the connections whose tokens are revoked, as soon as it is known, and all of them, step by step, when the
+    /// process stops. Returns when they have said goodbye, or have had the time to.
+    pub async fn watch(self, authenticator: Authenticator, stop: CancellationToken) {
+        let mut revoked = authenticator.revoked();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                // The sender lives as long as the authenticator.
+                _ = revoked.changed() => {}
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+            }
+            let revoked = revoked.borrow_and_update().clone();
+            for entry in self.lock().entries.values() {
+                if entry.principal.as_ref().is_some_and(|principal| revoked.covers(principal)) {
+                    entry.ender.end(End::Revoked);
+                }
+            }
+        }
+        let enders: Vec<_> = self.lock().entries.values().map(|entry| entry.ender.clone()).collect();
+        for step in enders.chunks(enders.len().div_ceil(DRAIN_STEPS).max(1)) {
+            step.iter().for_each(|ender| ender.end(End::Shutdown));
+            tokio::time::sleep(DRAIN_STEP).await;
+        }
+        let goodbyes = async {
+            while !self.is_empty() {
+                // Those that came while the others were told.
+                self.lock().entries.values().for_each(|entry| entry.ender.end(End::Shutdown));
+                tokio::time::sleep(DRAIN_STEP).await;
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYES_WITHIN, goodbyes).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Place {
+    /// Says whose connection it is, now or anew. Only customers are counted.
+    ///
+    /// # Errors
+    /// The customer has as many as they may.
+    pub fn belongs_to(&self, principal: &Principal) -> Result<(), Full> {
+        let mut open = self.connections.lock();
+        let open = &mut *open;
+        let Some(entry) = open.entries.get_mut(&self.id) else { return Ok(()) };
+        let counted = |principal: &Option<Principal>| principal.clone().filter(|known| !known.is_staff());
+        let (before, now) = (counted(&entry.principal), counted(&Some(principal.clone())));
+        let stays = matches!((&before, &now), (Some(before), Some(now)) if before.subject == now.subject);
+        if let Some(now) = now.filter(|_| !stays) {
+            let count = open.subjects.entry(now.subject).or_default();
+            if *count >= self.connections.per_subject_max {
+                return Err(Full::Subject);
+            }
+            *count += 1;
+        }
+        entry.principal = Some(principal.clone());
+        if let Some(before) = before.filter(|_| !stays) {
+            give_back(&mut open.subjects, &before);
+        }
+        Ok(())
+    }
+}
+
+fn give_back(subjects: &mut HashMap<String, usize>, principal: &Principal) {
+    if !principal.is_staff()
+        && let Some(count) = subjects.get_mut(&principal.subject)
+    {
+        *count -= 1;
+        if *count == 0 {
+            subjects.remove(&principal.subject);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.connections.lock();
+        let Some(entry) = open.entries.remove(&self.id) else { return };
+        if let Some(principal) = &entry.principal {
+            give_back(&mut open.subjects, principal);
+        }
+        if let Some(count) = open.addresses.get_mut(&entry.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.addresses.remove(&entry.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use platform::auth::Role;
+
+    use super::*;
+
+    fn principal(subject: &str, role: Role) -> Principal {
+        Principal { subject: subject.into(), role, token_id: None, issued_at: 0, expires_at: 0 }
+    }
+
+    #[test]
+    fn places_are_counted_and_given_back() {
+        let connections = Connections::new(3, 1);
+        let enter = || connections.enter(IpAddr::from([127, 0, 0, 1]), &Ender::default());
+        let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
+        assert_eq!(enter().err(), Some(Full::Address));
+        let ada = principal("ada", Role::Customer);
+        one.belongs_to(&ada).unwrap();
+        one.belongs_to(&ada).unwrap();
+        assert_eq!(two.belongs_to(&ada), Err(Full::Subject));
+        let clerk = principal("clerk", Role::Staff);
+        two.belongs_to(&clerk).unwrap();
+        three.belongs_to(&clerk).unwrap();
+        // Promoted, and so counted no more.
+        one.belongs_to(&principal("ada", Role::Staff)).unwrap();
+        drop(two);
+        let four = enter().unwrap();
+        four.belongs_to(&ada).unwrap();
+        drop((one, three, four));
+        let open = connections.lock();
+        assert!(open.entries.is_empty() && open.subjects.is_empty() && open.addresses.is_empty());
+    }
+}

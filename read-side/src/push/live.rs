@@ -1,0 +1,416 @@
+//! `GET /v1/live`: any set of channels as server-sent events, and `GET /v1/poll`: the same, a piece a request.
+//!
+//! Both are resumed by one cursor: a position of the log says how far a client has come in all of its channels.
+//! Server-sent events are those of <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::Stream;
+use platform::auth::Principal;
+use platform::problem::Problem;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::push::access::identify;
+use crate::push::centrifuge::{too_many_connections, ttl};
+use crate::push::channels::{Refused, find};
+use crate::push::connections::{End, Ender, Place};
+use crate::push::hub::{Passing, queue};
+use crate::push::session::{Change, Cursor, Merged, Next, Opened, Start, open};
+use crate::state::{ReadSide, forbidden, invalid, not_found, unavailable};
+
+/// Channels of one request, at most.
+const CHANNELS_MAX: usize = 128;
+/// How often a silent stream says that it is alive.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+/// When a client whose stream ended comes back, in milliseconds; spread, so that not all come at once.
+const RETRY_MS: std::ops::Range<u64> = 500..1_500;
+/// Wait of a poll, in seconds.
+const WAIT: u64 = 25;
+const WAIT_MAX: u64 = 60;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Tells nginx to pass on what it gets.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The routes.
+pub fn router() -> OpenApiRouter<ReadSide> {
+    OpenApiRouter::new().routes(routes!(live)).routes(routes!(poll))
+}
+
+/// Which channels, from where.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "describes the parameters; they are read one by one, because a channel may come often")]
+struct LiveQuery {
+    /// A channel; as often as there are channels.
+    channel: Vec<String>,
+    /// Where to go on, for clients that cannot send `Last-Event-ID`.
+    last_event_id: Option<String>,
+    /// A ticket of `POST /v1/tickets`, for clients that cannot send `Authorization`.
+    ticket: Option<String>,
+}
+
+/// Which channels, from where, how long.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "describes the parameters; they are read one by one, because a channel may come often")]
+struct PollQuery {
+    /// A channel; as often as there are channels.
+    channel: Vec<String>,
+    /// The cursor of the answer before; without it, the answer holds snapshots.
+    cursor: Option<String>,
+    /// Seconds to wait for a change, 0 to 60; 25 where it is left out.
+    wait: Option<u64>,
+    /// A ticket of `POST /v1/tickets`, for clients that cannot send `Authorization`.
+    ticket: Option<String>,
+}
+
+/// What happened on the channels.
+#[derive(Debug, Serialize, ToSchema)]
+struct Polled {
+    /// For the next request: everything up to here is known.
+    cursor: String,
+    /// In the order of the log.
+    events: Vec<Event>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Serialize, ToSchema)]
+struct Event {
+    /// `snapshot`, `pub`, `join`, `leave`, or `reset`: what follows the cursor is not known, snapshots come.
+    event: &'static str,
+    /// The channel; none for a reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    channel: Option<Arc<str>>,
+    /// Position of a change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<i64>,
+    /// Position of the change before it on its channel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev: Option<i64>,
+    /// The change, or the snapshot.
+    #[schema(value_type = Object)]
+    data: Box<RawValue>,
+}
+
+impl Event {
+    fn change(channel: &Arc<str>, (previous, change): &Change) -> Self {
+        Self {
+            event: "pub",
+            channel: Some(channel.clone()),
+            offset: Some(change.position),
+            prev: Some(*previous),
+            data: RawValue::from_string(change.data.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn passing(passing: &Passing) -> Self {
+        let data = RawValue::from_string(passing.data.clone()).unwrap_or_default();
+        Self { event: passing.event, channel: Some(passing.channel.clone()), offset: None, prev: None, data }
+    }
+
+    fn other(event: &'static str, channel: Option<Arc<str>>, data: &Value) -> Self {
+        // A value always serializes.
+        let data = serde_json::value::to_raw_value(data).unwrap_or_default();
+        Self { event, channel, offset: None, prev: None, data }
+    }
+}
+
+/// Follows channels as server-sent events: `snapshot` first, or what followed `Last-Event-ID`; then `pub` for each
+/// change; `reset` before snapshots that had to replace what was missed; `auth_expired` before the stream ends with its
+/// token.
+#[utoipa::path(get, path = "/v1/live", tag = "live updates", params(LiveQuery),
+    responses((status = 200, body = String, content_type = "text/event-stream"),
+        (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn live(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+    let mut asked = Asked::read(&state, request, &["last_event_id"]).await?;
+    let header = asked.last_event_id.take();
+    let after = header.or_else(|| asked.parameter("last_event_id").map(str::to_owned));
+    // What is no cursor of ours is answered with a reset: an EventSource cannot be told to forget its id.
+    let after = after.filter(|id| !id.is_empty()).map(|id| id.parse().ok());
+    let (merged, opened) = asked.open(&state, after.clone().flatten().as_ref()).await?;
+    let starts = Starts::new(&state, &opened, after.is_some());
+    let mut stream = Live {
+        cursor: starts.cursor,
+        merged,
+        ready: VecDeque::new(),
+        epoch: state.store.incarnation().into(),
+        comment_at: Instant::now() + COMMENT_EVERY,
+        expires: Instant::now() + Duration::from_secs(ttl(&asked.principal)),
+        ender: asked.ender,
+        _place: asked.place,
+    };
+    stream.start(starts.events);
+    Ok((
+        [
+            (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+            (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+        ],
+        Body::from_stream(stream.into_stream()),
+    )
+        .into_response())
+}
+
+/// What follows the cursor on the channels, or, where nothing does, the next change within `wait` seconds.
+#[utoipa::path(get, path = "/v1/poll", tag = "live updates", params(PollQuery),
+    responses((status = 200, body = Polled), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+    let asked = Asked::read(&state, request, &["cursor", "wait"]).await?;
+    let wait = match asked.parameter("wait").map(str::parse) {
+        None => WAIT,
+        Some(Ok(wait @ 0..=WAIT_MAX)) => wait,
+        Some(_) => return Err(invalid("wait", &format!("0 to {WAIT_MAX} seconds"))),
+    };
+    let until = Instant::now() + Duration::from_secs(wait);
+    let after = match asked.parameter("cursor") {
+        None | Some("") => None,
+        Some(text) => Some(text.parse().map_err(|()| invalid("cursor", "give the cursor of the answer before"))?),
+    };
+    let (mut merged, opened) = asked.open(&state, after.as_ref()).await?;
+    let mut starts = Starts::new(&state, &opened, after.is_some());
+    if starts.events.is_empty() {
+        let next = tokio::select! {
+            next = timeout_at(until, merged.next()) => next.ok(),
+            end = asked.ender.ended() => match end {
+                End::Revoked => return Err(revoked()),
+                End::Slow | End::Shutdown => None,
+            },
+        };
+        match next {
+            Some(Next::Changes(changes)) => {
+                // Between its own cursor and where it was opened there was nothing.
+                let (opened, known) = (starts.cursor, after.map_or(starts.cursor, |after| after.position));
+                for (channel, (previous, change)) in changes {
+                    let previous = if previous <= opened { previous.min(known) } else { previous };
+                    starts.cursor = change.position;
+                    starts.events.push(Event::change(&channel, &(previous, change)));
+                }
+            }
+            Some(Next::Passing(passing)) => {
+                starts.events.push(Event::passing(&passing));
+            }
+            // The cursor stays where it is, and the next poll reads the log.
+            Some(Next::Gap) => {}
+            None => starts.cursor = merged.idle_at().map_or(starts.cursor, |at| at.max(starts.cursor)),
+        }
+    }
+    let cursor = Cursor { epoch: state.store.incarnation().to_owned(), position: starts.cursor };
+    let polled = Polled { cursor: cursor.to_string(), events: starts.events };
+    Ok(([(CACHE_CONTROL, HeaderValue::from_static("no-store"))], axum::Json(polled)).into_response())
+}
+
+/// A request for channels.
+struct Asked {
+    principal: Principal,
+    parameters: Vec<(String, String)>,
+    last_event_id: Option<String>,
+    ender: Ender,
+    place: Place,
+}
+
+impl Asked {
+    async fn read(state: &ReadSide, request: Request, known: &[&str]) -> Result<Self, Problem> {
+        let (mut parts, _) = request.into_parts();
+        let principal = match identify(state, &mut parts).await? {
+            Some(principal) => principal,
+            None => state.authenticator.authenticate(&mut parts)?,
+        };
+        let ConnectInfo(peer) =
+            ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, state).await.map_err(|_| Problem::internal())?;
+        let query = parts.uri.query().unwrap_or_default().as_bytes();
+        let parameters: Vec<(String, String)> = form_urlencoded::parse(query).into_owned().collect();
+        let is_known = |name: &str| name == "channel" || name == "ticket" || known.contains(&name);
+        if let Some((unknown, _)) = parameters.iter().find(|(name, _)| !is_known(name)) {
+            return Err(invalid(unknown, "there is no such parameter"));
+        }
+        let ender = Ender::default();
+        let place = state.connections.enter(peer.ip(), &ender).map_err(|_| too_many_connections())?;
+        place.belongs_to(&principal).map_err(|_| too_many_connections())?;
+        let last_event_id = parts.headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        Ok(Self { principal, parameters, last_event_id, ender, place })
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    async fn open(&self, state: &ReadSide, after: Option<&Cursor>) -> Result<(Merged, Vec<Opened>), Problem> {
+        let mut names: Vec<&str> =
+            self.parameters.iter().filter(|(name, _)| name == "channel").map(|(_, name)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if !(1..=CHANNELS_MAX).contains(&names.len()) {
+            return Err(invalid("channel", &format!("give 1 to {CHANNELS_MAX} of them, each as channel=…")));
+        }
+        let (queue, deliveries) = queue(self.ender.clone());
+        let mut opened = open(state, &self.principal, &names, after, &queue).await.map_err(refused)?;
+        let merged = Merged::new(state, deliveries, &mut opened);
+        Ok((merged, opened))
+    }
+}
+
+fn refused((channel, refused): (String, Refused)) -> Problem {
+    match refused {
+        Refused::Denied if ["orders", "reports:sales"].contains(&&*channel) => forbidden("staff"),
+        Refused::Denied if channel == "projections" => forbidden("admin"),
+        Refused::Denied | Refused::Unknown => {
+            not_found("channel-not-found", "There is no such channel").detail(format!("there is no channel {channel}"))
+        }
+        Refused::Unavailable(error) => unavailable(error),
+    }
+}
+
+fn revoked() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked").detail("the token was revoked")
+}
+
+/// What a listener gets first.
+struct Starts {
+    events: Vec<Event>,
+    cursor: i64,
+}
+
+impl Starts {
+    /// `resuming` says that there was a cursor: then snapshots are what could not be avoided.
+    fn new(state: &ReadSide, opened: &[Opened], resuming: bool) -> Self {
+        let mut events = Vec::new();
+        let mut changes = Vec::new();
+        for Opened { channel, start, .. } in opened {
+            match start {
+                Start::Snapshot(data) => events.push(Event::other("snapshot", Some(channel.clone()), data)),
+                Start::Recovered(recovered) => changes.extend(recovered.iter().map(|change| (channel, change))),
+            }
+        }
+        let lost =
+            |event: &Event| event.channel.clone().filter(|name| find(name).is_ok_and(|(kind, _)| !kind.is_in_no_log()));
+        let channels: Vec<_> = events.iter().filter_map(lost).collect();
+        if resuming && !channels.is_empty() {
+            let why = json!({"channels": channels, "epoch": state.store.incarnation()});
+            events.insert(0, Event::other("reset", None, &why));
+        }
+        changes.sort_by_key(|(_, (_, change))| change.position);
+        events.extend(changes.into_iter().map(|(channel, change)| Event::change(channel, change)));
+        let cursor = opened.iter().map(|opened| opened.position).min().unwrap_or(0);
+        Self { events, cursor }
+    }
+}
+
+/// An open stream of events.
+struct Live {
+    merged: Merged,
+    ready: VecDeque<Bytes>,
+    epoch: Arc<str>,
+    /// Position up to which everything has been sent.
+    cursor: i64,
+    comment_at: Instant,
+    expires: Instant,
+    ender: Ender,
+    _place: Place,
+}
+
+impl Live {
+    /// The events that come first. Changes each have their id; among snapshots only with the last event the client knows
+    /// what lies before it on all channels.
+    fn start(&mut self, events: Vec<Event>) {
+        let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * (RETRY_MS.end - RETRY_MS.start) / 256;
+        let mut text = format!("retry: {}\n\n", RETRY_MS.start + spread);
+        let only_changes = events.iter().all(|event| event.offset.is_some());
+        for (at, event) in events.iter().enumerate() {
+            let id = match events.get(at + 1) {
+                None => Some(self.cursor),
+                Some(next) if only_changes && next.offset != event.offset => event.offset,
+                Some(_) => None,
+            };
+            self.write(&mut text, event, id);
+        }
+        if events.is_empty() {
+            self.write_cursor(&mut text);
+        }
+        self.ready.push_back(text.into());
+    }
+
+    fn write(&self, text: &mut String, event: &Event, id: Option<i64>) {
+        let _ = writeln!(text, "event: {}", event.event);
+        if let Some(position) = id {
+            let _ = writeln!(text, "id: {position}.{}", self.epoch);
+        }
+        // JSON on one line.
+        let _ = writeln!(text, "data: {}\n", serde_json::to_string(event).unwrap_or_default());
+    }
+
+    /// Moves the id of the client on, without an event.
+    fn write_cursor(&self, text: &mut String) {
+        let _ = writeln!(text, ": alive\nid: {}.{}\n", self.cursor, self.epoch);
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
+        futures::stream::unfold(Some(self), |live| async {
+            let mut live = live?;
+            let ready = match live.ready.pop_front() {
+                Some(ready) => ready,
+                None => match live.next().await {
+                    Ok(ready) => ready,
+                    Err(Some(farewell)) => return Some((Ok(farewell), None)),
+                    Err(None) => return None,
+                },
+            };
+            Some((Ok(ready), Some(live)))
+        })
+    }
+
+    /// What is sent next; an error is the last of it.
+    async fn next(&mut self) -> Result<Bytes, Option<Bytes>> {
+        let mut text = String::new();
+        let next = tokio::select! {
+            biased;
+            end = self.ender.ended() => {
+                let expired = end == End::Revoked;
+                return Err(expired.then(|| Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n")));
+            }
+            () = sleep_until(self.expires) => {
+                return Err(Some(Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"expired\"}\n\n")));
+            }
+            next = self.merged.next() => Some(next),
+            () = sleep_until(self.comment_at) => None,
+        };
+        self.comment_at = Instant::now() + COMMENT_EVERY;
+        match next {
+            // The client comes back with its cursor, and gets what is missing from the log.
+            Some(Next::Gap) => return Err(None),
+            Some(Next::Passing(passing)) => {
+                self.write(&mut text, &Event::passing(&passing), None);
+            }
+            Some(Next::Changes(changes)) => {
+                for (at, (channel, change)) in changes.iter().enumerate() {
+                    let position = change.1.position;
+                    // The same change on another channel follows: the client knows it by then.
+                    let last = changes.get(at + 1).is_none_or(|(_, (_, next))| next.position != position);
+                    self.cursor = if last { position.max(self.cursor) } else { self.cursor };
+                    self.write(&mut text, &Event::change(channel, change), last.then_some(self.cursor));
+                }
+            }
+            None => {
+                self.cursor = self.merged.idle_at().map_or(self.cursor, |at| at.max(self.cursor));
+                self.write_cursor(&mut text);
+            }
+        }
+        Ok(text.into())
+    }
+}

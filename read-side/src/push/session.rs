@@ -1,0 +1,299 @@
+//! A listener's channels, over whatever transport: opened from a snapshot or from the log, then live, with no race in
+//! between that could lose a change or repeat it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use event_store::error::Error;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use platform::auth::Principal;
+use projections::generation;
+use projections::order::{ORDER, OrderState};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find};
+use crate::push::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
+use crate::push::publication::Publication;
+use crate::state::ReadSide;
+
+/// Changes that are handed out of the log at once; who missed more gets a fresh snapshot.
+pub const RECOVERED_MAX: i64 = 300;
+/// Bytes of such changes.
+const RECOVERED_BYTES_MAX: usize = 256 * 1024;
+
+/// How far a listener has come: a position in the log of an epoch. The same for any set of channels, on any process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cursor {
+    /// The log's incarnation.
+    pub epoch: String,
+    /// Whatever lies at or before it is known.
+    pub position: i64,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.position, self.epoch)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (position, epoch) = text.split_once('.').ok_or(())?;
+        let position: i64 = position.parse().map_err(|_| ())?;
+        if position < 0 || epoch.is_empty() || epoch.len() > 64 {
+            return Err(());
+        }
+        Ok(Self { epoch: epoch.to_owned(), position })
+    }
+}
+
+/// A change, with the position of the one before it on its channel.
+pub type Change = (i64, Arc<Publication>);
+
+/// An open channel.
+pub struct Opened {
+    /// Its name.
+    pub channel: Arc<str>,
+    /// Its place in the hub, until somebody takes it.
+    pub subscription: Option<Subscription>,
+    /// Whatever lies at or before it is part of `start`.
+    pub position: i64,
+    /// What the listener gets first.
+    pub start: Start,
+}
+
+/// What a listener gets first.
+pub enum Start {
+    /// How it is now.
+    Snapshot(Value),
+    /// What it missed, in order.
+    Recovered(Vec<Change>),
+}
+
+/// Opens channels for somebody, all at one position: with what follows `after`, or, without it or where that is too much
+/// or of another epoch, with snapshots.
+///
+/// First the queue is attached, then the log or the read models are read. What happens in between is in the queue, and
+/// what is in both is known by its position.
+///
+/// # Errors
+/// The first channel that is refused.
+pub fn open<'a>(
+    state: &'a ReadSide,
+    principal: &'a Principal,
+    names: &'a [&'a str],
+    after: Option<&'a Cursor>,
+    queue: &'a Queue,
+) -> BoxFuture<'a, Result<Vec<Opened>, (String, Refused)>> {
+    // Boxed: connections are many, and few of them are being opened.
+    open_all(state, principal, names, after, queue).boxed()
+}
+
+async fn open_all(
+    state: &ReadSide,
+    principal: &Principal,
+    names: &[&str],
+    after: Option<&Cursor>,
+    queue: &Queue,
+) -> Result<Vec<Opened>, (String, Refused)> {
+    let mut opened = Vec::new();
+    for name in names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>() {
+        let (kind, id) = find(&name).map_err(|refused| (name.clone(), refused))?;
+        match (kind.allows)(state, principal, id).await {
+            Ok(true) => opened.push((kind, id.to_owned(), name)),
+            Ok(false) => return Err((name, Refused::Denied)),
+            Err(error) => return Err((name, error.into())),
+        }
+    }
+    let subscribe = |(_, _, name): &(_, _, String)| state.hub.subscribe(name, queue, principal.is_staff());
+    let subscriptions: Vec<_> = opened.iter().map(subscribe).collect();
+    let channels = opened.into_iter().map(|(kind, id, _)| (kind, id)).collect();
+    let starts = starts(state, channels, after).await.map_err(|error| (names.join(", "), error.into()))?;
+    let opened = |(subscription, (position, start)): (Subscription, _)| Opened {
+        channel: subscription.channel().clone(),
+        subscription: Some(subscription),
+        position,
+        start,
+    };
+    Ok(subscriptions.into_iter().zip(starts).map(opened).collect())
+}
+
+async fn starts(
+    state: &ReadSide,
+    channels: Vec<(&'static Channel, String)>,
+    after: Option<&Cursor>,
+) -> Result<Vec<(i64, Start)>, Error> {
+    let after = match after {
+        Some(cursor) => resumable(state, cursor).await?,
+        None => None,
+    };
+    // Another process may be further than this one, and the listener may come from there.
+    let until = state.progress.slowest().max(after.unwrap_or(0));
+    let mut starts = Vec::new();
+    // Opened for the first snapshot: all are of one state of the database.
+    let mut seen = None;
+    for (channel, id) in channels {
+        if let Some(after) = after
+            && let Some(changes) = recover(state, channel, &id, after, until).await?
+        {
+            starts.push((until, Start::Recovered(changes)));
+            continue;
+        }
+        let (mut tx, positions) = match seen.take() {
+            Some(seen) => seen,
+            None => {
+                let mut tx = state.store.db().snapshot().await?;
+                let positions = generation::positions(&mut tx).await?;
+                (tx, positions)
+            }
+        };
+        let position = positions.get(channel.projection).copied().unwrap_or(0);
+        let mut data = json!({"type": "snapshot"});
+        if let (Value::Object(data), Value::Object(shown)) = (&mut data, (channel.snapshot)(state, &mut tx, &id).await?)
+        {
+            data.extend(shown);
+            data.insert("position".to_owned(), position.into());
+        }
+        starts.push((position, Start::Snapshot(data)));
+        seen = Some((tx, positions));
+    }
+    Ok(starts)
+}
+
+/// The position to go on from, if the log has it.
+async fn resumable(state: &ReadSide, cursor: &Cursor) -> Result<Option<i64>, Error> {
+    let known = cursor.epoch == state.store.incarnation()
+        && (cursor.position <= state.progress.slowest() || cursor.position <= state.store.head().await?);
+    Ok(known.then_some(cursor.position))
+}
+
+/// What happened on a channel after a position, up to another one; `None` where it is too much.
+async fn recover(
+    state: &ReadSide,
+    channel: &Channel,
+    id: &str,
+    after: i64,
+    until: i64,
+) -> Result<Option<Vec<Change>>, Error> {
+    if channel.is_in_no_log() {
+        return Ok(None);
+    }
+    if after >= until {
+        return Ok(Some(Vec::new()));
+    }
+    let Some(orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
+    let mut changes = Vec::new();
+    let mut order = None;
+    for event in state.store.read_streams(ORDER, &orders, until + 1).await? {
+        if event.sequence == 1 {
+            order = Some(None::<Arc<OrderState>>);
+        }
+        // An event that does not apply is parked by the projections, and what follows it in its stream.
+        let Some(before) = order.take() else { continue };
+        if event.position <= after {
+            let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
+            order = state.apply(&event).is_ok().then(|| Some(Arc::new(state)));
+        } else if let Ok((publication, state)) = Publication::of(before, &event) {
+            if (channel.selects)(&publication) {
+                changes.push(Arc::new(publication));
+            }
+            order = Some(Some(state));
+        }
+    }
+    changes.sort_unstable_by_key(|change| change.position);
+    let bytes: usize = changes.iter().map(|change| change.data.len()).sum();
+    if changes.len() as i64 > RECOVERED_MAX || bytes > RECOVERED_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut last = after;
+    let with_previous = |change: Arc<Publication>| {
+        let before = std::mem::replace(&mut last, change.position);
+        (if channel.name == ORDER_PREFIX { change.previous_of_order() } else { before }, change)
+    };
+    Ok(Some(changes.into_iter().map(with_previous).collect()))
+}
+
+/// Channels whose changes are merged in the order of the log, so that one position says how far a listener has come in
+/// all of them.
+pub struct Merged {
+    deliveries: Deliveries,
+    through: watch::Receiver<i64>,
+    /// Position of the last change, a channel.
+    last: HashMap<Arc<str>, i64>,
+    /// Changes that others may still come before.
+    held: Vec<(Arc<str>, Change)>,
+    _subscriptions: Vec<Subscription>,
+}
+
+/// What comes next.
+pub enum Next {
+    /// Changes, in order, each with its channel.
+    Changes(Vec<(Arc<str>, Change)>),
+    /// What is in no log.
+    Passing(Arc<Passing>),
+    /// Something is missing: the listener has to go on from the log.
+    Gap,
+}
+
+impl Merged {
+    /// Goes live with open channels, and takes their places in the hub.
+    pub fn new(state: &ReadSide, deliveries: Deliveries, opened: &mut [Opened]) -> Self {
+        let last = opened.iter().map(|opened| (opened.channel.clone(), opened.position)).collect();
+        let subscriptions = opened.iter_mut().filter_map(|opened| opened.subscription.take()).collect();
+        Self { deliveries, through: state.hub.through(), last, held: Vec::new(), _subscriptions: subscriptions }
+    }
+
+    /// Waits for what comes next. Nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Next {
+        loop {
+            let waited_for = self.held.iter().map(|(_, (_, change))| change.position).max();
+            let delivery = match waited_for {
+                // Their round is being queued.
+                Some(position) => {
+                    // The hub lives as long as the process.
+                    let _ = self.through.wait_for(|through| *through >= position).await;
+                    None
+                }
+                None => self.deliveries.next().await,
+            };
+            // Whatever lies at or before it is in the queue by now, or was.
+            let through = *self.through.borrow_and_update();
+            let mut next = delivery.or_else(|| self.deliveries.try_next());
+            while let Some(delivery) = next {
+                match delivery {
+                    Delivery::Passing(passing) => return Next::Passing(passing),
+                    Delivery::Changes(batch) => {
+                        // Every channel that is subscribed has its place here.
+                        let last = self.last.entry(batch.channel.clone()).or_default();
+                        if batch.follows() > *last {
+                            return Next::Gap;
+                        }
+                        let new = batch.changes.iter().filter(|(_, change)| change.position > *last);
+                        self.held.extend(new.map(|change| (batch.channel.clone(), change.clone())));
+                        *last = batch.last().max(*last);
+                    }
+                }
+                next = self.deliveries.try_next();
+            }
+            let (mut ready, held): (Vec<_>, Vec<_>) =
+                self.held.drain(..).partition(|(_, (_, change))| change.position <= through);
+            self.held = held;
+            if !ready.is_empty() {
+                ready.sort_by_key(|(_, (_, change))| change.position);
+                return Next::Changes(ready);
+            }
+        }
+    }
+
+    /// A position up to which everything has been handed out, if nothing waits.
+    pub fn idle_at(&mut self) -> Option<i64> {
+        let through = *self.through.borrow_and_update();
+        (self.held.is_empty() && self.deliveries.is_empty()).then_some(through)
+    }
+}

@@ -1,0 +1,563 @@
+//! The push layer's promise: who comes back with a position misses nothing and sees nothing twice, whatever died in
+//! between, on whichever process it lands.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tests::client::{Client, signed, token};
+use tests::fold::read_log;
+use tests::listener::{Listener, Transport};
+use tests::proxy::Proxy;
+use tests::socket::Socket;
+use tests::system::{Mode, TestSystem};
+
+tests::stories![
+    a_socket_goes_on_from_the_log,
+    a_stream_and_a_poll_go_on_from_the_log,
+    every_transport_survives_a_crash,
+    a_ticket_opens_one_connection,
+    a_page_may_listen_from_allowed_origins_only,
+    a_revoked_token_ends_every_connection,
+    a_fresh_token_may_have_another_role,
+    a_slow_client_is_cut_off_alone,
+    patches_make_the_view,
+    who_looks_at_an_order_is_shown,
+    limits_are_told,
+];
+
+async fn create(system: &TestSystem, order: &str, customer: &str) {
+    system.post("/v1/orders").json(json!({"order_id": order, "customer_id": customer})).send().await.expect(201);
+}
+
+async fn add(system: &TestSystem, order: &str, sku: &str) -> u64 {
+    let item = json!({"sku": sku, "quantity": 1, "unit_price": "1.00", "category": "OFFICE"});
+    system.post(&format!("/v1/orders/{order}/items")).json(item).send().await.expect(200).position()
+}
+
+/// Positions of an order's events, or of all orders'.
+async fn positions(system: &TestSystem, order: Option<&str>) -> Vec<u64> {
+    let log = read_log(system.reader()).await;
+    log.iter().filter(|event| order.is_none_or(|order| event.order_id == order)).map(|event| event.position).collect()
+}
+
+/// The offsets of a reply's publications, each of which must name the one before it.
+fn recovered(reply: &Value, after: u64) -> Vec<u64> {
+    assert_eq!(reply["subscribe"]["recovered"], true, "{reply}");
+    let mut last = after;
+    let publications = reply["subscribe"]["publications"].as_array().expect("publications");
+    for publication in publications {
+        let previous: u64 = publication["tags"]["prev"].as_str().expect("prev").parse().expect("a number");
+        assert!(previous <= last, "{previous} was not told: {publication}");
+        last = publication["offset"].as_u64().expect("an offset");
+        assert_eq!(publication["data"]["position"], last, "{publication}");
+    }
+    publications.iter().map(|publication| publication["offset"].as_u64().expect("an offset")).collect()
+}
+
+async fn a_socket_goes_on_from_the_log(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    create(&system, "o-2", "bob").await;
+    for number in 0..4 {
+        add(&system, "o-1", &format!("sku-{number}")).await;
+        add(&system, "o-2", &format!("sku-{number}")).await;
+    }
+    system.post("/v1/orders/o-2/confirm").send().await.expect(200);
+    let head = system.settled().await;
+    let mut socket = Socket::connect(system.reader(), &token("clerk", "staff")).await;
+    let first = socket.call("subscribe", json!({"channel": "orders"})).await["subscribe"].clone();
+    assert_eq!((first["recoverable"].clone(), first["offset"].as_u64()), (json!(true), Some(head)), "{first}");
+    let epoch = first["epoch"].as_str().expect("an epoch").to_owned();
+    let of = async |order: Option<&str>| positions(&system, order).await;
+    let (one, all) = (of(Some("o-1")).await, of(None).await);
+    let resume =
+        |channel: &str, offset: u64| json!({"channel": channel, "recover": true, "offset": offset, "epoch": &epoch});
+    socket.call("unsubscribe", json!({"channel": "orders"})).await;
+    for (channel, expected) in
+        [("order:o-1", &one), ("customer:ada", &one), ("orders", &all), ("reports:sales", &vec![head])]
+    {
+        for offset in [0, 2, 5, head] {
+            let reply = socket.call("subscribe", resume(channel, offset)).await;
+            let missed: Vec<_> = expected.iter().copied().filter(|position| *position > offset).collect();
+            assert_eq!(recovered(&reply, offset), missed, "{channel} after {offset}");
+            socket.call("unsubscribe", json!({"channel": channel})).await;
+        }
+    }
+    // Of another log, or of a future that this log does not have: a fresh snapshot in the same reply.
+    for wrong in [
+        json!({"channel": "orders", "recover": true, "offset": 1, "epoch": "another"}),
+        resume("orders", head + 1_000),
+        resume("orders", u64::MAX),
+    ] {
+        let reply = socket.call("subscribe", wrong).await;
+        assert_eq!(
+            (&reply["subscribe"]["recovered"], &reply["subscribe"]["was_recovering"]),
+            (&json!(false), &json!(true))
+        );
+        assert_eq!(reply["subscribe"]["data"]["type"], "snapshot", "{reply}");
+        socket.call("unsubscribe", json!({"channel": "orders"})).await;
+    }
+    // More than is handed out of the log at once.
+    let order = json!({"type": "create_order", "customer_id": "many"});
+    let lines: String = (0..301).map(|_| format!("{order}\n")).collect();
+    system.post("/v1/commands").body("application/x-ndjson", lines).send().await.expect(200);
+    let head = system.settled().await;
+    let reply = socket.call("subscribe", resume("orders", head - 301)).await;
+    assert_eq!(reply["subscribe"]["recovered"], false, "{reply}");
+    socket.call("unsubscribe", json!({"channel": "orders"})).await;
+    let reply = socket.call("subscribe", resume("orders", head - 300)).await;
+    assert_eq!(recovered(&reply, head - 300).len(), 300);
+    // Live goes on where the log ended.
+    let position = add(&system, "o-1", "later").await;
+    let publication = socket.next_publication("orders").await;
+    assert_eq!(
+        (publication["offset"].as_u64(), &publication["tags"]["prev"]),
+        (Some(position), &json!(head.to_string()))
+    );
+}
+
+async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    create(&system, "o-2", "ada").await;
+    system.settled().await;
+    let path = "/v1/poll?channel=orders&channel=order:o-1&channel=customer:ada&wait=0";
+    let first = system.get(path).send().await.expect(200).json();
+    let kinds: Vec<_> = first["events"].as_array().expect("events").iter().map(|event| &event["event"]).collect();
+    assert_eq!(kinds, ["snapshot"; 3], "{first}");
+    let cursor = first["cursor"].as_str().expect("a cursor").to_owned();
+    let again =
+        |cursor: &str, wait: u64| format!("/v1/poll?channel=orders&channel=order:o-1&wait={wait}&cursor={cursor}");
+    let nothing = system.get(&again(&cursor, 0)).send().await.expect(200).json();
+    assert_eq!(nothing["events"], json!([]), "{nothing}");
+    let (one, two) = (add(&system, "o-1", "pen").await, add(&system, "o-2", "ink").await);
+    system.settled().await;
+    // The cursor of one set of channels is good for another one.
+    let polled = system.get(&again(&cursor, 5)).send().await.expect(200).json();
+    let told: Vec<_> = polled["events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .map(|event| {
+            (event["channel"].as_str().expect("a channel").to_owned(), event["offset"].as_u64().expect("an offset"))
+        })
+        .collect();
+    assert_eq!(told, [("order:o-1".into(), one), ("orders".into(), one), ("orders".into(), two)], "{polled}");
+    // A poll waits for what comes.
+    let next = polled["cursor"].as_str().expect("a cursor").to_owned();
+    let waiting = {
+        let request = system.get(&again(&next, 20));
+        tokio::spawn(request.send())
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let started = Instant::now();
+    let three = add(&system, "o-2", "paper").await;
+    let waited = waiting.await.expect("it ends").expect(200).json();
+    assert!(started.elapsed() < Duration::from_secs(5), "told at once");
+    assert_eq!(waited["events"][0]["offset"], three, "{waited}");
+    // What is no cursor.
+    system.get(&again("nonsense", 0)).send().await.expect_problem(400, "invalid-query");
+    let other = system.get(&again("1.another", 0)).send().await.expect(200).json();
+    assert_eq!(other["events"][0]["event"], "reset", "{other}");
+    // The same as a stream.
+    let ids: Vec<u64> = stream(system.reader(), "channel=orders", Some(&cursor), 3).await;
+    assert_eq!(ids, [one, two, three]);
+    for (query, status, slug) in [
+        ("", 400, "invalid-query"),
+        ("channel=order:nowhere", 404, "channel-not-found"),
+        ("channel=nonsense", 404, "channel-not-found"),
+        ("channel=orders&chanel=x", 400, "invalid-query"),
+    ] {
+        system.get(&format!("/v1/live?{query}")).send().await.expect_problem(status, slug);
+    }
+    let bob = token("bob", "customer");
+    for (channel, status, slug) in [
+        ("order:o-1", 404, "channel-not-found"),
+        ("orders", 403, "forbidden"),
+        ("customer:ada", 404, "channel-not-found"),
+    ] {
+        system.get(&format!("/v1/poll?channel={channel}")).token(&bob).send().await.expect_problem(status, slug);
+    }
+    system.get("/v1/live?channel=orders").anonymous().send().await.expect_problem(401, "authentication-required");
+}
+
+/// The positions of the ids of the first `count` changes of a stream.
+async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count: usize) -> Vec<u64> {
+    let mut request =
+        reqwest::Client::new().get(format!("{}/v1/live?{query}", client.base())).bearer_auth(token("clerk", "staff"));
+    if let Some(id) = last_event_id {
+        request = request.header("last-event-id", id);
+    }
+    let answer = request.send().await.expect("an answer").error_for_status().expect("200");
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let (mut body, mut text, mut ids) = (answer.bytes_stream(), String::new(), vec![]);
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    while ids.len() < count {
+        let bytes = tokio::time::timeout_at(until, body.next()).await.expect("in time");
+        text += std::str::from_utf8(&bytes.expect("it goes on").expect("whole")).expect("UTF-8");
+        while let Some((event, rest)) = text.split_once("\n\n") {
+            let id = event.lines().find_map(|line| line.strip_prefix("id: ")).filter(|_| event.contains("event: pub"));
+            ids.extend(
+                id.and_then(|id| id.split_once('.')).map(|(position, _)| position.parse::<u64>().expect("a number")),
+            );
+            text = rest.to_owned();
+        }
+    }
+    ids
+}
+
+async fn every_transport_survives_a_crash(mut system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    create(&system, "o-2", "bob").await;
+    system.settled().await;
+    let base = vec![system.reader().base().to_owned()];
+    let staff = token("clerk", "staff");
+    let channels = ["orders", "order:o-1", "customer:bob"];
+    let start = |transport| Listener::start(transport, base.clone(), &staff, &channels);
+    let listeners: Vec<_> = [Transport::Socket, Transport::Stream, Transport::Poll].map(start).into();
+    for listener in &listeners {
+        listener.listening(&channels).await;
+    }
+    for _ in 0..3 {
+        for number in 0..20 {
+            // Few SKUs: what was missed shall fit into what is handed out of the log at once.
+            add(&system, "o-1", &format!("sku-{}", number % 5)).await;
+            add(&system, "o-2", &format!("sku-{}", number % 5)).await;
+        }
+        system.kill9();
+        system.restart().await;
+    }
+    let expected = [(None, "orders"), (Some("o-1"), "order:o-1"), (Some("o-2"), "customer:bob")];
+    for (order, channel) in expected {
+        let expected = positions(&system, order).await;
+        for listener in &listeners {
+            let told = listener.ends_with(channel, &expected, Duration::from_secs(30)).await;
+            assert_eq!(told.resets, [], "all of it was in the log");
+        }
+    }
+}
+
+async fn a_ticket_opens_one_connection(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let ada = token("ada", "customer");
+    let ticket = async || {
+        let answer = system.reader().post("/v1/tickets").token(&ada).send().await.expect(201).json();
+        assert_eq!(answer["expires_in"], 60, "{answer}");
+        answer["ticket"].as_str().expect("a ticket").to_owned()
+    };
+    let (one, other) = (ticket().await, ticket().await);
+    let poll =
+        |ticket: &str| system.get(&format!("/v1/poll?channel=order:o-1&wait=0&ticket={ticket}")).anonymous().send();
+    poll(&one).await.expect(200);
+    poll(&one).await.expect_problem(401, "invalid-ticket");
+    poll("nonsense").await.expect_problem(401, "invalid-ticket");
+    let mut socket = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.expect("101");
+    socket.call("connect", json!({})).await;
+    assert_eq!(socket.subscribe("order:o-1").await["view"]["version"], 1);
+    assert_eq!(Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.err(), Some(401));
+    system.reader().post("/v1/tickets").anonymous().send().await.expect_problem(401, "authentication-required");
+}
+
+async fn a_page_may_listen_from_allowed_origins_only(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let base = system.reader().base().to_owned();
+    let ada = token("ada", "customer");
+    let cookie = format!("theme=dark; docket_token={ada}");
+    let own = ("origin", base.as_str());
+    let evil = ("origin", "https://evil.test");
+    let poll = |headers: &[(&str, &str)]| {
+        let request = system.get("/v1/poll?channel=order:o-1&wait=0").anonymous();
+        headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send()
+    };
+    poll(&[own, ("cookie", &cookie)]).await.expect(200);
+    poll(&[evil, ("cookie", &cookie)]).await.expect_problem(403, "origin-not-allowed");
+    poll(&[("cookie", &cookie)]).await.expect_problem(401, "authentication-required");
+    // A socket: by cookie, and by a subprotocol that comes back.
+    let url = format!("{base}/ws");
+    let mut socket = Socket::open(&url, &[own, ("cookie", &cookie)]).await.expect("101");
+    socket.call("connect", json!({})).await;
+    socket.subscribe("order:o-1").await;
+    assert_eq!(Socket::open(&url, &[evil, ("cookie", &cookie)]).await.err(), Some(403));
+    use base64::Engine;
+    let bearer = format!("bearer.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&ada));
+    let mut socket = Socket::open(&url, &[("sec-websocket-protocol", &bearer)]).await.expect("101");
+    socket.call("connect", json!({})).await;
+    socket.subscribe("order:o-1").await;
+    assert_eq!(Socket::open(&url, &[("sec-websocket-protocol", "bearer.bm9uc2Vuc2U")]).await.err(), Some(401));
+    // Admins have a door of their own.
+    let admins = format!("{base}/ws/admin");
+    let header = |token: &str| format!("Bearer {token}");
+    assert_eq!(Socket::open(&admins, &[("authorization", &header(&ada))]).await.err(), Some(403));
+    let mut socket = Socket::open(&admins, &[("authorization", &header(&token("root", "admin")))]).await.expect("101");
+    socket.call("connect", json!({})).await;
+    assert!(socket.subscribe("projections").await["items"].is_array());
+}
+
+async fn a_revoked_token_ends_every_connection(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let (ada, bob) = (token("ada", "customer"), token("clerk", "staff"));
+    let mut socket = Socket::connect(system.reader(), &ada).await;
+    socket.subscribe("order:o-1").await;
+    let mut other = Socket::connect(system.reader(), &bob).await;
+    other.subscribe("order:o-1").await;
+    let live = reqwest::Client::new().get(format!("{}/v1/live?channel=order:o-1", system.reader().base()));
+    let live = live.bearer_auth(&ada).send().await.expect("an answer").error_for_status().expect("200");
+    let cursor = system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await.expect(200).json();
+    let cursor = cursor["cursor"].as_str().expect("a cursor").to_owned();
+    let polling =
+        tokio::spawn(system.get(&format!("/v1/poll?channel=order:o-1&wait=30&cursor={cursor}")).token(&ada).send());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    system.get("/v1/admin/revocations").token(&ada).send().await.expect_problem(403, "forbidden");
+    system
+        .reader()
+        .post("/v1/admin/revocations")
+        .json(json!({}))
+        .send()
+        .await
+        .expect_problem(422, "invalid-revocation");
+    let started = Instant::now();
+    system.reader().post("/v1/admin/revocations").json(json!({"subject": "ada"})).send().await.expect(201);
+    assert_eq!(socket.closed().await, 4503);
+    polling.await.expect("it ends").expect_problem(401, "token-revoked");
+    let text = live.text().await.expect("it ends whole");
+    assert!(text.ends_with("event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n"), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(2), "after {:?}", started.elapsed());
+    system.get("/v1/orders/o-1").token(&ada).send().await.expect_problem(401, "token-revoked");
+    system.post("/v1/orders/o-1/confirm").token(&ada).send().await.expect_problem(401, "token-revoked");
+    // The others go on, and so does she with a token of later.
+    add(&system, "o-1", "pen").await;
+    other.next_publication("order:o-1").await;
+    let later = jiff::Timestamp::now().as_second() + 3;
+    let claims =
+        json!({"sub": "ada", "role": "customer", "iss": "docket", "aud": "docket", "iat": later, "exp": later + 60});
+    system.get("/v1/orders/o-1").token(&signed(&claims)).send().await.expect(200);
+    let list = system.get("/v1/admin/revocations").send().await.expect(200).json();
+    assert_eq!((&list["items"][0]["kind"], &list["items"][0]["value"]), (&json!("subject"), &json!("ada")), "{list}");
+}
+
+async fn a_fresh_token_may_have_another_role(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    create(&system, "o-2", "bob").await;
+    system.settled().await;
+    let mut socket = Socket::connect(system.reader(), &token("ada", "staff")).await;
+    for channel in ["orders", "order:o-1", "order:o-2"] {
+        socket.subscribe(channel).await;
+    }
+    let reply = socket.call("refresh", json!({"token": token("ada", "customer")})).await;
+    assert!(reply["refresh"]["ttl"].is_number(), "{reply}");
+    let mut left = vec![socket.next_push("unsubscribe").await, socket.next_push("unsubscribe").await];
+    left.sort();
+    assert_eq!(left, ["order:o-2", "orders"]);
+    add(&system, "o-2", "pen").await;
+    let position = add(&system, "o-1", "pen").await;
+    let publication = socket.next_publication("order:o-1").await;
+    assert_eq!(publication["offset"], position);
+    assert_eq!(socket.call("subscribe", json!({"channel": "orders"})).await["error"]["code"], 103);
+}
+
+async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let staff = token("clerk", "staff");
+    let mut slow = Socket::connect_slowly(system.reader(), &staff).await;
+    slow.subscribe("orders").await;
+    let base = vec![system.reader().base().to_owned()];
+    let fine = Listener::start(Transport::Socket, base, &staff, &["orders"]);
+    fine.listening(&["orders"]).await;
+    // Large orders, so that the systems' buffers are soon full.
+    let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200)});
+    let items: Vec<_> = (0..200).map(item).collect();
+    let order = json!({"type": "create_order", "customer_id": "ada", "items": items}).to_string() + "\n";
+    for _ in 0..30 {
+        system.post("/v1/commands").body("application/x-ndjson", order.clone()).send().await.expect(200);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let expected = positions(&system, None).await;
+    let told = fine.ends_with("orders", &expected, Duration::from_secs(60)).await;
+    let _ = told;
+    assert_eq!(slow.closed().await, 3008);
+}
+
+async fn patches_make_the_view(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let mut socket = Socket::connect(system.reader(), &token("ada", "customer")).await;
+    let reply = socket.call("subscribe", json!({"channel": "order:o-1", "data": {"delta": "merge-patch"}})).await;
+    let mut view = reply["subscribe"]["data"]["view"].clone();
+    let (offset, epoch) = (reply["subscribe"]["offset"].clone(), reply["subscribe"]["epoch"].clone());
+    add(&system, "o-1", "pen").await;
+    add(&system, "o-1", "ink").await;
+    system.delete("/v1/orders/o-1/items/pen").send().await.expect(200);
+    system.post("/v1/orders/o-1/confirm").send().await.expect(200);
+    let patch = |view: &mut Value, patch: &Value| {
+        for (name, value) in patch.as_object().expect("a patch") {
+            match value {
+                Value::Null => drop(view.as_object_mut().expect("a view").remove(name)),
+                value => view[name] = value.clone(),
+            }
+        }
+    };
+    let first = view.clone();
+    for _ in 0..4 {
+        let publication = socket.next_publication("order:o-1").await;
+        assert!(publication["data"]["view"].is_null(), "{publication}");
+        patch(&mut view, &publication["data"]["patch"]);
+    }
+    system.settled().await;
+    assert_eq!(view, system.get("/v1/orders/o-1").send().await.expect(200).json());
+    // The same out of the log.
+    socket.call("unsubscribe", json!({"channel": "order:o-1"})).await;
+    let resume = json!({"channel": "order:o-1", "recover": true, "offset": offset, "epoch": epoch, "data": {"delta": "merge-patch"}});
+    let reply = socket.call("subscribe", resume).await;
+    let mut again = first;
+    for publication in reply["subscribe"]["publications"].as_array().expect("publications") {
+        patch(&mut again, &publication["data"]["patch"]);
+    }
+    assert_eq!(again, view);
+    let wrong = json!({"channel": "customer:ada", "data": {"delta": "fossil"}});
+    assert_eq!(socket.call("subscribe", wrong).await["error"]["code"], 107);
+}
+
+async fn who_looks_at_an_order_is_shown(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let mut clerk = Socket::connect(system.reader(), &token("clerk", "staff")).await;
+    clerk.subscribe("order:o-1").await;
+    assert_eq!(clerk.next_push_of("join").await["user"], "clerk");
+    let ada = token("ada", "customer");
+    let mut first = Socket::connect(system.reader(), &ada).await;
+    first.subscribe("order:o-1").await;
+    assert_eq!(clerk.next_push_of("join").await["user"], "ada");
+    let mut second = Socket::connect(system.reader(), &ada).await;
+    second.subscribe("order:o-1").await;
+    let presence = clerk.call("presence", json!({"channel": "order:o-1"})).await["presence"]["presence"].clone();
+    let mut users: Vec<_> = presence.as_object().expect("clients").values().map(|info| info["user"].clone()).collect();
+    users.sort_by_key(Value::to_string);
+    assert_eq!(users, ["ada", "ada", "clerk"], "{presence}");
+    let stats = clerk.call("presence_stats", json!({"channel": "order:o-1"})).await;
+    assert_eq!(stats["presence_stats"], json!({"num_clients": 3, "num_users": 2}));
+    assert_eq!(first.call("presence", json!({"channel": "order:o-1"})).await["error"]["code"], 103);
+    assert_eq!(clerk.call("presence", json!({"channel": "orders"})).await["error"]["code"], 108);
+    let gone = Instant::now();
+    drop((first, second));
+    assert_eq!(clerk.next_push_of("leave").await["user"], "ada");
+    assert!(gone.elapsed() > Duration::from_secs(14), "not before she could have come back");
+}
+
+async fn limits_are_told(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let ada = token("ada", "customer");
+    let mut sockets = vec![];
+    for _ in 0..64 {
+        sockets.push(Socket::connect(system.reader(), &ada).await);
+    }
+    let mut one_more = Socket::open(&format!("{}/ws", system.reader().base()), &[]).await.expect("101");
+    one_more.send(&json!({"id": 1, "connect": {"token": ada}})).await;
+    assert_eq!(one_more.closed().await, 3504);
+    system.get("/v1/poll?channel=order:o-1").token(&ada).send().await.expect_problem(429, "too-many-connections");
+    drop(sockets);
+    let started = Instant::now();
+    while system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await.status != 200 {
+        assert!(started.elapsed() < Duration::from_secs(10), "places are given back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut socket = Socket::connect(system.reader(), &ada).await;
+    let mut refused = 0;
+    for _ in 0..600 {
+        refused += u32::from(socket.call("ping", json!({})).await["error"]["code"] == 111);
+    }
+    assert!((1..=88).contains(&refused), "512 at once and 64 a second: {refused} of 600 refused");
+}
+
+/// In turn a process is killed, NATS is restarted, its stream deleted, the network cut, the projector restarted, while
+/// changes flow: every listener ends with exactly the changes of its channels. `DOCKET_LISTENERS` makes it larger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_on_three_processes_outlive_everything() {
+    let count = std::env::var("DOCKET_LISTENERS").ok().and_then(|count| count.parse().ok()).unwrap_or(48);
+    let mut system =
+        TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read", "read", "read"]).start().await;
+    const ORDERS: usize = 12;
+    for number in 0..ORDERS {
+        create(&system, &format!("o-{number}"), &format!("c-{}", number % 4)).await;
+    }
+    for docket in &system.dockets[2..] {
+        let path = format!("/v1/orders/o-{}?min_position={ORDERS}&wait_ms=10000", ORDERS - 1);
+        docket.client.get(&path).send().await.expect(200);
+    }
+    let mut proxies = vec![];
+    for docket in &system.dockets[2..] {
+        proxies.push(Proxy::start(docket.client.base().trim_start_matches("http://")).await);
+    }
+    let bases: Vec<_> = proxies.iter().map(Proxy::base).collect();
+    let staff = token("clerk", "staff");
+    let mut listeners: Vec<(Listener, Vec<String>)> = vec![];
+    for number in 0..count {
+        let transport = [Transport::Socket, Transport::Stream, Transport::Socket, Transport::Poll][number % 4];
+        let names = match number % 3 {
+            0 => vec![format!("order:o-{}", number % ORDERS)],
+            1 => vec!["orders".to_owned(), format!("order:o-{}", number % ORDERS)],
+            _ => vec![format!("customer:c-{}", number % 4), format!("order:o-{}", number % ORDERS)],
+        };
+        let mut bases = bases.clone();
+        bases.rotate_left(number % 3);
+        let channels: Vec<&str> = names.iter().map(String::as_str).collect();
+        listeners.push((Listener::start(transport, bases, &staff, &channels), names));
+    }
+    for (listener, names) in &listeners {
+        listener.listening(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    // Steady: what is missed while a process is away fits into what is handed out of the log.
+    let (stop, mut stopped) = tokio::sync::watch::channel(false);
+    let writer = system.writer().clone();
+    let load = tokio::spawn(async move {
+        let mut number = 0_u32;
+        while !*stopped.borrow_and_update() {
+            let path = format!("/v1/orders/o-{}/items", number as usize % ORDERS);
+            let item = json!({"sku": format!("sku-{}", number % 5), "quantity": 1, "unit_price": "1.00"});
+            writer.post(&path).key(&format!("load-{number}")).json(item).send().await.expect(200);
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        number
+    });
+    let pause = || tokio::time::sleep(Duration::from_millis(1_500));
+    pause().await;
+    for number in 2..5 {
+        system.dockets[number].restart().await;
+        pause().await;
+    }
+    system.nats.as_mut().expect("scaled").restart().await;
+    pause().await;
+    let jetstream = system.nats.as_ref().expect("scaled").jetstream().await;
+    jetstream.delete_stream("docket").await.expect("the stream is there");
+    pause().await;
+    for proxy in &proxies {
+        proxy.cut(Duration::from_secs(2)).await;
+        pause().await;
+    }
+    system.dockets[1].restart().await;
+    pause().await;
+    stop.send_replace(true);
+    let sent = load.await.expect("the load ends");
+    assert!(sent > 200, "{sent} changes flowed");
+    system.settled().await;
+    let log = read_log(system.reader()).await;
+    for (listener, names) in &listeners {
+        for name in names {
+            let of_channel = |event: &&tests::fold::Event| match name.split_once(':') {
+                Some(("order", id)) => event.order_id == id,
+                Some((_, customer)) => {
+                    let number: usize = event.order_id.trim_start_matches("o-").parse().expect("a number");
+                    customer == format!("c-{}", number % 4)
+                }
+                None => true,
+            };
+            let expected: Vec<_> = log.iter().filter(of_channel).map(|event| event.position).collect();
+            let told = listener.ends_with(name, &expected, Duration::from_secs(60)).await;
+            assert_eq!(told.resets, [], "{name}: all of it was in the log");
+        }
+    }
+}

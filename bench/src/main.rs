@@ -5,7 +5,9 @@
 mod create;
 mod generator;
 mod import;
+mod push;
 mod rebuild;
+mod sockets;
 mod systems;
 mod table;
 
@@ -25,6 +27,7 @@ const EXAMPLES: &str = "Examples:
   docket-bench create --peers stock --rounds 1    the peer alone
   docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
   docket-bench rebuild log.ndjson.gz
+  docket-bench push
   docket-bench all orders.csv.gz --expected orders.expected.json
 
 Build first: cargo build --release -p server -p bench";
@@ -62,9 +65,11 @@ enum Case {
         /// What `docket events export` wrote, plain or gzip.
         log: PathBuf,
     },
+    /// Live updates: what idle sockets cost, how long a change takes to everybody, and how many deliveries a second hold.
+    #[command(before_help = "Examples:\n  docket-bench push\n  docket-bench push --sockets 1000 --seconds 3")]
+    Push(Push),
     /// Create and import with their defaults.
-    #[command(before_help = "Examples:\n  docket-bench rebuild log.ndjson.gz
-  docket-bench all orders.csv.gz --expected orders.expected.json")]
+    #[command(before_help = "Examples:\n  docket-bench all orders.csv.gz --expected orders.expected.json")]
     All {
         #[command(flatten)]
         input: Input,
@@ -88,6 +93,22 @@ struct Create {
     /// Who runs, in this order.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "stock,embedded,scaled")]
     peers: Vec<Peer>,
+}
+
+#[derive(Debug, Args)]
+struct Push {
+    /// Idle sockets, and subscribers of the fan-out; each takes a file handle here and one in the server.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    sockets: u32,
+    /// Subscribers while as much is published as they take.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    subscribers: u32,
+    /// Measured seconds of each run.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// How often each runs, in turn.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +152,15 @@ async fn run(case: Case) -> anyhow::Result<()> {
         Case::Create(create) => create::run(&create.into()).await,
         Case::Import(Import { input, peers }) => import::run(&input.file, &input.expected, &peers).await,
         Case::Rebuild { log } => rebuild::run(&log).await,
+        Case::Push(push) => {
+            let settings = push::Settings {
+                sockets: push.sockets as usize,
+                subscribers: push.subscribers as usize,
+                measured: Duration::from_secs(push.seconds),
+                rounds: push.rounds,
+            };
+            push::run(&settings).await
+        }
         Case::All { input } => {
             create::run(&Defaults::parse_from(["docket-bench"]).create.into()).await?;
             println!();

@@ -1,7 +1,7 @@
 //! The systems under load: the stock peer, and Docket both ways, through the harness of the tests.
 
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -166,23 +166,22 @@ pub async fn settled(system: &TestSystem) -> anyhow::Result<(u64, Duration)> {
 /// # Errors
 /// When there is no such process.
 pub fn peak_memory_mib() -> anyhow::Result<f64> {
-    let own = std::process::id().to_string();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        if let Some(kib) = docket_peak_kib(&entry.path(), &own) {
-            return Ok(kib / 1024.0);
-        }
-    }
-    bail!("no `docket serve` runs")
+    Ok(docket_process().and_then(peak_kib).context("no `docket serve` runs")? / 1024.0)
 }
 
-/// `VmHWM` of the process in this directory of `/proc`, if it is a `docket serve` whose parent is `parent`.
-fn docket_peak_kib(process: &Path, parent: &str) -> Option<f64> {
-    let status = std::fs::read_to_string(process.join("status")).ok()?;
+/// The directory in `/proc` of a `docket serve` that this process has started.
+pub fn docket_process() -> Option<PathBuf> {
+    let own = std::process::id().to_string();
+    std::fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path()).find(|process| serves(process, &own))
+}
+
+/// Whether the process in this directory of `/proc` is a `docket serve` whose parent is `parent`.
+fn serves(process: &Path, parent: &str) -> bool {
+    let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
     let field = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-    let command = std::fs::read(process.join("cmdline")).ok()?;
+    let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
     let serves = command.split(|&byte| byte == 0).any(|argument| argument == b"serve");
-    let ours = field("Name:")? == "docket" && field("PPid:")? == parent && serves;
-    ours.then(|| peak_kib(process)).flatten()
+    field("Name:") == Some("docket") && field("PPid:") == Some(parent) && serves
 }
 
 /// `VmHWM` of the process in this directory of `/proc`.

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod fold;
+pub mod follower;
 pub mod listener;
 pub mod load;
 pub mod nats;

@@ -78,6 +78,8 @@ impl Builder {
             ("DOCKET_DATABASE_URL".to_owned(), database_url.clone()),
             ("DOCKET_DATA".to_owned(), directory.path().display().to_string()),
             ("DOCKET_JWT_SECRET".to_owned(), JWT_SECRET.to_owned()),
+            // The page that a browser shows comes from a port of its own.
+            ("DOCKET_ALLOWED_ORIGINS".to_owned(), "loopback".to_owned()),
             ("NO_COLOR".to_owned(), "1".to_owned()),
         ];
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));

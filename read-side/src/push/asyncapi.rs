@@ -135,7 +135,7 @@ fn definitions() -> Value {
             json!({"type": {"const": "snapshot"}, "view": {}, "items": {"type": "array"}, "position": number()}),
             &["type", "position"],
         )),
-        "publication": message("A change", publication),
+        "publication": message("A change", publication.clone()),
         "join": message("Somebody looks at it, who did not", object(json!({"info": who}), &["info"])),
         "leave": message("Somebody looks at it no more", object(json!({"info": who}), &["info"])),
         "projections": message("How the projections stand", object(json!({"items": {"type": "array"}}), &["items"])),

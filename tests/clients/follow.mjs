@@ -1,11 +1,17 @@
 // Follows channels with the stock `centrifuge` client and prints a JSON line for each thing that it reports.
-// usage: node follow.mjs ws://HOST:PORT/ws TOKEN CHANNEL…
+// usage: node follow.mjs ws://HOST:PORT/ws TOKEN[,TOKEN…] CHANNEL…
+// The tokens after the first are handed out when the client asks for a fresh one.
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
 
-const [url, token, ...channels] = process.argv.slice(2);
+const [url, tokens, ...channels] = process.argv.slice(2);
+const [token, ...fresh] = tokens.split(',');
 const print = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
-const client = new Centrifuge(url, { token, websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 500 });
+const getToken = async () => {
+  print({ event: 'token' });
+  return fresh.length > 1 ? fresh.shift() : (fresh[0] ?? token);
+};
+const client = new Centrifuge(url, { token, getToken, websocket: WebSocket, minReconnectDelay: 50, maxReconnectDelay: 500 });
 
 client.on('error', ({ error }) => process.stderr.write(`client: ${JSON.stringify(error)}\n`));
 client.on('disconnected', ({ code, reason }) => {

@@ -1,0 +1,229 @@
+//! The case `push`: what idle sockets cost, how long one change takes to everybody, and how many deliveries a second hold,
+//! beside a bare broadcast of the same bytes.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::client::token;
+use tests::ports::free_port;
+use tests::process::{Process, profile_directory};
+use tests::system::{Mode, TestSystem};
+use tokio::time::Instant;
+
+use crate::sockets::Sockets;
+use crate::table;
+
+/// Changes of the fan-out, one after the other.
+const CHANGES: usize = 20;
+/// How long a change may take to everybody.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
+/// Changes that are published at once in the sustained part, and that may be on their way to the slowest.
+const AT_ONCE: u64 = 64;
+const ON_THE_WAY: u64 = 192;
+/// Orders whose changes are published.
+const ORDERS: usize = 16;
+
+/// What to measure with.
+pub struct Settings {
+    /// Idle sockets, which are also those of the fan-out.
+    pub sockets: usize,
+    /// Sockets of the sustained part.
+    pub subscribers: usize,
+    /// How long that lasts, each.
+    pub measured: Duration,
+    /// How often, in turn.
+    pub rounds: u32,
+}
+
+/// Measures, and prints a table.
+///
+/// # Errors
+/// When a socket is refused or closed.
+pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let system = TestSystem::builder(Mode::Embedded).durable().start().await;
+    let docket = Docket::prepare(&system).await?;
+    docket.fan_out(settings.sockets).await?;
+    let message = docket.one_message().await?;
+    let bare = Bare::start(message.len()).await?;
+    let mut rows = vec![];
+    for _ in 0..settings.rounds {
+        let sockets = Sockets::open(&bare.address, settings.subscribers, "{\"id\":1}").await?;
+        rows.push((
+            "bare broadcast",
+            sustained(&sockets, settings.measured, |count| bare.publish(count, &message)).await?,
+        ));
+        drop(sockets);
+        let sockets = Sockets::open(&docket.address, settings.subscribers, &docket.hello).await?;
+        rows.push(("docket", sustained(&sockets, settings.measured, |count| docket.publish(count)).await?));
+    }
+    println!("\nsustained, {} subscribers of one channel, {} bytes a change:", settings.subscribers, message.len());
+    let of = |name: &str| table::median(rows.iter().filter(|row| row.0 == name).map(|row| row.1));
+    let bare = of("bare broadcast");
+    let cells: Vec<Vec<String>> = ["bare broadcast", "docket"]
+        .iter()
+        .map(|name| {
+            let rate = of(name);
+            let changes = rate / settings.subscribers as f64;
+            vec![
+                (*name).to_owned(),
+                "WebSocket".to_owned(),
+                format!("{rate:.0}"),
+                format!("{changes:.0}"),
+                format!("{:.2}", rate / bare),
+            ]
+        })
+        .collect();
+    table::print(&["who", "over", "deliveries/s", "changes/s", "ratio"], &cells);
+    Ok(())
+}
+
+/// Deliveries a second, while as many changes are published as the slowest socket takes.
+async fn sustained<F: Future<Output = anyhow::Result<()>>>(
+    sockets: &Sockets,
+    measured: Duration,
+    publish: impl Fn(u64) -> F,
+) -> anyhow::Result<f64> {
+    let before = sockets.slowest()?;
+    let (mut published, started) = (0, Instant::now());
+    while started.elapsed() < measured {
+        if published - (sockets.slowest()? - before) <= ON_THE_WAY - AT_ONCE {
+            publish(AT_ONCE).await?;
+            published += AT_ONCE;
+        } else {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+    }
+    let rate = sockets.delivered() as f64 / started.elapsed().as_secs_f64();
+    let until = Instant::now() + DELIVERED_WITHIN;
+    while sockets.slowest()? < before + published {
+        ensure!(Instant::now() < until, "{} of {published} changes reached the slowest", sockets.slowest()? - before);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (got, sent) = (sockets.delivered(), published * sockets.counters.len() as u64);
+    ensure!(got == sent, "{got} deliveries of {sent}: something came twice, or what came was not counted");
+    Ok(rate)
+}
+
+struct Docket<'a> {
+    system: &'a TestSystem,
+    address: String,
+    hello: String,
+}
+
+impl<'a> Docket<'a> {
+    async fn prepare(system: &'a TestSystem) -> anyhow::Result<Self> {
+        for number in 0..ORDERS {
+            let order = json!({"order_id": format!("o-{number}"), "customer_id": format!("c-{number}")});
+            system.post("/v1/orders").json(order).send().await.expect(201);
+        }
+        let address = system.reader().base().trim_start_matches("http://").to_owned();
+        let connect = json!({"id": 1, "connect": {"token": token("clerk", "staff")}});
+        let hello = format!("{connect}\n{}", json!({"id": 2, "subscribe": {"channel": "orders"}}));
+        let docket = Self { system, address, hello };
+        docket.publish(ORDERS as u64).await?;
+        system.settled().await;
+        Ok(docket)
+    }
+
+    /// Adds pieces to orders.
+    async fn publish(&self, count: u64) -> anyhow::Result<()> {
+        let line = |number: u64| {
+            let order = format!("o-{}", number as usize % ORDERS);
+            json!({"type": "add_item", "order_id": order, "sku": "bagel", "quantity": 1, "unit_price": "0.50"})
+                .to_string()
+        };
+        let lines: Vec<_> = (0..count).map(line).collect();
+        let answer =
+            self.system.post("/v1/commands").body("application/x-ndjson", lines.join("\n")).send().await.expect(200);
+        let text = String::from_utf8_lossy(&answer.body);
+        let refused = text.lines().find(|line| !line.contains("\"status\":200"));
+        ensure!(refused.is_none(), "{refused:?}");
+        Ok(())
+    }
+
+    /// What the idle sockets cost, and how long one change takes to all of them.
+    async fn fan_out(&self, count: usize) -> anyhow::Result<()> {
+        // One socket first: what is made once does not count.
+        drop(Sockets::open(&self.address, 1, &self.hello).await?);
+        let before = resident_kib()?;
+        let sockets = Sockets::open(&self.address, count, &self.hello).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let each = (resident_kib()? - before) / count as f64;
+        println!("idle: {count} sockets, {each:.1} KiB of the server's memory each");
+        let mut times = vec![];
+        for number in 1..=CHANGES as u64 {
+            let sent = sockets.started.elapsed().as_micros() as u64;
+            self.publish(1).await?;
+            let until = Instant::now() + DELIVERED_WITHIN;
+            while sockets.slowest()? < number {
+                ensure!(Instant::now() < until, "a change did not reach every socket");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            times.extend(sockets.counters.iter().map(|counter| counter.last_us.load(Relaxed).saturating_sub(sent)));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        times.sort_unstable();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1_000.0;
+        println!(
+            "fan-out: one change to {count} subscribers, from the command's send: p50 {:.1} ms, p99 {:.1} ms, last {:.1} ms",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+        Ok(())
+    }
+
+    /// A frame as subscribers get it.
+    async fn one_message(&self) -> anyhow::Result<String> {
+        let path = "/v1/poll?channel=orders&wait=10";
+        let first: Value = self.system.get(path).send().await.expect(200).json();
+        let cursor = first["cursor"].as_str().context("a cursor")?;
+        self.publish(1).await?;
+        let polled: Value = self.system.get(&format!("{path}&cursor={cursor}")).send().await.expect(200).json();
+        let event = &polled["events"][0];
+        let publication =
+            json!({"data": event["data"], "offset": event["offset"], "tags": {"prev": event["prev"].to_string()}});
+        Ok(json!({"push": {"channel": "orders", "pub": publication}}).to_string())
+    }
+}
+
+/// The memory that the server holds now, in KiB.
+fn resident_kib() -> anyhow::Result<f64> {
+    let process = crate::systems::docket_process().context("no `docket serve` runs")?;
+    let status = std::fs::read_to_string(process.join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().split(' ').next().context("a number")?.parse()?)
+}
+
+struct Bare {
+    address: String,
+    http: reqwest::Client,
+    _process: Process,
+    _directory: TempDir,
+}
+
+impl Bare {
+    async fn start(bytes: usize) -> anyhow::Result<Self> {
+        ensure!(bytes < 60_000, "one message is {bytes} bytes");
+        let program = profile_directory().join("docket-bench-bare");
+        ensure!(program.is_file(), "{} is missing; build it with: cargo build --release -p bench", program.display());
+        let directory = tempfile::Builder::new().prefix("docket-bench-").tempdir()?;
+        let address = format!("127.0.0.1:{}", free_port());
+        let listen = [("LISTEN".to_owned(), address.clone())];
+        let mut process = Process::new("bare", program, directory.path().join("log")).envs(&listen);
+        process.start();
+        process
+            .wait_until(Duration::from_secs(30), || async { tokio::net::TcpStream::connect(&address).await.is_ok() })
+            .await;
+        Ok(Self { address, http: reqwest::Client::new(), _process: process, _directory: directory })
+    }
+
+    async fn publish(&self, count: u64, message: &str) -> anyhow::Result<()> {
+        let url = format!("http://{}/publish?count={count}", self.address);
+        self.http.post(url).body(message.to_owned()).send().await?.error_for_status()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! Many WebSockets that only count: each change they are sent, and when it came.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+/// How long a socket may take to open.
+const OPEN_WITHIN: Duration = Duration::from_secs(60);
+/// Sockets that are opened at one time.
+const OPENED_AT_ONCE: usize = 64;
+/// A masked text frame `{}` with a mask of zeros: the answer to a ping.
+const PONG: &[u8] = &[0x81, 0x82, 0, 0, 0, 0, b'{', b'}'];
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 * 1024]);
+}
+
+/// What one socket has been sent.
+#[derive(Default)]
+pub struct Counter {
+    /// Changes.
+    pub changes: AtomicU64,
+    /// When the last of them came, in microseconds since the sockets were opened.
+    pub last_us: AtomicU64,
+}
+
+/// Open sockets; closed when dropped.
+pub struct Sockets {
+    /// One a socket.
+    pub counters: Arc<Vec<Counter>>,
+    /// When the clock of the counters began.
+    pub started: Instant,
+    closed: Arc<AtomicBool>,
+    _readers: JoinSet<()>,
+}
+
+impl Sockets {
+    /// Opens `count` sockets on `address`, such as `127.0.0.1:8080`, sends each of them `hello`, one command a line, and
+    /// waits for a reply to each.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub async fn open(address: &str, count: usize, hello: &str) -> anyhow::Result<Self> {
+        let counters: Arc<Vec<Counter>> = Arc::new((0..count).map(|_| Counter::default()).collect());
+        let (started, closed) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        let (mut readers, mut opening) = (JoinSet::new(), JoinSet::new());
+        for number in 0..count {
+            if opening.len() == OPENED_AT_ONCE {
+                let (number, stream) = opening.join_next().await.context("some are opening")???;
+                readers.spawn(read(stream, number, counters.clone(), started, closed.clone()));
+            }
+            let (address, hello) = (address.to_owned(), hello.to_owned());
+            opening.spawn(async move {
+                let stream = timeout(OPEN_WITHIN, open(&address, &hello)).await.context("a socket does not open")??;
+                anyhow::Ok((number, stream))
+            });
+        }
+        while let Some(opened) = opening.join_next().await {
+            let (number, stream) = opened??;
+            readers.spawn(read(stream, number, counters.clone(), started, closed.clone()));
+        }
+        Ok(Self { counters, started, closed, _readers: readers })
+    }
+
+    /// Changes that the slowest socket has got.
+    ///
+    /// # Errors
+    /// When a socket was closed.
+    pub fn slowest(&self) -> anyhow::Result<u64> {
+        ensure!(!self.closed.load(Relaxed), "a socket was closed");
+        Ok(self.counters.iter().map(|counter| counter.changes.load(Relaxed)).min().unwrap_or(0))
+    }
+
+    /// Changes that all sockets together have got.
+    pub fn delivered(&self) -> u64 {
+        self.counters.iter().map(|counter| counter.changes.load(Relaxed)).sum()
+    }
+}
+
+async fn open(address: &str, hello: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = vec![];
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    if !head.starts_with(b"HTTP/1.1 101") {
+        bail!("{}", String::from_utf8_lossy(&head));
+    }
+    for line in hello.lines() {
+        let mut frame = vec![0x81];
+        match line.len() {
+            length @ ..126 => frame.push(0x80 | length as u8),
+            length => frame.extend([0xFE, (length >> 8) as u8, length as u8]),
+        }
+        frame.extend([0; 4]);
+        frame.extend(line.as_bytes());
+        stream.write_all(&frame).await?;
+        let (mut frame, mut payload) = (Frames::default(), vec![]);
+        while frame.ended == 0 {
+            let byte = [stream.read_u8().await?];
+            frame.read(&byte, |bytes| payload.extend_from_slice(bytes));
+        }
+        ensure!(!payload.windows(7).any(|window| window == b"\"error\""), "{}", String::from_utf8_lossy(&payload));
+    }
+    Ok(stream)
+}
+
+/// Where in the frames of a server a reader is: RFC 6455, section 5.2, unmasked.
+#[derive(Default)]
+struct Frames {
+    head: Vec<u8>,
+    left: u64,
+    length: u64,
+    /// Text frames that have ended.
+    ended: u64,
+}
+
+impl Frames {
+    /// Goes through bytes, and hands over the parts of payloads.
+    fn read(&mut self, mut bytes: &[u8], mut payload: impl FnMut(&[u8])) {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let part = bytes.len().min(self.left as usize);
+                payload(&bytes[..part]);
+                self.left -= part as u64;
+                bytes = &bytes[part..];
+                self.ended += u64::from(self.left == 0);
+                continue;
+            }
+            self.head.push(bytes[0]);
+            bytes = &bytes[1..];
+            let length = match (self.head.get(1).map(|byte| byte & 0x7F), self.head.len()) {
+                (Some(length @ ..126), 2) => u64::from(length),
+                (Some(126), 4) => u64::from(u16::from_be_bytes([self.head[2], self.head[3]])),
+                (Some(127), 10) => self.head[2..].iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+                _ => continue,
+            };
+            self.head.clear();
+            (self.left, self.length) = (length, length);
+        }
+    }
+}
+
+async fn read(
+    mut stream: TcpStream,
+    number: usize,
+    counters: Arc<Vec<Counter>>,
+    started: Instant,
+    closed: Arc<AtomicBool>,
+) {
+    let mut frames = Frames::default();
+    let counter = &counters[number];
+    loop {
+        if stream.readable().await.is_err() {
+            break;
+        }
+        let (read, changes, pinged) = BUFFER.with_borrow_mut(|buffer| {
+            let read = stream.try_read(buffer);
+            let Ok(length @ 1..) = read else { return (read, 0, false) };
+            let (before, mut lines, mut pinged) = (frames.ended, 0, false);
+            frames.read(&buffer[..length], |bytes| {
+                lines += bytes.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                pinged |= bytes == b"{}";
+            });
+            (read, frames.ended - before + lines - u64::from(pinged), pinged)
+        });
+        match read {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => break,
+        }
+        if pinged && stream.write_all(PONG).await.is_err() {
+            break;
+        }
+        if changes > 0 {
+            counter.last_us.store(started.elapsed().as_micros() as u64, Relaxed);
+            counter.changes.fetch_add(changes, Relaxed);
+        }
+    }
+    closed.store(true, Relaxed);
+}

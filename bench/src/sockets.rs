@@ -1,12 +1,15 @@
 //! Many WebSockets that only count: each change they are sent, and when it came.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -164,25 +167,20 @@ async fn read(
     let mut frames = Frames::default();
     let counter = &counters[number];
     loop {
-        if stream.readable().await.is_err() {
-            break;
-        }
-        let (read, changes, pinged) = BUFFER.with_borrow_mut(|buffer| {
-            let read = stream.try_read(buffer);
-            let Ok(length @ 1..) = read else { return (read, 0, false) };
-            let (before, mut lines, mut pinged) = (frames.ended, 0, false);
-            frames.read(&buffer[..length], |bytes| {
-                lines += bytes.iter().filter(|&&byte| byte == b'\n').count() as u64;
-                pinged |= bytes == b"{}";
-            });
-            (read, frames.ended - before + lines - u64::from(pinged), pinged)
+        let read = poll_fn(|context| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let mut buffer = ReadBuf::new(buffer);
+                ready!(Pin::new(&mut stream).poll_read(context, &mut buffer))?;
+                let (before, mut lines, mut pinged) = (frames.ended, 0, false);
+                frames.read(buffer.filled(), |bytes| {
+                    lines += bytes.iter().filter(|&&byte| byte == b'\n').count() as u64;
+                    pinged |= bytes == b"{}";
+                });
+                let changes = frames.ended - before + lines - u64::from(pinged);
+                Poll::Ready(std::io::Result::Ok((buffer.filled().len(), changes, pinged)))
+            })
         });
-        match read {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => break,
-        }
+        let Ok((1.., changes, pinged)) = read.await else { break };
         if pinged && stream.write_all(PONG).await.is_err() {
             break;
         }

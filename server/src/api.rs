@@ -36,7 +36,7 @@ pub fn write_side() -> OpenApiRouter<WriteSide> {
     OpenApiRouter::new().merge(write_side::orders::router()).merge(write_side::bulk::router())
 }
 
-/// The query API and the push layer.
+/// The query API, and of the push layer what is asked and answered.
 pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
     OpenApiRouter::new()
         .merge(read_side::orders::router())
@@ -46,8 +46,13 @@ pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
         .merge(read_side::revocations::router())
         .merge(read_side::push::asyncapi::router())
         .merge(read_side::push::access::router())
-        .merge(read_side::push::live::router())
-        .merge(read_side::push::centrifuge::router())
+        .merge(read_side::push::live::poll_router())
+}
+
+/// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at
+/// once, many of them from one address; a rate would lock them out.
+pub fn connections() -> OpenApiRouter<read_side::state::ReadSide> {
+    OpenApiRouter::new().merge(read_side::push::live::stream_router()).merge(read_side::push::centrifuge::router())
 }
 
 /// The document, whatever roles a process has.
@@ -55,6 +60,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     let mut document = Docket::openapi();
     document.merge(write_side().into_openapi());
     document.merge(read_side().into_openapi());
+    document.merge(connections().into_openapi());
     document
 }
 

@@ -67,7 +67,7 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     revocations::load(&store, &authenticator).await?;
     let stop = shutdown.token.clone();
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), stop));
-    let mut app = Router::new();
+    let (mut app, mut connections) = (Router::new(), Router::new());
     if roles.write {
         store.start_write_tasks();
         app = app.merge(
@@ -88,9 +88,10 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
         shutdown.tracker.spawn(feed::tell_projections(state.clone()));
         shutdown.tracker.spawn(Presence::run(state.clone()));
         shutdown.tracker.spawn(state.connections.clone().watch(auth, stop));
-        app = app.merge(api::read_side().with_state(state).split_for_parts().0);
+        app = app.merge(api::read_side().with_state(state.clone()).split_for_parts().0);
+        connections = api::connections().with_state(state).split_for_parts().0;
     }
-    let app = Limiter::new(&settings.limits, authenticator).limit(app);
+    let app = Limiter::new(&settings.limits, authenticator).limit(app).merge(connections);
     let app = cors(app, settings.push.allowed_origins);
     let health = health(&store);
     let app = http::harden(app.merge(api::docs()).merge(health.router()));

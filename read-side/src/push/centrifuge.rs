@@ -39,6 +39,9 @@ use crate::state::{ReadSide, admin_only};
 
 /// Longest frame taken from a client, in bytes; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
+const READ_BUFFER_BYTES: usize = 512;
+const WRITE_BUFFER_BYTES: usize = 2 * 1024;
 /// Channels of one connection, at most.
 const CHANNELS_MAX: usize = 128;
 /// How long a client may take to send `connect`.
@@ -47,8 +50,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(25);
 /// How long a pong may take.
 const PONG_WITHIN: Duration = Duration::from_secs(10);
-/// How long a frame may wait for the client's socket.
-const WRITE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a client may take to read why it is cut off, and to say goodbye.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// How long an expired token is put up with, so that a client can refresh it.
@@ -130,8 +131,8 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
         upgrade = upgrade.protocols([bearer.to_owned()]);
     }
     Ok(upgrade
-        .read_buffer_size(4 * 1024)
-        .write_buffer_size(4 * 1024)
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_write_buffer_size(8 * 1024 * 1024)
         .max_message_size(FRAME_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -279,12 +280,11 @@ impl Connection {
                 timer.as_mut().reset(due);
             }
             tokio::select! {
-                // What ends the connection comes first: a busy channel or client must not put it off.
-                biased;
                 () = &mut timer => self.due(socket).await?,
                 message = socket.recv() => match message {
                     Some(Ok(Message::Text(text))) if text.trim() == "{}" => self.pong_by = None,
-                    Some(Ok(Message::Text(text))) => self.commands(socket, &text).await?,
+                    // Boxed: connections are many, and most of them are silent.
+                    Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::BAD_REQUEST)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(None),
@@ -519,11 +519,11 @@ impl Connection {
         let mut next = Some(first);
         while let Some(delivery) = next {
             if let Some(frame) = self.frame(&delivery)? {
-                within(socket.feed(Message::Text(frame))).await?;
+                socket.feed(Message::Text(frame)).await.map_err(|_| None)?;
             }
             next = queued.try_next();
         }
-        within(socket.flush()).await
+        socket.flush().await.map_err(|_| None)
     }
 
     /// What a client has not got of a delivery, as a frame.
@@ -575,14 +575,8 @@ pub fn ttl(principal: &Principal) -> u64 {
     (principal.expires_at - Timestamp::now().as_second()).clamp(0, 10 * 365 * 86_400) as u64
 }
 
+/// A client that takes nothing holds this up until its queue is full, or until the connection has waited too long to
+/// write.
 async fn send(socket: &mut WebSocket, frame: Utf8Bytes) -> Handled<()> {
-    within(socket.send(Message::Text(frame))).await
-}
-
-async fn within(sent: impl Future<Output = Result<(), axum::Error>>) -> Handled<()> {
-    match timeout(WRITE_WITHIN, sent).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(None),
-        Err(_) => Err(Some(close::SLOW)),
-    }
+    socket.send(Message::Text(frame)).await.map_err(|_| None)
 }

@@ -1,10 +1,13 @@
 //! The open connections of this process: who they belong to, how many there may be, and how they end from outside.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use platform::auth::{Authenticator, Principal};
 use tokio_util::sync::CancellationToken;
 
@@ -28,28 +31,36 @@ pub enum End {
     Revoked,
 }
 
-/// Ends a connection, from wherever.
+/// Ends a connection, from wherever; one task waits for it.
 #[derive(Clone, Default)]
-pub struct Ender(Arc<(CancellationToken, OnceLock<End>)>);
+pub struct Ender(Arc<Ending>);
+
+#[derive(Default)]
+struct Ending {
+    why: OnceLock<End>,
+    connection: AtomicWaker,
+}
 
 impl Ender {
     /// Asks the connection to end; the first reason counts.
     pub fn end(&self, why: End) {
-        let (token, reason) = &*self.0;
-        let _ = reason.set(why);
-        token.cancel();
+        let _ = self.0.why.set(why);
+        self.0.connection.wake();
     }
 
     /// Whether it was asked to.
     pub fn has_ended(&self) -> bool {
-        self.0.0.is_cancelled()
+        self.0.why.get().is_some()
     }
 
     /// Waits until it is asked to.
     pub async fn ended(&self) -> End {
-        self.0.0.cancelled().await;
-        // The reason is set before the token is cancelled.
-        self.0.1.get().copied().unwrap_or(End::Shutdown)
+        poll_fn(|context| {
+            // Registered first: who ends it in between wakes this task.
+            self.0.connection.register(context.waker());
+            self.0.why.get().map_or(Poll::Pending, |why| Poll::Ready(*why))
+        })
+        .await
     }
 }
 

@@ -21,6 +21,10 @@ const PUBLISHED_AT_ONCE: usize = 32;
 const BYTES_AT_ONCE: usize = 64 * 1024;
 /// How often the projections are looked at while somebody listens to how they stand.
 const LOOK_AT_PROJECTIONS: Duration = Duration::from_secs(1);
+/// Subscribers that are reached in no time; and for more of them, about what each takes, and the longest rest.
+const FEW: usize = 200;
+const SENT_WITHIN: Duration = Duration::from_micros(10);
+const REST_MAX: Duration = Duration::from_millis(25);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -127,12 +131,11 @@ impl Feed<'_> {
                 Err(error) => tracing::error!(%error, "not published"),
             }
             if round.len() == PUBLISHED_AT_ONCE || bytes >= BYTES_AT_ONCE {
-                self.state.hub.publish(&round, event.position);
+                rest(self.state.hub.publish(&round, event.position)).await;
                 (round, bytes) = (Vec::new(), 0);
-                tokio::task::yield_now().await;
             }
         }
-        self.state.hub.publish(&round, last);
+        rest(self.state.hub.publish(&round, last)).await;
         Some(last)
     }
 
@@ -174,6 +177,15 @@ impl Feed<'_> {
             before.extend(orders.into_iter().map(|(id, order)| (id, Arc::new(order))));
         }
         Ok(before)
+    }
+}
+
+/// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
+async fn rest(reached: usize) {
+    match reached {
+        0 => {}
+        1..FEW => tokio::task::yield_now().await,
+        many => tokio::time::sleep((SENT_WITHIN * many as u32).min(REST_MAX)).await,
     }
 }
 

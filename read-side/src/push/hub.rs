@@ -212,8 +212,9 @@ impl Hub {
     }
 
     /// Queues changes, in the order of the log, to every subscriber of their channels, and says that all of the log is
-    /// queued up to `through`.
-    pub fn publish(&self, changes: &[Arc<Publication>], through: i64) {
+    /// queued up to `through`. Gives to how many subscribers something was queued.
+    pub fn publish(&self, changes: &[Arc<Publication>], through: i64) -> usize {
+        let mut reached = 0;
         let mut channels = self.lock();
         let mut by_channel: Vec<(String, Vec<&Arc<Publication>>)> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
@@ -244,9 +245,11 @@ impl Hub {
                 channel.last = change.position;
             }
             channel.queue(&Delivery::Changes(Arc::new(Batch::new(name, of_channel))), false);
+            reached += channel.subscribers.len();
         }
         drop(channels);
         self.through.send_replace(through);
+        reached
     }
 
     /// Nobody listened until now: what lies at or before a position has been queued to all who did.

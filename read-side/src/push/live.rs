@@ -47,9 +47,14 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx to pass on what it gets.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
-    OpenApiRouter::new().routes(routes!(live)).routes(routes!(poll))
+/// The stream, which is limited by the number of open ones.
+pub fn stream_router() -> OpenApiRouter<ReadSide> {
+    OpenApiRouter::new().routes(routes!(live))
+}
+
+/// The poll, which is a request like others.
+pub fn poll_router() -> OpenApiRouter<ReadSide> {
+    OpenApiRouter::new().routes(routes!(poll))
 }
 
 /// Which channels, from where.

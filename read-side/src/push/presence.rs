@@ -60,10 +60,12 @@ struct Inner {
     moved: Notify,
 }
 
+/// The user of each client; of another process's client, until when it is believed to be there.
+type Clients = HashMap<Arc<str>, (Arc<str>, Option<Instant>)>;
+
 #[derive(Default)]
 struct Seats {
-    /// The users of a channel's clients; of other processes' clients, until when they are believed to be there.
-    channels: HashMap<Arc<str>, HashMap<Arc<str>, (Arc<str>, Option<Instant>)>>,
+    channels: HashMap<Arc<str>, Clients>,
     /// What the other processes have not been told.
     untold: Told,
     /// The users that are shown, and since when they are gone.

@@ -109,7 +109,7 @@ pub async fn top(db: &Db, by: By, limit: i64) -> Result<Vec<Product>, Error> {
     };
     let sql = format!(
         "select sku, name, category, currency, orders, quantity, revenue from products
-         order by {column} desc, sku limit $1"
+         order by {column} desc, sku, currency limit $1"
     );
     let rows: Vec<Row> = db.fetch_all(&sql, vec![limit.into()]).await?;
     Ok(rows

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
 use cqrs_es::{Aggregate, DomainEvent};
+use opentelemetry::KeyValue;
 
 use crate::error::Error;
 use crate::log::Database;
+use crate::metrics::METRICS;
 use crate::store::Store;
 use crate::upcast::{Upcasters, lift_serialized};
 
@@ -36,7 +38,9 @@ where
 
     /// The aggregate as last seen in this process, if it is hot.
     pub fn cached(&self, id: &str) -> Option<Arc<Loaded<A>>> {
-        self.cache.get(id)
+        let found = self.cache.get(id);
+        METRICS.lookups.add(1, &[KeyValue::new("result", if found.is_some() { "hit" } else { "miss" })]);
+        found
     }
 
     /// The aggregate as the log has it now: its snapshot and the events after it.

@@ -5,15 +5,19 @@
 //! conflict, the others are not disturbed.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry::{Context, KeyValue};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{AppendError, Error, is_about_the_data};
-use crate::event::{NewEvent, RecordedEvent};
+use crate::event::{NewEvent, RecordedEvent, metadata_text};
 use crate::log::Log;
+use crate::metrics::METRICS;
 use crate::now_us;
 use crate::tail::Tail;
+use crate::trace;
 
 /// One command's events, to be written together or not at all.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct Append {
     pub events: Vec<NewEvent>,
     /// What to remember of the answer, where the request had an idempotency key.
     pub idempotency: Option<Idempotency>,
+    /// Span of the append, where the request is traced: it is linked with that of the transaction.
+    pub trace: Option<Context>,
 }
 
 /// The request to remember; the answer's version and position are filled in when the append commits.
@@ -150,6 +156,13 @@ impl Appender {
     }
 
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let started = Instant::now();
+        let outcome = self.queued(append).await;
+        METRICS.wait.record(started.elapsed().as_secs_f64(), &[]);
+        outcome
+    }
+
+    async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
         match tokio::time::timeout(QUEUE_WAIT, self.queue.send(Pending { append, reply })).await {
             Err(_) => return Err(Error::Overloaded.into()),
@@ -176,6 +189,8 @@ async fn run(committer: Committer, batch_events_max: usize, mut waiting: mpsc::R
             events += next.append.events.len();
             batch.push(next);
         }
+        METRICS.queue.record(waiting.len() as u64, &[]);
+        METRICS.batch_size.record(batch.len() as u64, &[]);
         committer.write(batch).await;
     }
 }
@@ -185,7 +200,17 @@ impl Committer {
     /// fails.
     async fn write(&self, batch: Vec<Pending>) {
         let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
-        match self.log.append(&appends).await {
+        let traces = appends.iter().filter_map(|append| append.trace.as_ref());
+        let span = trace::shared("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
+        if let Some(span) = &span {
+            span.describe([KeyValue::new("docket.append.commands", appends.len() as i64)]);
+            traces.for_each(|of| of.span().add_link(span.context().span().span_context().clone(), vec![]));
+        }
+        let started = Instant::now();
+        let outcome = self.log.append(&appends).await;
+        METRICS.commit.record(started.elapsed().as_secs_f64(), &[]);
+        drop(span);
+        match outcome {
             Ok(plan) => {
                 drop(appends);
                 self.committed(batch, plan);
@@ -196,6 +221,7 @@ impl Committer {
                 }
             }
             Err(error) => {
+                METRICS.failures.add(1, &[]);
                 tracing::error!(%error, commands = batch.len(), "append failed");
                 let reason = error.to_string();
                 for pending in batch {
@@ -210,7 +236,12 @@ impl Committer {
         let mut answers = Vec::with_capacity(batch.len());
         for (Pending { append, reply }, outcome) in batch.into_iter().zip(plan.outcomes) {
             if let Ok(appended) = &outcome {
+                METRICS.events.add(append.events.len() as u64, &[]);
+                tell(&append, appended);
                 self.tail.push(recorded(append, *appended, plan.recorded_at));
+            }
+            if matches!(outcome, Err(AppendError::Conflict { .. })) {
+                METRICS.conflicts.add(1, &[]);
             }
             answers.push((reply, outcome));
         }
@@ -222,6 +253,21 @@ impl Committer {
         for (reply, outcome) in answers {
             // A requester that went away has no use for its answer.
             let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// A line for whoever follows one request through the logs.
+fn tell(append: &Append, appended: &Appended) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for event in &append.events {
+            tracing::debug!(
+                request_id = metadata_text(&event.metadata, "request_id"),
+                order.id = append.aggregate_id,
+                event.r#type = event.event_type,
+                event.position = appended.position,
+                "appended"
+            );
         }
     }
 }
@@ -261,6 +307,7 @@ mod tests {
                 request_hash: "h".into(),
                 status: 200,
             }),
+            trace: None,
         }
     }
 

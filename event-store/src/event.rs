@@ -56,6 +56,11 @@ impl RecordedEvent {
             .unwrap_or_else(|| format!("{}/{}/{}", self.aggregate_type, self.aggregate_id, self.sequence))
     }
 
+    /// A text of the metadata that holds nothing that JSON escapes: `request_id`, `traceparent`.
+    pub fn metadata_text(&self, name: &str) -> Option<&str> {
+        metadata_text(&self.metadata, name)
+    }
+
     /// The event as a message on the bus.
     pub(crate) fn to_message(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&Message {
@@ -85,6 +90,17 @@ impl RecordedEvent {
             metadata: message.metadata.get().to_owned(),
             recorded_at: message.recorded_at,
         })
+    }
+}
+
+pub(crate) fn metadata_text<'a>(metadata: &'a str, name: &str) -> Option<&'a str> {
+    let mut rest = metadata;
+    loop {
+        rest = &rest[rest.find(name)? + name.len()..];
+        // PostgreSQL writes a blank after the colon. A value that reads like the name is no member.
+        if let Some(value) = rest.strip_prefix("\":").map(str::trim_start).and_then(|rest| rest.strip_prefix('"')) {
+            return value.split('"').next();
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! needs no lock: of two relays at once one is refused and goes back to the stream's tail. See NATS ADR-8 and the
 //! JetStream publish headers for the meaning of the two headers.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull::OrderedConfig;
@@ -12,14 +13,18 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{self, message::PublishMessage, stream};
 use async_nats::{HeaderMap, header};
 use futures::StreamExt;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::log::Log;
+use crate::metrics::METRICS;
 use crate::settings::Settings;
 use crate::tail::Tail;
+use crate::trace::{self, Span};
 
 /// Messages that are sent before an answer is waited for.
 const RELAY_WINDOW: i64 = 512;
@@ -42,6 +47,8 @@ pub(crate) struct Bus {
     stream: String,
     bytes_max: i64,
     incarnation: String,
+    /// Why the relay cannot publish, as long as it cannot.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Bus {
@@ -67,12 +74,25 @@ impl Bus {
             stream: settings.nats_stream.clone(),
             bytes_max: settings.nats_stream_bytes_max,
             incarnation,
+            trouble: Arc::default(),
         };
         match tokio::time::timeout(Duration::from_secs(3), bus.client.flush()).await {
             Ok(Ok(())) => bus.check_version()?,
             _ => tracing::warn!(url = settings.nats_url, "NATS is away: going on without it, projections read the log"),
         }
         Ok(bus)
+    }
+
+    /// Why events do not get into the stream, if they do not.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        if !self.is_connected() {
+            return Some("not connected".to_owned());
+        }
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn in_trouble(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Whether the connection stands.
@@ -118,8 +138,8 @@ impl Bus {
         match found.cached_info().config.metadata.get(INCARNATION) {
             Some(owner) if *owner == self.incarnation => Ok(found),
             _ => Err(Error::Settings(format!(
-                "the JetStream stream `{0}` belongs to another store: delete it (`nats stream rm {0}`), \
-                 or give this store its own name in nats_stream",
+                "the JetStream stream `{0}` belongs to another store: give this store its own name in nats_stream, or, \
+                 where that other store is gone, delete the stream (`nats stream rm {0}`)",
                 self.stream
             ))),
         }
@@ -168,6 +188,8 @@ impl Bus {
                 () = stop.cancelled() => return,
             };
             if let Err(error) = outcome {
+                self.in_trouble(Some(error.to_string()));
+                METRICS.relay_failures.add(1, &[]);
                 tracing::warn!(%error, "relay: going back to the stream's tail");
                 tokio::time::sleep(RETRY).await;
             }
@@ -179,6 +201,7 @@ impl Bus {
         let (log_head, _) = log.head().await?;
         let stream = self.stream(log_head).await?;
         let mut tail = stream.cached_info().state.last_sequence as i64;
+        METRICS.stream_position.record(tail, &[]);
         if tail > log_head {
             return Err(Error::Stored(format!(
                 "the stream `{}` is at {tail}, beyond the log's head {log_head}: delete the stream",
@@ -186,6 +209,7 @@ impl Bus {
             )));
         }
         self.check_tail(&stream, log, tail).await?;
+        self.in_trouble(None);
         loop {
             let events = match end.after(tail, RELAY_WINDOW as usize) {
                 Some(events) => events,
@@ -197,6 +221,9 @@ impl Bus {
                 continue;
             }
             tail = self.publish(&events, tail).await?;
+            METRICS.relay_published.add(events.len() as u64, &[]);
+            METRICS.relay_position.record(tail, &[]);
+            METRICS.stream_position.record(tail, &[]);
             if events.len() < RELAY_WINDOW as usize {
                 // Each look into the log costs a query: a busy log is taken in larger pieces.
                 tokio::time::sleep(RELAY_GATHER).await;
@@ -228,10 +255,10 @@ impl Bus {
     async fn publish(&self, events: &[RecordedEvent], tail: i64) -> Result<i64, Error> {
         let Some((last, before)) = events.split_last() else { return Ok(tail) };
         for event in before {
-            let (subject, headers, payload) = self.message(event)?;
+            let (subject, headers, payload, _span) = self.message(event)?;
             self.client.publish_with_headers(subject, headers, payload).await.map_err(nats)?;
         }
-        let (subject, headers, payload) = self.message(last)?;
+        let (subject, headers, payload, _span) = self.message(last)?;
         let message = PublishMessage::build().headers(headers).payload(payload);
         let ack = self.context.send_publish(subject, message).await.map_err(nats)?.await.map_err(nats)?;
         if ack.sequence as i64 != last.position {
@@ -240,13 +267,23 @@ impl Bus {
         Ok(last.position)
     }
 
-    fn message(&self, event: &RecordedEvent) -> Result<(String, HeaderMap, bytes::Bytes), Error> {
+    /// The message of an event, and its span, where the event's request is traced.
+    fn message(&self, event: &RecordedEvent) -> Result<(String, HeaderMap, bytes::Bytes, Option<Span>), Error> {
         let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, event.id());
         headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, (event.position - 1).to_string());
+        if let Some(id) = event.metadata_text("request_id") {
+            headers.insert("X-Request-Id", id);
+        }
         let subject = format!("{}.events.{}.{}", self.stream, event.aggregate_type, event.event_type);
-        Ok((subject, headers, payload.into()))
+        let span = trace::of_event("publish", SpanKind::Producer, event);
+        if let Some(span) = &span {
+            let system = KeyValue::new("messaging.system", "nats");
+            span.describe([system, KeyValue::new("messaging.destination.name", subject.clone())]);
+            trace::inject(span, &mut headers);
+        }
+        Ok((subject, headers, payload.into(), span))
     }
 }
 
@@ -269,7 +306,6 @@ fn check_version(version: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use crate::append::Append;
     use crate::event::NewEvent;
@@ -324,6 +360,7 @@ mod tests {
                 expected_version: 0,
                 events: (1..=count).map(event).collect(),
                 idempotency: None,
+                trace: None,
             };
             let plan = self.log.append(&[&append]).await.unwrap();
             self.head.send_replace(plan.head);

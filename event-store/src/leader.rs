@@ -6,10 +6,12 @@
 use std::fs::File;
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
 use sqlx::{Connection, PgConnection};
 
 use crate::error::Error;
 use crate::log::{Database, Log};
+use crate::metrics::METRICS;
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -17,7 +19,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Held while this process leads.
-pub struct Leadership(Hold);
+pub struct Leadership {
+    role: String,
+    hold: Hold,
+}
 
 /// What frees the role when its holder dies.
 enum Hold {
@@ -31,6 +36,7 @@ enum Hold {
 impl Leadership {
     /// Waits until this process leads.
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
+        lead(role, false);
         let mut asking = None;
         loop {
             match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, &mut asking)).await {
@@ -52,10 +58,15 @@ impl Leadership {
         Self::ask(log, role, &mut None).await
     }
 
+    fn new(role: &str, hold: Hold) -> Self {
+        lead(role, true);
+        Self { role: role.to_owned(), hold }
+    }
+
     /// Asks once, over the connection of the last time where there is one.
     async fn ask(log: &Log, role: &str, asking: &mut Option<PgConnection>) -> Result<Option<Self>, Error> {
         let log = match &log.database {
-            Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self(Hold::File(file)))),
+            Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file)))),
             Database::Postgres(log) => log,
         };
         let mut connection = match asking.take() {
@@ -65,7 +76,7 @@ impl Leadership {
         let sql = "select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))";
         let (won,): (bool,) = sqlx::query_as(sql).bind(role).fetch_one(&mut connection).await?;
         if won {
-            return Ok(Some(Self(Hold::Connection(connection))));
+            return Ok(Some(Self::new(role, Hold::Connection(connection))));
         }
         *asking = Some(connection);
         Ok(None)
@@ -73,10 +84,23 @@ impl Leadership {
 
     /// Whether the lock is still held: its connection answers.
     pub async fn check(&mut self) -> Result<(), Error> {
-        if let Hold::Connection(connection) = &mut self.0 {
+        if let Hold::Connection(connection) = &mut self.hold {
             let silent = |_| sqlx::Error::Protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
             tokio::time::timeout(ANSWER_WITHIN, connection.ping()).await.map_err(silent)??;
         }
         Ok(())
+    }
+}
+
+impl Drop for Leadership {
+    fn drop(&mut self) {
+        lead(&self.role, false);
+    }
+}
+
+/// Says whether this process leads. Other roles than these last as long as a command.
+fn lead(role: &str, leads: bool) {
+    if matches!(role, "relay" | "projections") {
+        METRICS.leader.record(leads.into(), &[KeyValue::new("role", role.to_owned())]);
     }
 }

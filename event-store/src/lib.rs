@@ -11,12 +11,14 @@ pub mod event;
 mod jetstream;
 pub mod leader;
 pub mod log;
+mod metrics;
 mod postgres;
 pub mod settings;
 mod sqlite;
 pub mod store;
 pub mod subscription;
 mod tail;
+pub mod trace;
 pub mod upcast;
 
 /// Microseconds since 1970, as the log stamps its events.

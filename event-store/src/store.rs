@@ -19,6 +19,7 @@ use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::leader::Leadership;
 use crate::log::{Log, Remembered};
+use crate::metrics::METRICS;
 use crate::now_us;
 use crate::settings::Settings;
 use crate::sqlite::Access;
@@ -134,6 +135,19 @@ impl Store {
         Ok(self.inner.log.head().await?.0)
     }
 
+    /// Measures where the log stands, and the connection to NATS.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn observe(&self) -> Result<i64, Error> {
+        if let Some(connected) = self.nats_connected() {
+            METRICS.nats_connected.record(connected.into(), &[]);
+        }
+        let head = self.head().await?;
+        METRICS.log_position.record(head, &[]);
+        Ok(head)
+    }
+
     /// Names this log: a restored or replaced store has another incarnation.
     pub fn incarnation(&self) -> &str {
         &self.inner.incarnation
@@ -197,6 +211,11 @@ impl Store {
     /// Whether the connection to NATS stands; `None` where the stream runs in process.
     pub fn nats_connected(&self) -> Option<bool> {
         self.inner.bus.as_ref().map(Bus::is_connected)
+    }
+
+    /// Why events do not reach the stream, if they do not.
+    pub fn nats_trouble(&self) -> Option<String> {
+        self.inner.bus.as_ref().and_then(Bus::trouble)
     }
 
     /// Waits until this process leads in a role.

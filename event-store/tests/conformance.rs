@@ -82,6 +82,7 @@ fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
         expected_version,
         events: events.collect(),
         idempotency: None,
+        trace: None,
     }
 }
 

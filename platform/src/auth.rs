@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::problem::Problem;
+use crate::request_id;
 
 const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -119,6 +120,22 @@ pub struct Principal {
 }
 
 impl Principal {
+    /// Only staff and admins go on.
+    ///
+    /// # Errors
+    /// 403 for others.
+    pub fn staff_only(&self) -> Result<(), Problem> {
+        if self.is_staff() { Ok(()) } else { Err(forbidden("staff")) }
+    }
+
+    /// Only admins go on.
+    ///
+    /// # Errors
+    /// 403 for others.
+    pub fn admin_only(&self) -> Result<(), Problem> {
+        if self.is_admin() { Ok(()) } else { Err(forbidden("admin")) }
+    }
+
     /// Staff or admin.
     pub fn is_staff(&self) -> bool {
         self.role >= Role::Staff
@@ -321,6 +338,11 @@ impl Authenticator {
     }
 }
 
+/// The role is not enough.
+pub fn forbidden(needs: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed").detail(format!("This needs the role {needs}."))
+}
+
 #[derive(Clone)]
 struct Outcome(Result<Principal, Problem>);
 
@@ -332,7 +354,7 @@ where
     type Rejection = Problem;
 
     fn from_request_parts(parts: &mut Parts, state: &S) -> impl Future<Output = Result<Self, Problem>> + Send {
-        ready(Authenticator::from_ref(state).authenticate(parts))
+        ready(Authenticator::from_ref(state).authenticate(parts).inspect(|who| request_id::set_user(&who.subject)))
     }
 }
 

@@ -112,7 +112,7 @@ impl Health {
         } else if failed(false) {
             (StatusCode::OK, "degraded")
         } else {
-            (StatusCode::OK, "ok")
+            (StatusCode::OK, "ready")
         };
         answer(code, status, checks.iter().map(|check| check.name).zip(outcomes).collect())
     }
@@ -168,7 +168,7 @@ mod tests {
         health.set_started();
         assert_eq!(probe(&health, "/health/startup").await.0, 200);
         let (status, report) = probe(&health, "/health/ready").await;
-        assert_eq!((status, &report["status"]), (200, &Value::from("ok")));
+        assert_eq!((status, &report["status"]), (200, &Value::from("ready")));
         assert!(report["timestamp"].as_str().unwrap().ends_with('Z'));
         health.set_draining();
         let (status, report) = probe(&health, "/health/ready").await;

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
@@ -20,17 +20,20 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use opentelemetry::KeyValue;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
-use tracing::Level;
 
+use crate::metrics::Active;
 use crate::problem::Problem;
 use crate::request_id::{Context, X_REQUEST_ID};
 use crate::shutdown::Shutdown;
+use crate::telemetry::access_log;
+use crate::trace;
 
 /// How long a request's headers may take to arrive; also how long a connection may idle between requests.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,44 +126,73 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, token: Can
 /// route or method, a bad path), a body limit of 1 MiB that a route may change by its own `DefaultBodyLimit`, and
 /// `nosniff`.
 ///
+/// `elsewhere` is added to what an unknown path is told: where else to ask.
+///
 /// Apply it once, to the complete router: routes added afterwards have none of it.
-pub fn harden(router: Router) -> Router {
-    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(from_fn(guard))
+pub fn harden(router: Router, elsewhere: &'static str) -> Router {
+    router
+        .fallback(async move |uri: Uri| no_route(&uri, elsewhere))
+        .method_not_allowed_fallback(async move || no_method(elsewhere))
+        .layer(from_fn(guard))
 }
 
-async fn no_route(uri: Uri) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found").detail(format!("there is nothing at {}", uri.path()))
+fn no_route(uri: &Uri, elsewhere: &str) -> Problem {
+    let mut detail = format!("there is nothing at {}{elsewhere}", uri.path());
+    if uri.path() == "/" {
+        detail.push_str("; the API is described at /docs");
+    }
+    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found").detail(detail)
 }
 
-async fn no_method() -> Problem {
+fn no_method(elsewhere: &str) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
-        .detail("the header Allow lists the methods of this resource")
+        .detail(format!("the header Allow lists the methods of this resource{elsewhere}"))
 }
 
 /// One layer for all, because each layer costs every request an allocation or two.
 async fn guard(request: Request, next: Next) -> Response {
     let mut request =
         request.map(|body| if body.is_end_stream() { body } else { axum::body::Body::new(ReadToEnd(body)) });
-    let context = Context::from_headers(request.headers());
-    let id = context.id().clone();
     DefaultBodyLimit::max(BODY_BYTES_MAX).apply(&mut request);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let (headers, method) = (request.headers(), request.method());
+    let span = trace::server(|| format!("{method} {}", route.unwrap_or("")), headers);
+    span.describe(|| {
+        vec![
+            KeyValue::new("http.request.method", method.to_string()),
+            KeyValue::new("http.route", route.unwrap_or("").to_owned()),
+            KeyValue::new("url.path", request.uri().path().to_owned()),
+        ]
+    });
+    let context = Context::new(headers, span.context());
+    let id = context.id().clone();
+    let active = Active::begin(method);
+    let access = access_log().and_then(|log| Some((log, log.begin(&request)?)));
     let mut response = context
         .scope(async {
-            let line = tracing::enabled!(target: "http", Level::DEBUG)
-                .then(|| (request.method().clone(), request.uri().clone(), Instant::now()));
             let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => as_problem(response).await,
                 // The panic hook has logged it.
                 Err(_) => Problem::internal().into_response(),
             };
-            if let Some((method, uri, start)) = line {
-                let (status, path) = (response.status().as_u16(), uri.path());
-                let latency_us = start.elapsed().as_micros() as u64;
-                tracing::debug!(target: "http", %method, path, status, latency_us, "answered");
+            if let Some((log, asked)) = access {
+                log.end(&asked, &response);
             }
             response
         })
         .await;
+    active.end(route, &response);
+    let status = response.status();
+    span.describe(|| {
+        vec![
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+            KeyValue::new("docket.request_id", id.to_str().unwrap_or_default().to_owned()),
+        ]
+    });
+    if status.is_server_error() {
+        span.failed(status.canonical_reason().unwrap_or_default());
+    }
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -267,6 +299,7 @@ mod tests {
                 .route("/large", post(body).layer(DefaultBodyLimit::max(2 * BODY_BYTES_MAX)))
                 .route("/id", get(async || crate::request_id::current().unwrap_or_default()))
                 .route("/stopping", get(async move || token.cancelled().await)),
+            "",
         )
     }
 

@@ -1,4 +1,5 @@
-//! What every HTTP service needs and none should write twice: identity, limits, problem details, health, shutdown.
+//! What every HTTP service needs and none should write twice: identity, limits, problem details, logs, traces,
+//! metrics, health, shutdown.
 //!
 //! This crate knows nothing of orders, of a database or of a stream, and imports no other crate of this workspace.
 //! Each module that can be configured owns its `Settings`; the binary gathers them.
@@ -8,7 +9,9 @@ pub mod body;
 pub mod health;
 pub mod http;
 pub mod limits;
+pub mod metrics;
 pub mod problem;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;

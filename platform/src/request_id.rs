@@ -1,34 +1,39 @@
-//! Who asked: the request's id and trace parent, known to everything that runs for the request.
+//! Who asked: the request's id, trace and user, known to everything that runs for the request.
 
 use std::future::Future;
+use std::sync::{Arc, OnceLock};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use tracing::{Instrument, Span};
+use opentelemetry::Context as Trace;
+use opentelemetry::trace::TraceContextExt;
 use uuid::Uuid;
+
+use crate::trace;
 
 /// Names the request, in the question and in the answer.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const ID_CHARS_MAX: usize = 128;
 
 tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// What identifies one request. Header values, because their clones share one allocation.
-#[derive(Clone, Debug)]
+/// What identifies one request. Clones speak of the same.
+#[derive(Clone)]
 pub struct Context {
     id: HeaderValue,
-    traceparent: Option<HeaderValue>,
+    trace: Option<Trace>,
+    user: Arc<OnceLock<String>>,
 }
 
 impl Context {
-    /// Takes `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 _ - .`) and a valid `traceparent`; makes a UUIDv7 where there is
-    /// no good id.
-    pub fn from_headers(headers: &HeaderMap) -> Self {
+    /// Takes `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 _ - .`); makes a UUIDv7 where there is no good one. `trace` is the
+    /// request's span; where there is none, what a valid `traceparent` says.
+    pub fn new(headers: &HeaderMap, trace: Option<&Trace>) -> Self {
         let id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
-        let traceparent = headers.get(TRACEPARENT).filter(|value| is_traceparent(value.as_bytes())).cloned();
-        Self { id: id.unwrap_or_else(make), traceparent }
+        let given = || headers.contains_key("traceparent").then(|| trace::of_headers(headers)).flatten();
+        let trace = trace.cloned().or_else(given);
+        Self { id: id.unwrap_or_else(make), trace, user: Arc::default() }
     }
 
     /// The id, as the answer's header carries it.
@@ -36,10 +41,9 @@ impl Context {
         &self.id
     }
 
-    /// Runs `future` as a part of this request: it sees [`current`] and logs within the request's span.
+    /// Runs `future` as a part of this request: it sees [`current`], and its log lines carry it.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        let span = tracing::info_span!(target: "http", "request", request_id = text(&self.id));
-        CURRENT.scope(self, future.instrument(span))
+        CURRENT.scope(self, future)
     }
 }
 
@@ -48,15 +52,29 @@ pub fn current() -> Option<String> {
     CURRENT.try_with(|context| text(&context.id).to_owned()).ok()
 }
 
-/// The W3C trace parent that came with the request, when it was valid.
+/// Where the request stands in its trace.
+pub fn current_trace() -> Option<Trace> {
+    CURRENT.try_with(|context| context.trace.clone()).ok().flatten()
+}
+
+/// The W3C trace parent for what the request leads to.
 pub fn current_traceparent() -> Option<String> {
-    CURRENT.try_with(|context| context.traceparent.as_ref().map(|value| text(value).to_owned())).ok().flatten()
+    Some(trace::traceparent(current_trace()?.span().span_context()))
+}
+
+/// The principal that the request's token names, once that is known.
+pub fn current_user() -> Option<String> {
+    CURRENT.try_with(|context| context.user.get().cloned()).ok().flatten()
+}
+
+/// Makes the principal known, for the access log.
+pub fn set_user(subject: &str) {
+    let _ = CURRENT.try_with(|context| drop(context.user.set(subject.to_owned())));
 }
 
 /// Takes the present request's identity along, for a future that is spawned or polled elsewhere (a streamed body).
 pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let context = CURRENT.try_with(Context::clone).ok();
-    let future = future.instrument(Span::current());
     async move {
         match context {
             Some(context) => CURRENT.scope(context, future).await,
@@ -80,25 +98,12 @@ fn is_request_id(id: &[u8]) -> bool {
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte))
 }
 
-/// Version 00 of W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>` in lower case, no id all zeros.
-fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let id = |part: &[u8]| hex(part) && part.iter().any(|byte| *byte != b'0');
-    value.len() == 55
-        && value.starts_with(b"00-")
-        && id(&value[3..35])
-        && value[35] == b'-'
-        && id(&value[36..52])
-        && value[52] == b'-'
-        && hex(&value[53..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn context(name: HeaderName, value: &str) -> Context {
-        Context::from_headers(&HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())]))
+        Context::new(&HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())]), None)
     }
 
     #[test]
@@ -114,21 +119,24 @@ mod tests {
             let made = context(X_REQUEST_ID, id);
             assert_eq!(Uuid::try_parse(text(made.id())).unwrap().get_version_num(), 7, "{id}");
         }
-        assert!(Context::from_headers(&HeaderMap::new()).id() != Context::from_headers(&HeaderMap::new()).id());
+        let none = HeaderMap::new();
+        assert!(Context::new(&none, None).id() != Context::new(&none, None).id());
     }
 
     #[tokio::test]
     async fn the_identity_reaches_the_task_and_what_it_spawns() {
         assert_eq!(current(), None);
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let mut context = context(TRACEPARENT, parent);
+        let mut context = context("traceparent".parse().unwrap(), parent);
         context.id = HeaderValue::from_static("r1");
         context
             .scope(async {
                 assert_eq!(current().as_deref(), Some("r1"));
                 assert_eq!(current_traceparent().as_deref(), Some(parent));
+                set_user("ada");
                 assert_eq!(tokio::spawn(async { current() }).await.unwrap(), None);
-                assert_eq!(tokio::spawn(carry(async { current() })).await.unwrap().as_deref(), Some("r1"));
+                let carried = tokio::spawn(carry(async { (current(), current_user()) })).await.unwrap();
+                assert_eq!(carried, (Some("r1".to_owned()), Some("ada".to_owned())));
             })
             .await;
         assert_eq!(current(), None);
@@ -136,16 +144,10 @@ mod tests {
 
     #[test]
     fn a_bad_trace_parent_is_dropped() {
-        for bad in [
-            "",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00_0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        ] {
-            assert_eq!(context(TRACEPARENT, bad).traceparent, None, "{bad}");
-        }
+        assert!(
+            context("traceparent".parse().unwrap(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331")
+                .trace
+                .is_none()
+        );
     }
 }

@@ -8,6 +8,7 @@ pub mod dead_letters;
 pub mod error;
 mod fold;
 pub mod generation;
+mod metrics;
 pub mod order;
 pub mod order_details;
 pub mod order_summaries;

@@ -204,6 +204,11 @@ pub async fn list(mut from: impl Read, query: &Query) -> Result<(Vec<OrderSummar
     Ok((rows.into_iter().map(summary).collect(), next))
 }
 
+/// How many orders there are of each status.
+pub async fn by_status(mut from: impl Read) -> Result<Vec<(String, i64)>, Error> {
+    from.rows("select status, count(*) as orders from order_summaries group by status", vec![]).await
+}
+
 /// Orders of a customer that changed after a position, at most `limit`.
 pub async fn changed(mut from: impl Read, customer_id: &str, after: i64, limit: i64) -> Result<Vec<String>, Error> {
     let sql = "select order_id from order_summaries where customer_id = $1 and position > $2 limit $3";

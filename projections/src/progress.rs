@@ -12,12 +12,15 @@ use event_store::error::Error;
 use event_store::now_us;
 use event_store::store::Store;
 use futures::StreamExt;
+use opentelemetry::KeyValue;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD};
+use crate::metrics::METRICS;
 use crate::projection::all;
+use crate::{dead_letters, order_summaries};
 
 /// Name of the hint.
 pub(crate) const HINT: &str = "projected";
@@ -202,6 +205,42 @@ impl Progress {
             });
         }
         Ok((status, head))
+    }
+
+    /// Measures lag, dead letters and orders.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn observe(&self, store: &Store) -> Result<(), Error> {
+        let (status, _) = self.status(store).await?;
+        for projection in status {
+            let name = [KeyValue::new("projection", projection.name)];
+            METRICS.position.record(projection.position, &name);
+            METRICS.lag_events.record(projection.lag_events, &name);
+            METRICS.lag_seconds.record(projection.lag_seconds, &name);
+            METRICS.failed.record((projection.state == "failed").into(), &name);
+        }
+        let letters = dead_letters::list(store.db()).await?;
+        for state in ["parked", "retry", "discard", "discarded"] {
+            let count = letters.iter().filter(|letter| letter.state == state).count() as u64;
+            METRICS.dead_letters.record(count, &[KeyValue::new("state", state)]);
+        }
+        let open = letters.iter().filter(|letter| letter.state != "discarded").map(|letter| letter.age_seconds);
+        METRICS.oldest.record(open.fold(0.0, f64::max), &[]);
+        Ok(())
+    }
+
+    /// Counts the orders of each status; a look at all of them, so not to be done often.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn observe_orders(&self, store: &Store) -> Result<(), Error> {
+        let counts = order_summaries::by_status(store.db()).await?;
+        for status in ["draft", "confirmed", "cancelled"] {
+            let count = counts.iter().find(|(known, _)| known == status).map_or(0, |(_, count)| *count);
+            METRICS.orders.record(count, &[KeyValue::new("status", status)]);
+        }
+        Ok(())
     }
 
     fn rate(&self, row: &Checkpoint) -> f64 {

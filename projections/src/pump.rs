@@ -9,6 +9,8 @@ use event_store::db::Tx;
 use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
+use event_store::trace;
+use opentelemetry::trace::SpanKind;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +18,7 @@ use crate::dead_letters::{self, LeftOut};
 use crate::error::Error;
 use crate::fold::Fold;
 use crate::generation::{LIVE, Lane, Member, checkpoints, lanes, prepare, take_over};
+use crate::metrics::METRICS;
 use crate::order::{FoldError, ORDER, OrderState};
 use crate::progress::{HINT, Progress};
 use crate::projection::{Change, all};
@@ -89,6 +92,21 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
             }
             Ok(()) => false,
         };
+    }
+}
+
+/// Lines for whoever follows one request through the logs.
+fn tell(events: &[RecordedEvent]) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for event in events {
+            tracing::debug!(
+                request_id = event.metadata_text("request_id"),
+                order.id = event.aggregate_id,
+                event.r#type = event.event_type,
+                event.position = event.position,
+                "projected"
+            );
+        }
     }
 }
 
@@ -192,12 +210,22 @@ impl Pump {
         let events = &events[..end];
         let lane = &mut lanes[0];
         if let Some(last) = events.last() {
+            let started = Instant::now();
+            let _spans: Vec<_> =
+                events.iter().filter_map(|event| trace::of_event("project", SpanKind::Consumer, event)).collect();
             let changes = self.fold.changes(events).await?;
             match lane.commit(&self.store, self.epoch, &changes, last.position).await {
                 Err(Error::Store(error)) if error.is_about_the_data() => {
                     return Err(self.culprit(lane, events, &changes).await?.map_or(error.into(), Error::Fold));
                 }
                 outcome => outcome?,
+            }
+            METRICS.batch.record(started.elapsed().as_secs_f64(), &[]);
+            // Lanes meet where all have been: a lane behind the others counts what they have counted before.
+            if next_lane == i64::MAX {
+                METRICS.events.add(events.len() as u64, &[]);
+                METRICS.business(&changes);
+                tell(events);
             }
             self.fold.keep(&changes);
             lane.position = last.position;

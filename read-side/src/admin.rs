@@ -18,7 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::consistency::at;
-use crate::state::{ReadSide, admin_only, invalid, unavailable};
+use crate::state::{ReadSide, invalid, unavailable};
 
 /// Events in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
@@ -40,7 +40,7 @@ struct Projections {
 #[utoipa::path(get, path = "/v1/projections", tag = "operations",
     responses((status = 200, body = Projections), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn projections(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
-    admin_only(&principal)?;
+    principal.admin_only()?;
     let (items, head) = state.progress.status(&state.store).await.map_err(unavailable)?;
     Ok(at(items.iter().map(|status| status.position).min().unwrap_or(0), axum::Json(Projections { items, head })))
 }
@@ -117,7 +117,7 @@ async fn events(
     headers: HeaderMap,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, Problem> {
-    admin_only(&principal)?;
+    principal.admin_only()?;
     let limit = query.limit.unwrap_or(100);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));

@@ -9,6 +9,7 @@ pub mod connections;
 pub mod feed;
 pub mod hub;
 pub mod live;
+pub mod metrics;
 pub mod presence;
 pub mod publication;
 pub mod session;

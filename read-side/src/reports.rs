@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::consistency::at;
-use crate::state::{ReadSide, invalid, staff_only, unavailable};
+use crate::state::{ReadSide, invalid, unavailable};
 
 /// Products in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
@@ -51,7 +51,7 @@ async fn sales_report(
     principal: Principal,
     Query(query): Query<SalesQuery>,
 ) -> Result<Response, Problem> {
-    staff_only(&principal)?;
+    principal.staff_only()?;
     let position = state.at_least(sales::PROJECTION.name, query.min_position, query.wait_ms).await?;
     let day = |date: Option<Date>| date.map(|date| date.to_string());
     let report =
@@ -82,7 +82,7 @@ async fn top_products(
     principal: Principal,
     Query(query): Query<TopQuery>,
 ) -> Result<Response, Problem> {
-    staff_only(&principal)?;
+    principal.staff_only()?;
     let limit = query.limit.unwrap_or(10);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::state::{ReadSide, admin_only, unavailable};
+use crate::state::{ReadSide, unavailable};
 
 /// The message between processes that there is a new one.
 const TOPIC: &str = "revoked";
@@ -68,7 +68,7 @@ async fn revoke(
     principal: Principal,
     Json(body): Json<Revoke>,
 ) -> Result<Response, Problem> {
-    admin_only(&principal)?;
+    principal.admin_only()?;
     let (kind, value) = match (body.subject, body.token_id) {
         (Some(subject), None) => ("subject", subject),
         (None, Some(token_id)) => ("token_id", token_id),
@@ -109,7 +109,7 @@ fn unusable(pointer: &str, message: &str) -> Problem {
 #[utoipa::path(get, path = "/v1/admin/revocations", tag = "operations",
     responses((status = 200, body = Revocations), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
-    admin_only(&principal)?;
+    principal.admin_only()?;
     let items = rows(&state.store).await.map_err(unavailable)?;
     Ok(axum::Json(Revocations { items }).into_response())
 }

@@ -4,7 +4,7 @@ use axum::extract::FromRef;
 use axum::http::StatusCode;
 use event_store::error::Error;
 use event_store::store::Store;
-use platform::auth::{Authenticator, Principal};
+use platform::auth::Authenticator;
 use platform::problem::Problem;
 use projections::progress::Progress;
 use serde::{Deserialize, Serialize};
@@ -83,21 +83,6 @@ impl FromRef<ReadSide> for Authenticator {
 /// Not there, or not yours: the same answer, so that nobody can tell which.
 pub fn not_found(slug: &'static str, title: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, slug, title)
-}
-
-/// The role is not enough.
-pub fn forbidden(needs: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed").detail(format!("This needs the role {needs}."))
-}
-
-/// Only staff and admins go on.
-pub fn staff_only(principal: &Principal) -> Result<(), Problem> {
-    if principal.is_staff() { Ok(()) } else { Err(forbidden("staff")) }
-}
-
-/// Only admins go on.
-pub fn admin_only(principal: &Principal) -> Result<(), Problem> {
-    if principal.is_admin() { Ok(()) } else { Err(forbidden("admin")) }
 }
 
 /// A database that is away.

@@ -49,6 +49,11 @@ pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
         .merge(read_side::push::live::poll_router())
 }
 
+/// What every process answers, whatever its roles.
+pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
+    platform::telemetry::level::router()
+}
+
 /// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at
 /// once, many of them from one address; a rate would lock them out.
 pub fn connections() -> OpenApiRouter<read_side::state::ReadSide> {
@@ -61,6 +66,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     document.merge(write_side().into_openapi());
     document.merge(read_side().into_openapi());
     document.merge(connections().into_openapi());
+    document.merge(everywhere().into_openapi());
     document
 }
 

@@ -94,6 +94,13 @@ enum Command {
     /// Check or show the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Ask a running server whether it is ready; exit code 1 where it is not.
+    #[command(before_help = "Examples:\n  docket health\n  docket health --url http://127.0.0.1:9000")]
+    Health {
+        /// The server.
+        #[arg(long, default_value = "http://127.0.0.1:8080")]
+        url: String,
+    },
     /// Print a completion script.
     #[command(before_help = "Examples:\n  docket completions bash > /etc/bash_completion.d/docket")]
     Completions {
@@ -332,14 +339,26 @@ pub async fn main() -> u8 {
         Command::Events(Events::Tail(tail)) => events::tail(tail).await,
         Command::Config(ConfigCommand::Check(common)) => admin::config_check(common),
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
+        Command::Health { url } => admin::health(&url).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "docket", &mut std::io::stdout());
             Ok(0)
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("docket: {error:#}");
+        eprintln!("docket: {}", told_once(&error));
         if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILED }
+    })
+}
+
+/// An error with its causes, without those that it has named already.
+fn told_once(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
+        if !text.contains(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+        text
     })
 }
 

@@ -1,6 +1,6 @@
 //! A running server: the store, the roles' tasks, one listener.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
@@ -9,9 +9,9 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use event_store::store::{Store, open};
 use platform::auth::Authenticator;
 use platform::health::Health;
-use platform::http;
 use platform::limits::Limiter;
 use platform::shutdown::Shutdown;
+use platform::{http, metrics, telemetry};
 use projections::dead_letters;
 use projections::generation::prepare;
 use projections::order::upcasters;
@@ -22,11 +22,12 @@ use read_side::push::{access, feed};
 use read_side::revocations;
 use read_side::state::ReadSide;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use write_side::dispatch::WriteSide;
 
 use crate::api;
-use crate::settings::Settings;
+use crate::settings::{Roles, Settings, without_password};
 
 /// Headers that pages of other origins may send, and those that they may read.
 const REQUEST_HEADERS: &[&str] =
@@ -42,24 +43,45 @@ const ANSWER_HEADERS: &[&str] = &[
     "x-request-id",
 ];
 
+/// Where Prometheus looks for it, in scaled mode.
+const METRICS_LISTEN: &str = "127.0.0.1:9464";
+/// How often positions and lag are measured, and how often orders are counted.
+const OBSERVE_EVERY: Duration = Duration::from_secs(2);
+const OBSERVE_ORDERS_EVERY: Duration = Duration::from_secs(5);
+/// Behind by more, a read model is called degraded.
+const LAG_SECONDS_MAX: f64 = 30.0;
+
 /// Serves until SIGTERM or SIGINT, then answers what was taken, within 10 s, and ends its tasks, within
 /// `shutdown_seconds`. `ready` is told the address
-/// once requests are answered.
+/// once requests are answered; `reload` reads the settings anew when SIGHUP asks for it.
 ///
 /// # Errors
 /// Settings that cannot work, a port in use, a database that is away.
-pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr)) -> anyhow::Result<()> {
+pub async fn serve(
+    settings: Settings,
+    reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> anyhow::Result<()> {
     let roles = settings.server.roles()?;
+    let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
     let authenticator = Authenticator::new(&settings.auth)?;
-    let listener = TcpListener::bind(&settings.server.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
+    if settings.store.database_url.starts_with("sqlite:") && roles != Roles::ALL {
+        tracing::warn!("with SQLite no other process can have the roles that this one has not");
+    }
+    let listener = TcpListener::bind(&settings.server.listen).await.with_context(|| {
+        format!("cannot listen on {}: take another one with --listen or DOCKET_LISTEN", settings.server.listen)
+    })?;
     let address = listener.local_addr()?;
+    let metrics_listener = metrics_listener(&settings).await?;
     let shutdown = Shutdown::new();
     shutdown.listen()?;
+    on_hangup(reload)?;
     // The store outlives the requests: it stops when they are answered.
     let store_stop = tokio_util::sync::CancellationToken::new();
-    let store = open(settings.store, upcasters(), store_stop.clone(), shutdown.tracker.clone()).await?;
+    let database = without_password(&settings.store.database_url);
+    let store = open(settings.store, upcasters(), store_stop.clone(), shutdown.tracker.clone())
+        .await
+        .with_context(|| format!("cannot open {database}"))?;
 
     prepare(&store).await?;
     let progress = Progress::default();
@@ -83,7 +105,7 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
     if roles.read {
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
         let state = ReadSide::new(store.clone(), progress.clone(), auth.clone(), settings.push.clone(), stop.clone());
-        shutdown.tracker.spawn(progress.follow(store.clone(), stop.clone()));
+        shutdown.tracker.spawn(progress.clone().follow(store.clone(), stop.clone()));
         shutdown.tracker.spawn(feed::run(state.clone()));
         shutdown.tracker.spawn(feed::tell_projections(state.clone()));
         shutdown.tracker.spawn(Presence::run(state.clone()));
@@ -91,10 +113,21 @@ pub async fn serve(settings: Settings, ready: impl FnOnce(std::net::SocketAddr))
         app = app.merge(api::read_side().with_state(state.clone()).split_for_parts().0);
         connections = api::connections().with_state(state).split_for_parts().0;
     }
+    app = app.merge(api::everywhere().with_state(authenticator.clone()).split_for_parts().0);
     let app = Limiter::new(&settings.limits, authenticator).limit(app).merge(connections);
     let app = cors(app, settings.push.allowed_origins);
-    let health = health(&store);
-    let app = http::harden(app.merge(api::docs()).merge(health.router()));
+    let health = health(&store, &progress);
+    let mut app = app.merge(api::docs()).merge(health.router());
+    match metrics_listener {
+        Some(listener) => {
+            let app = http::harden(metrics::router().merge(health.router()), "");
+            shutdown.tracker.spawn(http::serve(listener, app, shutdown.clone()));
+        }
+        None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
+        None => {}
+    }
+    let app = http::harden(app, roles.elsewhere());
+    shutdown.tracker.spawn(observe(store.clone(), progress, roles, shutdown.token.clone()));
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "listening");
     ready(address);
@@ -137,8 +170,89 @@ fn cors(app: Router, allowed_origins: String) -> Router {
     )
 }
 
-fn health(store: &Store) -> Health {
+/// Where `/metrics` has an address of its own.
+async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListener>> {
+    let asked = &settings.server.metrics_listen;
+    if asked.is_empty() && settings.store.nats_url.is_empty() {
+        return Ok(None);
+    }
+    let listen = if asked.is_empty() { METRICS_LISTEN } else { asked };
+    match TcpListener::bind(listen).await {
+        Ok(listener) => {
+            tracing::info!(address = listen, "metrics");
+            Ok(Some(listener))
+        }
+        Err(error) if asked.is_empty() => {
+            tracing::warn!(%error, address = listen, "no metrics: give this process its own metrics_listen");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("metrics_listen: cannot listen on {listen}")),
+    }
+}
+
+/// At each SIGHUP: reads the log level anew, and opens the log files again.
+fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> anyhow::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            telemetry::reopen_files();
+            let outcome = reload()
+                .and_then(|settings| Ok(telemetry::set_level(&settings.log.log_level, &settings.log.log_filter)?));
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "SIGHUP: the log level stays");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Measures, now and then, what nobody else measures by the way.
+async fn observe(store: Store, progress: Progress, roles: Roles, stop: tokio_util::sync::CancellationToken) {
+    let mut orders_at = Instant::now();
+    loop {
+        let outcome = async {
+            store.observe().await?;
+            if roles.project {
+                progress.observe(&store).await?;
+                if orders_at <= Instant::now() {
+                    let started = Instant::now();
+                    progress.observe_orders(&store).await?;
+                    // However many orders there are, counting them takes a hundredth of the time.
+                    orders_at = Instant::now() + (started.elapsed() * 100).max(OBSERVE_ORDERS_EVERY);
+                }
+            }
+            Ok::<_, event_store::error::Error>(())
+        };
+        if let Err(error) = outcome.await {
+            tracing::debug!(%error, "not measured");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(OBSERVE_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn health(store: &Store, progress: &Progress) -> Health {
     let health = Health::new();
+    let (projecting, progress) = (store.clone(), progress.clone());
+    // What is behind is served as it is; `min_position` says so to whom it matters.
+    health.register(
+        "projections",
+        move || {
+            let (store, progress) = (projecting.clone(), progress.clone());
+            async move {
+                let (status, _) = progress.status(&store).await.map_err(|e| e.to_string())?;
+                match status.iter().find(|one| one.state == "failed" || one.lag_seconds > LAG_SECONDS_MAX) {
+                    None => Ok(()),
+                    Some(one) => {
+                        Err(format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds))
+                    }
+                }
+            }
+        },
+        false,
+    );
     let database = store.clone();
     health.register(
         "database",
@@ -171,14 +285,7 @@ fn health(store: &Store) -> Health {
     if store.nats_connected().is_some() {
         let store = store.clone();
         // Commands and queries do without NATS.
-        health.register(
-            "nats",
-            move || {
-                let connected = store.nats_connected() == Some(true);
-                async move { if connected { Ok(()) } else { Err("not connected".to_owned()) } }
-            },
-            false,
-        );
+        health.register("nats", move || std::future::ready(store.nats_trouble().map_or(Ok(()), Err)), false);
     }
     health
 }

@@ -23,6 +23,9 @@ pub struct Server {
     pub data: PathBuf,
     /// How long tasks may take to end, after the requests (10 s at most), in seconds.
     pub shutdown_seconds: u64,
+    /// Address and port of `/metrics`; where it is empty, with the API in embedded mode, and on 127.0.0.1:9464 (if that is
+    /// free) in scaled mode.
+    pub metrics_listen: String,
 }
 
 impl Default for Server {
@@ -32,6 +35,7 @@ impl Default for Server {
             roles: "write,project,read".into(),
             data: "data".into(),
             shutdown_seconds: 10,
+            metrics_listen: String::new(),
         }
     }
 }
@@ -66,13 +70,32 @@ pub struct Roles {
     pub read: bool,
 }
 
-impl Server {
-    /// Whether `listen` names an address.
-    fn check_listen(&self) -> anyhow::Result<()> {
-        match self.listen.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
-            _ => bail!("listen: `{}` must be ADDRESS:PORT, e.g. 127.0.0.1:8080 or [::1]:8080", self.listen),
+impl Roles {
+    /// All there are.
+    pub const ALL: Self = Self { write: true, project: true, read: true };
+
+    /// What to say of a path that this process does not know.
+    pub fn elsewhere(self) -> &'static str {
+        match self {
+            Self { write: true, read: true, .. } => "",
+            Self { write: true, .. } => "; this process takes commands only, one with the role read answers queries",
+            Self { read: true, .. } => "; this process answers queries only, one with the role write takes commands",
+            _ => "; this process only projects, others with the roles write and read answer",
         }
+    }
+}
+
+impl Server {
+    /// Whether what is listened on names an address.
+    pub fn check_listen(&self) -> anyhow::Result<()> {
+        for (name, listen) in [("listen", &self.listen), ("metrics_listen", &self.metrics_listen)] {
+            match listen.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {}
+                None if name == "metrics_listen" && listen.is_empty() => {}
+                _ => bail!("{name}: `{listen}` must be ADDRESS:PORT, e.g. 127.0.0.1:8080 or [::1]:8080"),
+            }
+        }
+        Ok(())
     }
 
     /// The roles by name.
@@ -131,7 +154,7 @@ impl Settings {
         settings.server.roles()?;
         settings.server.check_listen()?;
         settings.store.check()?;
-        settings.log.filter()?;
+        settings.log.check()?;
         Ok(settings)
     }
 
@@ -148,9 +171,11 @@ impl Settings {
         ];
         for (name, value) in parts.into_iter().flatten().filter_map(|part| part.as_object().cloned()).flatten() {
             let value = match name.as_str() {
-                "database_url" | "nats_url" => {
+                "database_url" | "nats_url" | "otlp_endpoint" => {
                     serde_json::Value::from(without_password(value.as_str().unwrap_or_default()))
                 }
+                // Where vendors want their key.
+                "otlp_headers" if value != "" => serde_json::Value::from("***"),
                 _ => value,
             };
             lines.push(format!("{name} = {value}"));
@@ -166,7 +191,7 @@ impl Settings {
 }
 
 /// A URL as it may be shown.
-fn without_password(url: &str) -> String {
+pub fn without_password(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
         Some((scheme, (user, host))) => format!("{scheme}://{}:***@{host}", user.split(':').next().unwrap_or_default()),
         None => url.to_owned(),

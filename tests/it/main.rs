@@ -4,6 +4,7 @@ mod concurrency;
 mod idempotency;
 mod import;
 mod live;
+mod operations;
 mod outage;
 mod push;
 mod replay;

@@ -4,6 +4,8 @@
 //! The harness never links a Docket crate: what it expects of the read models it folds from the log itself ([`fold`]).
 
 pub mod client;
+pub mod collector;
+pub mod deployment;
 pub mod fold;
 pub mod follower;
 pub mod listener;

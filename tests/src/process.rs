@@ -118,6 +118,11 @@ impl Process {
         }
     }
 
+    /// All that it has printed, in all of its lives.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The end of the log, under a line with the process's name.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();

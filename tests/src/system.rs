@@ -262,6 +262,7 @@ pub struct Docket {
     pub roles: String,
     /// Speaks to this process.
     pub client: Client,
+    metrics: Client,
     process: Process,
 }
 
@@ -269,10 +270,16 @@ impl Docket {
     fn new(binary: &std::path::Path, directory: &TempDir, roles: &str, environment: &[(String, String)]) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let name = format!("docket-{}", roles.replace(',', "-"));
-        let own = [("DOCKET_LISTEN".to_owned(), listen.clone()), ("DOCKET_ROLES".to_owned(), roles.to_owned())];
+        let metrics = format!("127.0.0.1:{}", free_port());
+        let own = [
+            ("DOCKET_LISTEN".to_owned(), listen.clone()),
+            ("DOCKET_METRICS_LISTEN".to_owned(), metrics.clone()),
+            ("DOCKET_ROLES".to_owned(), roles.to_owned()),
+        ];
         let log = directory.path().join(format!("{name}.log"));
         let process = Process::new(name, binary.to_owned(), log).args(["serve"]).envs(environment).envs(&own);
-        Self { roles: roles.to_owned(), client: Client::new(format!("http://{listen}")), process }
+        let (client, metrics) = (Client::new(format!("http://{listen}")), Client::new(format!("http://{metrics}")));
+        Self { roles: roles.to_owned(), client, metrics, process }
     }
 
     /// Starts the process and waits until it is ready.
@@ -283,6 +290,38 @@ impl Docket {
             client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200)
         };
         self.process.wait_until(START_DEADLINE, ready).await;
+    }
+
+    /// Where it listens, as `127.0.0.1:PORT`.
+    pub fn address(&self) -> &str {
+        self.client.base().trim_start_matches("http://")
+    }
+
+    /// Where `/metrics` is, likewise.
+    pub fn metrics_address(&self) -> &str {
+        self.metrics.base().trim_start_matches("http://")
+    }
+
+    /// What it counts, in Prometheus's text format.
+    pub async fn metrics(&self) -> String {
+        let answer = self.metrics.get("/metrics").anonymous().send().await.expect(200);
+        String::from_utf8_lossy(&answer.body).into_owned()
+    }
+
+    /// One sample of it: the line's beginning up to the value.
+    pub async fn metric(&self, sample: &str) -> Option<f64> {
+        let text = self.metrics().await;
+        text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Everything that it has logged on its console.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
     }
 
     /// Kills the process without warning.

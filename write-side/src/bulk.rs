@@ -68,6 +68,9 @@ struct Envelope {
     status: StatusCode,
 }
 
+/// Id and trace of the request that the lines came with.
+type RequestContext = (Option<String>, Option<opentelemetry::Context>);
+
 struct Task {
     envelope: Envelope,
     reply: oneshot::Sender<LineResult>,
@@ -84,7 +87,7 @@ struct Task {
               (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn commands(State(state): State<WriteSide>, principal: Principal, body: Body) -> Response {
     let (results, waiting) = mpsc::channel(RESULTS_MAX);
-    let context = (platform::request_id::current(), platform::request_id::current_traceparent());
+    let context = (platform::request_id::current(), platform::request_id::current_trace());
     tokio::spawn(read(state, principal, context, body, results));
     let lines = futures::stream::unfold(waiting, |mut waiting: mpsc::Receiver<oneshot::Receiver<LineResult>>| async {
         let next = waiting.recv().await?;
@@ -106,7 +109,7 @@ async fn commands(State(state): State<WriteSide>, principal: Principal, body: Bo
 async fn read(
     state: WriteSide,
     principal: Principal,
-    context: (Option<String>, Option<String>),
+    context: RequestContext,
     body: Body,
     results: mpsc::Sender<oneshot::Receiver<LineResult>>,
 ) {
@@ -190,7 +193,7 @@ fn worker(state: WriteSide) -> mpsc::Sender<Task> {
     tasks
 }
 
-fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &(Option<String>, Option<String>)) -> Envelope {
+fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestContext) -> Envelope {
     let mut id = None;
     let mut status = StatusCode::OK;
     let given = (|| {
@@ -222,7 +225,7 @@ fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &(Option<St
             idempotency: None,
             occurred_at,
             request_id: context.0.clone(),
-            traceparent: context.1.clone(),
+            trace: context.1.clone(),
         })
     })();
     Envelope { line, id, given: given.map_err(Box::new), status }

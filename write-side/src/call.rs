@@ -122,7 +122,7 @@ impl<T> Call<T> {
             idempotency,
             occurred_at: None,
             request_id: request_id::current(),
-            traceparent: request_id::current_traceparent(),
+            trace: request_id::current_trace(),
         };
         match (state.dispatch(given).await, self.key) {
             (Ok(accepted), _) => Ok(success(status, &accepted)),

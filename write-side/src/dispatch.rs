@@ -14,12 +14,17 @@ use event_store::error::{AppendError, Error as StoreError};
 use event_store::event::NewEvent;
 use event_store::store::Store;
 use jiff::Timestamp;
+use opentelemetry::trace::SpanKind;
+use opentelemetry::{Context, KeyValue};
 use platform::auth::{Authenticator, Principal};
 use platform::problem::Problem;
+use platform::trace;
 use serde::Serialize;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::metrics;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
 const ATTEMPTS: usize = 12;
@@ -68,8 +73,8 @@ pub struct Given {
     pub occurred_at: Option<Timestamp>,
     /// The request's id.
     pub request_id: Option<String>,
-    /// The request's W3C trace context.
-    pub traceparent: Option<String>,
+    /// Where the request stands in its trace.
+    pub trace: Option<Context>,
 }
 
 /// What a command led to.
@@ -123,12 +128,22 @@ impl WriteSide {
     /// The hot aggregate in memory may be stale. So a refusal, and the answer that there is nothing to do, are
     /// only given on a state fresh from the log, and an acceptance only stands when the append finds the version it was decided on.
     pub async fn dispatch(&self, given: Given) -> Result<Accepted, Rejected> {
+        let command = metrics::name(&given.command);
+        let outcome = self.decide_and_append(given).await;
+        metrics::dispatched(command, &outcome);
+        outcome
+    }
+
+    async fn decide_and_append(&self, given: Given) -> Result<Accepted, Rejected> {
         let id = given.order_id.as_str().to_owned();
         let _turn = self.turn(&id).await?;
         let mut fresh = false;
         for attempt in 0..ATTEMPTS {
+            let span = trace::child("decide", SpanKind::Internal, given.trace.as_ref());
             let loaded = self.state(&given, fresh).await?;
-            let events = match decide(&loaded, &given) {
+            let decided = decide(&loaded, &given);
+            drop(span);
+            let events = match decided {
                 Ok(events) if fresh || !events.is_empty() => events,
                 Ok(_) | Err(_) if !fresh => {
                     fresh = true;
@@ -141,7 +156,11 @@ impl WriteSide {
                 let position = self.inner.store.head().await.map_err(unavailable)?;
                 return Ok(Accepted { order_id: id, version: loaded.version, position });
             }
-            match self.inner.store.append(append(&given, loaded.version, &events)?).await {
+            let span = trace::child("append", SpanKind::Internal, given.trace.as_ref());
+            span.describe(|| vec![KeyValue::new("docket.order.id", id.clone())]);
+            let outcome = self.inner.store.append(append(&given, loaded.version, &events, &span)?).await;
+            drop(span);
+            match outcome {
                 Ok(appended) => {
                     let mut state = loaded.state.clone();
                     events.iter().for_each(|event| state.apply(event));
@@ -150,6 +169,7 @@ impl WriteSide {
                 }
                 Err(AppendError::Conflict { expected, actual }) => {
                     tracing::debug!(id, expected, actual, attempt, "conflict: deciding again");
+                    metrics::retried();
                     fresh = true;
                     // Others write to this order: spread the next tries of all of them.
                     tokio::time::sleep(Duration::from_micros(200 * attempt as u64 * (1 + attempt as u64))).await;
@@ -258,9 +278,12 @@ struct Metadata<'a> {
     occurred_at: Timestamp,
 }
 
-fn append(given: &Given, version: i64, events: &[Event]) -> Result<Append, Problem> {
+fn append(given: &Given, version: i64, events: &[Event], span: &trace::Open) -> Result<Append, Problem> {
     let command_id = Uuid::now_v7();
     let own_correlation = command_id.to_string();
+    // What happens to the events is part of the request's trace. One that nobody records is worth no bytes in the log,
+    // unless it came from outside.
+    let traceparent = span.traceparent().or_else(|| given.trace.as_ref().and_then(trace::worth_keeping));
     // Microseconds: what the databases and the clients can hold.
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let encode = |event: &Event| -> Result<NewEvent, serde_json::Error> {
@@ -274,7 +297,7 @@ fn append(given: &Given, version: i64, events: &[Event]) -> Result<Append, Probl
                 causation_id: command_id,
                 actor: &given.principal.subject,
                 request_id: given.request_id.as_deref(),
-                traceparent: given.traceparent.as_deref(),
+                traceparent: traceparent.as_deref(),
                 occurred_at: given.occurred_at.unwrap_or(now),
             })?,
         })
@@ -289,5 +312,6 @@ fn append(given: &Given, version: i64, events: &[Event]) -> Result<Append, Probl
         expected_version: version,
         events,
         idempotency: given.idempotency.clone(),
+        trace: span.context().cloned(),
     })
 }

@@ -5,4 +5,5 @@
 pub mod bulk;
 pub mod call;
 pub mod dispatch;
+mod metrics;
 pub mod orders;

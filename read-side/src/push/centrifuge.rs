@@ -32,10 +32,11 @@ use crate::push::access::{bearer_protocol, identify};
 use crate::push::channels::{Refused, find};
 use crate::push::connections::{End, Ender, Full, Place};
 use crate::push::hub::{Deliveries, Delivery, Queue, Subscription, queue};
+use crate::push::metrics::{METRICS, Transport};
 use crate::push::presence::Present;
 use crate::push::publication::push_publication;
 use crate::push::session::{Cursor, Opened, Start, open};
-use crate::state::{ReadSide, admin_only};
+use crate::state::ReadSide;
 
 /// Longest frame taken from a client, in bytes; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -74,6 +75,18 @@ mod close {
     pub(super) const CONNECTION_LIMIT: (u16, &str) = (3504, "connection limit");
     pub(super) const EXPIRED: (u16, &str) = (4401, "token expired");
     pub(super) const FORBIDDEN: (u16, &str) = (4503, "forbidden");
+
+    /// As metrics have it.
+    pub(super) fn reason(close: (u16, &str)) -> &'static str {
+        match close {
+            SHUTDOWN => "shutdown",
+            SLOW => "slow",
+            NO_PONG => "no_pong",
+            EXPIRED => "expired",
+            FORBIDDEN => "forbidden",
+            _ => "error",
+        }
+    }
 }
 
 /// Error codes of replies.
@@ -114,7 +127,7 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
     let (mut parts, _) = request.into_parts();
     let principal = identify(&state, &mut parts).await?;
     if let (true, Some(principal)) = (admins, &principal) {
-        admin_only(principal)?;
+        principal.admin_only()?;
     }
     let ConnectInfo(peer) =
         ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &state).await.map_err(|_| Problem::internal())?;
@@ -122,7 +135,7 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
         Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(refusal.body_text())
     })?;
     let ender = Ender::default();
-    let place = state.connections.enter(peer.ip(), &ender).map_err(|_| too_many_connections())?;
+    let place = state.connections.enter(Transport::WebSocket, peer.ip(), &ender).map_err(|_| too_many_connections())?;
     // A browser gives up where none of the protocols it offered comes back.
     let offers = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     if offers.flat_map(|offers| offers.split(',')).any(|offer| offer.trim() == JSON_PROTOCOL) {
@@ -251,6 +264,7 @@ async fn run(mut socket: WebSocket, state: ReadSide, caller: Caller, ender: Ende
         }),
         Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
     };
+    METRICS.closed(served.map_or("client", close::reason));
     // Nothing more is queued for it, and what was is let go.
     connection.channels.clear();
     drop(deliveries);
@@ -493,6 +507,9 @@ impl Connection {
         else {
             return Err(code::INTERNAL);
         };
+        if recover {
+            METRICS.resumed(&[&start]);
+        }
         let epoch = json!(self.state.store.incarnation());
         let mut reply = format!(
             r#"{{"recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position},"was_recovering":{recover}"#

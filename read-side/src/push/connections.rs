@@ -11,6 +11,8 @@ use futures::task::AtomicWaker;
 use platform::auth::{Authenticator, Principal};
 use tokio_util::sync::CancellationToken;
 
+use crate::push::metrics::{METRICS, Transport};
+
 /// How often every connection's token is looked at again.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// In how many steps, and how far apart, the connections of a process that stops are told: their clients come back
@@ -92,6 +94,7 @@ struct Open {
 struct Entry {
     address: IpAddr,
     principal: Option<Principal>,
+    transport: Transport,
     ender: Ender,
 }
 
@@ -112,7 +115,7 @@ impl Connections {
     ///
     /// # Errors
     /// The address has as many as it may.
-    pub fn enter(&self, address: IpAddr, ender: &Ender) -> Result<Place, Full> {
+    pub fn enter(&self, transport: Transport, address: IpAddr, ender: &Ender) -> Result<Place, Full> {
         let mut open = self.lock();
         let count = open.addresses.entry(address).or_default();
         if *count >= self.per_address_max {
@@ -121,7 +124,8 @@ impl Connections {
         *count += 1;
         open.next_id += 1;
         let id = open.next_id;
-        open.entries.insert(id, Entry { address, principal: None, ender: ender.clone() });
+        open.entries.insert(id, Entry { address, principal: None, transport, ender: ender.clone() });
+        METRICS.opened(transport);
         Ok(Place { connections: self.clone(), id })
     }
 
@@ -215,6 +219,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         let Some(entry) = open.entries.remove(&self.id) else { return };
+        METRICS.gone(entry.transport);
         if let Some(principal) = &entry.principal {
             give_back(&mut open.subjects, principal);
         }
@@ -240,7 +245,7 @@ mod tests {
     #[test]
     fn places_are_counted_and_given_back() {
         let connections = Connections::new(3, 1);
-        let enter = || connections.enter(IpAddr::from([127, 0, 0, 1]), &Ender::default());
+        let enter = || connections.enter(Transport::Sse, IpAddr::from([127, 0, 0, 1]), &Ender::default());
         let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
         assert_eq!(enter().err(), Some(Full::Address));
         let ada = principal("ada", Role::Customer);

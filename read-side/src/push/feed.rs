@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_store::event::RecordedEvent;
+use event_store::trace;
+use opentelemetry::trace::SpanKind;
 use projections::order::{ORDER, OrderState};
 
 use crate::push::channels::{PROJECTIONS, projections};
+use crate::push::metrics::METRICS;
 use crate::push::publication::Publication;
 use crate::state::ReadSide;
 
@@ -119,7 +122,9 @@ impl Feed<'_> {
             tokio::time::sleep(RETRY).await;
         };
         let (mut round, mut bytes) = (Vec::new(), 0);
+        let mut spans = Vec::new();
         for event in &wanted {
+            spans.extend(trace::of_event("push", SpanKind::Consumer, event));
             match Publication::of(before.remove(&event.aggregate_id), event) {
                 Ok((publication, order)) => {
                     self.orders.insert(event.aggregate_id.clone(), order.clone());
@@ -133,9 +138,14 @@ impl Feed<'_> {
             if round.len() == PUBLISHED_AT_ONCE || bytes >= BYTES_AT_ONCE {
                 rest(self.state.hub.publish(&round, event.position)).await;
                 (round, bytes) = (Vec::new(), 0);
+                spans.clear();
             }
         }
-        rest(self.state.hub.publish(&round, last)).await;
+        let reached = self.state.hub.publish(&round, last);
+        drop(spans);
+        METRICS.published(&wanted);
+        tell(&wanted);
+        rest(reached).await;
         Some(last)
     }
 
@@ -177,6 +187,21 @@ impl Feed<'_> {
             before.extend(orders.into_iter().map(|(id, order)| (id, Arc::new(order))));
         }
         Ok(before)
+    }
+}
+
+/// Lines for whoever follows one request through the logs.
+fn tell(events: &[RecordedEvent]) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for event in events {
+            tracing::debug!(
+                request_id = event.metadata_text("request_id"),
+                order.id = event.aggregate_id,
+                event.r#type = event.event_type,
+                event.position = event.position,
+                "pushed"
+            );
+        }
     }
 }
 

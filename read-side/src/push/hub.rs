@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::push::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS, SALES};
 use crate::push::connections::{End, Ender};
+use crate::push::metrics::METRICS;
 use crate::push::publication::{Batch, Publication};
 
 /// Changes that may wait for one connection.
@@ -183,6 +184,8 @@ impl Hub {
         if let Some(open) = channels.open.get_mut(&name) {
             open.subscribers.insert(id, Subscriber { queue: queue.clone(), staff });
         }
+        METRICS.subscriptions.add(1, &[]);
+        METRICS.channels.record(channels.open.len() as u64, &[]);
         Subscription { hub: self.clone(), channel: name, id }
     }
 
@@ -244,6 +247,7 @@ impl Hub {
                 of_channel.push((previous, change.clone()));
                 channel.last = change.position;
             }
+            METRICS.deliveries.add((of_channel.len() * channel.subscribers.len()) as u64, &[]);
             channel.queue(&Delivery::Changes(Arc::new(Batch::new(name, of_channel))), false);
             reached += channel.subscribers.len();
         }
@@ -294,6 +298,8 @@ impl Drop for Subscription {
             channels.open.remove(&self.channel);
             channels.customers -= usize::from(self.channel.starts_with(CUSTOMER_PREFIX));
         }
+        METRICS.subscriptions.add(-1, &[]);
+        METRICS.channels.record(channels.open.len() as u64, &[]);
     }
 }
 

@@ -9,13 +9,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
-use platform::auth::Principal;
+use platform::auth::{Principal, forbidden};
+use platform::metrics::Waited;
 use platform::problem::Problem;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -30,8 +32,9 @@ use crate::push::centrifuge::{too_many_connections, ttl};
 use crate::push::channels::{Refused, find};
 use crate::push::connections::{End, Ender, Place};
 use crate::push::hub::{Passing, queue};
+use crate::push::metrics::{METRICS, Transport};
 use crate::push::session::{Change, Cursor, Merged, Next, Opened, Start, open};
-use crate::state::{ReadSide, forbidden, invalid, not_found, unavailable};
+use crate::state::{ReadSide, invalid, not_found, unavailable};
 
 /// Channels of one request, at most.
 const CHANNELS_MAX: usize = 128;
@@ -144,7 +147,7 @@ impl Event {
     responses((status = 200, body = String, content_type = "text/event-stream"),
         (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn live(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
-    let mut asked = Asked::read(&state, request, &["last_event_id"]).await?;
+    let mut asked = Asked::read(&state, request, Transport::Sse, &["last_event_id"]).await?;
     let header = asked.last_event_id.take();
     let after = header.or_else(|| asked.parameter("last_event_id").map(str::to_owned));
     // What is no cursor of ours is answered with a reset: an EventSource cannot be told to forget its id.
@@ -177,7 +180,7 @@ async fn live(State(state): State<ReadSide>, request: Request) -> Result<Respons
 #[utoipa::path(get, path = "/v1/poll", tag = "live updates", params(PollQuery),
     responses((status = 200, body = Polled), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
-    let asked = Asked::read(&state, request, &["cursor", "wait"]).await?;
+    let asked = Asked::read(&state, request, Transport::Poll, &["cursor", "wait"]).await?;
     let wait = match asked.parameter("wait").map(str::parse) {
         None => WAIT,
         Some(Ok(wait @ 0..=WAIT_MAX)) => wait,
@@ -218,7 +221,8 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     }
     let cursor = Cursor { epoch: state.store.incarnation().to_owned(), position: starts.cursor };
     let polled = Polled { cursor: cursor.to_string(), events: starts.events };
-    Ok(([(CACHE_CONTROL, HeaderValue::from_static("no-store"))], axum::Json(polled)).into_response())
+    let headers = [(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((Extension(Waited), headers, axum::Json(polled)).into_response())
 }
 
 /// A request for channels.
@@ -231,7 +235,7 @@ struct Asked {
 }
 
 impl Asked {
-    async fn read(state: &ReadSide, request: Request, known: &[&str]) -> Result<Self, Problem> {
+    async fn read(state: &ReadSide, request: Request, transport: Transport, known: &[&str]) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let principal = match identify(state, &mut parts).await? {
             Some(principal) => principal,
@@ -246,7 +250,7 @@ impl Asked {
             return Err(invalid(unknown, "there is no such parameter"));
         }
         let ender = Ender::default();
-        let place = state.connections.enter(peer.ip(), &ender).map_err(|_| too_many_connections())?;
+        let place = state.connections.enter(transport, peer.ip(), &ender).map_err(|_| too_many_connections())?;
         place.belongs_to(&principal).map_err(|_| too_many_connections())?;
         let last_event_id = parts.headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         Ok(Self { principal, parameters, last_event_id, ender, place })
@@ -266,6 +270,9 @@ impl Asked {
         }
         let (queue, deliveries) = queue(self.ender.clone());
         let mut opened = open(state, &self.principal, &names, after, &queue).await.map_err(refused)?;
+        if after.is_some() {
+            METRICS.resumed(&opened.iter().map(|channel| &channel.start).collect::<Vec<_>>());
+        }
         let merged = Merged::new(state, deliveries, &mut opened);
         Ok((merged, opened))
     }
@@ -386,10 +393,16 @@ impl Live {
         let next = tokio::select! {
             biased;
             end = self.ender.ended() => {
+                METRICS.closed(match end {
+                    End::Slow => "slow",
+                    End::Shutdown => "shutdown",
+                    End::Revoked => "forbidden",
+                });
                 let expired = end == End::Revoked;
                 return Err(expired.then(|| Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n")));
             }
             () = sleep_until(self.expires) => {
+                METRICS.closed("expired");
                 return Err(Some(Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"expired\"}\n\n")));
             }
             next = self.merged.next() => Some(next),

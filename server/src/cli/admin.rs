@@ -1,8 +1,9 @@
 //! What operators run: the server, its schema, tokens, settings.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use event_store::store::open;
 use platform::auth::{Authenticator, Role};
 use projections::generation::prepare;
@@ -10,23 +11,41 @@ use projections::order::upcasters;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, RoleName, Serve, Token, Usage, dev, load};
+use crate::cli::{Common, EXIT_FAILED, RoleName, Serve, Token, Usage, dev, load, say};
 use crate::run;
+use crate::settings::{Settings, without_password};
 
 pub async fn serve(serve: Serve) -> anyhow::Result<u8> {
     let flags = [("listen", serve.listen), ("roles", serve.roles)];
     let flags: Vec<_> = flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let settings = load(&serve.common, &flags)?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
-    platform::telemetry::init(&settings.log)?;
-    run::serve(settings, |_| {}).await?;
+    let again = move || Settings::load(serve.common.config.as_deref(), &[]);
+    run::serve(settings, again, |_| {}).await?;
     Ok(0)
+}
+
+/// For what has no curl: a container's health check.
+pub async fn health(url: &str) -> anyhow::Result<u8> {
+    let answer = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .build()?
+        .get(format!("{}/health/ready", url.trim_end_matches('/')))
+        .send()
+        .await
+        .with_context(|| format!("no server answers at {url}"))?;
+    let ready = answer.status().is_success();
+    say(answer.text().await?);
+    Ok(if ready { 0 } else { EXIT_FAILED })
 }
 
 pub async fn migrate(common: Common) -> anyhow::Result<u8> {
     let mut settings = load(&common, &[])?;
     settings.store.nats_url.clear();
-    let store = open(settings.store, upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    let database = without_password(&settings.store.database_url);
+    let store = open(settings.store, upcasters(), CancellationToken::new(), TaskTracker::new())
+        .await
+        .with_context(|| format!("cannot open {database}"))?;
     prepare(&store).await?;
     eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
     Ok(0)
@@ -51,7 +70,7 @@ pub fn token(token: Token) -> anyhow::Result<u8> {
         RoleName::Admin => Role::Admin,
     };
     let signed = Authenticator::new(&settings.auth).and_then(|keys| keys.sign(&token.sub, role, token.ttl));
-    println!("{}", signed.map_err(|error| Usage(error.into()))?);
+    say(signed.map_err(|error| Usage(error.into()))?);
     Ok(0)
 }
 
@@ -65,6 +84,6 @@ pub fn config_check(common: Common) -> anyhow::Result<u8> {
 }
 
 pub fn config_show(common: Common) -> anyhow::Result<u8> {
-    println!("{}", load(&common, &[])?.show());
+    say(load(&common, &[])?.show());
     Ok(0)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use platform::auth::{Authenticator, Role};
+use platform::telemetry::Environment;
 
 use crate::cli::Usage;
 use crate::run::serve;
@@ -20,6 +21,7 @@ pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Resul
     let mut settings = Settings::default();
     settings.server.listen = listen.unwrap_or(settings.server.listen);
     settings.server.data = data.unwrap_or(settings.server.data);
+    settings.server.check_listen().map_err(Usage)?;
     let host = settings.server.listen.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
     if host != "localhost" && !host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback()) {
         let reason = anyhow::anyhow!(
@@ -32,10 +34,11 @@ pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Resul
     settings.auth.jwt_secret = Some(own_secret(&settings.server.data)?.into());
     // A page that is being developed comes from some port of this machine.
     settings.push.allowed_origins = "loopback".to_owned();
-    platform::telemetry::init(&settings.log)?;
+    settings.log.environment = Environment::Development;
     let token = Authenticator::new(&settings.auth)?.sign("dev", Role::Admin, TOKEN_TTL)?;
     let data = settings.server.data.clone();
-    serve(settings, move |address| {
+    let again = settings.clone();
+    serve(settings, move || Ok(again.clone()), move |address| {
         // A closed stdout is no reason to stop serving.
         let _ = writeln!(
             std::io::stdout(),

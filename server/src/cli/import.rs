@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::cli::{EXIT_REJECTED, Import, Usage};
+use crate::cli::{EXIT_REJECTED, Import, Usage, say};
 
 /// Orders on their way at once.
 const ORDERS_IN_FLIGHT: usize = 1_024;
@@ -94,7 +94,7 @@ struct LineResult {
     problem: Option<Problem>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Problem {
     r#type: String,
     #[serde(default)]
@@ -144,12 +144,11 @@ pub async fn import(arguments: Import) -> anyhow::Result<u8> {
 }
 
 fn print(summary: &Summary, as_json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
     if as_json {
-        writeln!(out, "{}", serde_json::to_string(summary)?)?;
+        say(serde_json::to_string(summary)?);
     } else {
         for Rejected { line, order_ref, reason } in &summary.rejected {
-            writeln!(out, "line {line} (order {order_ref}): {reason}")?;
+            say(format_args!("line {line} (order {order_ref}): {reason}"));
         }
     }
     eprintln!(
@@ -385,10 +384,18 @@ impl Sender {
             .body(reqwest::Body::wrap_stream(body))
             .send()
             .await
-            .with_context(|| format!("cannot reach {}", self.url))?;
+            .with_context(|| format!("no server answers at {}: start one, or name it with --url", self.url))?;
         if !response.status().is_success() {
             let status = response.status();
-            bail!("{} answered {status}: {}", self.url, response.text().await.unwrap_or_default());
+            let hint = match status {
+                reqwest::StatusCode::UNAUTHORIZED => ": `docket token --sub me --role staff` makes a token",
+                reqwest::StatusCode::NOT_FOUND | reqwest::StatusCode::METHOD_NOT_ALLOWED => {
+                    ": is it a process with the role write?"
+                }
+                _ => "",
+            };
+            let problem: Problem = response.json().await.unwrap_or_default();
+            bail!("{} answered {status} ({}){hint}", self.url, problem.detail.unwrap_or_default());
         }
         let mut results = Box::pin(lines(response.bytes_stream()));
         let mut more = true;
@@ -467,6 +474,7 @@ impl Sender {
             (Step::Confirm { created: false }, _, "order-not-draft") => self.summary.already_there += 1,
             // Confirmed by a try whose answer was lost.
             (Step::Confirm { created: true }, _, "order-not-draft") if order.tries > 0 => self.summary.confirmed += 1,
+            (_, 403, _) => bail!("the token may not import: make one with `docket token --sub me --role staff`"),
             (_, status, _) => {
                 let detail = problem.and_then(|problem| problem.detail.clone()).unwrap_or_default();
                 let reason = format!("the order was refused ({status} {slug}): {detail}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use event_store::store::{Store, open_beside};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use projections::dead_letters::{self, Decision};
 use projections::generation::prepare;
 use projections::order::{ORDER, upcasters};
@@ -59,9 +59,14 @@ impl Meter {
                 Some((_, bar)) => bar.clone(),
                 None => {
                     let bar = self.bars.add(ProgressBar::new(target as u64).with_message(name.to_owned()));
-                    let template = "{msg:16} {bar:30} {pos}/{len} events, {per_sec}, {eta} left";
+                    let template = "{msg:16} {bar:30} {pos}/{len} events, {rate}, {eta} left";
                     bar.set_style(
-                        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+                        ProgressStyle::with_template(template)
+                            .unwrap_or_else(|_| ProgressStyle::default_bar())
+                            .with_key("rate", |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+                                let rate = state.pos() as f64 / state.elapsed().as_secs_f64().max(0.1);
+                                let _ = write!(to, "{rate:.0} events/s");
+                            }),
                     );
                     self.by_name.push((name.to_owned(), bar.clone()));
                     bar

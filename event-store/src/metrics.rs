@@ -1,0 +1,70 @@
+//! What the store counts. Nothing is counted until a meter provider is set for the process.
+
+use std::sync::LazyLock;
+
+use opentelemetry::global;
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+pub(crate) struct Metrics {
+    pub(crate) batch_size: Histogram<u64>,
+    pub(crate) wait: Histogram<f64>,
+    pub(crate) commit: Histogram<f64>,
+    pub(crate) events: Counter<u64>,
+    pub(crate) conflicts: Counter<u64>,
+    pub(crate) failures: Counter<u64>,
+    pub(crate) queue: Gauge<u64>,
+    pub(crate) lookups: Counter<u64>,
+    pub(crate) log_position: Gauge<i64>,
+    pub(crate) relay_position: Gauge<i64>,
+    pub(crate) relay_published: Counter<u64>,
+    pub(crate) relay_failures: Counter<u64>,
+    pub(crate) stream_position: Gauge<i64>,
+    pub(crate) nats_connected: Gauge<u64>,
+    pub(crate) leader: Gauge<u64>,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let meter = global::meter("docket");
+        let seconds = |name, text| {
+            let boundaries = SECONDS.to_vec();
+            meter.f64_histogram(name).with_unit("s").with_description(text).with_boundaries(boundaries).build()
+        };
+        let counter = |name, text| meter.u64_counter(name).with_description(text).build();
+        let position = |name, text| meter.i64_gauge(name).with_description(text).build();
+        let gauge = |name, text| meter.u64_gauge(name).with_description(text).build();
+        let metrics = Self {
+            batch_size: meter
+                .u64_histogram("docket.append.batch.size")
+                .with_description("Commands that shared a transaction.")
+                .with_boundaries(COMMANDS.to_vec())
+                .build(),
+            wait: seconds("docket.append.wait", "Time of an append from its queueing to its answer."),
+            commit: seconds("docket.append.commit.duration", "Time of a transaction of the log."),
+            events: counter("docket.append.events", "Events appended."),
+            conflicts: counter("docket.append.conflicts", "Appends refused because the order had changed."),
+            failures: counter("docket.append.failures", "Transactions of the log that failed."),
+            queue: gauge("docket.append.queue", "Appends that wait."),
+            lookups: counter("docket.aggregate.lookups", "Orders looked for in memory: hit or miss."),
+            log_position: position("docket.log.position", "Position of the log's last event, as known here."),
+            relay_position: position("docket.relay.position", "Last position that this process gave to JetStream."),
+            relay_published: counter("docket.relay.published", "Events given to JetStream."),
+            relay_failures: counter("docket.relay.failures", "Times that the relay went back to the stream's tail."),
+            stream_position: position("docket.stream.position", "Last sequence of the stream, when the relay looked."),
+            nats_connected: gauge("docket.nats.connected", "1 while connected to NATS."),
+            leader: gauge("docket.leader", "1 while this process leads in the role."),
+        };
+        // What has not happened yet is 0, not unknown: alerts look at its growth.
+        for counter in
+            [&metrics.events, &metrics.conflicts, &metrics.failures, &metrics.relay_published, &metrics.relay_failures]
+        {
+            counter.add(0, &[]);
+        }
+        metrics
+    }
+}

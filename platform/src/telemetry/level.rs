@@ -1,0 +1,57 @@
+//! The log level, read and changed while the process runs; for admins.
+
+use axum::extract::FromRef;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::auth::{Authenticator, Principal};
+use crate::body::Json;
+use crate::problem::Problem;
+use crate::telemetry;
+
+/// How much this process logs.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogLevel {
+    /// `error`, `warn`, `info`, `http`, `debug`, `trace`, or `auto`: what the environment says.
+    level: String,
+    /// Directives that go before the level: `http=off,event_store=debug`.
+    #[serde(default)]
+    filter: String,
+}
+
+/// The routes.
+pub fn router<S>() -> OpenApiRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Authenticator: FromRef<S>,
+{
+    OpenApiRouter::new().routes(routes!(read, change))
+}
+
+/// How much this process logs.
+#[utoipa::path(get, path = "/v1/admin/log-level", tag = "operations",
+    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
+    principal.admin_only()?;
+    let (level, filter) = telemetry::level().unwrap_or_default();
+    Ok(axum::Json(LogLevel { level, filter }))
+}
+
+/// Changes how much this process logs, until it ends, is told otherwise, or gets SIGHUP. Other processes are asked
+/// each for itself.
+#[utoipa::path(put, path = "/v1/admin/log-level", tag = "operations", request_body = LogLevel,
+    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn change(principal: Principal, Json(wanted): Json<LogLevel>) -> Result<axum::Json<LogLevel>, Problem> {
+    principal.admin_only()?;
+    telemetry::set_level(&wanted.level, &wanted.filter).map_err(|error| {
+        let pointer = if matches!(error, telemetry::Error::Filter { .. }) { "/filter" } else { "/level" };
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-log-level", "The log level cannot be used")
+            .detail(error.to_string())
+            .error(pointer, error.to_string())
+    })?;
+    Ok(axum::Json(wanted))
+}

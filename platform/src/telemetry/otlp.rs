@@ -1,0 +1,152 @@
+//! Traces, logs and metrics over OTLP (HTTP with protobuf), to any receiver that speaks it. They are gathered and sent
+//! aside; a receiver that is away costs what waited, and nothing else.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Bytes;
+use axum::http::{Request, Response};
+use opentelemetry::logs::LoggerProvider;
+use opentelemetry::{KeyValue, global};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{LogExporter, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tokio::runtime::Handle;
+
+use crate::telemetry::Settings;
+use crate::{metrics, trace};
+
+/// How long a receiver may take to answer.
+const SEND_WITHIN: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for what is still to be sent.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// What sends.
+#[derive(Default)]
+pub struct Exporters {
+    traces: Option<SdkTracerProvider>,
+    logs: Option<SdkLoggerProvider>,
+    metrics: Option<SdkMeterProvider>,
+}
+
+impl Exporters {
+    /// Starts what the settings ask for; metrics are there in any case, for `/metrics`.
+    pub fn start(settings: &Settings, roles: &str, logger: &OnceLock<SdkLogger>) -> Result<Self, String> {
+        let resource = Resource::builder()
+            .with_service_name("docket")
+            .with_attributes([
+                KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+                KeyValue::new("service.instance.id", uuid::Uuid::new_v4().to_string()),
+                KeyValue::new("deployment.environment.name", format!("{:?}", settings.environment).to_lowercase()),
+                KeyValue::new("docket.roles", roles.to_owned()),
+            ])
+            .build();
+        let mut exporters = Self::default();
+        let on = !settings.otlp_endpoint.is_empty();
+        if on && settings.otlp_traces {
+            let exporter = configured!(SpanExporter, settings, "traces")?;
+            let provider = SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.trace_ratio))))
+                .with_resource(resource.clone())
+                .build();
+            global::set_text_map_propagator(TraceContextPropagator::new());
+            global::set_tracer_provider(provider.clone());
+            trace::enable();
+            exporters.traces = Some(provider);
+        }
+        if on && settings.otlp_logs {
+            let exporter = configured!(LogExporter, settings, "logs")?;
+            let provider =
+                SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource.clone()).build();
+            let _ = logger.set(provider.logger("docket"));
+            exporters.logs = Some(provider);
+        }
+        let sender = match on && settings.otlp_metrics {
+            true => Some(PeriodicReader::builder(configured!(MetricExporter, settings, "metrics")?).build()),
+            false => None,
+        };
+        exporters.metrics = metrics::start(resource, sender);
+        Ok(exporters)
+    }
+
+    /// Sends what waits, and ends.
+    pub fn stop(&self) {
+        if let Some(traces) = &self.traces {
+            let _ = traces.shutdown_with_timeout(STOP_WITHIN);
+        }
+        if let Some(logs) = &self.logs {
+            let _ = logs.shutdown_with_timeout(STOP_WITHIN);
+        }
+        if let Some(metrics) = &self.metrics {
+            let _ = metrics.shutdown_with_timeout(STOP_WITHIN);
+        }
+    }
+}
+
+/// An exporter of one signal: three types that share no trait.
+macro_rules! configured {
+    ($exporter:ty, $settings:expr, $signal:literal) => {
+        <$exporter>::builder()
+            .with_http()
+            .with_http_client(Client::new()?)
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(format!("{}/v1/{}", $settings.otlp_endpoint.trim_end_matches('/'), $signal))
+            .with_headers(headers(&$settings.otlp_headers)?)
+            .build()
+            .map_err(|error| error.to_string())
+    };
+}
+use configured;
+
+fn headers(text: &str) -> Result<HashMap<String, String>, String> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+            None => Err("otlp_headers: give name=value, separated by commas".to_owned()),
+        })
+        .collect()
+}
+
+/// Sends over the server's own runtime: the exporters call from threads of theirs.
+struct Client {
+    http: reqwest::Client,
+    runtime: Handle,
+}
+
+impl Client {
+    fn new() -> Result<Self, String> {
+        let http = reqwest::Client::builder().timeout(SEND_WITHIN).build().map_err(|error| error.to_string())?;
+        Ok(Self { http, runtime: Handle::try_current().map_err(|error| error.to_string())? })
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let http = self.http.clone();
+        let sent = self.runtime.spawn(async move {
+            let answer = http.execute(request.try_into()?).await?;
+            let mut response = Response::builder().status(answer.status());
+            if let Some(headers) = response.headers_mut() {
+                *headers = answer.headers().clone();
+            }
+            Ok::<_, HttpError>(response.body(answer.bytes().await?)?)
+        });
+        sent.await?
+    }
+}

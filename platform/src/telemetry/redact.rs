@@ -1,0 +1,86 @@
+//! What no log line, span or attribute may show: credentials, and addresses of people.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+
+/// Stands in the place of what is not shown.
+pub const HIDDEN: &str = "***";
+
+/// Parts of a field's name that say that its value is a secret, whatever it looks like.
+const SECRET_NAMES: &[&str] =
+    &["password", "passwd", "secret", "token", "authorization", "cookie", "credential", "api_key", "apikey", "ticket"];
+
+/// What is a secret wherever it stands: bearer tokens, JWTs, passwords in URLs, credentials in queries and in
+/// `key=value` texts, e-mail addresses.
+static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r#"(?xi)
+        (?P<bearer> \b(?:bearer|basic) (?: \s+ | \. ) ) [A-Za-z0-9._~+/=-]{6,}
+      | \b eyJ[A-Za-z0-9_-]{5,} \. [A-Za-z0-9_-]+ (?: \. [A-Za-z0-9_-]* )?
+      | (?P<url> \b[a-z][a-z0-9+.-]* :// [^\s/:@?\#"']* : ) [^\s/@"']+ @
+      | (?P<pair> \b(?:password|passwd|pwd|secret|token|access_token|ticket|api_?key|docket_token|cf_ws_frame_ping_pong_token) ["']? \s*[=:]\s* ["']? ) [^\s&;,"'}\#]+
+      | [A-Za-z0-9._%+-]+ @ [A-Za-z0-9-]+ (?: \. [A-Za-z0-9-]+ )* \. [A-Za-z]{2,}
+    "#;
+    Regex::new(pattern).expect("a constant pattern")
+});
+
+/// Whether a field of this name is never shown.
+pub fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES.iter().any(|secret| name.contains(secret))
+}
+
+/// A text as it may be shown.
+pub fn redact(text: &str) -> Cow<'_, str> {
+    // Most texts hold none of these.
+    if !text.bytes().any(|byte| matches!(byte, b'@' | b'=' | b':' | b'.' | b' ')) {
+        return Cow::Borrowed(text);
+    }
+    SECRETS.replace_all(text, |found: &Captures<'_>| {
+        let kept = |name| found.name(name).map(|kept| kept.as_str());
+        match (kept("bearer").or(kept("pair")), kept("url")) {
+            (Some(kept), _) => format!("{kept}{HIDDEN}"),
+            (_, Some(kept)) => format!("{kept}{HIDDEN}@"),
+            _ => HIDDEN.to_owned(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_wherever_they_stand() {
+        let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2lnbmF0dXJl";
+        let cases = [
+            (format!("Authorization: Bearer {jwt}"), "Authorization: Bearer ***".to_owned()),
+            (format!("bearer.{jwt}"), "bearer.***".to_owned()),
+            (format!("bad token {jwt} given"), "bad token *** given".to_owned()),
+            ("postgres://docket:pa55@db:5432/docket".into(), "postgres://docket:***@db:5432/docket".into()),
+            ("nats://:canary@bus:4222".into(), "nats://:***@bus:4222".into()),
+            ("/ws?ticket=abc123&x=1".into(), "/ws?ticket=***&x=1".into()),
+            (r#"{"token":"abc","n":1}"#.into(), r#"{"token":"***","n":1}"#.into()),
+            ("customer ada@example.com is unknown".into(), "customer *** is unknown".into()),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(redact(&text), shown);
+        }
+    }
+
+    #[test]
+    fn the_rest_stays() {
+        for text in [
+            "order o-1 is at version 3",
+            "GET /v1/orders/o-1?min_position=5",
+            "127.0.0.1:8080",
+            "http://collector:4318/v1/traces",
+            "error communicating with database: Connection refused (os error 111)",
+            "2026-11-23T09:15:02.123Z",
+        ] {
+            assert_eq!(redact(text), text);
+        }
+        assert!(is_secret("db.Password") && is_secret("jwt_secret") && !is_secret("order.id"));
+    }
+}

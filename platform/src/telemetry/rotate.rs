@@ -1,0 +1,350 @@
+//! A log file that begins anew by size and by day, packs what it leaves behind, and keeps so much of it.
+//!
+//! `docket.log` is written; `docket.log.2026-11-23T091502.123456Z` is what it was until then, soon `….gz`;
+//! `docket.log.audit` says a line of JSON for each file rotated or removed. A line is always whole and in one file.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, SystemTime};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+/// When a file is full, and what is kept of those before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a file; 0 is no limit.
+    pub bytes_max: u64,
+    /// Rotated files that are kept; 0 is no limit.
+    pub files_max: usize,
+    /// Days that rotated files are kept; 0 is no limit.
+    pub days_max: u64,
+}
+
+/// The file that is written.
+pub struct RotatingFile {
+    path: PathBuf,
+    limits: Limits,
+    file: File,
+    bytes: u64,
+    lines: u64,
+    /// Day, in UTC, of the lines in it.
+    day: Date,
+    audit: Audit,
+    /// Packs and removes, aside; ends with the sender.
+    keeper: Option<mpsc::Sender<PathBuf>>,
+    keeping: Option<std::thread::JoinHandle<()>>,
+}
+
+/// What became of the files; whoever holds it owns the log.
+#[derive(Clone)]
+struct Audit(Arc<File>);
+
+impl Audit {
+    fn say(&self, entry: &Value) -> io::Result<()> {
+        (&*self.0).write_all(format!("{entry}\n").as_bytes())
+    }
+}
+
+impl RotatingFile {
+    /// Opens the file to write at its end, and finishes what a crash has left half done.
+    ///
+    /// # Errors
+    /// A folder that cannot be made, a file that cannot be opened or that another process writes.
+    pub fn open(path: &Path, limits: Limits) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let audit = OpenOptions::new().create(true).append(true).open(with_suffix(path, ".audit"))?;
+        match audit.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let text = "another process writes it: give each process a log file of its own";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let audit = Audit(Arc::new(audit));
+        let (file, bytes, lines, day) = open_at_end(path)?;
+        let (keeper, rotated) = mpsc::channel::<PathBuf>();
+        let (keeps, of, says) = (path.to_owned(), limits, audit.clone());
+        let keeping = std::thread::Builder::new().name("log-keeper".into()).spawn(move || {
+            for left in rotated_files(&keeps).unwrap_or_default() {
+                pack(&left);
+            }
+            remove_old(&keeps, of, &says);
+            for file in rotated {
+                pack(&file);
+                remove_old(&keeps, of, &says);
+            }
+        })?;
+        let (keeper, keeping) = (Some(keeper), Some(keeping));
+        Ok(Self { path: path.to_owned(), limits, file, bytes, lines, day, audit, keeper, keeping })
+    }
+
+    /// Writes whole lines, `count` of them, together; begins a new file first where they do not fit, or where a day has
+    /// begun.
+    ///
+    /// # Errors
+    /// What the file system says; the lines are then not in the log.
+    pub fn write(&mut self, lines: &[u8], count: u64) -> io::Result<()> {
+        let today = date_of(SystemTime::now());
+        let full = self.limits.bytes_max > 0 && self.bytes + lines.len() as u64 > self.limits.bytes_max;
+        if self.bytes > 0 && (full || today != self.day) {
+            self.rotate(if full { "size" } else { "day" })?;
+        }
+        self.day = today;
+        self.file.write_all(lines)?;
+        self.bytes += lines.len() as u64;
+        self.lines += count;
+        Ok(())
+    }
+
+    /// Opens the path again: somebody else has moved the file away.
+    ///
+    /// # Errors
+    /// A file that cannot be opened; the one before is then still written.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
+        Ok(())
+    }
+
+    fn rotate(&mut self, reason: &'static str) -> io::Result<()> {
+        let now = Timestamp::now();
+        let rotated = with_suffix(&self.path, &format!(".{}", now.strftime("%Y-%m-%dT%H%M%S.%6fZ")));
+        fs::rename(&self.path, &rotated)?;
+        let (bytes, lines) = (self.bytes, self.lines);
+        // Where no new one can be opened, the lines go on into the old one, under its new name.
+        (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
+        let name = file_name(&rotated);
+        self.audit.say(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}))?;
+        tracing::info!(file = name, reason, bytes, lines, "log file rotated");
+        if let Some(keeper) = &self.keeper {
+            // Ends only with us.
+            let _ = keeper.send(rotated);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RotatingFile {
+    /// Waits for what is being packed.
+    fn drop(&mut self) {
+        self.keeper = None;
+        if let Some(keeping) = self.keeping.take() {
+            let _ = keeping.join();
+        }
+    }
+}
+
+/// The file, its bytes, lines and day. A line that a crash has cut off is ended.
+fn open_at_end(path: &Path) -> io::Result<(File, u64, u64, Date)> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let meta = file.metadata()?;
+    let day = date_of(if meta.len() > 0 { meta.modified()? } else { SystemTime::now() });
+    let (mut lines, mut last, mut buffer) = (0, b'\n', vec![0; 64 * 1024]);
+    file.seek(SeekFrom::Start(0))?;
+    loop {
+        let read = file.read(&mut buffer)?;
+        let Some(end) = buffer[..read].last() else { break };
+        last = *end;
+        lines += buffer[..read].iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    if last != b'\n' {
+        file.write_all(b"\n")?;
+        lines += 1;
+    }
+    Ok((file, meta.len() + u64::from(last != b'\n'), lines, day))
+}
+
+/// What was rotated and not yet packed, and what was, the oldest first: the names sort by time.
+fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = format!("{}.2", file_name(path));
+    let mut found: Vec<_> = fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| file_name(file).starts_with(&prefix))
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Replaces a file by its packed form. The name changes once all bytes are on the disk, so a crash leaves one of the
+/// two whole, and the next start finishes.
+fn pack(file: &Path) {
+    if file.extension().is_some_and(|extension| extension == "gz" || extension == "part") {
+        return;
+    }
+    let (part, packed) = (with_suffix(file, ".part"), with_suffix(file, ".gz"));
+    let work = || -> io::Result<()> {
+        if !packed.exists() {
+            let mut from = BufReader::new(File::open(file)?);
+            let mut to = GzEncoder::new(BufWriter::new(File::create(&part)?), Compression::default());
+            io::copy(&mut from, &mut to)?;
+            to.finish()?.into_inner()?.sync_all()?;
+            fs::rename(&part, &packed)?;
+        }
+        fs::remove_file(file)
+    };
+    if let Err(error) = work() {
+        tracing::warn!(file = file_name(file), %error, "a rotated log file stays unpacked");
+    }
+}
+
+fn remove_old(path: &Path, limits: Limits, audit: &Audit) {
+    let files = rotated_files(path).unwrap_or_default();
+    let kept: Vec<_> = files.iter().filter(|file| file.extension().is_none_or(|end| end != "part")).collect();
+    let over = if limits.files_max == 0 { 0 } else { kept.len().saturating_sub(limits.files_max) };
+    let oldest = (limits.days_max > 0)
+        .then(|| SystemTime::now().checked_sub(Duration::from_secs(limits.days_max * 86_400)))
+        .flatten();
+    for (at, file) in kept.into_iter().enumerate() {
+        let modified = fs::metadata(file).and_then(|meta| meta.modified());
+        let aged = oldest.is_some_and(|oldest| modified.is_ok_and(|modified| modified < oldest));
+        if at >= over && !aged {
+            continue;
+        }
+        let reason = if at < over { "count" } else { "age" };
+        let removed = fs::remove_file(file)
+            .and_then(|()| audit.say(&json!({"at": Timestamp::now(), "removed": file_name(file), "reason": reason})));
+        if let Err(error) = removed {
+            tracing::warn!(file = file_name(file), %error, "an old log file stays");
+        }
+    }
+}
+
+fn date_of(time: SystemTime) -> Date {
+    Timestamp::try_from(time).unwrap_or_default().to_zoned(TimeZone::UTC).date()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::read::GzDecoder;
+
+    use super::*;
+
+    /// The lines of all files of a log, in the order of the files.
+    fn lines_of(path: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        for file in rotated_files(path).unwrap().into_iter().chain([path.to_owned()]) {
+            let mut text = String::new();
+            let raw = File::open(&file).unwrap();
+            match file.extension().is_some_and(|end| end == "gz") {
+                true => GzDecoder::new(raw).read_to_string(&mut text).unwrap(),
+                false => BufReader::new(raw).read_to_string(&mut text).unwrap(),
+            };
+            lines.extend(text.lines().map(str::to_owned));
+        }
+        lines
+    }
+
+    fn limits(bytes_max: u64) -> Limits {
+        Limits { bytes_max, files_max: 0, days_max: 0 }
+    }
+
+    #[test]
+    fn a_full_file_is_packed_and_every_line_is_in_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logs/docket.log");
+        let mut log = RotatingFile::open(&path, limits(1000)).unwrap();
+        for n in 0..500 {
+            log.write(format!("line {n}\n").as_bytes(), 1).unwrap();
+        }
+        drop(log);
+        assert_eq!(lines_of(&path), (0..500).map(|n| format!("line {n}")).collect::<Vec<_>>());
+        let rotated = rotated_files(&path).unwrap();
+        assert!(rotated.len() >= 4 && rotated.iter().all(|file| file.extension().unwrap() == "gz"), "{rotated:?}");
+        let audit = fs::read_to_string(with_suffix(&path, ".audit")).unwrap();
+        let counted: u64 =
+            audit.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["lines"].as_u64().unwrap()).sum();
+        let in_last = fs::read_to_string(&path).unwrap().lines().count() as u64;
+        assert_eq!(counted + in_last, 500);
+    }
+
+    #[test]
+    fn a_new_day_begins_a_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        fs::write(&path, "yesterday\n").unwrap();
+        let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+        File::options().append(true).open(&path).unwrap().set_modified(yesterday).unwrap();
+        let mut log = RotatingFile::open(&path, limits(0)).unwrap();
+        log.write(b"today\n", 1).unwrap();
+        drop(log);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "today\n");
+        assert_eq!(lines_of(&path), ["yesterday", "today"]);
+    }
+
+    #[test]
+    fn what_is_too_many_or_too_old_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let old = folder.path().join("docket.log.2020-01-01T000000.000000Z.gz");
+        fs::write(&old, "").unwrap();
+        File::options().append(true).open(&old).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        drop(RotatingFile::open(&path, Limits { bytes_max: 10, files_max: 3, days_max: 7 }).unwrap());
+        assert!(!old.exists());
+        let mut log = RotatingFile::open(&path, Limits { bytes_max: 10, files_max: 3, days_max: 7 }).unwrap();
+        for n in 0..20 {
+            log.write(format!("line {n:02}\n").as_bytes(), 1).unwrap();
+        }
+        drop(log);
+        assert_eq!(lines_of(&path), ["line 16", "line 17", "line 18", "line 19"]);
+        let audit = fs::read_to_string(with_suffix(&path, ".audit")).unwrap();
+        assert!(audit.contains(r#""reason":"age""#), "{audit}");
+        assert!(audit.contains(r#""reason":"count""#), "{audit}");
+    }
+
+    #[test]
+    fn what_a_crash_left_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let rotated = folder.path().join("docket.log.2026-01-01T000000.000000Z");
+        fs::write(&rotated, "one\n").unwrap();
+        fs::write(with_suffix(&rotated, ".part"), "half of it").unwrap();
+        fs::write(&path, "two\ncut of").unwrap();
+        let mut log = RotatingFile::open(&path, limits(0)).unwrap();
+        log.write(b"three\n", 1).unwrap();
+        drop(log);
+        assert_eq!(lines_of(&path), ["one", "two", "cut of", "three"]);
+        assert!(!rotated.exists());
+    }
+
+    #[test]
+    fn two_processes_do_not_share_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let _first = RotatingFile::open(&path, limits(0)).unwrap();
+        let error = RotatingFile::open(&path, limits(0)).err().unwrap();
+        assert!(error.to_string().contains("a log file of its own"), "{error}");
+    }
+
+    #[test]
+    fn a_file_moved_away_is_begun_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let mut log = RotatingFile::open(&path, limits(0)).unwrap();
+        log.write(b"one\n", 1).unwrap();
+        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        log.reopen().unwrap();
+        log.write(b"two\n", 1).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+    }
+}

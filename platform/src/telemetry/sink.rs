@@ -1,0 +1,200 @@
+//! Where lines go: a queue, and a thread of its own that writes what waits in it. Nobody who logs waits for a disk or a
+//! terminal.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::telemetry::rotate::RotatingFile;
+
+/// Lines that may wait; more are dropped, counted, and owned up to.
+const LINES_MAX: usize = 65_536;
+/// Bytes that are written together.
+const WRITE_BYTES: usize = 64 * 1024;
+/// How long the end of the process waits for what is still to be written.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Takes lines for one console or file. Clones write to the same.
+#[derive(Clone)]
+pub struct Sink {
+    name: &'static str,
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Message {
+    /// A line with its end.
+    Line(Arc<str>),
+    Reopen,
+    Flush(SyncSender<()>),
+}
+
+/// What a sink writes to.
+pub enum Target {
+    /// Stderr: stdout belongs to the data of a command.
+    Console,
+    /// A file that rotates.
+    File(RotatingFile),
+}
+
+impl Sink {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(name: &'static str, target: Target) -> io::Result<(Self, JoinHandle<()>)> {
+        let (queue, messages) = sync_channel(LINES_MAX);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let counted = dropped.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("log-{name}"))
+            .spawn(move || Writer { name, target, dropped: counted }.run(&messages))?;
+        Ok((Self { name, queue, dropped }, thread))
+    }
+
+    /// Its name, as metrics have it.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Lines that were not written, since the start.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// Queues a line with its end.
+    pub fn line(&self, line: Arc<str>) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(line)) {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Opens the file again, after a tool has moved it away.
+    pub fn reopen(&self) {
+        // A full queue is being written; the next signal may fare better.
+        let _ = self.queue.try_send(Message::Reopen);
+    }
+
+    /// Waits, at most 2 s, until what was queued is written.
+    pub fn flush(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.queue.send(Message::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(FLUSH_WITHIN);
+        }
+    }
+}
+
+struct Writer {
+    name: &'static str,
+    target: Target,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    /// Until the last sink is gone.
+    fn run(mut self, messages: &Receiver<Message>) {
+        let (mut lines, mut count, mut owned_up, mut failing) = (Vec::with_capacity(WRITE_BYTES), 0, 0, false);
+        while let Ok(first) = messages.recv() {
+            let mut next = Some(first);
+            while let Some(message) = next {
+                match message {
+                    Message::Line(line) => {
+                        if lines.len() + line.len() > WRITE_BYTES && count > 0 {
+                            self.write(&mut lines, &mut count, &mut failing);
+                        }
+                        lines.extend_from_slice(line.as_bytes());
+                        count += 1;
+                    }
+                    Message::Reopen => {
+                        self.write(&mut lines, &mut count, &mut failing);
+                        if let Target::File(file) = &mut self.target
+                            && let Err(error) = file.reopen()
+                        {
+                            eprintln!("docket: log {}: cannot be opened again: {error}", self.name);
+                        }
+                    }
+                    Message::Flush(done) => {
+                        self.write(&mut lines, &mut count, &mut failing);
+                        let _ = done.send(());
+                    }
+                }
+                next = messages.try_recv().ok();
+            }
+            self.write(&mut lines, &mut count, &mut failing);
+            let dropped = self.dropped.load(Relaxed);
+            if dropped > owned_up {
+                tracing::warn!(sink = self.name, lines = dropped - owned_up, "log lines were dropped");
+                owned_up = dropped;
+            }
+        }
+    }
+
+    fn write(&mut self, lines: &mut Vec<u8>, count: &mut u64, failing: &mut bool) {
+        if *count == 0 {
+            return;
+        }
+        let written = match &mut self.target {
+            Target::Console => io::stderr().write_all(lines),
+            Target::File(file) => file.write(lines, *count),
+        };
+        if let Err(error) = &written {
+            self.dropped.fetch_add(*count, Relaxed);
+            // Once: the console may be what fails, and a full disk fails for long.
+            if !*failing && matches!(self.target, Target::File(_)) {
+                eprintln!("docket: log {}: {error}", self.name);
+            }
+        }
+        *failing = written.is_err();
+        lines.clear();
+        *count = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::rotate::Limits;
+
+    #[test]
+    fn lines_under_load_are_all_in_the_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let limits = Limits { bytes_max: 300_000, files_max: 0, days_max: 0 };
+        let file = RotatingFile::open(&path, limits).unwrap();
+        let (sink, thread) = Sink::start("file", Target::File(file)).unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let sink = sink.clone();
+                std::thread::spawn(move || {
+                    for n in 0..10_000 {
+                        sink.line(format!("{writer}/{n} {}\n", "x".repeat(40)).into());
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let dropped = sink.dropped();
+        drop(sink);
+        thread.join().unwrap();
+        let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut seen = std::collections::HashSet::new();
+        for file in files.iter().filter(|file| !file.to_string_lossy().ends_with("audit")) {
+            let mut text = String::new();
+            let raw = std::fs::File::open(file).unwrap();
+            if file.to_string_lossy().ends_with(".gz") {
+                io::Read::read_to_string(&mut flate2::read::GzDecoder::new(raw), &mut text).unwrap();
+            } else {
+                io::Read::read_to_string(&mut io::BufReader::new(raw), &mut text).unwrap();
+            }
+            for line in text.lines() {
+                assert!(seen.insert(line.split(' ').next().unwrap().to_owned()), "twice: {line}");
+            }
+        }
+        assert!(files.len() > 5, "{files:?}");
+        assert_eq!(seen.len() as u64 + dropped, 40_000);
+        assert_eq!(dropped, 0);
+    }
+}

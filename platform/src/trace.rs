@@ -1,0 +1,138 @@
+//! Spans of OpenTelemetry. Where no traces are sent, nothing of it costs anything, and a caller's `traceparent` goes
+//! through as it came.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use axum::http::HeaderMap;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer};
+use opentelemetry::{Context, KeyValue, global};
+use opentelemetry_http::HeaderExtractor;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+
+static ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// From now on spans are made.
+pub(crate) fn enable() {
+    ENABLED.store(true, Relaxed);
+}
+
+/// Whether spans are made at all.
+pub fn is_enabled() -> bool {
+    ENABLED.load(Relaxed)
+}
+
+/// A span that has begun, if anybody wants it; it ends when dropped.
+pub struct Open(Option<Context>);
+
+impl Open {
+    /// None at all.
+    pub const NONE: Self = Self(None);
+
+    /// Where the span stands: parent of others, for other tasks and processes.
+    pub fn context(&self) -> Option<&Context> {
+        self.0.as_ref()
+    }
+
+    /// Its W3C trace parent.
+    pub fn traceparent(&self) -> Option<String> {
+        self.0.as_ref().map(|context| traceparent(context.span().span_context()))
+    }
+
+    /// Says more of it. `attributes` is called only for a span that is recorded.
+    pub fn describe(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        if let Some(context) = self.recorded() {
+            context.span().set_attributes(attributes());
+        }
+    }
+
+    /// Says that it failed.
+    pub fn failed(&self, why: impl Into<Cow<'static, str>>) {
+        if let Some(context) = self.recorded() {
+            context.span().set_status(Status::error(why));
+        }
+    }
+
+    fn recorded(&self) -> Option<&Context> {
+        self.0.as_ref().filter(|context| context.span().is_recording())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(context) = &self.0 {
+            context.span().end();
+        }
+    }
+}
+
+/// Begins the span of a request, within the trace that its headers name.
+pub(crate) fn server(name: impl FnOnce() -> String, headers: &HeaderMap) -> Open {
+    if !is_enabled() {
+        return Open::NONE;
+    }
+    let parent = of_headers(headers).unwrap_or_default();
+    Open(Some(begin(SpanBuilder::from_name(name()).with_kind(SpanKind::Server), &parent)))
+}
+
+/// Begins a span within another one. Where that is not recorded, this is not either, and none is made.
+pub fn child(name: &'static str, kind: SpanKind, parent: Option<&Context>) -> Open {
+    match parent.filter(|parent| parent.span().span_context().is_sampled()) {
+        Some(parent) => Open(Some(begin(SpanBuilder::from_name(name).with_kind(kind), parent))),
+        None => Open::NONE,
+    }
+}
+
+fn begin(builder: SpanBuilder, parent: &Context) -> Context {
+    parent.with_span(global::tracer("docket").build_with_context(builder, parent))
+}
+
+/// Where the caller stands, as the W3C headers of a request say; nothing where they are not valid.
+pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Context> {
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
+    context.span().span_context().is_valid().then_some(context)
+}
+
+/// The trace parent of a request, where it is recorded or was given from outside.
+pub fn worth_keeping(context: &Context) -> Option<String> {
+    let span = context.span();
+    let span = span.span_context();
+    (span.is_sampled() || span.is_remote()).then(|| traceparent(span))
+}
+
+/// A trace parent in the form of W3C Trace Context.
+pub fn traceparent(context: &SpanContext) -> String {
+    format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags().to_u8())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(traceparent: &str) -> HeaderMap {
+        HeaderMap::from_iter([("traceparent".parse().unwrap(), traceparent.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_trace_parent_is_read_and_written() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(traceparent(of_headers(&headers(good)).unwrap().span().span_context()), good);
+        for bad in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00_0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
+            assert!(of_headers(&headers(bad)).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn without_a_receiver_there_are_no_spans() {
+        assert!(server(|| "GET /".into(), &headers("x")).context().is_none());
+        assert!(child("decide", SpanKind::Internal, None).traceparent().is_none());
+    }
+}

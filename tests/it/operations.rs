@@ -1,0 +1,458 @@
+//! What operators see: logs, traces, metrics, readiness.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::collector::Collector;
+use tests::deployment::{nginx, prometheus};
+use tests::listener::{Listener, Transport};
+use tests::process::POLL;
+use tests::system::{Docket, Mode, TestSystem};
+
+tests::stories![the_log_level_changes_while_running, every_metric_is_in_the_docs];
+
+/// A request that its caller wants traced, whatever the sampling says.
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const REQUEST_ID: &str = "follow-me.2026-11-23";
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn order(id: &str) -> Value {
+    json!({"order_id": id, "customer_id": "ada", "items": [
+        {"sku": "pen", "quantity": 2, "unit_price": "1.25", "name": "Pen", "category": "OFFICE"}]})
+}
+
+/// Waits until something is so.
+async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let started = Instant::now();
+    while !is_so().await {
+        assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The log lines of a process, those that are JSON.
+fn lines(docket: &Docket) -> Vec<Value> {
+    docket.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What is done for one request, in three processes, found by one id and in one trace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_request_is_followed_everywhere() {
+    let collector = Collector::start().await;
+    let system = TestSystem::builder(Mode::Scaled)
+        .processes(&["write", "project", "read"])
+        .setting("DOCKET_LOG_LEVEL", "debug")
+        .setting("DOCKET_OTLP_ENDPOINT", &collector.url)
+        .setting("DOCKET_OTLP_LOGS", "true")
+        .setting("DOCKET_OTLP_METRICS", "true")
+        .setting("DOCKET_TRACE_RATIO", "0")
+        .start()
+        .await;
+    system.post("/v1/orders").json(order("other")).send().await.expect(201);
+    system.settled().await;
+    let token = tests::client::token("desk", "staff");
+    let listener = Listener::start(Transport::Socket, vec![system.reader().base().to_owned()], &token, &["orders"]);
+    listener.listening(&["orders"]).await;
+    let request = system.post("/v1/orders").header("x-request-id", REQUEST_ID).header("traceparent", TRACEPARENT);
+    let answer = request.json(order("followed")).send().await.expect(201);
+    assert_eq!(answer.header("x-request-id"), Some(REQUEST_ID));
+    listener.ends_with("orders", &[answer.position() - 1, answer.position()], DEADLINE).await;
+
+    let names = ["POST /v1/orders", "decide", "append", "commit", "publish", "project", "push"];
+    let spans = collector.trace(TRACE_ID, &names).await;
+    let one = |name: &str| spans.iter().find(|span| span.name == name).expect("waited for");
+    println!("the trace of one request:");
+    for span in &spans {
+        let after = Duration::from_nanos(span.started - spans[0].started);
+        println!("{:>8.1?}  {:<8} {:<16} {:?}", after, span.roles, span.name, span.took);
+    }
+    assert_eq!(one("POST /v1/orders").parent_id, &TRACEPARENT[36..52]);
+    assert_eq!(one("append").parent_id, one("POST /v1/orders").span_id);
+    assert_eq!(one("append").links, [one("commit").span_id.clone()]);
+    assert_eq!(one("commit").links, [one("append").span_id.clone()]);
+    for (name, roles) in [("publish", "write"), ("project", "project"), ("push", "read")] {
+        let (span, append) = (one(name), &one("append").span_id);
+        assert_eq!((&*span.roles, &span.parent_id), (roles, append), "{name}");
+        assert_eq!(span.attributes["docket.order.id"], "followed");
+    }
+    assert_eq!(one("POST /v1/orders").attributes["docket.request_id"], REQUEST_ID);
+
+    println!("grep {REQUEST_ID}:");
+    let expected = [("write", "appended"), ("project", "projected"), ("read", "pushed")];
+    for (docket, (roles, message)) in system.dockets.iter().zip(expected) {
+        let said = || async {
+            lines(docket).iter().any(|line| line["message"] == message && line["request_id"] == REQUEST_ID)
+        };
+        until(&format!("{roles} says {message}"), said).await;
+        for line in lines(docket).iter().filter(|line| line["request_id"] == REQUEST_ID) {
+            println!("{roles:<8} {} {}", line["level"], line["message"]);
+            assert_eq!((&line["service"], line["timestamp"].is_string()), (&json!("docket"), true));
+        }
+    }
+    let http = lines(&system.dockets[0]);
+    let http = http.iter().find(|line| line["level"] == "http" && line["request_id"] == REQUEST_ID).expect("a line");
+    assert_eq!((&http["trace_id"], &http["span_id"]), (&json!(TRACE_ID), &json!(one("POST /v1/orders").span_id)));
+    assert_eq!((&http["http.route"], &http["user.id"]), (&json!("/v1/orders"), &json!("tests")));
+    let record = collector.log("POST /v1/orders 201").await;
+    assert!(record.contains("trace_id="), "{record}");
+    // The other request was not traced: nobody asked for it, and the ratio is 0.
+    assert!(collector.spans().iter().all(|span| span.trace_id == TRACE_ID), "a trace that nobody asked for");
+
+    // On the bus, for whoever else reads it.
+    let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
+    let stream = jetstream.get_stream("docket").await.expect("the relay has made it");
+    let message = stream.get_raw_message(answer.position()).await.expect("it was pushed");
+    let header = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
+    assert_eq!(header("X-Request-Id").as_deref(), Some(REQUEST_ID));
+    assert!(header("traceparent").is_some_and(|parent| parent.contains(TRACE_ID)));
+}
+
+/// Logs, traces and metrics go to a receiver that is not there, and nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_collector_costs_nothing_but_spans() {
+    let mut system = TestSystem::builder(Mode::Embedded)
+        .setting("DOCKET_OTLP_ENDPOINT", "http://127.0.0.1:1")
+        .setting("DOCKET_OTLP_LOGS", "true")
+        .setting("DOCKET_OTLP_METRICS", "true")
+        .setting("DOCKET_TRACE_RATIO", "1")
+        .start()
+        .await;
+    for n in 0..300 {
+        system.post("/v1/orders").json(order(&format!("o-{n}"))).send().await.expect(201);
+    }
+    system.settled().await;
+    for (status, took) in system.terminate().await {
+        assert!(status.success() && took < Duration::from_secs(20), "{status}, {took:?}");
+    }
+}
+
+async fn the_log_level_changes_while_running(system: TestSystem) {
+    let docket = &system.dockets[0];
+    let debug =
+        || lines(docket).iter().filter(|line| line["level"] == "debug" && line["message"] == "appended").count();
+    system.post("/v1/orders").json(order("quiet")).send().await.expect(201);
+    assert_eq!(debug(), 0);
+    let level = |body: Value| system.put("/v1/admin/log-level").json(body);
+    level(json!({"level": "loud"})).send().await.expect_problem(422, "invalid-log-level");
+    level(json!({"level": "debug", "filter": "http=loud"})).send().await.expect_problem(422, "invalid-log-level");
+    let staff = tests::client::token("desk", "staff");
+    level(json!({"level": "debug"})).token(&staff).send().await.expect_problem(403, "forbidden");
+    level(json!({"level": "debug"})).send().await.expect(200);
+    assert_eq!(system.get("/v1/admin/log-level").send().await.expect(200).json()["level"], "debug");
+    system.post("/v1/orders").json(order("loud")).send().await.expect(201);
+    until("two events are told of", || async { debug() == 2 }).await;
+    assert!(lines(docket).iter().any(|line| line["level"] == "http"), "debug includes the access log");
+    // As it was at the start.
+    docket.signal("HUP");
+    let auto = || async { system.get("/v1/admin/log-level").send().await.expect(200).json()["level"] == "auto" };
+    until("the level is what the settings say", auto).await;
+    system.post("/v1/orders").json(order("quiet-again")).send().await.expect(201);
+    system.settled().await;
+    assert_eq!(debug(), 2);
+}
+
+/// Everything that a process logs goes to a file that rotates, errors to another, requests to a third.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_files_rotate_under_load() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let mut system = TestSystem::builder(Mode::Embedded)
+        .setting("DOCKET_LOG_FILE", &file("docket.log"))
+        .setting("DOCKET_LOG_ERROR_FILE", &file("errors.log"))
+        .setting("DOCKET_ACCESS_LOG_FILE", &file("access.log"))
+        .setting("DOCKET_ACCESS_LOG", ":request-id :method :url :status :response-time[1]")
+        .setting("DOCKET_LOG_FORMAT", "off")
+        .setting("DOCKET_LOG_LEVEL", "debug")
+        .setting("DOCKET_LOG_FILE_BYTES_MAX", "40000")
+        .start()
+        .await;
+    for n in 0..500 {
+        let request = system.post("/v1/orders").header("x-request-id", &format!("rotate-{n}"));
+        request.json(order(&format!("o-{n}"))).send().await.expect(201);
+    }
+    system.terminate().await;
+    // A crash leaves the last file unpacked, a shutdown may too; the next start packs it.
+    system.start().await;
+    system.terminate().await;
+    let access = rotated(&folder.path().join("access.log"));
+    let mut ids: HashMap<&str, usize> = HashMap::new();
+    for line in &access {
+        *ids.entry(line.split(' ').next().unwrap_or_default()).or_default() += 1;
+    }
+    for n in 0..500 {
+        assert_eq!(ids.get(&*format!("rotate-{n}")), Some(&1), "request {n}");
+    }
+    assert!(!access.iter().any(|line| line.contains("/health")), "probes are left out");
+    let events = rotated(&folder.path().join("docket.log"));
+    let appended = events.iter().filter(|line| line.contains(r#""message":"appended""#)).count();
+    assert_eq!(appended, 1000, "two events an order");
+    let files = std::fs::read_dir(folder.path()).expect("readable").count();
+    assert!(files > 8, "{files} files");
+    assert!(system.dockets[0].log().lines().all(|line| !line.starts_with('{')), "nothing on the console");
+}
+
+/// The lines of a log and of what was rotated, the oldest first.
+fn rotated(path: &Path) -> Vec<String> {
+    let folder = std::fs::read_dir(path.parent().expect("a folder")).expect("readable");
+    let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+    let mut files: Vec<PathBuf> = folder
+        .map(|entry| entry.expect("readable").path())
+        .filter(|file| file.file_name().is_some_and(|found| found.to_string_lossy().starts_with(&format!("{name}.2"))))
+        .collect();
+    files.sort();
+    files.push(path.to_owned());
+    let mut text = String::new();
+    for file in files {
+        let raw = std::fs::File::open(&file).expect("readable");
+        let read = match file.extension().is_some_and(|end| end == "gz") {
+            true => flate2::read::GzDecoder::new(raw).read_to_string(&mut text),
+            false => std::io::BufReader::new(raw).read_to_string(&mut text),
+        };
+        read.expect("text");
+    }
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Whatever a process knows or is sent that is secret, no output of it shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_secret_is_told() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let collector = Collector::start().await;
+    let mut system = TestSystem::builder(Mode::Scaled)
+        .setting("DOCKET_LOG_FILE", &folder.path().join("docket.log").display().to_string())
+        .setting("DOCKET_LOG_ERROR_FILE", &folder.path().join("errors.log").display().to_string())
+        .setting("DOCKET_ACCESS_LOG_FILE", &folder.path().join("access.log").display().to_string())
+        .setting("DOCKET_ACCESS_LOG", ":method :url :user :req[authorization] :req[cookie] :referrer :user-agent")
+        .setting("DOCKET_LOG_LEVEL", "trace")
+        .setting("DOCKET_OTLP_ENDPOINT", &collector.url)
+        .setting("DOCKET_OTLP_HEADERS", "x-api-key=canary-vendor")
+        .setting("DOCKET_OTLP_LOGS", "true")
+        .setting("DOCKET_TRACE_RATIO", "1")
+        .start()
+        .await;
+    let token = tests::client::token("grace@example.org", "admin");
+    let canaries =
+        ["canary-cookie", "canary-ticket", "canary-bad", "canary-vendor", "canary-query", tests::client::JWT_SECRET];
+    let requests = [
+        system.post("/v1/orders").token(&token).json(order("told")).header("cookie", "docket_token=canary-cookie"),
+        system.get("/v1/live?channel=orders&ticket=canary-ticket").anonymous(),
+        system.get("/v1/orders?token=canary-query").header("referer", "http://u:canary-query@shop/"),
+        system.get("/v1/orders").token("eyJhbGciOiJIUzI1NiJ9.eyJjYW5hcnkiOjF9.canary-bad"),
+        system.get("/ws").header("sec-websocket-protocol", "bearer.Y2FuYXJ5LWJhZA").token(&token),
+    ];
+    for request in requests {
+        request.header("user-agent", "grace@example.org").send().await;
+    }
+    // A database that refuses makes errors of its own kind.
+    system.postgres.as_mut().expect("a scaled system").kill9();
+    system.get("/v1/orders").token(&token).send().await.expect(503);
+    system.post("/v1/orders").token(&token).json(order("refused")).send().await.expect(503);
+    // At this level more is said than is sent, so nothing particular is waited for.
+    collector.log("").await;
+    let metrics = system.dockets[0].metrics().await;
+    system.terminate().await;
+    let console = system.dockets[0].log();
+    let mut outputs = vec![("console".to_owned(), console), ("metrics".to_owned(), metrics)];
+    for name in ["docket.log", "errors.log", "access.log"] {
+        outputs.push((name.to_owned(), rotated(&folder.path().join(name)).join("\n")));
+    }
+    for (name, text) in &outputs {
+        assert!(text.len() > 50, "{name} is empty: {text}");
+        for canary in canaries.iter().chain(&[&*token, "grace@example.org", "Y2FuYXJ5"]) {
+            let line = text.lines().find(|line| line.contains(canary));
+            assert!(line.is_none(), "{name} shows {canary}: {line:?}");
+        }
+    }
+    for canary in canaries.iter().chain(&[&*token, "grace@example.org"]) {
+        assert!(!collector.holds(canary), "OTLP shows {canary}");
+    }
+}
+
+/// Names of metric families, as Prometheus has them.
+fn families(metrics: &str) -> BTreeSet<String> {
+    metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)).collect()
+}
+
+/// Lives through what there is to count.
+async fn live(system: &TestSystem) {
+    let token = tests::client::token("desk", "staff");
+    let bases = vec![system.reader().base().to_owned()];
+    let socket = Listener::start(Transport::Socket, bases.clone(), &token, &["orders"]);
+    let stream = Listener::start(Transport::Stream, bases, &token, &["orders"]);
+    socket.listening(&["orders"]).await;
+    stream.listening(&["orders"]).await;
+    let made = system.post("/v1/orders").json(order("counted")).send().await.expect(201).position();
+    system.post("/v1/orders").json(order("counted")).send().await.expect(409);
+    system.post("/v1/orders/counted/confirm").send().await.expect(200);
+    socket.ends_with("orders", &[made - 1, made, made + 1], DEADLINE).await;
+    let cursor = system.get("/v1/poll?channel=orders&wait=0").send().await.expect(200).json()["cursor"].clone();
+    let cursor = cursor.as_str().expect("a cursor");
+    system.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}")).send().await.expect(200);
+    system.settled().await;
+    let docket = &system.dockets[0];
+    let counted = || async { docket.metric("docket_orders{status=\"confirmed\"}").await == Some(1.0) };
+    until("one order is confirmed", counted).await;
+}
+
+async fn every_metric_is_in_the_docs(system: TestSystem) {
+    live(&system).await;
+    let metrics = system.dockets[0].metrics().await;
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let page = std::fs::read_to_string(page).expect("docs/metrics.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let documented: BTreeSet<String> = rows
+        .filter(|(_, rest)| system.mode == Mode::Scaled || !rest.contains("scaled"))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let there = families(&metrics);
+    assert_eq!(there, documented, "left: /metrics, right: docs/metrics.md");
+    // Whatever clients send, labels stay few.
+    for n in 0..50 {
+        system.get(&format!("/nowhere/{n}")).send().await.expect(404);
+        system.get(&format!("/v1/orders/nobody-{n}")).send().await.expect(404);
+    }
+    let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+    let more = series(&system.dockets[0].metrics().await) - series(&metrics);
+    assert!(more < 60, "{more} series more");
+}
+
+/// Every query of a dashboard or an alert names what a running server tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dashboards_ask_for_what_there_is() {
+    let system = TestSystem::scaled().await;
+    live(&system).await;
+    let there = families(&system.dockets[0].metrics().await);
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let script = deploy.join("dashboard_queries");
+    let output = std::process::Command::new("python3").arg(script).arg(&deploy).output().expect("python3 runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let asked = String::from_utf8(output.stdout).expect("text");
+    let family = |name: &str| {
+        ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let unknown: Vec<_> =
+        asked.lines().filter(|name| !there.contains(*name) && !there.contains(&family(name))).collect();
+    assert!(asked.lines().count() > 20, "{asked}");
+    assert!(unknown.iter().all(|name| *name == "up"), "no server tells {unknown:?}");
+}
+
+/// What answers while NATS is away, what says so, and that all recovers by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_away_is_degraded_and_comes_back() {
+    let mut system = TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await;
+    let made = system.post("/v1/orders").json(order("before")).send().await.expect(201).position();
+    system.settled().await;
+    let writer = &system.dockets[0];
+    let relayed = || async { writer.metric("docket_relay_position").await == Some(made as f64) };
+    until("the relay is at the head", relayed).await;
+    system.nats.as_mut().expect("a scaled system").kill9();
+    for n in 0..10 {
+        system.post("/v1/orders").json(order(&format!("o-{n}"))).send().await.expect(201);
+    }
+    let head = system.settled().await as f64;
+    for docket in &system.dockets {
+        let degraded = || async {
+            let ready = docket.client.get("/health/ready").anonymous().send().await.expect(200).json();
+            ready["status"] == "degraded" && ready["checks"]["nats"]["status"] == "failed"
+        };
+        until(&format!("{} is degraded", docket.roles), degraded).await;
+        let disconnected = || async { docket.metric("docket_nats_connected").await == Some(0.0) };
+        until("the gauge says so", disconnected).await;
+    }
+    let writer = &system.dockets[0];
+    let behind = || async { writer.metric("docket_log_position").await == Some(head) };
+    until("the log's position is known", behind).await;
+    // What the alert DocketStreamLag looks at.
+    assert_eq!(writer.metric("docket_stream_position").await, Some(made as f64));
+    system.nats.as_mut().expect("a scaled system").restart().await;
+    let writer = &system.dockets[0];
+    until("the relay has caught up", || async { writer.metric("docket_stream_position").await == Some(head) }).await;
+    for docket in &system.dockets {
+        let ready = || async {
+            docket.client.get("/health/ready").anonymous().send().await.expect(200).json()["status"] == "ready"
+        };
+        until(&format!("{} is ready", docket.roles), ready).await;
+    }
+}
+
+/// Without its database a process is not ready, says when to come back, and recovers without a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_away_is_503_and_comes_back() {
+    let mut system = TestSystem::scaled().await;
+    system.post("/v1/orders").json(order("before")).send().await.expect(201);
+    let postgres = system.postgres.as_mut().expect("a scaled system");
+    postgres.kill9();
+    let refused = system.post("/v1/orders").json(order("during")).send().await.expect(503);
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let refused = system.get("/v1/orders").send().await.expect(503);
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let ready = system.get("/health/ready").anonymous().send().await.expect(503).json();
+    assert_eq!((&ready["status"], &ready["checks"]["database"]["status"]), (&json!("unavailable"), &json!("failed")));
+    assert!(ready["checks"]["database"]["latency_ms"].is_number(), "{ready}");
+    system.get("/health/live").anonymous().send().await.expect(200);
+    system.postgres.as_mut().expect("a scaled system").restart().await;
+    let ready = || async { system.get("/health/ready").anonymous().send().await.status == 200 };
+    until("it is ready again", ready).await;
+    let taken = || async { system.post("/v1/orders").json(order("after")).send().await.status != 503 };
+    until("commands are taken again", taken).await;
+    system.settled().await;
+    system.get("/v1/orders/before").send().await.expect(200);
+}
+
+/// One process that writes, one that projects, four that read, nginx in front, Prometheus beside: what `compose.yaml` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_topology_works() {
+    let roles = ["write", "project", "read", "read", "read", "read"];
+    let mut system = TestSystem::builder(Mode::Scaled).processes(&roles).start().await;
+    let (nginx, prometheus) = (nginx(&system.dockets).await, prometheus(&system.dockets).await);
+    let front = &nginx.client;
+    let token = tests::client::token("desk", "staff");
+    let bases = vec![front.base().to_owned()];
+    let listeners = [Transport::Socket, Transport::Stream, Transport::Poll]
+        .map(|transport| Listener::start(transport, bases.clone(), &token, &["orders"]));
+    for listener in &listeners {
+        listener.listening(&["orders"]).await;
+    }
+    let mut positions = Vec::new();
+    for n in 0..20 {
+        let made = front.post("/v1/orders").json(order(&format!("o-{n}"))).send().await.expect(201).position();
+        positions.extend([made - 1, made]);
+        let path = format!("/v1/orders/o-{n}?min_position={made}&wait_ms=10000");
+        front.get(&path).send().await.expect(200);
+        if n == 10 {
+            // Whoever was there goes on elsewhere.
+            system.dockets[2].kill9();
+        }
+    }
+    let change = json!({"quantity": 5});
+    front.put("/v1/orders/o-1/items/pen").json(change).send().await.expect(200);
+    positions.push(front.delete("/v1/orders/o-2/items/pen").send().await.expect(200).position());
+    positions.insert(positions.len() - 1, positions[positions.len() - 1] - 1);
+    let lines: String = (0..50)
+        .map(|n| format!("{{\"type\":\"create_order\",\"order_id\":\"b-{n}\",\"customer_id\":\"ada\"}}\n"))
+        .collect();
+    let answer = front.post("/v1/commands").body("application/x-ndjson", lines).send().await.expect(200);
+    let results = String::from_utf8_lossy(&answer.body).lines().count();
+    assert_eq!(results, 50);
+    let last = positions[positions.len() - 1];
+    positions.extend(last + 1..=last + 50);
+    for listener in &listeners {
+        listener.ends_with("orders", &positions, DEADLINE).await;
+    }
+    front.get("/metrics").anonymous().send().await.expect(404);
+
+    let up = || async { prometheus.query("sum(up)").await.first().map(|(_, value)| *value) == Some(5.0) };
+    until("five of six processes are up", up).await;
+    let down = prometheus.query("up == 0").await;
+    assert_eq!(down.len(), 1, "{down:?}");
+    let pending = || async { prometheus.query("ALERTS{alertname=\"DocketDown\"}").await.len() == 1 };
+    until("the alert is on its way", pending).await;
+    let confirmed = || async {
+        prometheus.query("sum(docket_append_events_total)").await.first().map(|found| found.1) == Some(92.0)
+    };
+    until("every event is counted", confirmed).await;
+}

@@ -1,0 +1,102 @@
+//! What stands around Docket in production, with the files of `deploy/`: nginx in front, Prometheus beside.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::ports::free_port;
+use crate::process::{Process, find_on_path, target_directory};
+use crate::system::Docket;
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running program of that kind; ends when dropped.
+pub struct Beside {
+    /// Speaks to it.
+    pub client: Client,
+    _process: Process,
+    _folder: TempDir,
+}
+
+/// nginx with `deploy/nginx/nginx.conf` before these processes.
+///
+/// # Panics
+/// If it is not installed, with the line that installs it.
+pub async fn nginx(dockets: &[Docket]) -> Beside {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let port = free_port();
+    for file in ["nginx.conf"] {
+        fs::copy(deploy(&format!("nginx/{file}")), folder.path().join(file)).expect("it is there");
+    }
+    let upstream = |role: &str| {
+        let has = |docket: &&Docket| docket.roles.split(',').any(|have| have == role);
+        let servers: Vec<_> =
+            dockets.iter().filter(has).map(|docket| format!("server {};", docket.address())).collect();
+        format!("upstream {role} {{ {} keepalive 16; }}\n", servers.join(" "))
+    };
+    fs::write(folder.path().join("upstreams.conf"), upstream("write") + &upstream("read")).expect("writable");
+    fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\n")).expect("writable");
+    let prefix = format!("{}/", folder.path().display());
+    let own = folder.path().join("nginx.conf").display().to_string();
+    let arguments = ["-e", "stderr", "-p", &prefix, "-c", &own, "-g", "daemon off; master_process off;"];
+    start("nginx", &["usr/sbin"], &arguments.map(str::to_owned), port, "/health/proxy", folder).await
+}
+
+/// Prometheus with the alerts of `deploy/prometheus`, scraping these processes each second.
+///
+/// # Panics
+/// If it is not installed, with the line that installs it.
+pub async fn prometheus(dockets: &[Docket]) -> Beside {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let port = free_port();
+    let targets: Vec<_> = dockets.iter().map(|docket| format!("'{}'", docket.metrics_address())).collect();
+    let text = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n  \
+         - {{job_name: docket, static_configs: [{{targets: [{}]}}]}}\n",
+        deploy("prometheus/alerts.yml").display(),
+        targets.join(", ")
+    );
+    let own = folder.path().join("prometheus.yml");
+    fs::write(&own, text).expect("writable");
+    let arguments = [
+        format!("--config.file={}", own.display()),
+        format!("--storage.tsdb.path={}", folder.path().join("data").display()),
+        format!("--web.listen-address=127.0.0.1:{port}"),
+    ];
+    start("prometheus", &["usr/bin"], &arguments, port, "/-/ready", folder).await
+}
+
+impl Beside {
+    /// What Prometheus answers to a query: each series' labels and value.
+    pub async fn query(&self, query: &str) -> Vec<(Value, f64)> {
+        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let answer = self.client.get(&format!("/api/v1/query?query={escaped}")).anonymous().send().await.expect(200);
+        let answer = answer.json();
+        let series = answer["data"]["result"].as_array().expect("a vector").clone();
+        let value = |one: &Value| one["value"][1].as_str().and_then(|text| text.parse().ok()).expect("a number");
+        series.iter().map(|one| (one["metric"].clone(), value(one))).collect()
+    }
+}
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file).canonicalize().expect("a file of deploy/")
+}
+
+async fn start(name: &str, folders: &[&str], arguments: &[String], port: u16, ready: &str, folder: TempDir) -> Beside {
+    let unpacked = folders.iter().map(|of| target_directory().join("tools/debian").join(of).join(name));
+    // Where Debian installs it; root's programs are not on everybody's path.
+    let places = unpacked.chain([Path::new("/usr/sbin").join(name)]).find(|path| path.is_file());
+    let program = places.or_else(|| find_on_path(name));
+    let program = program.unwrap_or_else(|| panic!("{name} is missing; install it with: tests/run install"));
+    let log = folder.path().join("output.log");
+    let mut process = Process::new(name, program, log).args(arguments.to_vec()).drop_signal("TERM");
+    process.start();
+    let client = Client::new(format!("http://127.0.0.1:{port}"));
+    let is_ready = || async { client.get(ready).anonymous().try_send().await.is_ok_and(|answer| answer.status == 200) };
+    process.wait_until(START_DEADLINE, is_ready).await;
+    Beside { client, _process: process, _folder: folder }
+}

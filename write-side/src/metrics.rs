@@ -1,0 +1,65 @@
+//! What the command API counts.
+
+use std::sync::LazyLock;
+
+use domain::order::Command;
+use opentelemetry::metrics::Counter;
+use opentelemetry::{KeyValue, global};
+
+use crate::dispatch::{Accepted, Rejected};
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+struct Metrics {
+    commands: Counter<u64>,
+    retries: Counter<u64>,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let meter = global::meter("docket");
+        let metrics = Self {
+            commands: meter
+                .u64_counter("docket.commands")
+                .with_description("Commands, by what became of them: accepted, refused, conflict, unavailable.")
+                .build(),
+            retries: meter
+                .u64_counter("docket.command.retries")
+                .with_description("Times that a command was decided again because its order had changed.")
+                .build(),
+        };
+        metrics.retries.add(0, &[]);
+        metrics
+    }
+}
+
+/// Counts a command that was dispatched.
+pub(crate) fn dispatched(command: &'static str, outcome: &Result<Accepted, Rejected>) {
+    let result = match outcome {
+        Ok(_) => "accepted",
+        Err(Rejected::KeyUsed) => "conflict",
+        Err(Rejected::Problem(problem)) => match problem.status().as_u16() {
+            409 | 412 => "conflict",
+            500.. => "unavailable",
+            _ => "refused",
+        },
+    };
+    METRICS.commands.add(1, &[KeyValue::new("command", command), KeyValue::new("result", result)]);
+}
+
+/// Counts another try.
+pub(crate) fn retried() {
+    METRICS.retries.add(1, &[]);
+}
+
+/// A command's name, as labels have it.
+pub(crate) fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Create { .. } => "create",
+        Command::AddItem { .. } => "add_item",
+        Command::ChangeQuantity { .. } => "change_quantity",
+        Command::RemoveItem { .. } => "remove_item",
+        Command::Confirm => "confirm",
+        Command::Cancel { .. } => "cancel",
+    }
+}

@@ -1,14 +1,19 @@
-# syntax=docker/dockerfile:1
-FROM rust:1.95-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential cmake && rm -rf /var/lib/apt/lists/*
-WORKDIR /docket
+# syntax=docker/dockerfile:1.7
+FROM rust:1.95.0-bookworm AS build
+WORKDIR /build
 COPY . .
-# Both caches stay on the builder: a change of one crate compiles that crate, and what is above it.
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/docket/target \
-    cargo build --release --locked && install -m 755 -s target/release/docket /usr/local/bin/docket
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/build/target \
+    cargo build --release --locked --package server \
+    && install -D target/release/docket /out/docket
 
-FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /usr/local/bin/docket /usr/local/bin/docket
+FROM debian:12.11-slim
+COPY --from=build /out/docket /usr/local/bin/docket
+# For embedded mode, whose databases lie in ./data.
+RUN install -d -o 10001 -g 10001 /var/lib/docket
+WORKDIR /var/lib/docket
+USER 10001:10001
+ENV DOCKET_LISTEN=0.0.0.0:8080 DOCKET_METRICS_LISTEN=0.0.0.0:9464
 EXPOSE 8080 9464
 ENTRYPOINT ["docket"]
 CMD ["serve"]

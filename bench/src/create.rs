@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use tests::client::token;
-use tests::system::Mode;
+use tests::system::TestSystem;
 use tests::verify::list_orders;
 
 use crate::generator::{self, Load, Outcome, Target};
@@ -68,7 +68,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 async fn measure(peer: Peer, load: Load) -> anyhow::Result<Run> {
     let (outcome, settle_seconds) = match peer.mode() {
         None => (stock(load).await?, f64::NAN),
-        Some(mode) => with_docket(mode, load).await?,
+        Some(mode) => with_docket(&docket(mode, &[]).await?, load).await?,
     };
     if let Some(first) = &outcome.first_error {
         eprintln!("the first refusal:\n{first}");
@@ -93,13 +93,16 @@ async fn stock(load: Load) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-async fn with_docket(mode: Mode, load: Load) -> anyhow::Result<(Outcome, f64)> {
-    let system = docket(mode).await?;
+/// Loads a system, and checks that nothing acknowledged is missing; with the seconds until its read models had it all.
+///
+/// # Errors
+/// When something is missing.
+pub async fn with_docket(system: &TestSystem, load: Load) -> anyhow::Result<(Outcome, f64)> {
     let address = system.writer().base().strip_prefix("http://").context("an http address")?.to_owned();
     let (token, body_end) = (Some(token("bench", "staff")), r#","currency":"USD"}"#);
     let target = Target { address, path: "/v1/orders", token, body_end };
     let outcome = tokio::task::spawn_blocking(move || generator::run(&target, load)).await??;
-    let (head, settle) = settled(&system).await?;
+    let (head, settle) = settled(system).await?;
     let orders = list_orders(system.reader(), "").await.len() as u64;
     let acknowledged = outcome.acknowledged;
     ensure!(

@@ -44,7 +44,7 @@ pub async fn run(file: &Path, expected: &Path, peers: &[Peer]) -> anyhow::Result
 }
 
 async fn measure(peer: Peer, mode: Mode, file: &Path, expected: &Value) -> anyhow::Result<(Vec<String>, Vec<String>)> {
-    let system = docket(mode).await?;
+    let system = docket(mode, &[]).await?;
     let (url, token) = (system.writer().base().to_owned(), token("bench", "staff"));
     let file = file.to_str().context("the file's name is not UTF-8")?;
     let started = Instant::now();

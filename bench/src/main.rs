@@ -5,6 +5,7 @@
 mod create;
 mod generator;
 mod import;
+mod operations;
 mod push;
 mod rebuild;
 mod sockets;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::generator::Load;
 use crate::systems::Peer;
 
 #[global_allocator]
@@ -28,6 +30,7 @@ const EXAMPLES: &str = "Examples:
   docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
   docket-bench rebuild log.ndjson.gz
   docket-bench push
+  docket-bench operations
   docket-bench all orders.csv.gz --expected orders.expected.json
 
 Build first: cargo build --release -p server -p bench";
@@ -68,6 +71,9 @@ enum Case {
     /// Live updates: what idle sockets cost, how long a change takes to everybody, and how many deliveries a second hold.
     #[command(before_help = "Examples:\n  docket-bench push\n  docket-bench push --sockets 1000 --seconds 3")]
     Push(Push),
+    /// The load of `create` with logs, metrics and traces off, and with all of them on.
+    #[command(before_help = "Examples:\n  docket-bench operations --rounds 5")]
+    Operations(Operations),
     /// Create and import with their defaults.
     #[command(before_help = "Examples:\n  docket-bench all orders.csv.gz --expected orders.expected.json")]
     All {
@@ -93,6 +99,19 @@ struct Create {
     /// Who runs, in this order.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "stock,embedded,scaled")]
     peers: Vec<Peer>,
+}
+
+#[derive(Debug, Args)]
+struct Operations {
+    /// Keep-alive HTTP/1.1 connections.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    connections: u32,
+    /// Measured seconds of each run.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// How often each runs, in turn.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +179,10 @@ async fn run(case: Case) -> anyhow::Result<()> {
                 rounds: push.rounds,
             };
             push::run(&settings).await
+        }
+        Case::Operations(Operations { connections, seconds, rounds }) => {
+            let (warm_up, measured) = (Duration::from_secs(2), Duration::from_secs(seconds));
+            operations::run(Load { connections, warm_up, measured }, rounds).await
         }
         Case::All { input } => {
             create::run(&Defaults::parse_from(["docket-bench"]).create.into()).await?;

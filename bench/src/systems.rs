@@ -122,12 +122,14 @@ impl Stock {
     }
 }
 
-/// Docket with data of its own, durable.
+/// Docket with data of its own, durable, with these settings beside the harness's.
 ///
 /// # Errors
 /// When PostgreSQL would not wait for the disk.
-pub async fn docket(mode: Mode) -> anyhow::Result<TestSystem> {
-    let system = TestSystem::builder(mode).durable().start().await;
+pub async fn docket(mode: Mode, settings: &[(&str, String)]) -> anyhow::Result<TestSystem> {
+    let builder = TestSystem::builder(mode).durable();
+    let builder = settings.iter().fold(builder, |builder, (name, value)| builder.setting(name, value));
+    let system = builder.start().await;
     if mode == Mode::Scaled {
         ensure_durable(system.database_url()).await?;
     }

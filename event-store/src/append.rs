@@ -234,9 +234,10 @@ impl Committer {
     /// Hands the events to readers, then the answers to requesters.
     fn committed(&self, batch: Vec<Pending>, plan: Plan) {
         let mut answers = Vec::with_capacity(batch.len());
+        let mut events = 0;
         for (Pending { append, reply }, outcome) in batch.into_iter().zip(plan.outcomes) {
             if let Ok(appended) = &outcome {
-                METRICS.events.add(append.events.len() as u64, &[]);
+                events += append.events.len() as u64;
                 tell(&append, appended);
                 self.tail.push(recorded(append, *appended, plan.recorded_at));
             }
@@ -245,6 +246,7 @@ impl Committer {
             }
             answers.push((reply, outcome));
         }
+        METRICS.events.add(events, &[]);
         self.head.send_if_modified(|known| {
             let newer = plan.head > *known;
             *known = plan.head.max(*known);

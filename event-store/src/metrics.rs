@@ -1,12 +1,17 @@
 //! What the store counts. Nothing is counted until a meter provider is set for the process.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use opentelemetry::global;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use opentelemetry::{KeyValue, global};
 
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// Counted at each command, and so as cheaply as can be.
+pub(crate) static HITS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static MISSES: AtomicU64 = AtomicU64::new(0);
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -18,7 +23,6 @@ pub(crate) struct Metrics {
     pub(crate) conflicts: Counter<u64>,
     pub(crate) failures: Counter<u64>,
     pub(crate) queue: Gauge<u64>,
-    pub(crate) lookups: Counter<u64>,
     pub(crate) log_position: Gauge<i64>,
     pub(crate) relay_position: Gauge<i64>,
     pub(crate) relay_published: Counter<u64>,
@@ -50,7 +54,6 @@ impl Metrics {
             conflicts: counter("docket.append.conflicts", "Appends refused because the order had changed."),
             failures: counter("docket.append.failures", "Transactions of the log that failed."),
             queue: gauge("docket.append.queue", "Appends that wait."),
-            lookups: counter("docket.aggregate.lookups", "Orders looked for in memory: hit or miss."),
             log_position: position("docket.log.position", "Position of the log's last event, as known here."),
             relay_position: position("docket.relay.position", "Last position that this process gave to JetStream."),
             relay_published: counter("docket.relay.published", "Events given to JetStream."),
@@ -59,6 +62,15 @@ impl Metrics {
             nats_connected: gauge("docket.nats.connected", "1 while connected to NATS."),
             leader: gauge("docket.leader", "1 while this process leads in the role."),
         };
+        meter
+            .u64_observable_counter("docket.aggregate.lookups")
+            .with_description("Orders looked for in memory: hit or miss.")
+            .with_callback(|observer| {
+                for (result, count) in [("hit", &HITS), ("miss", &MISSES)] {
+                    observer.observe(count.load(Relaxed), &[KeyValue::new("result", result)]);
+                }
+            })
+            .build();
         // What has not happened yet is 0, not unknown: alerts look at its growth.
         for counter in
             [&metrics.events, &metrics.conflicts, &metrics.failures, &metrics.relay_published, &metrics.relay_failures]

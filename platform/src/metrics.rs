@@ -1,6 +1,7 @@
 //! Metrics: what the process and its HTTP server do, and the page `/metrics`. Other crates make their instruments by
 //! `opentelemetry::global::meter("docket")`, once [`start`] has run; without it they count nothing.
 
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
+use opentelemetry::metrics::{Counter, Histogram};
 use opentelemetry::{KeyValue, global};
 use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
@@ -22,7 +23,16 @@ use crate::telemetry::sink::Sink;
 pub const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 static REGISTRY: OnceLock<Registry> = OnceLock::new();
-static HTTP: LazyLock<Http> = LazyLock::new(Http::new);
+static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
+    global::meter("docket")
+        .f64_histogram("http.server.request.duration")
+        .with_unit("s")
+        .with_description("Time until a request's answer began, by method, route and status.")
+        .with_boundaries(SECONDS.to_vec())
+        .build()
+});
+/// Requests being answered.
+static ACTIVE: AtomicI64 = AtomicI64::new(0);
 /// There once metrics run: the provider itself logs while it is set, and must not be asked for by that.
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
@@ -68,31 +78,8 @@ async fn page() -> Response {
     }
 }
 
-struct Http {
-    duration: Histogram<f64>,
-    active: UpDownCounter<i64>,
-}
-
-impl Http {
-    fn new() -> Self {
-        let meter = global::meter("docket");
-        Self {
-            duration: meter
-                .f64_histogram("http.server.request.duration")
-                .with_unit("s")
-                .with_description("Time until a request's answer began, by method, route and status.")
-                .with_boundaries(SECONDS.to_vec())
-                .build(),
-            active: meter
-                .i64_up_down_counter("http.server.active_requests")
-                .with_description("Requests being answered.")
-                .build(),
-        }
-    }
-}
-
 /// A request that is being answered; counted until dropped.
-pub(crate) struct Active([KeyValue; 1], Instant);
+pub(crate) struct Active(Method, Instant);
 
 /// Put into an answer that waited because it was asked to (a long poll): its time says nothing of the server.
 #[derive(Clone, Copy)]
@@ -100,9 +87,8 @@ pub struct Waited;
 
 impl Active {
     pub(crate) fn begin(method: &Method) -> Self {
-        let this = Self([KeyValue::new("http.request.method", method_name(method))], Instant::now());
-        HTTP.active.add(1, &this.0);
-        this
+        ACTIVE.fetch_add(1, Relaxed);
+        Self(method.clone(), Instant::now())
     }
 
     /// Counts the answer, unless it is the beginning of a stream or was made to wait.
@@ -112,19 +98,18 @@ impl Active {
         if streams || status == StatusCode::SWITCHING_PROTOCOLS || response.extensions().get::<Waited>().is_some() {
             return;
         }
-        let [method] = self.0.clone();
         let attributes = [
-            method,
+            KeyValue::new("http.request.method", method_name(&self.0)),
             KeyValue::new("http.route", route.unwrap_or("none").to_owned()),
             KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
         ];
-        HTTP.duration.record(self.1.elapsed().as_secs_f64(), &attributes);
+        DURATION.record(self.1.elapsed().as_secs_f64(), &attributes);
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        HTTP.active.add(-1, &self.0);
+        ACTIVE.fetch_sub(1, Relaxed);
     }
 }
 
@@ -166,6 +151,11 @@ pub(crate) fn watch_sinks(sinks: &[Sink]) {
 /// What the system knows of this process, and tokio of its tasks.
 fn watch_process() {
     let meter = global::meter("docket");
+    meter
+        .i64_observable_gauge("http.server.active_requests")
+        .with_description("Requests being answered.")
+        .with_callback(|observer| observer.observe(ACTIVE.load(Relaxed), &[]))
+        .build();
     let started = Instant::now();
     meter
         .f64_observable_gauge("process.uptime")

@@ -70,6 +70,8 @@ pub struct Settings {
     pub otlp_logs: bool,
     /// Send metrics there, as well as at `/metrics`.
     pub otlp_metrics: bool,
+    /// Count at all; without it `/metrics` is not found.
+    pub metrics: bool,
     /// Part of the requests that are traced, from 0 to 1, where the caller has not decided already.
     pub trace_ratio: f64,
 }
@@ -94,6 +96,7 @@ impl Default for Settings {
             otlp_traces: true,
             otlp_logs: false,
             otlp_metrics: false,
+            metrics: true,
             trace_ratio: 0.1,
         }
     }

@@ -29,17 +29,16 @@ pub struct Beside {
 pub async fn nginx(dockets: &[Docket]) -> Beside {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
-    for file in ["nginx.conf"] {
-        fs::copy(deploy(&format!("nginx/{file}")), folder.path().join(file)).expect("it is there");
-    }
+    fs::copy(deploy("nginx/nginx.conf"), folder.path().join("nginx.conf")).expect("it is there");
     let upstream = |role: &str| {
         let has = |docket: &&Docket| docket.roles.split(',').any(|have| have == role);
         let servers: Vec<_> =
             dockets.iter().filter(has).map(|docket| format!("server {};", docket.address())).collect();
-        format!("upstream {role} {{ {} keepalive 16; }}\n", servers.join(" "))
+        format!("upstream {role} {{ {} keepalive 16; keepalive_timeout 5s; }}\n", servers.join(" "))
     };
     fs::write(folder.path().join("upstreams.conf"), upstream("write") + &upstream("read")).expect("writable");
-    fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\n")).expect("writable");
+    fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\naccess_log off;\n"))
+        .expect("writable");
     let prefix = format!("{}/", folder.path().display());
     let own = folder.path().join("nginx.conf").display().to_string();
     let arguments = ["-e", "stderr", "-p", &prefix, "-c", &own, "-g", "daemon off; master_process off;"];
@@ -53,10 +52,13 @@ pub async fn nginx(dockets: &[Docket]) -> Beside {
 pub async fn prometheus(dockets: &[Docket]) -> Beside {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
-    let targets: Vec<_> = dockets.iter().map(|docket| format!("'{}'", docket.metrics_address())).collect();
+    let target = |docket: &Docket| {
+        format!("{{targets: ['{}'], labels: {{service: '{}'}}}}", docket.metrics_address(), docket.roles)
+    };
+    let targets: Vec<_> = dockets.iter().map(target).collect();
     let text = format!(
         "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{}']\nscrape_configs:\n  \
-         - {{job_name: docket, static_configs: [{{targets: [{}]}}]}}\n",
+         - {{job_name: docket, static_configs: [{}]}}\n",
         deploy("prometheus/alerts.yml").display(),
         targets.join(", ")
     );

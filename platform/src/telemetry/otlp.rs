@@ -73,7 +73,7 @@ impl Exporters {
             true => Some(PeriodicReader::builder(configured!(MetricExporter, settings, "metrics")?).build()),
             false => None,
         };
-        exporters.metrics = metrics::start(resource, sender);
+        exporters.metrics = settings.metrics.then(|| metrics::start(resource, sender)).flatten();
         Ok(exporters)
     }
 

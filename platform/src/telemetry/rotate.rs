@@ -186,7 +186,7 @@ fn pack(file: &Path) {
     let work = || -> io::Result<()> {
         if !packed.exists() {
             let mut from = BufReader::new(File::open(file)?);
-            let mut to = GzEncoder::new(BufWriter::new(File::create(&part)?), Compression::default());
+            let mut to = GzEncoder::new(BufWriter::new(File::create(&part)?), Compression::fast());
             io::copy(&mut from, &mut to)?;
             to.finish()?.into_inner()?.sync_all()?;
             fs::rename(&part, &packed)?;

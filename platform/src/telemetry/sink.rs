@@ -14,6 +14,8 @@ use crate::telemetry::rotate::RotatingFile;
 const LINES_MAX: usize = 65_536;
 /// Bytes that are written together.
 const WRITE_BYTES: usize = 64 * 1024;
+/// How long lines gather before the next write: waking a thread costs whoever logs more than making the line.
+const GATHER: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for what is still to be written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -124,6 +126,7 @@ impl Writer {
                 next = messages.try_recv().ok();
             }
             self.write(&mut lines, &mut count, &mut failing);
+            std::thread::sleep(GATHER);
             let dropped = self.dropped.load(Relaxed);
             if dropped > owned_up {
                 tracing::warn!(sink = self.name, lines = dropped - owned_up, "log lines were dropped");

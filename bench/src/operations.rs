@@ -1,0 +1,113 @@
+//! The case `operations`: what logs, metrics and traces cost. The same load as `create`, with all of it off, with each alone, and
+//! with all of it on.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::Bytes;
+use axum::routing::post;
+use tests::system::{Mode, TestSystem};
+
+use crate::create::with_docket;
+use crate::generator::Load;
+use crate::systems::{Peer, docket};
+use crate::table::{self, median};
+
+/// How often metrics are read while they are on: more often than any Prometheus does.
+const SCRAPE_EVERY: Duration = Duration::from_secs(1);
+
+/// What is on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum On {
+    Nothing,
+    Metrics,
+    Logs,
+    Traces,
+    Everything,
+}
+
+const ALL: [On; 5] = [On::Nothing, On::Metrics, On::Logs, On::Traces, On::Everything];
+
+/// Measures them in turn, embedded and scaled, and prints the medians.
+///
+/// # Errors
+/// When a system does not start, or an acknowledged order is not there afterwards.
+pub async fn run(load: Load, rounds: u32) -> anyhow::Result<()> {
+    let receiver = receiver().await?;
+    let mut rates: HashMap<(usize, usize), Vec<f64>> = HashMap::new();
+    let modes = [(Mode::Embedded, Peer::Embedded), (Mode::Scaled, Peer::Scaled)];
+    for round in 1..=rounds {
+        for (row, (mode, _)) in modes.into_iter().enumerate() {
+            for (column, on) in ALL.into_iter().enumerate() {
+                let rate = measure(mode, on, &receiver, load).await?;
+                eprintln!("round {round}, {mode:?}, {on:?}: {rate:.0} req/s");
+                rates.entry((row, column)).or_default().push(rate);
+            }
+        }
+    }
+    println!(
+        "operations: {} connections, {} s after {} s of warm-up, medians of {rounds} rounds",
+        load.connections,
+        load.measured.as_secs(),
+        load.warm_up.as_secs()
+    );
+    let rows = modes.into_iter().enumerate().map(|(row, (_, peer))| {
+        let [_, title] = peer.title();
+        let rate = |column: usize| median(rates[&(row, column)].iter().copied());
+        let ratios = (1..ALL.len()).map(|column| format!("{:.2}", rate(column) / rate(0)));
+        [title, format!("{:.0}", rate(0))].into_iter().chain(ratios).collect()
+    });
+    let heads = ["mode", "all off, req/s", "metrics", "logs", "traces", "all on"];
+    table::print(&heads, &rows.collect::<Vec<_>>());
+    Ok(())
+}
+
+/// Requests a second. Logs are the access log and all else as JSON into a file that rotates, and errors into another one;
+/// metrics are scraped; a tenth of the requests is traced.
+async fn measure(mode: Mode, on: On, receiver: &str, load: Load) -> anyhow::Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let has = |part| on == part || on == On::Everything;
+    let mut settings = vec![("DOCKET_LOG_FORMAT", "off".to_owned())];
+    settings.push(("DOCKET_METRICS", has(On::Metrics).to_string()));
+    if has(On::Logs) {
+        settings.push(("DOCKET_LOG_LEVEL", "http".to_owned()));
+        settings.push(("DOCKET_LOG_FILE", file("docket.log")));
+        settings.push(("DOCKET_LOG_ERROR_FILE", file("errors.log")));
+    } else {
+        settings.push(("DOCKET_LOG_LEVEL", "error".to_owned()));
+        settings.push(("DOCKET_ACCESS_LOG", "off".to_owned()));
+    }
+    if has(On::Traces) {
+        settings.push(("DOCKET_OTLP_ENDPOINT", receiver.to_owned()));
+        settings.push(("DOCKET_TRACE_RATIO", "0.1".to_owned()));
+    }
+    let system = docket(mode, &settings).await?;
+    let load_it = with_docket(&system, load);
+    let (outcome, _) = match has(On::Metrics) {
+        false => load_it.await?,
+        true => tokio::select! {
+            outcome = load_it => outcome?,
+            () = scrape(&system) => unreachable!("it never ends"),
+        },
+    };
+    Ok(outcome.latencies_us.len() as f64 / load.measured.as_secs_f64())
+}
+
+async fn scrape(system: &TestSystem) {
+    loop {
+        tokio::time::sleep(SCRAPE_EVERY).await;
+        system.dockets[0].metrics().await;
+    }
+}
+
+/// Takes whatever is sent, and forgets it; its URL.
+async fn receiver() -> anyhow::Result<String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("a free port")?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let app = Router::new().route("/v1/traces", post(async |_: Bytes| {}));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(url)
+}

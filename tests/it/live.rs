@@ -1,13 +1,18 @@
 //! Unmodified third-party clients follow orders: npm's `centrifuge` and `eventsource`, PyPI's `centrifuge-python`, and a
 //! browser.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::client::{signed, token};
 use tests::follower::{Follower, Kind};
+use tests::process::{profile_directory, target_directory};
 use tests::socket::Socket;
 use tests::system::TestSystem;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
 tests::stories![a_stock_client_sees_each_change_once, stock_clients_go_on_after_a_crash];
 
@@ -148,4 +153,23 @@ async fn stock_clients_go_on_after_a_crash(mut system: TestSystem) {
             );
         }
     }
+}
+
+/// What others think of how our sockets keep RFC 6455: no case of the Autobahn suite fails. Compression is left out; there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_autobahn_suite_finds_no_fault() {
+    let suite = target_directory().join("tools/autobahn");
+    assert!(suite.join("suite").is_dir(), "{} is missing; install it with: tests/run install", suite.display());
+    let echo = profile_directory().join("examples/echo");
+    let mut server = Command::new(&echo).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("echo is built");
+    let mut address = String::new();
+    let stdout = server.stdout.take().expect("piped");
+    BufReader::new(stdout).read_line(&mut address).await.expect("it says where it listens");
+    let reports = tempfile::tempdir().expect("a temporary directory");
+    let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("autobahn/run");
+    let url = format!("ws://{}/", address.trim());
+    let output = Command::new(run).arg(&suite).arg(url).arg(reports.path()).output().await.expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert!(output.status.success() && text.contains("301 of 301 cases passed"), "{}:\n{text}", output.status);
 }

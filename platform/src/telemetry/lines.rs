@@ -1,12 +1,15 @@
 //! An event of the program, made a line: once for every sink, with the request it belongs to, and without secrets.
 
-use std::fmt::{self, Write};
+use std::fmt::{self, Write as _};
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
+use axum::body::Bytes;
 use jiff::Timestamp;
 use opentelemetry::logs::{LogRecord, Logger, Severity};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
 use opentelemetry_sdk::logs::SdkLogger;
+use serde::Serialize;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -85,7 +88,7 @@ impl Record {
     fn send(self, sinks: &Sinks, level: Level) {
         metrics::log_line(self.level);
         if !sinks.json.is_empty() || (sinks.errors.is_some() && level == Level::ERROR) {
-            let line: Arc<str> = self.json().into();
+            let line = Bytes::from(self.json());
             for sink in &sinks.json {
                 sink.line(line.clone());
             }
@@ -94,7 +97,7 @@ impl Record {
             }
         }
         if let Some((console, colour)) = &sinks.pretty {
-            console.line(self.pretty(*colour).into());
+            console.line(self.pretty(*colour));
         }
         // What the exporter itself has to say would come back to it for ever.
         let of_exporter = ["opentelemetry", "hyper", "h2", "reqwest"].iter().any(|own| self.target.starts_with(own));
@@ -104,25 +107,29 @@ impl Record {
     }
 
     /// One JSON object: the stable fields first, then the event's own.
-    fn json(&self) -> String {
-        let mut line = String::with_capacity(256 + self.fields.len() * 32);
+    fn json(&self) -> Vec<u8> {
+        let mut line = Vec::with_capacity(320 + self.fields.len() * 32);
+        // Nothing of this fails: it is written to memory.
         let _ = write!(line, r#"{{"timestamp":"{:.6}","level":"{}","message":"#, self.at, self.level);
         push_json(&mut line, &self.message);
-        line.push_str(concat!(r#","service":"docket","version":""#, env!("CARGO_PKG_VERSION"), r#"","target":"#));
+        line.extend_from_slice(
+            concat!(r#","service":"docket","version":""#, env!("CARGO_PKG_VERSION"), r#"","target":"#).as_bytes(),
+        );
         push_json(&mut line, &self.target);
         if let Some(id) = &self.request_id {
-            line.push_str(r#","request_id":"#);
+            line.extend_from_slice(br#","request_id":"#);
             push_json(&mut line, id);
         }
         if let Some(trace) = &self.trace {
             let _ = write!(line, r#","trace_id":"{}","span_id":"{}""#, trace.trace_id(), trace.span_id());
         }
         for (name, value) in &self.fields {
-            line.push(',');
+            line.push(b',');
             push_json(&mut line, name);
-            let _ = write!(line, ":{value}");
+            line.push(b':');
+            push_json(&mut line, value);
         }
-        line.push_str("}\n");
+        line.extend_from_slice(b"}\n");
         line
     }
 
@@ -245,8 +252,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-fn push_json(line: &mut String, text: &str) {
-    let _ = write!(line, "{}", Value::from(text));
+fn push_json(line: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    let _ = serde_json::to_writer(line, value);
 }
 
 #[cfg(test)]

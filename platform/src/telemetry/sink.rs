@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use axum::body::Bytes;
+
 use crate::telemetry::rotate::RotatingFile;
 
 /// Lines that may wait; more are dropped, counted, and owned up to.
@@ -29,7 +31,7 @@ pub struct Sink {
 
 enum Message {
     /// A line with its end.
-    Line(Arc<str>),
+    Line(Bytes),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -68,8 +70,8 @@ impl Sink {
     }
 
     /// Queues a line with its end.
-    pub fn line(&self, line: Arc<str>) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(line)) {
+    pub fn line(&self, line: impl Into<Bytes>) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(line.into())) {
             self.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -107,7 +109,7 @@ impl Writer {
                         if lines.len() + line.len() > WRITE_BYTES && count > 0 {
                             self.write(&mut lines, &mut count, &mut failing);
                         }
-                        lines.extend_from_slice(line.as_bytes());
+                        lines.extend_from_slice(&line);
                         count += 1;
                     }
                     Message::Reopen => {
@@ -173,7 +175,7 @@ mod tests {
                 let sink = sink.clone();
                 std::thread::spawn(move || {
                     for n in 0..10_000 {
-                        sink.line(format!("{writer}/{n} {}\n", "x".repeat(40)).into());
+                        sink.line(format!("{writer}/{n} {}\n", "x".repeat(40)));
                     }
                 })
             })

@@ -143,13 +143,18 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
     } else if let Some(bearer) = bearer_protocol(&parts.headers) {
         upgrade = upgrade.protocols([bearer.to_owned()]);
     }
-    Ok(upgrade
+    Ok(set_up(upgrade, FRAME_BYTES_MAX)
+        .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
+}
+
+/// What every socket has: small buffers, and a limit to what it takes.
+pub fn set_up(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
+    upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_write_buffer_size(8 * 1024 * 1024)
-        .max_message_size(FRAME_BYTES_MAX)
-        .max_frame_size(FRAME_BYTES_MAX)
-        .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
+        .max_message_size(message_bytes_max)
+        .max_frame_size(message_bytes_max)
 }
 
 /// An address has as many connections as it may.

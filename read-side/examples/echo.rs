@@ -1,0 +1,27 @@
+//! Sends back what it is sent, over sockets set up as those of `/ws`: what the Autobahn test suite speaks to. Messages may be
+//! larger than `/ws` takes, because the suite sends some of 16 MiB. Prints its address.
+
+use axum::Router;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::routing::get;
+use read_side::push::centrifuge::set_up;
+
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let upgrade = async |upgrade: WebSocketUpgrade| {
+        set_up(upgrade, MESSAGE_BYTES_MAX).max_write_buffer_size(2 * MESSAGE_BYTES_MAX).on_upgrade(echo)
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    axum::serve(listener, Router::new().route("/", get(upgrade))).await
+}
+
+async fn echo(mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        if matches!(message, Message::Text(_) | Message::Binary(_)) && socket.send(message).await.is_err() {
+            return;
+        }
+    }
+}

@@ -176,7 +176,7 @@ fn watch_process() {
         .with_callback(|observer| observer.observe(memory_bytes().unwrap_or(0), &[]))
         .build();
     meter
-        .u64_observable_gauge("process.open_file_descriptor.count")
+        .u64_observable_gauge("process.open_fds")
         .with_description("Open files and sockets.")
         .with_callback(|observer| observer.observe(open_files().unwrap_or(0), &[]))
         .build();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::collector::Collector;
-use tests::deployment::{nginx, prometheus};
+use tests::deployment::{lint, nginx, prometheus};
 use tests::listener::{Listener, Transport};
 use tests::process::POLL;
 use tests::system::{Docket, Mode, TestSystem};
@@ -310,6 +310,7 @@ async fn every_metric_is_in_the_docs(system: TestSystem) {
         .collect();
     let there = families(&metrics);
     assert_eq!(there, documented, "left: /metrics, right: docs/metrics.md");
+    assert_eq!(lint(&metrics), Ok(()), "promtool check metrics");
     // Whatever clients send, labels stay few.
     for n in 0..50 {
         system.get(&format!("/nowhere/{n}")).send().await.expect(404);

@@ -1,7 +1,9 @@
 //! What stands around Docket in production, with the files of `deploy/`: nginx in front, Prometheus beside.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -42,7 +44,7 @@ pub async fn nginx(dockets: &[Docket]) -> Beside {
     let prefix = format!("{}/", folder.path().display());
     let own = folder.path().join("nginx.conf").display().to_string();
     let arguments = ["-e", "stderr", "-p", &prefix, "-c", &own, "-g", "daemon off; master_process off;"];
-    start("nginx", &["usr/sbin"], &arguments.map(str::to_owned), port, "/health/proxy", folder).await
+    start("nginx", "usr/sbin", &arguments.map(str::to_owned), port, "/health/proxy", folder).await
 }
 
 /// Prometheus with the alerts of `deploy/prometheus`, scraping these processes each second.
@@ -69,7 +71,7 @@ pub async fn prometheus(dockets: &[Docket]) -> Beside {
         format!("--storage.tsdb.path={}", folder.path().join("data").display()),
         format!("--web.listen-address=127.0.0.1:{port}"),
     ];
-    start("prometheus", &["usr/bin"], &arguments, port, "/-/ready", folder).await
+    start("prometheus", "usr/bin", &arguments, port, "/-/ready", folder).await
 }
 
 impl Beside {
@@ -84,16 +86,38 @@ impl Beside {
     }
 }
 
+/// What Prometheus's own tool says of a `/metrics`.
+///
+/// # Errors
+/// What it finds fault with.
+pub fn lint(metrics: &str) -> Result<(), String> {
+    let mut tool = std::process::Command::new(program("promtool", "usr/bin"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    tool.stdin.take().expect("piped").write_all(metrics.as_bytes()).expect("it reads");
+    let output = tool.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if output.status.success() && text.is_empty() { Ok(()) } else { Err(text) }
+}
+
 fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file).canonicalize().expect("a file of deploy/")
 }
 
-async fn start(name: &str, folders: &[&str], arguments: &[String], port: u16, ready: &str, folder: TempDir) -> Beside {
-    let unpacked = folders.iter().map(|of| target_directory().join("tools/debian").join(of).join(name));
-    // Where Debian installs it; root's programs are not on everybody's path.
-    let places = unpacked.chain([Path::new("/usr/sbin").join(name)]).find(|path| path.is_file());
-    let program = places.or_else(|| find_on_path(name));
-    let program = program.unwrap_or_else(|| panic!("{name} is missing; install it with: tests/run install"));
+/// Where `tests/run install` has put a program, or where Debian does: root's are not on everybody's path.
+fn program(name: &str, unpacked: &str) -> PathBuf {
+    let places = [target_directory().join("tools/debian").join(unpacked), PathBuf::from("/usr/sbin")];
+    let found = places.map(|place| place.join(name)).into_iter().find(|path| path.is_file());
+    let found = found.or_else(|| find_on_path(name));
+    found.unwrap_or_else(|| panic!("{name} is missing; install it with: tests/run install"))
+}
+
+async fn start(name: &str, unpacked: &str, arguments: &[String], port: u16, ready: &str, folder: TempDir) -> Beside {
+    let program = program(name, unpacked);
     let log = folder.path().join("output.log");
     let mut process = Process::new(name, program, log).args(arguments.to_vec()).drop_signal("TERM");
     process.start();

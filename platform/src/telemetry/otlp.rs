@@ -25,8 +25,8 @@ use crate::{metrics, trace};
 
 /// How long a receiver may take to answer.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for what is still to be sent.
-const STOP_WITHIN: Duration = Duration::from_secs(3);
+/// How long the end of the process waits for what is still to be sent, for each signal.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// What sends.
 #[derive(Default)]

@@ -23,6 +23,8 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
 /// Changes that are published at once in the sustained part, and that may be on their way to the slowest.
 const AT_ONCE: u64 = 64;
 const ON_THE_WAY: u64 = 192;
+/// What a subscriber of the bare broadcast sends.
+const BARE_HELLO: &str = r#"{"id":1}"#;
 /// Orders whose changes are published.
 const ORDERS: usize = 16;
 
@@ -45,12 +47,19 @@ pub struct Settings {
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let system = TestSystem::builder(Mode::Embedded).durable().start().await;
     let docket = Docket::prepare(&system).await?;
-    docket.fan_out(settings.sockets).await?;
+    let sockets = docket.idle(settings.sockets).await?;
+    let mut rows = vec![fan_out("docket", &sockets, || docket.publish(1)).await?];
+    drop(sockets);
     let message = docket.one_message().await?;
     let bare = Bare::start(message.len()).await?;
+    let sockets = Sockets::open(&bare.address, settings.sockets, BARE_HELLO).await?;
+    rows.push(fan_out("bare broadcast", &sockets, || bare.publish(1, &message)).await?);
+    drop(sockets);
+    println!("\nfan-out: one change to {} subscribers, from the command's send, in ms:", settings.sockets);
+    table::print(&["who", "p50", "p99", "last"], &rows);
     let mut rows = vec![];
     for _ in 0..settings.rounds {
-        let sockets = Sockets::open(&bare.address, settings.subscribers, "{\"id\":1}").await?;
+        let sockets = Sockets::open(&bare.address, settings.subscribers, BARE_HELLO).await?;
         rows.push((
             "bare broadcast",
             sustained(&sockets, settings.measured, |count| bare.publish(count, &message)).await?,
@@ -107,6 +116,30 @@ async fn sustained<F: Future<Output = anyhow::Result<()>>>(
     Ok(rate)
 }
 
+/// How long one change takes to every socket: a row of the table.
+async fn fan_out<F: Future<Output = anyhow::Result<()>>>(
+    name: &str,
+    sockets: &Sockets,
+    publish: impl Fn() -> F,
+) -> anyhow::Result<Vec<String>> {
+    let mut times = vec![];
+    for number in 1..=CHANGES as u64 {
+        let sent = sockets.started.elapsed().as_micros() as u64;
+        publish().await?;
+        let until = Instant::now() + DELIVERED_WITHIN;
+        while sockets.slowest()? < number {
+            ensure!(Instant::now() < until, "a change did not reach every socket");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        times.extend(sockets.counters.iter().map(|counter| counter.last_us.load(Relaxed).saturating_sub(sent)));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1_000.0;
+    let cells = [0.5, 0.99, 1.0].map(|share| format!("{:.1}", at(share)));
+    Ok(std::iter::once(name.to_owned()).chain(cells).collect())
+}
+
 struct Docket<'a> {
     system: &'a TestSystem,
     address: String,
@@ -144,8 +177,8 @@ impl<'a> Docket<'a> {
         Ok(())
     }
 
-    /// What the idle sockets cost, and how long one change takes to all of them.
-    async fn fan_out(&self, count: usize) -> anyhow::Result<()> {
+    /// Idle sockets, and what they cost.
+    async fn idle(&self, count: usize) -> anyhow::Result<Sockets> {
         // One socket first: what is made once does not count.
         drop(Sockets::open(&self.address, 1, &self.hello).await?);
         let before = resident_kib()?;
@@ -153,27 +186,7 @@ impl<'a> Docket<'a> {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let each = (resident_kib()? - before) / count as f64;
         println!("idle: {count} sockets, {each:.1} KiB of the server's memory each");
-        let mut times = vec![];
-        for number in 1..=CHANGES as u64 {
-            let sent = sockets.started.elapsed().as_micros() as u64;
-            self.publish(1).await?;
-            let until = Instant::now() + DELIVERED_WITHIN;
-            while sockets.slowest()? < number {
-                ensure!(Instant::now() < until, "a change did not reach every socket");
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            times.extend(sockets.counters.iter().map(|counter| counter.last_us.load(Relaxed).saturating_sub(sent)));
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        times.sort_unstable();
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1_000.0;
-        println!(
-            "fan-out: one change to {count} subscribers, from the command's send: p50 {:.1} ms, p99 {:.1} ms, last {:.1} ms",
-            at(0.5),
-            at(0.99),
-            at(1.0)
-        );
-        Ok(())
+        Ok(sockets)
     }
 
     /// A frame as subscribers get it.

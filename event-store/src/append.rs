@@ -280,11 +280,11 @@ fn recorded(append: Append, appended: Appended, recorded_at: i64) -> impl Iterat
     let before = events.len() as i64;
     events.into_iter().zip(1..).map(move |(event, nth)| RecordedEvent {
         position: appended.position - before + nth,
-        aggregate_type: aggregate_type.to_owned(),
-        aggregate_id: aggregate_id.clone(),
+        aggregate_type: aggregate_type.into(),
+        aggregate_id: (&*aggregate_id).into(),
         sequence: appended.version - before + nth,
-        event_type: event.event_type,
-        event_version: event.event_version,
+        event_type: event.event_type.into(),
+        event_version: event.event_version.into(),
         payload: event.payload,
         metadata: event.metadata,
         recorded_at,

@@ -1,7 +1,9 @@
 //! Events as the log carries them: JSON and metadata, no business types.
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 
 /// An event that a command decided on and the log has not taken yet.
 #[derive(Debug, Clone)]
@@ -16,21 +18,21 @@ pub struct NewEvent {
     pub metadata: String,
 }
 
-/// An event in the log.
+/// An event in the log. Its short texts lie in it, without an allocation each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedEvent {
     /// Place in the whole log: 1, 2, 3 … without a gap, in commit order.
     pub position: i64,
     /// Kind of the aggregate, e.g. `order`.
-    pub aggregate_type: String,
+    pub aggregate_type: CompactString,
     /// The aggregate's id.
-    pub aggregate_id: String,
+    pub aggregate_id: CompactString,
     /// Place in the aggregate's own stream: 1, 2, 3 …; the aggregate's version after it.
     pub sequence: i64,
     /// The event's name.
-    pub event_type: String,
+    pub event_type: CompactString,
     /// Version of the payload's schema.
-    pub event_version: String,
+    pub event_version: CompactString,
     /// JSON text, tagged by the event's name.
     pub payload: String,
     /// JSON text, an object of strings.
@@ -46,6 +48,29 @@ struct Identity<'a> {
     event_id: Option<std::borrow::Cow<'a, str>>,
 }
 
+/// From the columns in the order of the fields, as both databases select them.
+impl<'r, R: Row> FromRow<'r, R> for RecordedEvent
+where
+    usize: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    &'r str: Decode<'r, R::Database> + Type<R::Database>,
+{
+    fn from_row(row: &'r R) -> Result<Self, sqlx::Error> {
+        let text = |column: usize| row.try_get_unchecked::<&str, _>(column);
+        Ok(Self {
+            position: row.try_get(0)?,
+            aggregate_type: text(1)?.into(),
+            aggregate_id: text(2)?.into(),
+            sequence: row.try_get(3)?,
+            event_type: text(4)?.into(),
+            event_version: text(5)?.into(),
+            payload: text(6)?.to_owned(),
+            metadata: text(7)?.to_owned(),
+            recorded_at: row.try_get(8)?,
+        })
+    }
+}
+
 impl RecordedEvent {
     /// The event's id: `event_id` of its metadata, or, for an event that foreign code wrote without one, its natural
     /// key. Unique in a log, and the same whenever it is asked.
@@ -56,7 +81,7 @@ impl RecordedEvent {
             .unwrap_or_else(|| format!("{}/{}/{}", self.aggregate_type, self.aggregate_id, self.sequence))
     }
 
-    /// A text of the metadata that holds nothing that JSON escapes: `request_id`, `traceparent`.
+    /// A text of the metadata that holds nothing that JSON escapes: `request_id`, `traceparent`, `occurred_at`.
     pub fn metadata_text(&self, name: &str) -> Option<&str> {
         metadata_text(&self.metadata, name)
     }
@@ -81,11 +106,11 @@ impl RecordedEvent {
         let message: Message = serde_json::from_slice(bytes)?;
         Ok(Self {
             position: message.position,
-            aggregate_type: message.aggregate_type.into_owned(),
-            aggregate_id: message.aggregate_id.into_owned(),
+            aggregate_type: message.aggregate_type.into(),
+            aggregate_id: message.aggregate_id.into(),
             sequence: message.sequence,
-            event_type: message.event_type.into_owned(),
-            event_version: message.event_version.into_owned(),
+            event_type: message.event_type.into(),
+            event_version: message.event_version.into(),
             payload: message.payload.get().to_owned(),
             metadata: message.metadata.get().to_owned(),
             recorded_at: message.recorded_at,
@@ -96,9 +121,11 @@ impl RecordedEvent {
 pub(crate) fn metadata_text<'a>(metadata: &'a str, name: &str) -> Option<&'a str> {
     let mut rest = metadata;
     loop {
-        rest = &rest[rest.find(name)? + name.len()..];
-        // PostgreSQL writes a blank after the colon. A value that reads like the name is no member.
-        if let Some(value) = rest.strip_prefix("\":").map(str::trim_start).and_then(|rest| rest.strip_prefix('"')) {
+        let (before, after) = rest.split_once(name)?;
+        rest = after;
+        // PostgreSQL writes a blank after the colon. A value that reads like the name is no member, nor is a longer name.
+        let value = rest.strip_prefix("\":").map(str::trim_start).and_then(|rest| rest.strip_prefix('"'));
+        if let Some(value) = value.filter(|_| before.ends_with('"') && !before.ends_with("\\\"")) {
             return value.split('"').next();
         }
     }
@@ -151,5 +178,14 @@ mod tests {
     fn an_event_of_foreign_code_is_named_by_its_natural_key() {
         assert_eq!(event("{}").id(), "order/a-1/2");
         assert_eq!(event(r#"{"event_id":"e-1"}"#).id(), "e-1");
+    }
+
+    #[test]
+    fn a_text_of_the_metadata_is_found_by_its_whole_name() {
+        let metadata = r#"{"x_id": "1", "b": "id", "c": "\"id\": \"2\"", "idid":"3", "a\"id":"4","id": "5"}"#;
+        assert_eq!(metadata_text(metadata, "id"), Some("5"));
+        assert_eq!(metadata_text(metadata, "idid"), Some("3"));
+        assert_eq!(metadata_text(metadata, "d"), None);
+        assert_eq!(metadata_text(r#"{"id":7}"#, "id"), None);
     }
 }

@@ -23,25 +23,6 @@ pub struct Remembered {
     pub position: i64,
 }
 
-/// The columns of an event as both databases select them.
-pub(crate) type EventRow = (i64, String, String, i64, String, String, String, String, i64);
-
-pub(crate) fn recorded(row: EventRow) -> RecordedEvent {
-    let (position, aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata, recorded_at) =
-        row;
-    RecordedEvent {
-        position,
-        aggregate_type,
-        aggregate_id,
-        sequence,
-        event_type,
-        event_version,
-        payload,
-        metadata,
-        recorded_at,
-    }
-}
-
 /// The log, each event read in its newest version.
 #[derive(Clone)]
 pub(crate) struct Log {

@@ -14,7 +14,7 @@ use crate::append::{Append, Found, Plan, aggregate_key, assumed, plan};
 use crate::db::Db;
 use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
-use crate::log::{EventRow, Remembered, recorded};
+use crate::log::Remembered;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read");
@@ -137,12 +137,11 @@ impl Log {
     }
 
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
+        sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
             .bind(after)
             .bind(limit)
             .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+            .await
     }
 
     pub(crate) async fn read_stream(
@@ -153,7 +152,7 @@ impl Log {
         to: i64,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+        sqlx::query_as(&format!(
             "{EVENT} where aggregate_type = $1 and aggregate_id = $2 and sequence > $3 and sequence <= $4
              order by sequence limit $5"
         ))
@@ -163,8 +162,7 @@ impl Log {
         .bind(to)
         .bind(limit)
         .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+        .await
     }
 
     pub(crate) async fn read_streams(
@@ -173,7 +171,7 @@ impl Log {
         aggregate_ids: &[String],
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+        sqlx::query_as(&format!(
             "{EVENT} where aggregate_type = $1 and aggregate_id = any($2) and position < $3
              order by aggregate_id, sequence"
         ))
@@ -181,8 +179,7 @@ impl Log {
         .bind(aggregate_ids)
         .bind(before)
         .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+        .await
     }
 
     pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {

@@ -16,7 +16,7 @@ use crate::append::{Append, Found, Plan, assumed, plan};
 use crate::db::{Db, sqlite_chunks};
 use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
-use crate::log::{EventRow, Remembered, recorded};
+use crate::log::Remembered;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/read");
@@ -186,12 +186,11 @@ impl Log {
     }
 
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
+        sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
             .bind(after)
             .bind(limit)
             .fetch_all(&self.read)
-            .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+            .await
     }
 
     pub(crate) async fn read_stream(
@@ -202,7 +201,7 @@ impl Log {
         to: i64,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+        sqlx::query_as(&format!(
             "{EVENT} where aggregate_type = $1 and aggregate_id = $2 and sequence > $3 and sequence <= $4
              order by sequence limit $5"
         ))
@@ -212,8 +211,7 @@ impl Log {
         .bind(to)
         .bind(limit)
         .fetch_all(&self.read)
-        .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+        .await
     }
 
     pub(crate) async fn read_streams(
@@ -222,7 +220,7 @@ impl Log {
         aggregate_ids: &[String],
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let rows: Vec<EventRow> = sqlx::query_as(&format!(
+        sqlx::query_as(&format!(
             "{EVENT} where aggregate_type = $1 and aggregate_id in (select value from json_each($2)) and position < $3
              order by aggregate_id, sequence"
         ))
@@ -230,8 +228,7 @@ impl Log {
         .bind(serde_json::to_string(aggregate_ids).unwrap_or_default())
         .bind(before)
         .fetch_all(&self.read)
-        .await?;
-        Ok(rows.into_iter().map(recorded).collect())
+        .await
     }
 
     pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {

@@ -61,11 +61,11 @@ mod tests {
     fn event(position: i64, bytes: usize) -> RecordedEvent {
         RecordedEvent {
             position,
-            aggregate_type: String::new(),
-            aggregate_id: String::new(),
+            aggregate_type: "".into(),
+            aggregate_id: "".into(),
             sequence: 1,
-            event_type: String::new(),
-            event_version: String::new(),
+            event_type: "".into(),
+            event_version: "".into(),
             payload: "x".repeat(bytes),
             metadata: String::new(),
             recorded_at: 0,

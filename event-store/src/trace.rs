@@ -36,8 +36,8 @@ pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Op
         return None;
     }
     let attributes = vec![
-        KeyValue::new("docket.order.id", event.aggregate_id.clone()),
-        KeyValue::new("docket.event.type", event.event_type.clone()),
+        KeyValue::new("docket.order.id", event.aggregate_id.to_string()),
+        KeyValue::new("docket.event.type", event.event_type.to_string()),
         KeyValue::new("docket.event.position", event.position),
     ];
     let builder = SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes);

@@ -24,18 +24,18 @@ pub(crate) fn lift(upcasters: &Upcasters, mut event: RecordedEvent) -> RecordedE
 
 fn lift_one(upcaster: &dyn EventUpcaster, event: &RecordedEvent) -> Option<RecordedEvent> {
     let stored = SerializedEvent::new(
-        event.aggregate_id.clone(),
+        event.aggregate_id.to_string(),
         usize::try_from(event.sequence).ok()?,
-        event.aggregate_type.clone(),
-        event.event_type.clone(),
-        event.event_version.clone(),
+        event.aggregate_type.to_string(),
+        event.event_type.to_string(),
+        event.event_version.to_string(),
         serde_json::from_str(&event.payload).ok()?,
         serde_json::Value::Null,
     );
     let lifted = upcaster.upcast(stored);
     Some(RecordedEvent {
-        event_type: lifted.event_type,
-        event_version: lifted.event_version,
+        event_type: lifted.event_type.into(),
+        event_version: lifted.event_version.into(),
         payload: lifted.payload.to_string(),
         ..event.clone()
     })

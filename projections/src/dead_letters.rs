@@ -23,7 +23,7 @@ pub(crate) struct LeftOut {
 impl LeftOut {
     /// Whether the event waits for an operator, or for one before it in its order.
     pub(crate) fn parks(&self, event: &RecordedEvent) -> bool {
-        self.parked.get(&event.aggregate_id).is_some_and(|from| event.position >= *from)
+        self.parked.get(&*event.aggregate_id).is_some_and(|from| event.position >= *from)
     }
 
     /// Whether an operator has decided to do without it.

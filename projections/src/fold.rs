@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter};
 use rayon::prelude::*;
 
 use crate::dead_letters::LeftOut;
@@ -15,6 +16,9 @@ use crate::projection::Change;
 
 /// Events that are worth being divided; the batches of the live projections are smaller.
 const MANY: usize = 4_000;
+
+/// How much of the cache is for what was asked for often: an order's events come soon after each other, and then no more.
+const OFTEN: f64 = 0.5;
 
 /// Folds batches that follow each other.
 pub(crate) struct Fold {
@@ -28,7 +32,7 @@ pub(crate) struct Fold {
 
 impl Fold {
     pub(crate) fn new(store: Store, orders_in_memory_max: usize, left_out: LeftOut) -> Self {
-        Self { store, orders: Cache::new(orders_in_memory_max), left_out }
+        Self { store, orders: recent(orders_in_memory_max), left_out }
     }
 
     /// Forgets every order: what was folded was not written.
@@ -107,7 +111,7 @@ impl Fold {
             let ids: Vec<String> = missing.keys().cloned().collect();
             let mut states: HashMap<&str, OrderState> = HashMap::new();
             for event in self.store.read_streams(ORDER, &ids, first_position).await? {
-                if let Some(id) = missing.get(&event.aggregate_id) {
+                if let Some(id) = missing.get(&*event.aggregate_id) {
                     self.apply(states.entry(id).or_default(), &event)?;
                 }
             }
@@ -115,4 +119,16 @@ impl Fold {
         }
         Ok(before)
     }
+}
+
+/// A cache that keeps what is new, not only what proves itself.
+fn recent(orders_max: usize) -> Cache<String, Arc<OrderState>> {
+    let capacity = orders_max as u64;
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(orders_max)
+        .weight_capacity(capacity)
+        .hot_allocation(OFTEN)
+        .build()
+        .expect("both capacities are set");
+    Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), DefaultLifecycle::default())
 }

@@ -5,7 +5,7 @@ use domain::values::{Currency, format_minor};
 use event_store::event::RecordedEvent;
 use jiff::Timestamp;
 use serde::ser::SerializeSeq;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 /// How old versions of orders' events are lifted, for the store to do it.
@@ -36,8 +36,8 @@ impl FoldError {
     pub(crate) fn new(event: &RecordedEvent, reason: String) -> Self {
         Self {
             position: event.position,
-            event_type: event.event_type.clone(),
-            order_id: event.aggregate_id.clone(),
+            event_type: event.event_type.to_string(),
+            order_id: event.aggregate_id.to_string(),
             sequence: event.sequence,
             reason,
         }
@@ -61,18 +61,12 @@ pub struct OrderState {
     pub position: i64,
 }
 
-#[derive(Deserialize)]
-struct Metadata<'a> {
-    #[serde(borrow, default)]
-    occurred_at: Option<std::borrow::Cow<'a, str>>,
-}
-
 /// When an event happened, in microseconds since 1970: as its metadata say, or, where foreign code wrote none, when the
 /// log took it.
 pub fn occurred_at(event: &RecordedEvent) -> i64 {
-    serde_json::from_str::<Metadata>(&event.metadata)
-        .ok()
-        .and_then(|metadata| metadata.occurred_at?.parse::<Timestamp>().ok())
+    event
+        .metadata_text("occurred_at")
+        .and_then(|text| text.parse::<Timestamp>().ok())
         .map_or(event.recorded_at, Timestamp::as_microsecond)
 }
 
@@ -89,7 +83,7 @@ impl OrderState {
         let event: Event = serde_json::from_str(&recorded.payload).map_err(|e| failed(e.to_string()))?;
         let at = occurred_at(recorded);
         if self.version == 0 {
-            self.order_id.clone_from(&recorded.aggregate_id);
+            self.order_id = recorded.aggregate_id.to_string();
             self.placed_at = at;
         }
         self.order.apply(&event);
@@ -101,7 +95,7 @@ impl OrderState {
 
     /// Passes over an event that an operator has discarded.
     pub(crate) fn pass_over(&mut self, recorded: &RecordedEvent) {
-        self.order_id.clone_from(&recorded.aggregate_id);
+        self.order_id = recorded.aggregate_id.to_string();
         self.version = recorded.sequence;
         self.position = recorded.position;
     }

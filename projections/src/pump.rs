@@ -101,8 +101,8 @@ fn tell(events: &[RecordedEvent]) {
         for event in events {
             tracing::debug!(
                 request_id = event.metadata_text("request_id"),
-                order.id = event.aggregate_id,
-                event.r#type = event.event_type,
+                order.id = &*event.aggregate_id,
+                event.r#type = &*event.event_type,
                 event.position = event.position,
                 "projected"
             );

@@ -279,7 +279,9 @@ async fn draw(store: &Store, orders: usize, end: i64) -> Result<Vec<String>, Err
     for lot in 0..orders as u64 {
         let after = (lots.hash_one(lot) % end.max(1) as u64) as i64;
         let event = store.read(after, 1).await?;
-        ids.extend(event.into_iter().filter(|event| event.aggregate_type == ORDER).map(|event| event.aggregate_id));
+        ids.extend(
+            event.into_iter().filter(|event| event.aggregate_type == ORDER).map(|event| event.aggregate_id.into()),
+        );
     }
     Ok(ids.into_iter().collect())
 }

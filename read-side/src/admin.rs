@@ -87,7 +87,7 @@ impl From<RecordedEvent> for LogEvent {
     fn from(event: RecordedEvent) -> Self {
         let payload = match serde_json::from_str(&event.payload) {
             // Stored tagged by the event's name: {"Name": {…}}.
-            Ok(Value::Object(mut tagged)) => match tagged.remove(&event.event_type) {
+            Ok(Value::Object(mut tagged)) => match tagged.remove(&*event.event_type) {
                 Some(payload) => payload,
                 None => Value::Object(tagged),
             },
@@ -99,11 +99,11 @@ impl From<RecordedEvent> for LogEvent {
             occurred_at: rfc3339(occurred_at(&event)),
             metadata: serde_json::from_str(&event.metadata).unwrap_or_default(),
             payload,
-            aggregate_type: event.aggregate_type,
-            aggregate_id: event.aggregate_id,
+            aggregate_type: event.aggregate_type.into(),
+            aggregate_id: event.aggregate_id.into(),
             sequence: event.sequence,
-            event_type: event.event_type,
-            version: event.event_version,
+            event_type: event.event_type.into(),
+            version: event.event_version.into(),
         }
     }
 }

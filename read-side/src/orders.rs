@@ -325,7 +325,7 @@ async fn history(
             position: event.position,
             occurred_at: rfc3339(occurred_at(&event)),
             payload: payload_view(&payload, order.order.currency),
-            event_type: event.event_type,
+            event_type: event.event_type.into(),
         });
     }
     let next_after = items.last().filter(|_| items.len() as i64 == limit).map(|event| event.version);

@@ -242,7 +242,7 @@ async fn orders_in(
     }
     let events = state.store.read(after, (until - after).max(0)).await?;
     let events = events.iter().filter(|event| event.aggregate_type == ORDER && of_interest(event));
-    let mut ids: Vec<_> = events.map(|event| event.aggregate_id.clone()).collect();
+    let mut ids: Vec<_> = events.map(|event| event.aggregate_id.to_string()).collect();
     if ids.len() as i64 > RECOVERED_MAX {
         return Ok(None);
     }

@@ -125,10 +125,10 @@ impl Feed<'_> {
         let mut spans = Vec::new();
         for event in &wanted {
             spans.extend(trace::of_event("push", SpanKind::Consumer, event));
-            match Publication::of(before.remove(&event.aggregate_id), event) {
+            match Publication::of(before.remove(&*event.aggregate_id), event) {
                 Ok((publication, order)) => {
-                    self.orders.insert(event.aggregate_id.clone(), order.clone());
-                    before.insert(event.aggregate_id.clone(), order);
+                    self.orders.insert(event.aggregate_id.to_string(), order.clone());
+                    before.insert(event.aggregate_id.to_string(), order);
                     bytes += publication.data.len();
                     round.push(Arc::new(publication));
                 }
@@ -179,7 +179,7 @@ impl Feed<'_> {
         if let (false, Some(first)) = (missing.is_empty(), events.first()) {
             let mut orders: HashMap<String, OrderState> = HashMap::new();
             for event in self.state.store.read_streams(ORDER, &missing, first.position).await? {
-                if let Err(error) = orders.entry(event.aggregate_id.clone()).or_default().apply(&event) {
+                if let Err(error) = orders.entry(event.aggregate_id.to_string()).or_default().apply(&event) {
                     // The events after it do not apply either: nothing of this order is published, the others flow.
                     tracing::error!(%error, "not published");
                 }
@@ -196,8 +196,8 @@ fn tell(events: &[RecordedEvent]) {
         for event in events {
             tracing::debug!(
                 request_id = event.metadata_text("request_id"),
-                order.id = event.aggregate_id,
-                event.r#type = event.event_type,
+                order.id = &*event.aggregate_id,
+                event.r#type = &*event.event_type,
                 event.position = event.position,
                 "pushed"
             );

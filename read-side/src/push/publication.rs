@@ -51,7 +51,7 @@ impl Publication {
         let mut after = before.as_deref().cloned().unwrap_or_default();
         let change = after.apply(event)?;
         let recorded = RecordedHead {
-            event_type: event.event_type.clone(),
+            event_type: event.event_type.to_string(),
             occurred_at: rfc3339(occurred_at(event)),
             payload: payload_view(&change, after.order.currency),
         };

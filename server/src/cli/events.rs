@@ -55,13 +55,13 @@ pub fn envelope(event: &RecordedEvent) -> anyhow::Result<Envelope> {
         specversion: "1.0".into(),
         id: event.id(),
         source: format!("/docket/{}", event.aggregate_type),
-        event_type: event.event_type.clone(),
-        subject: event.aggregate_id.clone(),
+        event_type: event.event_type.to_string(),
+        subject: event.aggregate_id.to_string(),
         time: rfc3339(event.recorded_at),
         datacontenttype: "application/json".into(),
         position: event.position.to_string(),
         sequence: event.sequence.to_string(),
-        eventversion: event.event_version.clone(),
+        eventversion: event.event_version.to_string(),
         data: Data { payload: raw(&event.payload)?, metadata: raw(&event.metadata)? },
     })
 }
@@ -73,11 +73,11 @@ impl Envelope {
             self.source.strip_prefix("/docket/").context("source must be /docket/ and the aggregate's type")?;
         Ok(RecordedEvent {
             position: self.position.parse().context("position")?,
-            aggregate_type: aggregate_type.to_owned(),
-            aggregate_id: self.subject,
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: self.subject.into(),
             sequence: self.sequence.parse().context("sequence")?,
-            event_type: self.event_type,
-            event_version: self.eventversion,
+            event_type: self.event_type.into(),
+            event_version: self.eventversion.into(),
             payload: self.data.payload.get().to_owned(),
             metadata: self.data.metadata.get().to_owned(),
             recorded_at: self.time.parse::<jiff::Timestamp>().context("time")?.as_microsecond(),

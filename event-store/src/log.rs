@@ -86,6 +86,11 @@ impl Log {
         each!(self, log => log.head())
     }
 
+    /// Gives the log another incarnation.
+    pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
+        each!(self, log => log.rename(incarnation))
+    }
+
     /// Events after `after`, in order, at most `limit`.
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         self.read_stored(after, limit).await.map(|events| self.lift(events))

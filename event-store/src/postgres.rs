@@ -64,7 +64,9 @@ impl Log {
 
     pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
         let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
-        let migrator = Migrator { migrations: std::borrow::Cow::Owned(all), ..Migrator::DEFAULT };
+        // Migrations only add: what a newer release has added does not stop this one.
+        let migrations = std::borrow::Cow::Owned(all);
+        let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
         // On a connection of its own: to number the events of a large existing database may take long.
         let options = self
             .pool
@@ -134,6 +136,10 @@ impl Log {
 
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
         sqlx::query_as("select position, incarnation from log_head").fetch_one(&self.pool).await
+    }
+
+    pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
+        sqlx::query("update log_head set incarnation = $1").bind(incarnation).execute(&self.pool).await.map(drop)
     }
 
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {

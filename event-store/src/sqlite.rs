@@ -185,6 +185,10 @@ impl Log {
         sqlx::query_as("select position, incarnation from log_head").fetch_one(&self.read).await
     }
 
+    pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
+        sqlx::query("update log_head set incarnation = $1").bind(incarnation).execute(&self.write).await.map(drop)
+    }
+
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
             .bind(after)

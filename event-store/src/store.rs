@@ -124,6 +124,16 @@ impl Store {
         self.inner.appender.append(append).await
     }
 
+    /// Gives a log that was restored another incarnation, which its next reader sees, and returns it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn renew(&self) -> Result<String, Error> {
+        let incarnation = uuid::Uuid::new_v4().to_string();
+        self.inner.log.rename(&incarnation).await?;
+        Ok(incarnation)
+    }
+
     /// Aggregates of one kind, with a cache of the hot ones.
     pub fn aggregates<A: Aggregate + Clone + 'static>(&self) -> Aggregates<A> {
         let settings = &self.inner.settings;

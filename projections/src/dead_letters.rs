@@ -144,6 +144,14 @@ pub async fn list(db: &Db) -> Result<Vec<DeadLetter>, Error> {
     Ok(rows.into_iter().map(letter).collect())
 }
 
+/// Positions of the events that operators have discarded.
+///
+/// # Errors
+/// The database is away.
+pub async fn discarded(db: &Db) -> Result<HashSet<i64>, Error> {
+    Ok(sort_out(db.fetch_all(ROWS, vec![]).await?).0.discarded)
+}
+
 /// What an operator decides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision {

@@ -18,7 +18,7 @@ pub enum Error {
     Fenced,
     /// The read models know events that the log does not have: the log is another one, or an older copy.
     #[error(
-        "the read models are at position {position}, the log ends at {head}: it was restored or replaced. Run `docket replay --all`"
+        "the read models are at position {position}, the log ends at {head}: it was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
     )]
     Ahead {
         /// The furthest checkpoint.
@@ -26,6 +26,17 @@ pub enum Error {
         /// Position of the last event.
         head: i64,
     },
+    /// The log has another event where the read models stand: it was restored, and has grown since.
+    #[error(
+        "the read models are at event {position} of another log: this one was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
+    )]
+    OtherLog {
+        /// The checkpoint.
+        position: i64,
+    },
+    /// A projection's code failed: a fault of this program.
+    #[error("a projector panicked: {0}")]
+    Panicked(String),
     /// One rebuild runs at a time.
     #[error("another rebuild is running: wait for it, its progress is in /v1/projections")]
     Busy,
@@ -39,9 +50,27 @@ pub enum Error {
         /// Position of the event that cannot be applied.
         position: i64,
     },
+    /// The same, though somebody has decided.
+    #[error(
+        "order {order_id} is parked at event {position} until a projector has seen what was decided: start one (`docket dev` or `docket serve`), or wait a second"
+    )]
+    Waits {
+        /// The order.
+        order_id: String,
+        /// Position of the event.
+        position: i64,
+    },
     /// There is nothing to go back to.
-    #[error("{0} has no older generation: nothing was rebuilt since the last `docket replay --prune`")]
+    #[error(
+        "{0} has no older generation that could be brought up to date: none was rebuilt since the last `docket replay --prune`, or a dead letter was settled meanwhile"
+    )]
     NoOlder(String),
+    /// What serves is not of this release, and cannot be compared with what it would write.
+    #[error("{projection} is being built anew by this release: wait for it, its progress is in /v1/projections")]
+    Frozen {
+        /// The projection.
+        projection: String,
+    },
     /// A newer release has built it.
     #[error("{projection} is at version {version}, this program knows {known}: use the newer program")]
     Newer {

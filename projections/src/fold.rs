@@ -17,6 +17,8 @@ use crate::projection::Change;
 /// Events that are worth being divided; the batches of the live projections are smaller.
 const MANY: usize = 4_000;
 
+/// Orders whose whole streams are read at once.
+const READ_AT_ONCE: usize = 500;
 /// How much of the cache is for what was asked for often: an order's events come soon after each other, and then no more.
 const OFTEN: f64 = 0.5;
 
@@ -109,13 +111,16 @@ impl Fold {
         }
         if !missing.is_empty() {
             let ids: Vec<String> = missing.keys().cloned().collect();
-            let mut states: HashMap<&str, OrderState> = HashMap::new();
-            for event in self.store.read_streams(ORDER, &ids, first_position).await? {
-                if let Some(id) = missing.get(&*event.aggregate_id) {
-                    self.apply(states.entry(id).or_default(), &event)?;
+            for ids in ids.chunks(READ_AT_ONCE) {
+                let mut states: HashMap<&str, OrderState> = HashMap::new();
+                for event in self.store.read_streams(ORDER, ids, first_position).await? {
+                    let Some(id) = missing.get(&*event.aggregate_id) else { continue };
+                    // What was folded before is in the rows: the order stops at the event that comes next.
+                    self.apply(states.entry(id).or_default(), &event)
+                        .map_err(|failed| FoldError::new(streams[id][0], format!("{failed}, before it")))?;
                 }
+                before.extend(states.into_iter().map(|(id, state)| (id, Arc::new(state))));
             }
-            before.extend(states.into_iter().map(|(id, state)| (id, Arc::new(state))));
         }
         Ok(before)
     }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use event_store::db::{Tx, Value};
+use event_store::db::{Db, Tx, Value};
 use event_store::error::Error as StoreError;
+use event_store::event::RecordedEvent;
 use event_store::now_us;
 use event_store::store::Store;
 
@@ -16,6 +17,10 @@ pub(crate) const LIVE: &str = "live";
 pub(crate) const BUILDING: &str = "building";
 /// Served before; kept for a rollback.
 pub(crate) const OLD: &str = "old";
+/// Served before, and is brought up to date to serve again.
+pub(crate) const RETURNING: &str = "returning";
+/// Version of a generation that cannot be brought on, by any release: it serves until another one is built.
+pub(crate) const OUTDATED: i64 = 0;
 
 /// How far a generation has come.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -26,22 +31,69 @@ pub(crate) struct Checkpoint {
     pub(crate) state: String,
     pub(crate) position: i64,
     pub(crate) last_error: Option<String>,
+    event: Option<String>,
 }
 
-pub(crate) const CHECKPOINTS: &str = "select projection, generation, version, state, position, last_error
+pub(crate) const CHECKPOINTS: &str = "select projection, generation, version, state, position, last_error, event
                                       from checkpoints order by projection, generation";
+
+/// An event as a checkpoint knows it.
+fn known(event: &RecordedEvent) -> String {
+    format!("{} {}", event.position, event.id())
+}
+
+impl Checkpoint {
+    /// Makes sure that the generation was filled from this log.
+    ///
+    /// # Errors
+    /// [`Error::Ahead`], [`Error::OtherLog`], or the database is away.
+    pub(crate) async fn is_of(&self, store: &Store, head: i64) -> Result<(), Error> {
+        let position = self.position;
+        if position > head {
+            return Err(Error::Ahead { position, head });
+        }
+        let own = format!("{position} ");
+        let Some(event) = self.event.as_ref().filter(|event| event.starts_with(&own)) else { return Ok(()) };
+        let there = store.read_stored(position - 1, 1).await?;
+        match there.first().map(known).as_ref() == Some(event) {
+            true => Ok(()),
+            false => Err(Error::OtherLog { position }),
+        }
+    }
+}
 
 pub(crate) async fn checkpoints(tx: &mut Tx) -> Result<Vec<Checkpoint>, StoreError> {
     tx.fetch_all(CHECKPOINTS, vec![]).await
 }
 
-/// Position of the generation that serves, a projection, as a transaction sees it.
+/// The generation that serves, a projection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Serving {
+    /// Its number.
+    pub generation: i64,
+    /// Position of the last event in it.
+    pub position: i64,
+}
+
+/// What serves, as a transaction sees it.
 ///
 /// # Errors
 /// When the database is away.
-pub async fn positions(tx: &mut Tx) -> Result<BTreeMap<String, i64>, StoreError> {
-    let live = checkpoints(tx).await?.into_iter().filter(|row| row.state == LIVE);
-    Ok(live.map(|row| (row.projection, row.position)).collect())
+pub async fn serving(tx: &mut Tx) -> Result<BTreeMap<String, Serving>, StoreError> {
+    Ok(live(checkpoints(tx).await?))
+}
+
+/// What serves now.
+///
+/// # Errors
+/// When the database is away.
+pub async fn serving_now(db: &Db) -> Result<BTreeMap<String, Serving>, StoreError> {
+    Ok(live(db.fetch_all(CHECKPOINTS, vec![]).await?))
+}
+
+fn live(rows: Vec<Checkpoint>) -> BTreeMap<String, Serving> {
+    let live = rows.into_iter().filter(|row| row.state == LIVE);
+    live.map(|row| (row.projection, Serving { generation: row.generation, position: row.position })).collect()
 }
 
 /// A generation of a projection.
@@ -65,17 +117,26 @@ impl Lane {
         store: &Store,
         epoch: i64,
         changes: &[Change],
-        position: i64,
+        last: &RecordedEvent,
     ) -> Result<(), Error> {
         let mut tx = store.db().begin().await?;
-        self.write(&mut tx, epoch, changes, position).await?;
+        self.write(&mut tx, epoch, changes, Some(last)).await?;
         Ok(tx.commit().await?)
     }
 
     /// Writes what changes do to the tables, and the checkpoints, which must stand where this lane left them and under
-    /// its epoch.
-    pub(crate) async fn write(&self, tx: &mut Tx, epoch: i64, changes: &[Change], position: i64) -> Result<(), Error> {
-        let mut values: Vec<Value> = vec![position.into(), now_us().into(), epoch.into(), self.position.into()];
+    /// its epoch; they move to `last`, if there is one.
+    pub(crate) async fn write(
+        &self,
+        tx: &mut Tx,
+        epoch: i64,
+        changes: &[Change],
+        last: Option<&RecordedEvent>,
+    ) -> Result<(), Error> {
+        let position = last.map_or(self.position, |last| last.position);
+        let event: Option<String> = last.map(known);
+        let mut values: Vec<Value> =
+            vec![position.into(), now_us().into(), epoch.into(), self.position.into(), event.into()];
         let own: Vec<_> = self
             .members
             .iter()
@@ -86,7 +147,7 @@ impl Lane {
             })
             .collect();
         let sql = format!(
-            "update checkpoints set position = $1, updated_at = $2, last_error = null
+            "update checkpoints set position = $1, updated_at = $2, last_error = null, event = coalesce($5, event)
              where epoch = $3 and position = $4 and ({})",
             own.join(" or ")
         );
@@ -115,7 +176,8 @@ pub(crate) fn lanes(members: impl IntoIterator<Item = (Member, i64)>) -> Vec<Lan
     lanes
 }
 
-/// Makes the first generation of projections that have none, empty and serving, so that queries find their tables.
+/// Makes the first generation of projections that have none, empty and serving, so that queries find their tables. Beside
+/// others that are further it is outdated from the beginning: the others shall not wait until it has caught up.
 ///
 /// # Errors
 /// The database is away.
@@ -135,6 +197,10 @@ pub async fn prepare(store: &Store) -> Result<(), StoreError> {
             continue;
         }
         let generation = create(&mut tx, projection, &known).await?;
+        if known.iter().any(|row| row.state == LIVE && row.position > 0) {
+            let sql = "update checkpoints set version = $1 where projection = $2 and generation = $3";
+            tx.execute(sql, vec![OUTDATED.into(), projection.name.into(), generation.into()]).await?;
+        }
         for table in projection.tables {
             tx.index(table, generation).await?;
             tx.serve(table, generation).await?;
@@ -181,4 +247,17 @@ pub(crate) async fn take_over(tx: &mut Tx, states: &[&str]) -> Result<i64, Store
     }
     let rows: Vec<(i64,)> = tx.fetch_all("select coalesce(max(epoch), 0) from checkpoints", vec![]).await?;
     Ok(rows.first().map_or(0, |(epoch,)| *epoch))
+}
+
+/// What an operator decided about an event changes the rows of these generations only: the others that are beyond it lack
+/// the change, and can only be built anew.
+pub(crate) async fn outdate_others(tx: &mut Tx, members: &[Member], position: i64) -> Result<(), StoreError> {
+    let mut values: Vec<Value> = vec![OUTDATED.into(), position.into()];
+    let mut sql = "update checkpoints set version = $1 where position >= $2".to_owned();
+    for member in members {
+        values.push(member.projection.name.into());
+        values.push(member.generation.into());
+        sql += &format!(" and not (projection = ${} and generation = ${})", values.len() - 1, values.len());
+    }
+    tx.execute(&sql, values).await.map(drop)
 }

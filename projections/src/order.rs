@@ -94,7 +94,7 @@ impl OrderState {
     }
 
     /// Passes over an event that an operator has discarded.
-    pub(crate) fn pass_over(&mut self, recorded: &RecordedEvent) {
+    pub fn pass_over(&mut self, recorded: &RecordedEvent) {
         self.order_id = recorded.aggregate_id.to_string();
         self.version = recorded.sequence;
         self.position = recorded.position;

@@ -59,7 +59,7 @@ fn row(state: &OrderState) -> Vec<Value> {
         state.customer_id().into(),
         order.status.as_str().into(),
         order.currency.to_string().into(),
-        (order.total * milli_per_minor(order.currency)).into(),
+        order.total.saturating_mul(milli_per_minor(order.currency)).into(),
         state.quantity().into(),
         (order.lines.len() as i64).into(),
         categories.iter().fold("\n".to_owned(), |all, category| all + category + "\n").into(),

@@ -40,7 +40,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
             let quantity = i64::from(line.quantity);
             sum.orders += 1;
             sum.quantity += quantity;
-            sum.revenue = sum.revenue.saturating_add(quantity * line.unit_price);
+            sum.revenue = sum.revenue.saturating_add(line.total());
             // The name that was sold last, whatever the batches: a rebuild must give the same row.
             if after.position >= *position {
                 (*position, *latest) = (after.position, line);

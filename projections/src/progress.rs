@@ -3,7 +3,7 @@
 //! The pump tells it after each commit: in its own process at once, in others by a hint over the bus, and, because hints
 //! may be lost, by a look at the checkpoints. So a position known here is always one that a query will see.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD};
+use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD, RETURNING};
 use crate::metrics::METRICS;
-use crate::projection::all;
+use crate::projection::{all, find};
 use crate::{dead_letters, order_summaries};
 
 /// Name of the hint.
@@ -29,8 +29,27 @@ const POLL: Duration = Duration::from_millis(250);
 /// Over which time a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
-/// A position a projection.
-pub type Positions = BTreeMap<String, i64>;
+/// Where the projections are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Positions {
+    by_name: BTreeMap<String, i64>,
+    /// Those that serve in a version of another release, and wait until they are built anew.
+    frozen: BTreeSet<String>,
+}
+
+impl Positions {
+    /// Position of one projection.
+    pub fn of(&self, projection: &str) -> i64 {
+        self.by_name.get(projection).copied().unwrap_or(0)
+    }
+
+    /// Position that every read model has reached that follows the log.
+    pub fn slowest(&self) -> i64 {
+        let moving = self.by_name.iter().filter(|(name, _)| !self.frozen.contains(*name));
+        moving.map(|(_, position)| *position).min().or_else(|| self.by_name.values().copied().min()).unwrap_or(0)
+    }
+}
+
 /// A position a generation.
 type Generations = BTreeMap<(String, i64), i64>;
 
@@ -45,7 +64,8 @@ pub struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        let positions = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
+        let by_name = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
+        let positions = Positions { by_name, frozen: BTreeSet::new() };
         Self { positions: Arc::new(watch::channel(positions).0), generations: Arc::default(), samples: Arc::default() }
     }
 }
@@ -67,7 +87,8 @@ pub struct Status {
     pub lag_seconds: f64,
     /// Events a second, over the last seconds, as this process saw it.
     pub events_per_second: f64,
-    /// `live`; `failed` while it cannot go on, which is tried again.
+    /// `live`; `failed` while it cannot go on, which is tried again; `frozen` while it serves in a version that is not
+    /// this release's, until it is built anew.
     pub state: &'static str,
     /// Why it failed last.
     pub last_error: Option<String>,
@@ -109,9 +130,13 @@ impl Progress {
     /// Reads the checkpoints.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let checkpoints = checkpoints(db).await?;
-        let live = checkpoints.iter().filter(|row| row.state == LIVE);
+        // What only another release knows does not concern this one.
+        let of_release = |row: &&Checkpoint| row.state == LIVE && find(&row.projection).is_some();
+        let live = checkpoints.iter().filter(of_release);
+        let frozen = live.clone().filter(|row| is_frozen(row)).map(|row| row.projection.clone()).collect();
         let generations: BTreeMap<_, _> = live.clone().map(|row| (row.projection.clone(), row.generation)).collect();
-        let mut positions: Positions = live.map(|row| (row.projection.clone(), row.position)).collect();
+        let by_name = live.map(|row| (row.projection.clone(), row.position)).collect();
+        let mut positions = Positions { by_name, frozen };
         let before = {
             let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             std::mem::replace(&mut *known, generations.clone())
@@ -128,9 +153,9 @@ impl Progress {
         }
         self.positions.send_if_modified(|known| {
             // The pump of this process may have committed since the checkpoints were read.
-            for (name, read) in &mut positions {
+            for (name, read) in &mut positions.by_name {
                 if before.get(name) == generations.get(name) {
-                    *read = known.get(name).copied().unwrap_or(0).max(*read);
+                    *read = known.of(name).max(*read);
                 }
             }
             let changed = *known != positions;
@@ -144,27 +169,27 @@ impl Progress {
     pub(crate) fn committed(&self, names: &[&str], position: i64) {
         self.positions.send_modify(|known| {
             for name in names {
-                known.insert((*name).to_owned(), position);
+                known.by_name.insert((*name).to_owned(), position);
             }
         });
     }
 
     /// Position of one projection.
     pub fn position(&self, projection: &str) -> i64 {
-        self.positions.borrow().get(projection).copied().unwrap_or(0)
+        self.positions.borrow().of(projection)
     }
 
-    /// Position that every read model has reached.
+    /// Position that every read model has reached that follows the log.
     pub fn slowest(&self) -> i64 {
-        self.positions.borrow().values().copied().min().unwrap_or(0)
+        self.positions.borrow().slowest()
     }
 
     /// Waits until a projection has a position, at most so long. Gives where it is then.
     pub async fn wait_for(&self, projection: &str, position: i64, at_most: Duration) -> i64 {
         let mut positions = self.positions.subscribe();
-        let there = positions.wait_for(|known| known.get(projection).copied().unwrap_or(0) >= position);
+        let there = positions.wait_for(|known| known.of(projection) >= position);
         match tokio::time::timeout(at_most, there).await {
-            Ok(Ok(known)) => known.get(projection).copied().unwrap_or(0),
+            Ok(Ok(known)) => known.of(projection),
             _ => self.position(projection),
         }
     }
@@ -193,9 +218,13 @@ impl Progress {
                 lag_events: (head - position).max(0),
                 lag_seconds: waits.first().map_or(0.0, |event| (now_us() - event.recorded_at).max(0) as f64 / 1e6),
                 events_per_second: self.rate(live),
-                state: if live.last_error.is_some() { "failed" } else { "live" },
+                state: match &live.last_error {
+                    Some(_) => "failed",
+                    None if is_frozen(live) => "frozen",
+                    None => "live",
+                },
                 last_error: live.last_error.clone(),
-                rebuild: own(BUILDING).map(|row| Rebuild {
+                rebuild: own(BUILDING).or(own(RETURNING)).map(|row| Rebuild {
                     generation: row.generation,
                     version: row.version,
                     position: row.position,
@@ -250,6 +279,11 @@ impl Progress {
         let before = positions.get(&(row.projection.clone(), row.generation)).copied().unwrap_or(row.position);
         ((row.position - before) as f64 / since).max(0.0).round()
     }
+}
+
+/// Whether it was filled by another release's code.
+fn is_frozen(row: &Checkpoint) -> bool {
+    find(&row.projection).is_some_and(|projection| projection.version != row.version)
 }
 
 async fn checkpoints(db: &Db) -> Result<Vec<Checkpoint>, Error> {

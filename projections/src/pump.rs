@@ -3,6 +3,7 @@
 //! One process pumps at a time. It takes the checkpoints under a new epoch; every commit compares position and epoch, so
 //! a pump that has lost its place writes nothing.
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use event_store::db::Tx;
@@ -10,6 +11,7 @@ use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use event_store::trace;
+use futures::FutureExt;
 use opentelemetry::trace::SpanKind;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dead_letters::{self, LeftOut};
 use crate::error::Error;
 use crate::fold::Fold;
-use crate::generation::{LIVE, Lane, Member, checkpoints, lanes, prepare, take_over};
+use crate::generation::{LIVE, Lane, Member, checkpoints, lanes, outdate_others, prepare, take_over};
 use crate::metrics::METRICS;
 use crate::order::{FoldError, ORDER, OrderState};
 use crate::progress::{HINT, Progress};
@@ -70,7 +72,7 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
             }
         };
         let outcome = tokio::select! {
-            outcome = pump.follow(!stood_back) => outcome,
+            outcome = guarded(pump.follow(!stood_back)) => outcome,
             () = still_leading => Err(Error::Fenced),
         };
         drop(leadership);
@@ -93,6 +95,14 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
             Ok(()) => false,
         };
     }
+}
+
+/// A panic as a failure like others: seen, told, and tried again.
+pub(crate) async fn guarded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Error::Panicked(text.unwrap_or("without a word").to_owned()))
+    })
 }
 
 /// Lines for whoever follows one request through the logs.
@@ -118,12 +128,14 @@ struct Pump {
     fold: Fold,
     /// Position of the event that failed last, and how often it did.
     failing: (i64, i64),
+    /// Whether the database holds what a newer release has built.
+    beside_newer: bool,
 }
 
 impl Pump {
     fn new(store: Store, settings: Settings, progress: Progress) -> Self {
         let fold = Fold::new(store.clone(), settings.orders_in_memory_max, LeftOut::default());
-        Self { store, settings, progress, epoch: 0, fold, failing: (0, 0) }
+        Self { store, settings, progress, epoch: 0, fold, failing: (0, 0), beside_newer: false }
     }
 
     /// Follows the log. With `stand_back` it gives way where a newer release is at work.
@@ -132,6 +144,7 @@ impl Pump {
         let mut lanes = self.acquire(stand_back).await?;
         let Some(slowest) = lanes.first() else {
             // Nothing here is of this release's version: the upgrade will take over the checkpoints.
+            self.grant_decisions().await?;
             tokio::time::sleep(STAND_BACK).await;
             return Ok(());
         };
@@ -177,18 +190,17 @@ impl Pump {
         let head = self.store.head().await?;
         let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
         let mut members = Vec::new();
+        self.beside_newer = false;
         for projection in all() {
             let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
                 continue;
             };
-            if row.position > head {
-                // Waiting would let new events take the positions that the read models know as others.
-                return Err(Error::Ahead { position: row.position, head });
-            }
+            row.is_of(&self.store, head).await?;
             let (version, known) = (row.version, projection.version);
             if version > known && stand_back {
                 return Err(Error::Newer { projection: row.projection.clone(), version, known });
             }
+            self.beside_newer |= version > known;
             if version == known {
                 members.push((Member { projection, generation: row.generation }, row.position));
             }
@@ -214,7 +226,7 @@ impl Pump {
             let _spans: Vec<_> =
                 events.iter().filter_map(|event| trace::of_event("project", SpanKind::Consumer, event)).collect();
             let changes = self.fold.changes(events).await?;
-            match lane.commit(&self.store, self.epoch, &changes, last.position).await {
+            match lane.commit(&self.store, self.epoch, &changes, last).await {
                 Err(Error::Store(error)) if error.is_about_the_data() => {
                     return Err(self.culprit(lane, events, &changes).await?.map_or(error.into(), Error::Fold));
                 }
@@ -250,7 +262,7 @@ impl Pump {
         for change in changes {
             let mut tx = self.store.db().begin().await?;
             let alone = std::slice::from_ref(change);
-            if let Err(Error::Store(error)) = lane.write(&mut tx, self.epoch, alone, lane.position).await
+            if let Err(Error::Store(error)) = lane.write(&mut tx, self.epoch, alone, None).await
                 && error.is_about_the_data()
                 && let Some(event) = events.iter().find(|event| event.aggregate_id == change.after.order_id)
             {
@@ -295,6 +307,18 @@ impl Pump {
         Ok(())
     }
 
+    /// The same where no generation is moved by this release: all are about to be built anew, by what was decided.
+    async fn grant_decisions(&self) -> Result<(), Error> {
+        let mut tx = self.store.db().begin().await?;
+        tx.lock_checkpoints().await?;
+        let (_, asked) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
+        for row in asked.iter().filter(|_| !self.beside_newer) {
+            dead_letters::settle(&mut tx, row).await?;
+            outdate_others(&mut tx, &[], row.position).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
     /// Brings a parked order to the lane's position: what its events from the parked one on change is written in one
     /// transaction with the end of the parking. An event that fails parks the order again.
     async fn carry_out(&mut self, lane: &Lane, row: &dead_letters::Row) -> Result<(), Error> {
@@ -311,7 +335,9 @@ impl Pump {
                 before = Some(order.clone().into());
             }
             if let Err(error) = self.fold.apply(&mut order, &event) {
-                failed = Some(error);
+                // What lies before the parked event is in the rows.
+                let earlier = error.position < row.position;
+                failed = Some(if earlier { row.failed(format!("{error}, before it")) } else { error });
                 break;
             }
         }
@@ -320,7 +346,7 @@ impl Pump {
             false => Vec::new(),
         };
         let mut tx = self.store.db().begin().await?;
-        match lane.write(&mut tx, self.epoch, &changes, lane.position).await {
+        match lane.write(&mut tx, self.epoch, &changes, None).await {
             Err(Error::Store(error)) if error.is_about_the_data() => {
                 drop(tx);
                 let mut tx = self.store.db().begin().await?;
@@ -332,6 +358,7 @@ impl Pump {
         }
         if failed.as_ref().is_none_or(|failed| failed.position != row.position) {
             dead_letters::settle(&mut tx, row).await?;
+            outdate_others(&mut tx, &lane.members, row.position).await?;
         }
         if let Some(failed) = &failed {
             dead_letters::park(&mut tx, failed, 1).await?;
@@ -347,8 +374,8 @@ impl Pump {
     /// Writes down why it failed, for operators; a pump that was fenced has no say.
     async fn report(&self, error: &Error) {
         let (condition, epoch) = match error {
-            Error::Ahead { .. } => ("state = 'live'", None),
-            Error::Fold(_) => ("epoch = $2", Some(self.epoch)),
+            Error::Ahead { .. } | Error::OtherLog { .. } => ("state = 'live'", None),
+            Error::Fold(_) | Error::Panicked(_) => ("epoch = $2", Some(self.epoch)),
             _ => return,
         };
         let sql = format!("update checkpoints set last_error = $1 where {condition}");

@@ -18,11 +18,12 @@ use crate::dead_letters::{self, LeftOut};
 use crate::error::Error;
 use crate::fold::Fold;
 use crate::generation::{
-    BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, checkpoints, create, lanes, remove, set_state,
-    take_over,
+    BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, RETURNING, checkpoints, create, lanes, remove,
+    set_state, take_over,
 };
+use crate::order::FoldError;
 use crate::projection::{Change, Projection, all};
-use crate::pump::Settings;
+use crate::pump::{Settings, guarded};
 
 /// Events read and folded at once: with what is folded and what is read ahead, some ten megabytes.
 const CHUNK: i64 = 10_000;
@@ -134,15 +135,30 @@ pub(crate) async fn upgrade(store: &Store, settings: &Settings) {
             Ok(projections) => {
                 let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
                 tracing::info!(?names, "building newer versions of projections");
-                match rebuild(store, settings, &projections, From::Log, |_, _, _| {}).await {
+                match guarded(rebuild(store, settings, &projections, From::Log, |_, _, _| {})).await {
                     Ok(rebuilt) => tracing::info!(?rebuilt, "newer versions serve"),
-                    Err(error) => tracing::error!(%error, "newer versions are not built"),
+                    Err(error) => {
+                        tracing::error!(%error, "newer versions are not built");
+                        // No projector of this release works before they are built, so it is for this one to park.
+                        if let Error::Fold(failed) = error
+                            && projections.len() == all().len()
+                            && let Err(error) = park(store, &failed).await
+                        {
+                            tracing::warn!(%error, "the order could not be parked");
+                        }
+                    }
                 }
             }
             Err(error) => tracing::warn!(%error, "the projections' versions cannot be read"),
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
+}
+
+async fn park(store: &Store, failed: &FoldError) -> Result<(), StoreError> {
+    let mut tx = store.db().begin().await?;
+    dead_letters::park(&mut tx, failed, 1).await?;
+    tx.commit().await
 }
 
 /// Projections whose live generation is of an older version than this release's.
@@ -173,8 +189,25 @@ impl<'a> Build<'a> {
         crate::generation::prepare(store).await?;
         let mut tx = store.db().begin().await?;
         tx.lock_checkpoints().await?;
-        let known = checkpoints(&mut tx).await?;
+        let head = store.head().await?;
         let left_out = left_out(&mut tx).await?;
+        let begun = match from {
+            From::Log => BUILDING,
+            From::Older => RETURNING,
+        };
+        let mut known = Vec::new();
+        for row in checkpoints(&mut tx).await? {
+            let own = projections.iter().find(|projection| projection.name == row.projection);
+            match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
+                // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
+                Some(own)
+                    if row.state != begun || row.version != own.version || row.is_of(store, head).await.is_err() =>
+                {
+                    remove(&mut tx, own, row.generation).await?;
+                }
+                _ => known.push(row),
+            }
+        }
         let mut members = Vec::new();
         for &projection in projections {
             let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
@@ -182,24 +215,20 @@ impl<'a> Build<'a> {
                 let (name, version) = (live.projection.clone(), live.version);
                 return Err(Error::Newer { projection: name, version, known: projection.version });
             }
-            let usable = |row: &&Checkpoint| row.version == projection.version;
-            let (generation, position) = match (own(BUILDING).filter(usable), from) {
-                (Some(building), _) => (building.generation, building.position),
+            let (generation, position) = match (own(begun), from) {
+                (Some(begun), _) => (begun.generation, begun.position),
                 (None, From::Older) => {
-                    let older = own(OLD).filter(usable).ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
-                    set_state(&mut tx, projection.name, older.generation, BUILDING).await?;
+                    let older = own(OLD).filter(|row| row.version == projection.version);
+                    let older = older.ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
+                    older.is_of(store, head).await?;
+                    set_state(&mut tx, projection.name, older.generation, RETURNING).await?;
                     (older.generation, older.position)
                 }
-                (None, From::Log) => {
-                    for row in known.iter().filter(|row| row.projection == projection.name && row.state == BUILDING) {
-                        remove(&mut tx, projection, row.generation).await?;
-                    }
-                    (create(&mut tx, projection, &known).await?, 0)
-                }
+                (None, From::Log) => (create(&mut tx, projection, &known).await?, 0),
             };
             members.push((Member { projection, generation }, position));
         }
-        let epoch = take_over(&mut tx, &[BUILDING]).await?;
+        let epoch = take_over(&mut tx, &[begun]).await?;
         tx.commit().await?;
         let nobody_projects = store.try_lead("projections").await?.is_some();
         let end = if nobody_projects { Some(store.head().await?) } else { None };
@@ -234,17 +263,18 @@ impl<'a> Build<'a> {
             }
             let until = self.lanes.get(1).map_or(target, |next| next.position);
             let events = reading.take(self.store, position, until).await?;
-            let Some(last) = events.last().map(|event| event.position) else {
+            let Some(last) = events.last().cloned() else {
                 return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
             };
-            reading.begin(self.store, last, until);
+            let position = last.position;
+            reading.begin(self.store, position, until);
             let changes = self.fold.changes(&events).await?;
             self.fold.keep(&changes);
             writing.done().await?;
             writing.begin(self.store, &self.lanes[0], self.epoch, changes, last);
             self.events += events.len() as i64;
-            self.lanes[0].position = last;
-            if self.lanes.get(1).is_some_and(|next| next.position == last) {
+            self.lanes[0].position = position;
+            if self.lanes.get(1).is_some_and(|next| next.position == position) {
                 let caught_up = self.lanes.remove(0);
                 self.lanes[0].members.extend(caught_up.members);
             }
@@ -262,7 +292,7 @@ impl<'a> Build<'a> {
         }
         let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
         let own = self.lanes.last().map_or(0, |lane| lane.position);
-        let furthest = self.live(&rows).iter().map(|row| row.position).fold(own, i64::max);
+        let furthest = furthest(&rows).max(own);
         Ok(furthest.min(self.store.head().await?))
     }
 
@@ -293,16 +323,16 @@ impl<'a> Build<'a> {
         self.fold.left_out.discarded = discarded;
         let live = self.live(&known);
         let head = self.store.head().await?;
-        let furthest = live.iter().map(|row| row.position).max().unwrap_or(0).min(head);
+        let furthest = self.end.unwrap_or_else(|| furthest(&known)).min(head);
         let lane = &mut self.lanes[0];
         while lane.position < furthest {
             let events = self.store.read(lane.position, CHUNK.min(furthest - lane.position)).await?;
-            let Some(last) = events.last().map(|event| event.position) else { break };
+            let Some(last) = events.last() else { break };
             let changes = self.fold.changes(&events).await?;
-            lane.write(&mut tx, self.epoch, &changes, last).await?;
+            lane.write(&mut tx, self.epoch, &changes, Some(last)).await?;
             self.fold.keep(&changes);
             self.events += events.len() as i64;
-            lane.position = last;
+            lane.position = last.position;
         }
         let mut switched = Vec::new();
         for member in &lane.members {
@@ -334,6 +364,11 @@ impl<'a> Build<'a> {
         tx.commit().await?;
         Ok((switched, lane.position))
     }
+}
+
+/// Where the read models are: also those that are not built, so that the new generation follows the log with them.
+fn furthest(rows: &[Checkpoint]) -> i64 {
+    rows.iter().filter(|row| row.state == LIVE).map(|row| row.position).max().unwrap_or(0)
 }
 
 /// Events on their way from the log.
@@ -368,9 +403,9 @@ impl Reading {
 struct Writing(Option<JoinHandle<Result<(), Error>>>);
 
 impl Writing {
-    fn begin(&mut self, store: &Store, lane: &Lane, epoch: i64, changes: Vec<Change>, position: i64) {
+    fn begin(&mut self, store: &Store, lane: &Lane, epoch: i64, changes: Vec<Change>, last: RecordedEvent) {
         let (store, lane) = (store.clone(), lane.clone());
-        self.0 = Some(tokio::spawn(async move { lane.commit(&store, epoch, &changes, position).await }));
+        self.0 = Some(tokio::spawn(async move { lane.commit(&store, epoch, &changes, &last).await }));
     }
 
     async fn done(&mut self) -> Result<(), Error> {
@@ -396,7 +431,10 @@ fn gone(error: JoinError) -> Error {
 
 /// What operators have discarded; refuses to go on while an order is parked.
 async fn left_out(tx: &mut Tx) -> Result<LeftOut, Error> {
-    let (left_out, _) = dead_letters::sort_out(dead_letters::rows(tx).await?);
+    let (left_out, asked) = dead_letters::sort_out(dead_letters::rows(tx).await?);
+    if let Some(row) = asked.first() {
+        return Err(Error::Waits { order_id: row.aggregate_id.clone(), position: row.position });
+    }
     match left_out.parked.iter().min_by_key(|(_, position)| **position) {
         Some((order_id, position)) => Err(Error::Parked { order_id: order_id.clone(), position: *position }),
         None => Ok(left_out),

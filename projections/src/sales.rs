@@ -80,7 +80,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
         for line in &after.order.lines {
             let category = line.category.as_ref().map_or("", |category| category.as_str());
             let quantity = i64::from(line.quantity);
-            add(Dimension::Category, category, quantity, quantity * line.unit_price, i64::from(seen.insert(category)));
+            add(Dimension::Category, category, quantity, line.total(), i64::from(seen.insert(category)));
         }
     }
     let rows = sums.into_iter().map(|((dimension, key, day, currency), sum)| {

@@ -141,12 +141,13 @@ pub async fn verify(
         let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
             continue;
         };
-        if row.position > head {
-            return Err(Error::Ahead { position: row.position, head });
-        }
+        row.is_of(store, head).await?;
         if row.version != projection.version {
-            let name = row.projection.clone();
-            return Err(Error::Newer { projection: name, version: row.version, known: projection.version });
+            let (name, version, known) = (row.projection.clone(), row.version, projection.version);
+            return Err(match version > known {
+                true => Error::Newer { projection: name, version, known },
+                false => Error::Frozen { projection: name },
+            });
         }
         members.push((Member { projection, generation: row.generation }, row.position));
     }

@@ -201,7 +201,7 @@ struct Replay {
     #[arg(long)]
     prune: bool,
     /// Progress and result as lines of JSON.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["prune", "dry_run"])]
     json: bool,
 }
 
@@ -268,6 +268,12 @@ enum Events {
         after_help = "An import that was cut off goes on where it stopped. No server may run on the store. Read models are built from the\nlog when a server starts. Idempotency keys and snapshots are not part of an export."
     )]
     Import(Restore),
+    /// Say that the log was restored from a backup, so that no listener goes on from a position of what is lost.
+    #[command(
+        before_help = "Examples:\n  docket events restored --config docket.toml",
+        after_help = "The log gets a new incarnation: whoever listened before it was restored begins with what is there now. No server may\nrun on the store."
+    )]
+    Restored(Common),
     /// Print events as they come.
     #[command(before_help = "Examples:\n  docket events tail --follow\n  docket events tail --after 4711")]
     Tail(Tail),
@@ -336,6 +342,7 @@ pub async fn main() -> u8 {
         Command::DeadLetters(DeadLetters::Discard(letter)) => operate::decide(letter, Decision::Discard).await,
         Command::Events(Events::Export(export)) => events::export(export).await,
         Command::Events(Events::Import(restore)) => events::import(restore).await,
+        Command::Events(Events::Restored(common)) => events::restored(common).await,
         Command::Events(Events::Tail(tail)) => events::tail(tail).await,
         Command::Config(ConfigCommand::Check(common)) => admin::config_check(common),
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),

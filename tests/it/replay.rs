@@ -21,7 +21,10 @@ tests::stories![
     a_row_changed_by_hand_is_found_and_mended,
     an_older_generation_can_come_back,
     a_poisoned_event_parks_one_order,
+    a_dead_letter_does_not_stop_a_release,
     releases_of_two_versions_do_not_fight,
+    a_new_projection_is_built_beside_the_others,
+    another_log_is_not_projected_on,
 ];
 
 /// Every row that a client can read.
@@ -146,20 +149,24 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// Runs a statement on the database of the log, or of the read models.
-async fn sql(system: &TestSystem, read_models: bool, statement: &str) {
+/// Changes one row of the log, or of the read models.
+async fn sql(system: &TestSystem, read_models: bool, change: &str) {
+    assert_eq!(statement(system, read_models, change).await, 1, "{change}");
+}
+
+/// Runs a statement on the database of the log, or of the read models; how many rows it changed.
+async fn statement(system: &TestSystem, read_models: bool, statement: &str) -> u64 {
     let url = match read_models {
         true => system.database_url().replace("docket.db", "docket-read.db"),
         false => system.database_url().to_owned(),
     };
-    let changed = if system.mode == Mode::Embedded {
+    if system.mode == Mode::Embedded {
         let mut connection = SqliteConnection::connect(&url).await.expect("the file opens");
         sqlx::raw_sql(statement).execute(&mut connection).await.expect(statement).rows_affected()
     } else {
         let mut connection = PgConnection::connect(&url).await.expect("PostgreSQL answers");
         sqlx::raw_sql(statement).execute(&mut connection).await.expect(statement).rows_affected()
-    };
-    assert_eq!(changed, 1, "{statement}");
+    }
 }
 
 async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
@@ -194,6 +201,11 @@ async fn an_older_generation_can_come_back(system: TestSystem) {
     let sales = status(&system, "sales").await;
     assert_eq!((&sales["generation"], &sales["older_generation"]), (&json!(1), &json!(2)));
     read_models_equal_the_fold(&system).await;
+    // A rollback that was killed is nothing that a rebuild goes on with.
+    sql(&system, true, "update checkpoints set state = 'returning' where projection = 'sales' and state = 'old'").await;
+    statement(&system, true, "update sales_g2 set quantity = quantity + 1").await;
+    system.cli(&["replay", "sales"]).await;
+    system.cli(&["verify"]).await;
     system.cli(&["replay", "--all", "--prune"]).await;
     assert!(status(&system, "sales").await["older_generation"].is_null());
     loaded(&system, "third").await;
@@ -285,9 +297,55 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     .await;
     assert_eq!(lost["total"], "7.00");
     system.cli(&["verify"]).await;
-    system.cli(&["replay", "--all"]).await;
-    assert_eq!(normal(&system.get("/v1/orders/lost").send().await.expect(200).json()), normal(&lost));
+    // And so do those who listen to it.
+    let path = "/v1/poll?channel=order:lost&wait=10";
+    let first = system.get(path).send().await.expect(200).json();
+    foreign_event(&system, "lost", 5, good).await;
+    let path = format!("{path}&cursor={}", first["cursor"].as_str().expect("a cursor"));
+    let next = system.get(&path).send().await.expect(200).json();
+    assert_eq!(next["events"][0]["data"]["view"]["total"], "13.00", "{next}");
+    // A price that no sum can hold stops nobody.
+    let dear = good.replace("300", "9100000000000000000");
+    foreign_event(&system, "lost", 6, &dear).await;
+    system.settled().await;
     system.cli(&["verify"]).await;
+    system.cli(&["replay", "--all"]).await;
+    let again = system.get("/v1/orders/lost").send().await.expect(200).json();
+    assert_eq!((&again["version"], again["lines"].as_array().map(Vec::len)), (&json!(6), Some(2)), "{again}");
+    system.cli(&["verify"]).await;
+}
+
+/// What is decided about a dead letter holds for the generations of an older release and of a newer one.
+async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
+    for (name, outdated) in [("one", " and projection = 'sales'"), ("all", "")] {
+        let order = json!({"order_id": name, "customer_id": "c"});
+        system.post("/v1/orders").json(order).send().await.expect(201);
+        system.settled().await;
+        foreign_event(&system, name, 2, "{}").await;
+        foreign_event(&system, name, 3, r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#).await;
+        let letter = until("the order is parked", async || {
+            dead_letters(&system).await.into_iter().find(|letter| letter["order_id"] == name)
+        })
+        .await;
+        loaded(&system, name).await;
+        system.settled().await;
+        system.terminate().await;
+        let older = format!("update checkpoints set version = 0 where state = 'live'{outdated}");
+        statement(&system, true, &older).await;
+        system.start().await;
+        let discard = ["dead-letters", "discard", &letter["position"].to_string()];
+        system.cli(&discard).await;
+        until("the newer versions serve", async || {
+            let answer = system.get("/v1/projections").send().await.expect(200).json();
+            let items = answer["items"].as_array().expect("items").clone();
+            items.iter().all(|item| item["state"] == "live" && item["version"] == 1).then_some(())
+        })
+        .await;
+        let order = system.get(&format!("/v1/orders/{name}")).send().await.expect(200).json();
+        assert_eq!((&order["version"], &order["total"]), (&json!(3), &json!("6.00")));
+        system.settled().await;
+        system.cli(&["verify"]).await;
+    }
 }
 
 /// What an older and a newer release leave in the database is told by the version of a generation.
@@ -312,6 +370,8 @@ async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     sql(&system, true, &version(99)).await;
     system.start().await;
     let before = status(&system, "sales").await["position"].as_u64();
+    let path = "/v1/poll?channel=orders&wait=10";
+    let first = system.get(path).send().await.expect(200).json();
     system.post("/v1/orders").json(json!({"order_id": "later", "customer_id": "c"})).send().await.expect(201);
     until("the others go on", async || {
         let list = system.get("/v1/orders?q=later").send().await.expect(200).json();
@@ -319,9 +379,64 @@ async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     })
     .await;
     assert_eq!(status(&system, "sales").await["position"].as_u64(), before, "only the newer release may move it");
+    assert_eq!(status(&system, "sales").await["state"], "frozen");
     system.get("/v1/reports/sales?by=day").send().await.expect(200);
+    let path = format!("{path}&cursor={}", first["cursor"].as_str().expect("a cursor"));
+    let live = system.get(&path).send().await.expect(200).json();
+    assert_eq!(live["events"][0]["data"]["order_id"], "later", "live updates do not wait for it: {live}");
+    // What a listener would begin with is older than what follows.
+    let behind = system.get("/v1/poll?channel=reports:sales").send().await.expect(503).json();
+    assert!(behind["type"].as_str().is_some_and(|slug| slug.ends_with("projection-behind")), "{behind}");
     let refused = system.try_cli(&["replay", "sales"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("use the newer program"));
+}
+
+async fn a_new_projection_is_built_beside_the_others(mut system: TestSystem) {
+    loaded(&system, "before").await;
+    system.settled().await;
+    system.terminate().await;
+    let unknown = "drop view sales; drop table sales_g1; delete from checkpoints where projection = 'sales'";
+    statement(&system, true, unknown).await;
+    system.start().await;
+    until("it is built", async || {
+        let sales = status(&system, "sales").await;
+        // The empty one that answered meanwhile was the first.
+        (sales["state"] == "live" && sales["generation"] == 2).then_some(())
+    })
+    .await;
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+}
+
+/// A log that was restored to an older state and has grown since: the positions are known, the events are not.
+async fn another_log_is_not_projected_on(mut system: TestSystem) {
+    loaded(&system, "lost").await;
+    system.settled().await;
+    let position = status(&system, "sales").await["position"].as_i64().expect("a position");
+    let first = system.get("/v1/poll?channel=orders&wait=0").send().await.expect(200).json();
+    let cursor = first["cursor"].as_str().expect("a cursor").to_owned();
+    system.terminate().await;
+    system.cli(&["events", "restored"]).await;
+    let other = format!("update events set metadata = '{{\"event_id\":\"another\"}}' where position = {position}");
+    sql(&system, false, &other).await;
+    system.start().await;
+    system.post("/v1/orders").json(json!({"order_id": "grown", "customer_id": "c"})).send().await.expect(201);
+    let failed = until("it is noticed", async || {
+        let sales = status(&system, "sales").await;
+        (sales["state"] == "failed").then_some(sales)
+    })
+    .await;
+    assert!(failed["last_error"].as_str().is_some_and(|error| error.contains("another log")), "{failed}");
+    assert_eq!(failed["position"], position, "nothing is added to rows of another log");
+    let refused = system.try_cli(&["verify"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("another log"));
+    system.cli(&["replay", "--all"]).await;
+    system.settled().await;
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["verify"]).await;
+    let resumed =
+        system.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}")).send().await.expect(200).json();
+    assert_eq!(resumed["events"][0]["event"], "reset", "a listener begins anew: {resumed}");
 }
 
 /// The way from embedded to scaled, and back.

@@ -257,6 +257,10 @@ pub(crate) fn refused(error: &Refused) -> Problem {
 /// A store that is away, as the client is told: try again, and how to do it safely.
 pub(crate) fn unavailable(error: StoreError) -> Problem {
     tracing::error!(%error, "store");
+    if let StoreError::Stored(_) = error {
+        return Problem::internal()
+            .detail("What is stored of this order cannot be read, so trying again will not help: tell the operator.");
+    }
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The store cannot be reached")
         .detail(
             "Try again. With the same Idempotency-Key the command has its effect once, whatever became of this try.",

@@ -502,6 +502,7 @@ impl Connection {
         let opened = opened.map_err(|(_, refused)| match refused {
             Refused::Denied => code::DENIED,
             Refused::Unknown => code::UNKNOWN_CHANNEL,
+            Refused::Behind => code::INTERNAL,
             Refused::Unavailable(error) => {
                 tracing::warn!(%error, channel, "subscribe");
                 code::INTERNAL

@@ -42,6 +42,8 @@ pub enum Refused {
     Denied,
     /// No channel has such a name.
     Unknown,
+    /// The read model behind it is not where the live changes are: it is being built anew; try again.
+    Behind,
     /// The database is away; try again.
     Unavailable(Error),
 }

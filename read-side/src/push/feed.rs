@@ -8,6 +8,7 @@ use std::time::Duration;
 use event_store::event::RecordedEvent;
 use event_store::trace;
 use opentelemetry::trace::SpanKind;
+use projections::dead_letters;
 use projections::order::{ORDER, OrderState};
 
 use crate::push::channels::{PROJECTIONS, projections};
@@ -153,7 +154,7 @@ impl Feed<'_> {
     async fn projected(&self, position: i64) {
         let mut changes = self.state.progress.changes();
         // The sender lives as long as the process.
-        let _ = changes.wait_for(|known| known.values().all(|at| *at >= position)).await;
+        let _ = changes.wait_for(|known| known.slowest() >= position).await;
     }
 
     /// Each order as it was before its first event in the batch.
@@ -178,8 +179,12 @@ impl Feed<'_> {
         }
         if let (false, Some(first)) = (missing.is_empty(), events.first()) {
             let mut orders: HashMap<String, OrderState> = HashMap::new();
+            let discarded = dead_letters::discarded(self.state.store.db()).await?;
             for event in self.state.store.read_streams(ORDER, &missing, first.position).await? {
-                if let Err(error) = orders.entry(event.aggregate_id.to_string()).or_default().apply(&event) {
+                let order = orders.entry(event.aggregate_id.to_string()).or_default();
+                if discarded.contains(&event.position) {
+                    order.pass_over(&event);
+                } else if let Err(error) = order.apply(&event) {
                     // The events after it do not apply either: nothing of this order is published, the others flow.
                     tracing::error!(%error, "not published");
                 }

@@ -285,6 +285,11 @@ fn refused((channel, refused): (String, Refused)) -> Problem {
         Refused::Denied | Refused::Unknown => {
             not_found("channel-not-found", "There is no such channel").detail(format!("there is no channel {channel}"))
         }
+        Refused::Behind => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
+                .detail(format!("what {channel} begins with is being built anew: try again in a moment"))
+                .retry_after(1)
+        }
         Refused::Unavailable(error) => unavailable(error),
     }
 }

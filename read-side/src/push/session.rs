@@ -10,8 +10,8 @@ use event_store::error::Error;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use platform::auth::Principal;
-use projections::generation;
 use projections::order::{ORDER, OrderState};
+use projections::{dead_letters, generation};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -24,6 +24,9 @@ use crate::state::ReadSide;
 pub const RECOVERED_MAX: i64 = 300;
 /// Bytes of such changes.
 const RECOVERED_BYTES_MAX: usize = 256 * 1024;
+
+/// How often a snapshot is read again because another generation began to serve meanwhile.
+const SNAPSHOTS_MAX: u32 = 3;
 
 /// How far a listener has come: a position in the log of an epoch. The same for any set of channels, on any process.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,8 +116,8 @@ async fn open_all(
     }
     let subscribe = |(_, _, name): &(_, _, String)| state.hub.subscribe(name, queue, principal.is_staff());
     let subscriptions: Vec<_> = opened.iter().map(subscribe).collect();
-    let channels = opened.into_iter().map(|(kind, id, _)| (kind, id)).collect();
-    let starts = starts(state, channels, after).await.map_err(|error| (names.join(", "), error.into()))?;
+    let channels: Vec<_> = opened.into_iter().map(|(kind, id, _)| (kind, id)).collect();
+    let starts = starts(state, &channels, after).await.map_err(|refused| (names.join(", "), refused))?;
     let opened = |(subscription, (position, start)): (Subscription, _)| Opened {
         channel: subscription.channel().clone(),
         subscription: Some(subscription),
@@ -124,46 +127,63 @@ async fn open_all(
     Ok(subscriptions.into_iter().zip(starts).map(opened).collect())
 }
 
+/// What each channel gets first; the subscriptions stand already.
 async fn starts(
     state: &ReadSide,
-    channels: Vec<(&'static Channel, String)>,
+    channels: &[(&'static Channel, String)],
     after: Option<&Cursor>,
-) -> Result<Vec<(i64, Start)>, Error> {
+) -> Result<Vec<(i64, Start)>, Refused> {
     let after = match after {
         Some(cursor) => resumable(state, cursor).await?,
         None => None,
     };
+    // Whatever lies beyond is in the queue.
+    let queued = *state.hub.through().borrow();
     // Another process may be further than this one, and the listener may come from there.
-    let until = state.progress.slowest().max(after.unwrap_or(0));
-    let mut starts = Vec::new();
-    // Opened for the first snapshot: all are of one state of the database.
-    let mut seen = None;
-    for (channel, id) in channels {
-        if let Some(after) = after
-            && let Some(changes) = recover(state, channel, &id, after, until).await?
-        {
-            starts.push((until, Start::Recovered(changes)));
-            continue;
-        }
-        let (mut tx, positions) = match seen.take() {
-            Some(seen) => seen,
-            None => {
-                let mut tx = state.store.db().snapshot().await?;
-                let positions = generation::positions(&mut tx).await?;
-                (tx, positions)
+    let until = state.progress.slowest().max(queued).max(after.unwrap_or(0));
+    for _ in 0..SNAPSHOTS_MAX {
+        let mut starts = Vec::new();
+        // Opened for the first snapshot: all are of one state of the database.
+        let mut seen = None;
+        for (channel, id) in channels {
+            if let Some(after) = after
+                && let Some(changes) = recover(state, channel, id, after, until).await?
+            {
+                starts.push((until, Start::Recovered(changes)));
+                continue;
             }
-        };
-        let position = positions.get(channel.projection).copied().unwrap_or(0);
-        let mut data = json!({"type": "snapshot"});
-        if let (Value::Object(data), Value::Object(shown)) = (&mut data, (channel.snapshot)(state, &mut tx, &id).await?)
-        {
-            data.extend(shown);
-            data.insert("position".to_owned(), position.into());
+            let (mut tx, serving) = match seen.take() {
+                Some(seen) => seen,
+                None => {
+                    let mut tx = state.store.db().snapshot().await?;
+                    let serving = generation::serving(&mut tx).await?;
+                    (tx, serving)
+                }
+            };
+            let position = serving.get(channel.projection).map_or(0, |serving| serving.position);
+            if position < queued && !channel.is_in_no_log() {
+                return Err(Refused::Behind);
+            }
+            let mut data = json!({"type": "snapshot"});
+            let shown = (channel.snapshot)(state, &mut tx, id).await?;
+            if let (Value::Object(data), Value::Object(shown)) = (&mut data, shown) {
+                data.extend(shown);
+                data.insert("position".to_owned(), position.into());
+            }
+            starts.push((position, Start::Snapshot(data)));
+            seen = Some((tx, serving));
         }
-        starts.push((position, Start::Snapshot(data)));
-        seen = Some((tx, positions));
+        let Some((tx, serving)) = seen else { return Ok(starts) };
+        drop(tx);
+        // PostgreSQL finds tables by what is committed, whatever the transaction sees of their rows: a generation that
+        // began to serve in between would be read as it was before that.
+        let now = generation::serving_now(state.store.db()).await?;
+        let same = |name: &str| now.get(name).map(|now| now.generation) == serving.get(name).map(|s| s.generation);
+        if channels.iter().all(|(channel, _)| same(channel.projection)) {
+            return Ok(starts);
+        }
     }
-    Ok(starts)
+    Err(Refused::Behind)
 }
 
 /// The position to go on from, if the log has it.
@@ -188,6 +208,7 @@ async fn recover(
         return Ok(Some(Vec::new()));
     }
     let Some(orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
+    let discarded = dead_letters::discarded(state.store.db()).await?;
     let mut changes = Vec::new();
     let mut order = None;
     for event in state.store.read_streams(ORDER, &orders, until + 1).await? {
@@ -196,7 +217,11 @@ async fn recover(
         }
         // An event that does not apply is parked by the projections, and what follows it in its stream.
         let Some(before) = order.take() else { continue };
-        if event.position <= after {
+        if discarded.contains(&event.position) {
+            let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
+            state.pass_over(&event);
+            order = Some(Some(Arc::new(state)));
+        } else if event.position <= after {
             let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
             order = state.apply(&event).is_ok().then(|| Some(Arc::new(state)));
         } else if let Ok((publication, state)) = Publication::of(before, &event) {

@@ -1,7 +1,7 @@
 //! The log as lines: export, import, tail. A line is a CloudEvents 1.0 envelope in JSON.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Export, Restore, Tail, load};
+use crate::cli::{Common, Export, Restore, Tail, load};
 
 /// Events read or written at once.
 const CHUNK: usize = 2_000;
@@ -41,7 +41,7 @@ pub struct Envelope {
     data: Data,
 }
 
-/// Payload and metadata as the log holds them, byte for byte.
+/// Payload and metadata as the log holds them, byte for byte, but for line feeds between members: an event is one line.
 #[derive(Serialize, Deserialize)]
 struct Data {
     payload: Box<RawValue>,
@@ -50,7 +50,11 @@ struct Data {
 
 /// An event as a line.
 pub fn envelope(event: &RecordedEvent) -> anyhow::Result<Envelope> {
-    let raw = |text: &str| RawValue::from_string(text.to_owned()).with_context(|| format!("event {}", event.position));
+    let raw = |text: &str| {
+        // A string of JSON holds none as such.
+        let line = text.replace(['\n', '\r'], " ");
+        RawValue::from_string(line).with_context(|| format!("event {} is no JSON: mend its row", event.position))
+    };
     Ok(Envelope {
         specversion: "1.0".into(),
         id: event.id(),
@@ -87,16 +91,34 @@ impl Envelope {
 
 pub async fn export(export: Export) -> anyhow::Result<u8> {
     let store = open_beside(load(&export.common, &[])?.store, upcasters()).await?;
-    let mut output: Box<dyn Write> = match &export.output {
-        None => Box::new(BufWriter::new(std::io::stdout().lock())),
+    let head = match &export.output {
+        None => {
+            let mut output = BufWriter::new(std::io::stdout().lock());
+            let head = write_log(&store, &mut output).await?;
+            output.flush()?;
+            head
+        }
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            match is_packed(path) {
-                true => Box::new(BufWriter::new(GzEncoder::new(file, Compression::fast()))),
-                false => Box::new(BufWriter::new(file)),
-            }
+            let (head, file) = if is_packed(path) {
+                let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
+                let head = write_log(&store, &mut output).await?;
+                (head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
+            } else {
+                let mut output = BufWriter::new(file);
+                let head = write_log(&store, &mut output).await?;
+                (head, output.into_inner().map_err(IntoInnerError::into_error)?)
+            };
+            file.sync_all()?;
+            head
         }
     };
+    eprintln!("{head} events.");
+    Ok(0)
+}
+
+/// Every event, a line each; their number.
+async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64> {
     let head = store.head().await?;
     let mut position = 0;
     while position < head {
@@ -104,23 +126,32 @@ pub async fn export(export: Export) -> anyhow::Result<u8> {
         let Some(last) = events.last() else { bail!("no event follows position {position}") };
         position = last.position;
         for event in &events {
-            serde_json::to_writer(&mut output, &envelope(event)?)?;
+            serde_json::to_writer(&mut *output, &envelope(event)?)?;
             output.write_all(b"\n")?;
         }
     }
-    output.flush()?;
-    drop(output);
-    eprintln!("{head} events.");
+    Ok(head)
+}
+
+/// A store that no server has open, as far as that can be known.
+async fn alone(common: &Common) -> anyhow::Result<Store> {
+    let mut settings = load(common, &[])?.store;
+    settings.nats_url.clear();
+    Ok(open(settings, upcasters(), CancellationToken::new(), TaskTracker::new()).await?)
+}
+
+pub async fn restored(common: Common) -> anyhow::Result<u8> {
+    let store = alone(&common).await?;
+    let head = store.head().await?;
+    eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
     Ok(0)
 }
 
 pub async fn import(restore: Restore) -> anyhow::Result<u8> {
-    let mut settings = load(&restore.common, &[])?.store;
-    settings.nats_url.clear();
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let store = open(settings, upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    let store = alone(&restore.common).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;

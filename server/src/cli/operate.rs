@@ -37,7 +37,14 @@ fn named(names: &[String]) -> anyhow::Result<Vec<&'static Projection>> {
         let known: Vec<_> = all().iter().map(|projection| projection.name).collect();
         anyhow::Error::from(Usage(anyhow!("`{name}` is no projection; there are {}", known.join(", "))))
     };
-    names.iter().map(|name| find(name).ok_or_else(|| unknown(name))).collect()
+    let mut named: Vec<&'static Projection> = Vec::new();
+    for name in names {
+        let projection = find(name).ok_or_else(|| unknown(name))?;
+        if !named.iter().any(|known| known.name == projection.name) {
+            named.push(projection);
+        }
+    }
+    Ok(named)
 }
 
 /// A bar a projection on a terminal, else now and then a line.

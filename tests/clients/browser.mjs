@@ -1,5 +1,5 @@
 // A page in headless Chromium follows channels with the browser's own EventSource; prints a JSON line for each event.
-// usage: node browser.mjs CHROMIUM http://HOST:PORT/v1/live TOKEN CHANNEL…
+// usage: node browser.mjs CHROMIUM http://HOST:PORT/v1/live TOKEN[,TOKEN…] CHANNEL…
 // The page comes from a server of another port, which gives the browser the token in a cookie that no script can read.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -7,17 +7,32 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-const [chromium, url, token, ...channels] = process.argv.slice(2);
+const [chromium, url, tokens, ...channels] = process.argv.slice(2);
+const fresh = tokens.split(',');
 const query = channels.map((channel) => `channel=${encodeURIComponent(channel)}`).join('&');
 const page = `<!doctype html><title>live</title><script>
   let last = Promise.resolve();
   const report = (line) => (last = last.then(() => fetch('/report', { method: 'POST', body: JSON.stringify(line) })));
-  const source = new EventSource(${JSON.stringify(`${url}?${query}`)}, { withCredentials: true });
-  for (const kind of ['snapshot', 'pub', 'reset', 'auth_expired'])
-    source.addEventListener(kind, ({ data, lastEventId }) => report({ ...JSON.parse(data), event: kind, id: lastEventId }));
+  const follow = (resume) => {
+    const source = new EventSource(${JSON.stringify(`${url}?${query}`)} + resume, { withCredentials: true });
+    let last = '';
+    for (const kind of ['snapshot', 'pub', 'reset', 'auth_expired'])
+      source.addEventListener(kind, ({ data, lastEventId }) => {
+        last = lastEventId || last;
+        report({ ...JSON.parse(data), event: kind, id: lastEventId });
+      });
+    // With the old cookie the browser would be refused, and would not come back.
+    source.addEventListener('auth_expired', async () => {
+      source.close();
+      await fetch('/fresh');
+      follow('&last_event_id=' + encodeURIComponent(last));
+    });
+  };
+  follow('');
 </script>`;
 const server = createServer((request, response) => {
   if (request.method !== 'POST') {
+    const token = fresh.length > 1 ? fresh.shift() : fresh[0];
     response.writeHead(200, { 'content-type': 'text/html', 'set-cookie': `docket_token=${token}; HttpOnly; SameSite=Lax` });
     response.end(page);
     return;

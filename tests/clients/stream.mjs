@@ -1,9 +1,12 @@
 // Follows channels with the stock `eventsource` client and prints a JSON line for each event.
-// usage: node stream.mjs http://HOST:PORT/v1/live TOKEN CHANNEL…
+// usage: node stream.mjs http://HOST:PORT/v1/live TOKEN[,TOKEN…] CHANNEL…
+// The first token opens the stream; the others are for when it says that one has expired.
 import { EventSource } from 'eventsource';
 
-const [url, token, ...channels] = process.argv.slice(2);
+const [url, tokens, ...channels] = process.argv.slice(2);
 const query = channels.map((channel) => `channel=${encodeURIComponent(channel)}`).join('&');
+const fresh = tokens.split(',');
+let token = fresh.shift();
 const source = new EventSource(`${url}?${query}`, {
   fetch: (input, init) => fetch(input, { ...init, headers: { ...init.headers, Authorization: `Bearer ${token}` } }),
 });
@@ -11,6 +14,8 @@ for (const kind of ['snapshot', 'pub', 'reset', 'auth_expired']) {
   source.addEventListener(kind, ({ data, lastEventId }) =>
     process.stdout.write(`${JSON.stringify({ ...JSON.parse(data), event: kind, id: lastEventId })}\n`));
 }
+// The stream ends after that, and the client comes back by itself.
+source.addEventListener('auth_expired', () => (token = fresh.shift() ?? token));
 source.addEventListener('error', ({ message }) => process.stderr.write(`stream: ${message}\n`));
 // The client's own timer for coming back does not keep Node running.
 setInterval(() => {}, 60_000);

@@ -23,6 +23,11 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
 /// Changes that are published at once in the sustained part, and that may be on their way to the slowest.
 const AT_ONCE: u64 = 64;
 const ON_THE_WAY: u64 = 192;
+/// Sockets that do not read, and the bursts of changes that they are measured with.
+const SILENT: usize = 10;
+const BURSTS: usize = 200;
+const BURST: u64 = 16;
+const BURST_EVERY: Duration = Duration::from_millis(50);
 /// What a subscriber of the bare broadcast sends.
 const BARE_HELLO: &str = r#"{"id":1}"#;
 /// Orders whose changes are published.
@@ -57,6 +62,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     drop(sockets);
     println!("\nfan-out: one change to {} subscribers, from the command's send, in ms:", settings.sockets);
     table::print(&["who", "p50", "p99", "last"], &rows);
+    docket.beside_silent(settings.subscribers).await?;
     let mut rows = vec![];
     for _ in 0..settings.rounds {
         let sockets = Sockets::open(&bare.address, settings.subscribers, BARE_HELLO).await?;
@@ -187,6 +193,45 @@ impl<'a> Docket<'a> {
         let each = (resident_kib()? - before) / count as f64;
         println!("idle: {count} sockets, {each:.1} KiB of the server's memory each");
         Ok(sockets)
+    }
+
+    /// What clients that do not read cost the others, and the server.
+    async fn beside_silent(&self, subscribers: usize) -> anyhow::Result<()> {
+        let sockets = Sockets::open(&self.address, subscribers, &self.hello).await?;
+        let cut_before = self.cut_off().await;
+        let mut rows = vec![];
+        for silent in [0, SILENT, 0] {
+            let _silent = Sockets::open_silent(&self.address, silent, &self.hello).await?;
+            let (mut times, mut most) = (vec![], 0.0_f64);
+            for _ in 0..BURSTS {
+                let (before, started) = (sockets.slowest()?, Instant::now());
+                self.publish(BURST).await?;
+                while sockets.slowest()? < before + BURST {
+                    ensure!(started.elapsed() < DELIVERED_WITHIN, "a change did not reach every socket that reads");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                times.push(started.elapsed().as_secs_f64() * 1_000.0);
+                most = most.max(resident_kib()? / 1_024.0);
+                tokio::time::sleep_until(started + BURST_EVERY).await;
+            }
+            times.sort_unstable_by(f64::total_cmp);
+            let at = |share: f64| format!("{:.1}", times[((times.len() - 1) as f64 * share) as usize]);
+            rows.push(vec![format!("{silent} sockets that do not read"), at(0.5), at(0.99), format!("{most:.0}")]);
+        }
+        let cut = self.cut_off().await - cut_before;
+        ensure!(cut == SILENT as u64, "{cut} of {SILENT} that do not read were cut off as slow");
+        println!(
+            "\n{BURST} changes to {subscribers} subscribers, until the last has them, in ms; the server's memory in MiB:"
+        );
+        table::print(&["beside", "p50", "p99", "memory"], &rows);
+        println!("{cut} were cut off as slow");
+        Ok(())
+    }
+
+    /// Connections that were ended as slow.
+    async fn cut_off(&self) -> u64 {
+        let sample = r#"docket_push_closed_total{reason="slow"}"#;
+        self.system.dockets[0].metric(sample).await.unwrap_or(0.0) as u64
     }
 
     /// A frame as subscribers get it.

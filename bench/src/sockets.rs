@@ -88,6 +88,18 @@ impl Sockets {
         Ok(Self { counters, started, closed, readers: Some(readers) })
     }
 
+    /// Opens sockets that are never read from.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub async fn open_silent(address: &str, count: usize, hello: &str) -> anyhow::Result<Vec<TcpStream>> {
+        let mut silent = vec![];
+        for _ in 0..count {
+            silent.push(timeout(OPEN_WITHIN, open(address, hello)).await.context("a socket does not open")??);
+        }
+        Ok(silent)
+    }
+
     /// Changes that the slowest socket has got.
     ///
     /// # Errors

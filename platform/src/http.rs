@@ -30,6 +30,7 @@ use tower::Service;
 
 use crate::metrics::Active;
 use crate::problem::Problem;
+use crate::proxies::Proxies;
 use crate::request_id::{Context, X_REQUEST_ID};
 use crate::shutdown::Shutdown;
 use crate::telemetry::access_log;
@@ -52,11 +53,11 @@ const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
-/// returns. Handlers find the peer in `ConnectInfo<SocketAddr>`.
+/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`.
 ///
 /// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
 /// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
-pub async fn serve(listener: TcpListener, app: Router, shutdown: Shutdown) {
+pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, shutdown: Shutdown) {
     // Connections take it over from the listener. Where it cannot be set, the system's own size is used.
     if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES) {
         tracing::debug!(%error, "the send buffer keeps its size");
@@ -70,7 +71,7 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: Shutdown) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, app.clone(), shutdown.token.clone()));
+                connections.spawn(connection(stream, peer, app.clone(), proxies.clone(), shutdown.token.clone()));
             }
             Err(error) => accept_failed(&error).await,
         }
@@ -90,13 +91,14 @@ async fn accept_failed(error: &io::Error) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, token: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, proxies: Proxies, token: CancellationToken) {
     // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+        let client = proxies.client(request.headers(), peer);
+        request.extensions_mut().insert(ConnectInfo(client));
         let mut app = app.clone();
         async move { app.call(request).await }
     });
@@ -312,7 +314,7 @@ mod tests {
     async fn start() -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
-        let task = tokio::spawn(serve(listener, app(shutdown.token.clone()), shutdown.clone()));
+        let task = tokio::spawn(serve(listener, app(shutdown.token.clone()), Proxies::default(), shutdown.clone()));
         Server { address, shutdown, task }
     }
 

@@ -11,6 +11,7 @@ pub mod http;
 pub mod limits;
 pub mod metrics;
 pub mod problem;
+pub mod proxies;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;

@@ -21,7 +21,8 @@ pub struct Settings {
     /// Origins whose pages may call the API and listen, besides that of the server itself: `https://shop.example`, several
     /// separated by commas; `loopback` is any port of this machine.
     pub allowed_origins: String,
-    /// Sockets, streams and polls of one address at a time; 0 is no limit. Behind a proxy all come from its address.
+    /// Sockets, streams and polls of one address at a time; 0 is no limit. Behind a proxy that is not
+    /// trusted all come from its address.
     pub push_connections_per_address_max: u32,
     /// Sockets, streams and polls of one customer at a time; 0 is no limit.
     pub push_connections_per_customer_max: u32,

@@ -10,6 +10,7 @@ use event_store::store::{Store, open};
 use platform::auth::Authenticator;
 use platform::health::Health;
 use platform::limits::Limiter;
+use platform::proxies::Proxies;
 use platform::shutdown::Shutdown;
 use platform::{http, metrics, telemetry};
 use projections::dead_letters;
@@ -62,7 +63,7 @@ pub async fn serve(
     reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
-    let roles = settings.server.roles()?;
+    let (roles, proxies) = (settings.server.roles()?, settings.server.proxies()?);
     let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
     let authenticator = Authenticator::new(&settings.auth)?;
     if settings.store.database_url.starts_with("sqlite:") && roles != Roles::ALL {
@@ -121,7 +122,7 @@ pub async fn serve(
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "");
-            shutdown.tracker.spawn(http::serve(listener, app, shutdown.clone()));
+            shutdown.tracker.spawn(http::serve(listener, app, Proxies::default(), shutdown.clone()));
         }
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
         None => {}
@@ -138,7 +139,7 @@ pub async fn serve(
         token.cancelled().await;
         draining.set_draining();
     });
-    http::serve(listener, app, shutdown.clone()).await;
+    http::serve(listener, app, proxies, shutdown.clone()).await;
     // Every request is answered or cut off: now the tasks behind them may end, and finish what they took.
     store_stop.cancel();
     // The appender ends with the last handle on the store, and the checks hold one.

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use config::{Config, Environment, File, FileFormat, Value};
+use platform::proxies::Proxies;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,8 @@ pub struct Server {
     /// Address and port of `/metrics`; where it is empty, with the API in embedded mode, and on 127.0.0.1:9464 (if that is
     /// free) in scaled mode.
     pub metrics_listen: String,
+    /// Reverse proxies whose `X-Forwarded-For` is believed: addresses and networks, separated by commas.
+    pub trusted_proxies: String,
 }
 
 impl Default for Server {
@@ -36,6 +39,7 @@ impl Default for Server {
             data: "data".into(),
             shutdown_seconds: 10,
             metrics_listen: String::new(),
+            trusted_proxies: String::new(),
         }
     }
 }
@@ -98,6 +102,14 @@ impl Server {
         Ok(())
     }
 
+    /// The proxies that are believed.
+    ///
+    /// # Errors
+    /// What is neither an address nor a network.
+    pub fn proxies(&self) -> anyhow::Result<Proxies> {
+        Proxies::parse(&self.trusted_proxies).map_err(|error| anyhow!("trusted_proxies: {error}"))
+    }
+
     /// The roles by name.
     ///
     /// # Errors
@@ -153,6 +165,7 @@ impl Settings {
         }
         settings.server.roles()?;
         settings.server.check_listen()?;
+        settings.server.proxies()?;
         settings.store.check()?;
         settings.log.check()?;
         Ok(settings)

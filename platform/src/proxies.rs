@@ -1,0 +1,88 @@
+//! Who asks, where a reverse proxy stands in between.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use ipnet::IpNet;
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Reverse proxies that are believed in what they say of their clients' addresses; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Proxies(Arc<[IpNet]>);
+
+impl Proxies {
+    /// From addresses and networks, separated by commas: `10.1.2.3, 10.4.0.0/16, fd00::/8`; of the empty text none.
+    ///
+    /// # Errors
+    /// What is neither.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let network = |part: &str| {
+            let address = part.parse::<IpAddr>().map(IpNet::from);
+            address
+                .or_else(|_| part.parse())
+                .map_err(|_| format!("`{part}` must be an address or a network, e.g. 10.1.2.3 or 10.4.0.0/16"))
+        };
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(network).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The client's address: that of `peer`, or, while it is a known proxy's, the one it names last in
+    /// `X-Forwarded-For`. What stands before an address that is not known is the client's own word, and is not believed.
+    pub fn client(&self, headers: &HeaderMap, peer: SocketAddr) -> SocketAddr {
+        if !self.knows(peer) {
+            return peer;
+        }
+        let named = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+        let mut named = named.flat_map(|value| value.split(',')).map(str::trim).collect::<Vec<_>>().into_iter().rev();
+        let mut client = peer;
+        while self.knows(client)
+            && let Some(before) = named.next()
+        {
+            let address = before.parse().or_else(|_| before.parse().map(|ip| SocketAddr::new(ip, 0)));
+            let Ok(address) = address else { break };
+            client = address;
+        }
+        client
+    }
+
+    fn knows(&self, address: SocketAddr) -> bool {
+        let address = address.ip().to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(proxies: &str, peer: &str, headers: &[&str]) -> String {
+        let headers = headers.iter().map(|value| (FORWARDED_FOR.parse().unwrap(), value.parse().unwrap())).collect();
+        let peer = SocketAddr::new(peer.parse().unwrap(), 9);
+        Proxies::parse(proxies).unwrap().client(&headers, peer).ip().to_string()
+    }
+
+    #[test]
+    fn only_known_proxies_are_believed() {
+        assert_eq!(client("", "10.0.0.1", &["1.1.1.1"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", "10.0.0.2", &["1.1.1.1"]), "10.0.0.2");
+        assert_eq!(client("10.0.0.1", "10.0.0.1", &["1.1.1.1"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.0/24", "::ffff:10.0.0.7", &["2001:db8::1"]), "2001:db8::1");
+    }
+
+    #[test]
+    fn a_client_cannot_invent_its_address() {
+        assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["9.9.9.9, 1.1.1.1, 10.0.0.2"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["9.9.9.9", "1.1.1.1"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["1.1.1.1, unknown"]), "10.0.0.1");
+        assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["1.1.1.1:4711"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["", "10.0.0.3"]), "10.0.0.3");
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for text in ["nginx", "10.0.0.0/40", "10.0.0.1:80"] {
+            assert!(Proxies::parse(text).unwrap_err().contains(text), "{text}");
+        }
+    }
+}

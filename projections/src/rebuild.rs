@@ -127,11 +127,11 @@ pub async fn prune(store: &Store, projections: &[&'static Projection]) -> Result
     Ok(removed)
 }
 
-/// Builds what this release has in a newer version than the database, until it is done.
+/// Builds what this release has in a newer version than the database, and what can no longer be brought on, for ever.
 pub(crate) async fn upgrade(store: &Store, settings: &Settings) {
     loop {
         match outdated(store).await {
-            Ok(projections) if projections.is_empty() => return,
+            Ok(projections) if projections.is_empty() => {}
             Ok(projections) => {
                 let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
                 tracing::info!(?names, "building newer versions of projections");

@@ -25,8 +25,8 @@ use crate::{metrics, trace};
 
 /// How long a receiver may take to answer.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for what is still to be sent, for each signal.
-const STOP_WITHIN: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for what is still to be sent.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// What sends.
 #[derive(Default)]
@@ -77,17 +77,24 @@ impl Exporters {
         Ok(exporters)
     }
 
-    /// Sends what waits, and ends.
-    pub fn stop(&self) {
-        if let Some(traces) = &self.traces {
-            let _ = traces.shutdown_with_timeout(STOP_WITHIN);
-        }
-        if let Some(logs) = &self.logs {
-            let _ = logs.shutdown_with_timeout(STOP_WITHIN);
-        }
-        if let Some(metrics) = &self.metrics {
-            let _ = metrics.shutdown_with_timeout(STOP_WITHIN);
-        }
+    /// Sends what waits, and ends, within 2 s.
+    pub fn stop(&mut self) {
+        let Self { traces, logs, metrics } = std::mem::take(self);
+        let (stopped, wait) = std::sync::mpsc::channel();
+        let stop = |work: Box<dyn FnOnce() + Send>| {
+            let stopped = stopped.clone();
+            // A receiver that takes the connection and does not answer holds an exporter up beyond any timeout it is given.
+            std::thread::spawn(move || {
+                work();
+                drop(stopped);
+            });
+        };
+        stop(Box::new(move || drop(traces.map(|traces| traces.shutdown_with_timeout(STOP_WITHIN)))));
+        stop(Box::new(move || drop(logs.map(|logs| logs.shutdown_with_timeout(STOP_WITHIN)))));
+        stop(Box::new(move || drop(metrics.map(|metrics| metrics.shutdown_with_timeout(STOP_WITHIN)))));
+        drop(stopped);
+        // Nothing is sent: it ends when all have let go of it.
+        let _: Result<(), _> = wait.recv_timeout(STOP_WITHIN);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 
@@ -18,6 +18,8 @@ const LINES_MAX: usize = 65_536;
 const WRITE_BYTES: usize = 64 * 1024;
 /// How long lines gather before the next write: waking a thread costs whoever logs more than making the line.
 const GATHER: Duration = Duration::from_millis(10);
+/// How often lines that were dropped are owned up to: a full disk drops that line as well.
+const OWN_UP_EVERY: Duration = Duration::from_secs(10);
 /// How long the end of the process waits for what is still to be written.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -100,7 +102,8 @@ struct Writer {
 impl Writer {
     /// Until the last sink is gone.
     fn run(mut self, messages: &Receiver<Message>) {
-        let (mut lines, mut count, mut owned_up, mut failing) = (Vec::with_capacity(WRITE_BYTES), 0, 0, false);
+        let (mut lines, mut count, mut failing) = (Vec::with_capacity(WRITE_BYTES), 0, false);
+        let (mut owned_up, mut told) = (0, None::<Instant>);
         while let Ok(first) = messages.recv() {
             let mut next = Some(first);
             while let Some(message) = next {
@@ -130,9 +133,9 @@ impl Writer {
             self.write(&mut lines, &mut count, &mut failing);
             std::thread::sleep(GATHER);
             let dropped = self.dropped.load(Relaxed);
-            if dropped > owned_up {
+            if dropped > owned_up && told.is_none_or(|told| told.elapsed() >= OWN_UP_EVERY) {
                 tracing::warn!(sink = self.name, lines = dropped - owned_up, "log lines were dropped");
-                owned_up = dropped;
+                (owned_up, told) = (dropped, Some(Instant::now()));
             }
         }
     }
@@ -160,8 +163,6 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::telemetry::rotate::Limits;
 

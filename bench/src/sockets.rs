@@ -52,7 +52,9 @@ pub struct Sockets {
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        self.readers.take().map(Runtime::shutdown_background);
+        if let Some(readers) = self.readers.take() {
+            readers.shutdown_background();
+        }
     }
 }
 

@@ -63,7 +63,7 @@ impl Bus {
             .reconnect_delay_callback(|attempts| Duration::from_millis(50 * attempts.min(20) as u64))
             .connect(&settings.nats_url)
             .await
-            .map_err(|e| Error::Settings(format!("nats_url {}: {e}", settings.nats_url)))?;
+            .map_err(|e| Error::Settings(format!("nats_url: {e}")))?;
         let context = jetstream::context::ContextBuilder::new()
             .timeout(Duration::from_secs(5))
             .ack_timeout(Duration::from_secs(5))

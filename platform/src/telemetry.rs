@@ -206,7 +206,9 @@ impl Settings {
         // Its own file is for nothing else.
         let own_file = if self.access_log_file.as_os_str().is_empty() { "" } else { ",http=info" };
         let directives = format!("{base}{own_file},{}", self.log_filter);
+        // No expressions: some take more memory than there is.
         EnvFilter::builder()
+            .with_regex(false)
             .parse(directives.trim_end_matches(','))
             .map_err(|error| Error::Filter { filter: self.log_filter.clone(), reason: error.to_string() })
     }

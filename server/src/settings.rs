@@ -205,10 +205,16 @@ impl Settings {
 
 /// A URL as it may be shown.
 pub fn without_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
+    let shown = match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
         Some((scheme, (user, host))) => format!("{scheme}://{}:***@{host}", user.split(':').next().unwrap_or_default()),
         None => url.to_owned(),
-    }
+    };
+    let Some((place, query)) = shown.split_once('?') else { return shown };
+    let parameter = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
+        _ => pair.to_owned(),
+    };
+    format!("{place}?{}", query.split('&').map(parameter).collect::<Vec<_>>().join("&"))
 }
 
 /// The names of a crate's settings: those of its defaults.
@@ -252,6 +258,8 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(without_password("postgres://docket:secret@db:5432/docket"), "postgres://docket:***@db:5432/docket");
         assert_eq!(without_password("sqlite:data/docket.db"), "sqlite:data/docket.db");
+        let in_query = "postgres://docket@db/docket?sslmode=require&password=secret";
+        assert_eq!(without_password(in_query), "postgres://docket:***@db/docket?sslmode=require&password=***");
     }
 
     #[test]

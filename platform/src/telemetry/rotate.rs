@@ -8,7 +8,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -16,6 +16,9 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+
+/// Wait before a file that could not be rotated is rotated; its lines go on into it.
+const ROTATE_AGAIN: Duration = Duration::from_secs(10);
 
 /// When a file is full, and what is kept of those before it.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,10 @@ pub struct RotatingFile {
     /// Packs and removes, aside; ends with the sender.
     keeper: Option<mpsc::Sender<PathBuf>>,
     keeping: Option<std::thread::JoinHandle<()>>,
+    /// When it could not be rotated.
+    failed: Option<Instant>,
+    /// Whether it may end in half a line.
+    torn: bool,
 }
 
 /// What became of the files; whoever holds it owns the log.
@@ -86,7 +93,8 @@ impl RotatingFile {
             }
         })?;
         let (keeper, keeping) = (Some(keeper), Some(keeping));
-        Ok(Self { path: path.to_owned(), limits, file, bytes, lines, day, audit, keeper, keeping })
+        let path = path.to_owned();
+        Ok(Self { path, limits, file, bytes, lines, day, audit, keeper, keeping, failed: None, torn: false })
     }
 
     /// Writes whole lines, `count` of them, together; begins a new file first where they do not fit, or where a day has
@@ -97,11 +105,25 @@ impl RotatingFile {
     pub fn write(&mut self, lines: &[u8], count: u64) -> io::Result<()> {
         let today = date_of(SystemTime::now());
         let full = self.limits.bytes_max > 0 && self.bytes + lines.len() as u64 > self.limits.bytes_max;
-        if self.bytes > 0 && (full || today != self.day) {
-            self.rotate(if full { "size" } else { "day" })?;
+        let due = self.bytes > 0 && (full || today != self.day);
+        if due && self.failed.is_none_or(|failed| failed.elapsed() >= ROTATE_AGAIN) {
+            self.failed = None;
+            if let Err(error) = self.rotate(if full { "size" } else { "day" }) {
+                self.failed = Some(Instant::now());
+                // Not a line of the log, which may be what fails; and the console may fail as well.
+                let _ = writeln!(io::stderr(), "docket: {} cannot be rotated: {error}", self.path.display());
+            }
         }
-        self.day = today;
-        self.file.write_all(lines)?;
+        if self.failed.is_none() {
+            self.day = today;
+        }
+        if std::mem::take(&mut self.torn) {
+            self.file.write_all(b"\n")?;
+        }
+        let written = self.file.write_all(lines);
+        // What comes next shall not be glued to half a line.
+        self.torn = written.is_err();
+        written?;
         self.bytes += lines.len() as u64;
         self.lines += count;
         Ok(())
@@ -119,18 +141,23 @@ impl RotatingFile {
     fn rotate(&mut self, reason: &'static str) -> io::Result<()> {
         let now = Timestamp::now();
         let rotated = with_suffix(&self.path, &format!(".{}", now.strftime("%Y-%m-%dT%H%M%S.%6fZ")));
-        fs::rename(&self.path, &rotated)?;
+        match fs::rename(&self.path, &rotated) {
+            // Somebody else has moved it away, or the new one could not be opened the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.reopen(),
+            renamed => renamed?,
+        }
         let (bytes, lines) = (self.bytes, self.lines);
         // Where no new one can be opened, the lines go on into the old one, under its new name.
         (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
         let name = file_name(&rotated);
-        self.audit.say(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}))?;
+        let said =
+            self.audit.say(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}));
         tracing::info!(file = name, reason, bytes, lines, "log file rotated");
         if let Some(keeper) = &self.keeper {
             // Ends only with us.
             let _ = keeper.send(rotated);
         }
-        Ok(())
+        said
     }
 }
 
@@ -276,6 +303,20 @@ mod tests {
             audit.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["lines"].as_u64().unwrap()).sum();
         let in_last = fs::read_to_string(&path).unwrap().lines().count() as u64;
         assert_eq!(counted + in_last, 500);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docket.log");
+        let mut log = RotatingFile::open(&path, limits(10)).unwrap();
+        log.write(b"gone\n", 1).unwrap();
+        fs::remove_file(&path).unwrap();
+        for line in ["one is there\n", "two is there\n"] {
+            log.write(line.as_bytes(), 1).unwrap();
+        }
+        drop(log);
+        assert_eq!(lines_of(&path), ["one is there", "two is there"]);
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Sink {
 
     /// Queues a line with its end.
     pub fn line(&self, line: impl Into<Bytes>) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Line(line.into())) {
+        if self.queue.try_send(Message::Line(line.into())).is_err() {
             self.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -87,9 +87,16 @@ impl Sink {
     /// Waits, at most 2 s, until what was queued is written.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.queue.send(Message::Flush(done)).is_ok() {
-            let _ = wait.recv_timeout(FLUSH_WITHIN);
+        let (started, mut message) = (Instant::now(), Message::Flush(done));
+        // A queue that stays full is that of a disk or a terminal that takes nothing.
+        while let Err(TrySendError::Full(again)) = self.queue.try_send(message) {
+            if started.elapsed() >= FLUSH_WITHIN {
+                return;
+            }
+            message = again;
+            std::thread::sleep(GATHER);
         }
+        let _ = wait.recv_timeout(FLUSH_WITHIN.saturating_sub(started.elapsed()));
     }
 }
 
@@ -120,7 +127,7 @@ impl Writer {
                         if let Target::File(file) = &mut self.target
                             && let Err(error) = file.reopen()
                         {
-                            eprintln!("docket: log {}: cannot be opened again: {error}", self.name);
+                            self.say(&format!("cannot be opened again: {error}"));
                         }
                     }
                     Message::Flush(done) => {
@@ -152,12 +159,17 @@ impl Writer {
             self.dropped.fetch_add(*count, Relaxed);
             // Once: the console may be what fails, and a full disk fails for long.
             if !*failing && matches!(self.target, Target::File(_)) {
-                eprintln!("docket: log {}: {error}", self.name);
+                self.say(&error.to_string());
             }
         }
         *failing = written.is_err();
         lines.clear();
         *count = 0;
+    }
+
+    /// To the console, which may fail as well: its disk may be the same one.
+    fn say(&self, what: &str) {
+        let _ = writeln!(io::stderr(), "docket: log {}: {what}", self.name);
     }
 }
 

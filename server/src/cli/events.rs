@@ -99,22 +99,31 @@ pub async fn export(export: Export) -> anyhow::Result<u8> {
             head
         }
         Some(path) => {
-            let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-            let (head, file) = if is_packed(path) {
-                let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
-                let head = write_log(&store, &mut output).await?;
-                (head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
-            } else {
-                let mut output = BufWriter::new(file);
-                let head = write_log(&store, &mut output).await?;
-                (head, output.into_inner().map_err(IntoInnerError::into_error)?)
-            };
-            file.sync_all()?;
-            head
+            let written = write_file(&store, path).await;
+            // A part of a log reads like a whole one.
+            if written.is_err() && path.symlink_metadata().is_ok_and(|about| about.is_file()) {
+                let _ = std::fs::remove_file(path);
+            }
+            written?
         }
     };
     eprintln!("{head} events.");
     Ok(0)
+}
+
+async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let (head, file) = if is_packed(path) {
+        let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
+        let head = write_log(store, &mut output).await?;
+        (head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
+    } else {
+        let mut output = BufWriter::new(file);
+        let head = write_log(store, &mut output).await?;
+        (head, output.into_inner().map_err(IntoInnerError::into_error)?)
+    };
+    file.sync_all()?;
+    Ok(head)
 }
 
 /// Every event, a line each; their number.
@@ -143,6 +152,7 @@ async fn alone(common: &Common) -> anyhow::Result<Store> {
 pub async fn restored(common: Common) -> anyhow::Result<u8> {
     let store = alone(&common).await?;
     let head = store.head().await?;
+    ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
     eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
     Ok(0)
 }

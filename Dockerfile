@@ -9,6 +9,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:12.11-slim
 COPY --from=build /out/docket /usr/local/bin/docket
+# What TLS to NATS and to an OTLP receiver is checked against.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 # For embedded mode, whose databases lie in ./data.
 RUN install -d -o 10001 -g 10001 /var/lib/docket
 WORKDIR /var/lib/docket

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+/// Commands or events in memory before they are in the log, whatever the settings say.
+const WAITING_MAX: usize = 1_000_000;
+
 /// Settings of the store, the relay and the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -63,6 +66,11 @@ impl Settings {
             ("connections_max", self.connections_max.into()),
             ("snapshot_every_events", self.snapshot_every_events),
         ];
+        let most =
+            [("append_batch_events_max", self.append_batch_events_max), ("append_queue_max", self.append_queue_max)];
+        if let Some((name, _)) = most.iter().find(|(_, value)| *value > WAITING_MAX) {
+            return Err(Error::Settings(format!("{name} must be at most {WAITING_MAX}")));
+        }
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value < 1) {
             return Err(Error::Settings(format!("{name} must be at least 1")));
         }

@@ -17,6 +17,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long outcomes are told again: whoever asks, however often, costs the dependencies one look a second.
+const OUTCOMES_FOR: Duration = Duration::from_secs(1);
 
 /// The process's own knowledge of its health. Clones share it.
 #[derive(Clone, Default)]
@@ -27,7 +29,11 @@ struct Inner {
     started: AtomicBool,
     draining: AtomicBool,
     checks: Mutex<Vec<Arc<Check>>>,
+    /// Locked while the checks run: those who ask meanwhile take the same outcomes.
+    outcomes: tokio::sync::Mutex<Option<(Instant, Outcomes)>>,
 }
+
+type Outcomes = BTreeMap<&'static str, Outcome>;
 
 type Run = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync;
 
@@ -43,13 +49,15 @@ struct Check {
 struct Report {
     status: &'static str,
     timestamp: Timestamp,
-    checks: BTreeMap<&'static str, Outcome>,
+    checks: Outcomes,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Outcome {
     status: &'static str,
     latency_ms: f64,
+    #[serde(skip)]
+    required: bool,
 }
 
 impl Health {
@@ -59,7 +67,8 @@ impl Health {
     }
 
     /// Adds a check of something that the process depends on; it has 2 s to answer. A failing check that is `required`
-    /// makes the process not ready; another one only degraded. Its error goes to the log and not to the client.
+    /// makes the process not ready; another one only degraded. Its error goes to the log and not to the client. However
+    /// often readiness is asked for, checks run at most once a second.
     pub fn register<C, F>(&self, name: &'static str, check: C, required: bool)
     where
         C: Fn() -> F + Send + Sync + 'static,
@@ -85,24 +94,21 @@ impl Health {
     pub fn router(&self) -> Router {
         let (startup, ready) = (self.clone(), self.clone());
         Router::new()
-            .route("/health/live", get(async || answer(StatusCode::OK, "ok", BTreeMap::new())))
+            .route("/health/live", get(async || answer(StatusCode::OK, "ok", Outcomes::new())))
             .route("/health/startup", get(async move || startup.startup()))
             .route("/health/ready", get(async move || ready.ready().await))
     }
 
     fn startup(&self) -> Response {
         match self.0.started.load(Ordering::Acquire) {
-            true => answer(StatusCode::OK, "ok", BTreeMap::new()),
-            false => answer(StatusCode::SERVICE_UNAVAILABLE, "starting", BTreeMap::new()),
+            true => answer(StatusCode::OK, "ok", Outcomes::new()),
+            false => answer(StatusCode::SERVICE_UNAVAILABLE, "starting", Outcomes::new()),
         }
     }
 
     async fn ready(&self) -> Response {
-        let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let outcomes = join_all(checks.iter().map(|check| check.outcome())).await;
-        let failed = |required| {
-            checks.iter().zip(&outcomes).any(|(check, outcome)| check.required == required && outcome.status != "ok")
-        };
+        let outcomes = self.outcomes().await;
+        let failed = |required| outcomes.values().any(|check| check.required == required && check.status != "ok");
         let (code, status) = if self.0.draining.load(Ordering::Acquire) {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
         } else if !self.0.started.load(Ordering::Acquire) {
@@ -114,7 +120,19 @@ impl Health {
         } else {
             (StatusCode::OK, "ready")
         };
-        answer(code, status, checks.iter().map(|check| check.name).zip(outcomes).collect())
+        answer(code, status, outcomes)
+    }
+
+    async fn outcomes(&self) -> Outcomes {
+        let mut last = self.0.outcomes.lock().await;
+        if let Some((_, outcomes)) = last.as_ref().filter(|(at, _)| at.elapsed() < OUTCOMES_FOR) {
+            return outcomes.clone();
+        }
+        let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let outcomes = join_all(checks.iter().map(|check| async { (check.name, check.outcome().await) })).await;
+        let outcomes: Outcomes = outcomes.into_iter().collect();
+        *last = Some((Instant::now(), outcomes.clone()));
+        outcomes
     }
 }
 
@@ -134,11 +152,11 @@ impl Check {
             Ok(()) if before => tracing::info!(check = self.name, "health check is good again"),
             _ => {}
         }
-        Outcome { status: if result.is_ok() { "ok" } else { "failed" }, latency_ms }
+        Outcome { status: if result.is_ok() { "ok" } else { "failed" }, latency_ms, required: self.required }
     }
 }
 
-fn answer(code: StatusCode, status: &'static str, checks: BTreeMap<&'static str, Outcome>) -> Response {
+fn answer(code: StatusCode, status: &'static str, checks: Outcomes) -> Response {
     let report = Report { status, timestamp: Timestamp::now(), checks };
     (code, [(CACHE_CONTROL, "no-store")], Json(report)).into_response()
 }
@@ -188,8 +206,31 @@ mod tests {
         assert_eq!(report["checks"]["bus"]["status"], "failed");
         assert!(report["checks"]["bus"]["latency_ms"].is_f64());
         assert!(!report.to_string().contains("password"), "errors are for the log");
+    }
+
+    #[tokio::test]
+    async fn what_is_required_and_fails_makes_it_not_ready() {
+        let health = Health::new();
+        health.set_started();
         health.register("disk", async || Err("full".to_owned()), true);
         let (status, report) = probe(&health, "/health/ready").await;
         assert_eq!((status, &report["status"]), (503, &Value::from("unavailable")));
+    }
+
+    #[tokio::test]
+    async fn the_dependencies_are_asked_once_a_second() {
+        static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let health = Health::new();
+        let check = async || {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(())
+        };
+        health.register("store", check, true);
+        join_all((0..50).map(|_| probe(&health, "/health/ready"))).await;
+        assert_eq!(ASKED.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(OUTCOMES_FOR).await;
+        probe(&health, "/health/ready").await;
+        assert_eq!(ASKED.load(Ordering::Relaxed), 2);
     }
 }

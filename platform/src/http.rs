@@ -33,8 +33,10 @@ use crate::problem::Problem;
 use crate::proxies::Proxies;
 use crate::request_id::{Context, X_REQUEST_ID};
 use crate::shutdown::Shutdown;
+use crate::telemetry::access::{Access, Asked};
 use crate::telemetry::access_log;
-use crate::trace;
+use crate::telemetry::redact::redact;
+use crate::trace::{self, Open};
 
 /// How long a request's headers may take to arrive; also how long a connection may idle between requests.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -157,48 +159,76 @@ async fn guard(request: Request, next: Next) -> Response {
         request.map(|body| if body.is_end_stream() { body } else { axum::body::Body::new(ReadToEnd(body)) });
     DefaultBodyLimit::max(BODY_BYTES_MAX).apply(&mut request);
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map(MatchedPath::as_str);
+    let name = route.as_ref().map_or("", MatchedPath::as_str);
     let (headers, method) = (request.headers(), request.method());
-    let span = trace::server(|| format!("{method} {}", route.unwrap_or("")), headers);
+    let span = trace::server(|| format!("{method} {name}"), headers);
+    let context = Context::new(headers, span.context());
+    let id = context.id().clone();
     span.describe(|| {
         vec![
             KeyValue::new("http.request.method", method.to_string()),
-            KeyValue::new("http.route", route.unwrap_or("").to_owned()),
-            KeyValue::new("url.path", request.uri().path().to_owned()),
+            KeyValue::new("http.route", name.to_owned()),
+            KeyValue::new("url.path", redact(request.uri().path()).into_owned()),
+            KeyValue::new("docket.request_id", id.to_str().unwrap_or_default().to_owned()),
         ]
     });
-    let context = Context::new(headers, span.context());
-    let id = context.id().clone();
-    let active = Active::begin(method);
     let access = access_log().and_then(|log| Some((log, log.begin(&request)?)));
+    let answering = Answering { active: Active::begin(method), route, span, access, is_answered: false };
     let mut response = context
         .scope(async {
+            let answering = answering;
             let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => as_problem(response).await,
                 // The panic hook has logged it.
                 Err(_) => Problem::internal().into_response(),
             };
-            if let Some((log, asked)) = access {
-                log.end(&asked, &response);
-            }
+            answering.end(&response);
             response
         })
         .await;
-    active.end(route, &response);
-    let status = response.status();
-    span.describe(|| {
-        vec![
-            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
-            KeyValue::new("docket.request_id", id.to_str().unwrap_or_default().to_owned()),
-        ]
-    });
-    if status.is_server_error() {
-        span.failed(status.canonical_reason().unwrap_or_default());
-    }
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// A request on its way to an answer. Dropped without one, its client has gone (or the drain's deadline has come): it is
+/// counted and logged all the same, under nginx's status 499.
+struct Answering {
+    active: Active,
+    route: Option<MatchedPath>,
+    span: Open,
+    access: Option<(&'static Access, Asked)>,
+    is_answered: bool,
+}
+
+impl Answering {
+    fn end(mut self, response: &Response) {
+        self.is_answered = true;
+        self.tell(response);
+    }
+
+    fn tell(&self, response: &Response) {
+        if let Some((log, asked)) = &self.access {
+            log.end(asked, response);
+        }
+        self.active.end(self.route.as_ref().map(MatchedPath::as_str), response);
+        let status = response.status();
+        self.span.describe(|| vec![KeyValue::new("http.response.status_code", i64::from(status.as_u16()))]);
+        if status.is_server_error() {
+            self.span.failed(status.canonical_reason().unwrap_or_default());
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let mut nobody_to_answer = Response::default();
+            *nobody_to_answer.status_mut() = StatusCode::from_u16(499).expect("a status has three digits");
+            self.tell(&nobody_to_answer);
+        }
+    }
 }
 
 /// Axum's own refusals are plain text; clients were promised problems.

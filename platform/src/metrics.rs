@@ -17,6 +17,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
+use crate::request_id;
 use crate::telemetry::sink::Sink;
 
 /// Buckets of durations, in seconds: from what a cache answers to what a client gives up on.
@@ -81,21 +82,17 @@ async fn page() -> Response {
 /// A request that is being answered; counted until dropped.
 pub(crate) struct Active(Method, Instant);
 
-/// Put into an answer that waited because it was asked to (a long poll): its time says nothing of the server.
-#[derive(Clone, Copy)]
-pub struct Waited;
-
 impl Active {
     pub(crate) fn begin(method: &Method) -> Self {
         ACTIVE.fetch_add(1, Relaxed);
         Self(method.clone(), Instant::now())
     }
 
-    /// Counts the answer, unless it is the beginning of a stream or was made to wait.
+    /// Counts the answer, unless it is the beginning of a stream or was asked to wait. Call it within the request's scope.
     pub(crate) fn end(&self, route: Option<&str>, response: &Response) {
         let streams = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
         let status = response.status();
-        if streams || status == StatusCode::SWITCHING_PROTOCOLS || response.extensions().get::<Waited>().is_some() {
+        if streams || status == StatusCode::SWITCHING_PROTOCOLS || request_id::waits() {
             return;
         }
         let attributes = [

@@ -1,6 +1,7 @@
 //! Who asked: the request's id, trace and user, known to everything that runs for the request.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -23,7 +24,14 @@ tokio::task_local! {
 pub struct Context {
     id: HeaderValue,
     trace: Option<Trace>,
-    user: Arc<OnceLock<String>>,
+    told: Arc<Told>,
+}
+
+/// What handlers tell of the request that they answer.
+#[derive(Default)]
+struct Told {
+    user: OnceLock<String>,
+    waits: AtomicBool,
 }
 
 impl Context {
@@ -33,7 +41,7 @@ impl Context {
         let id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
         let given = || headers.contains_key("traceparent").then(|| trace::of_headers(headers)).flatten();
         let trace = trace.cloned().or_else(given);
-        Self { id: id.unwrap_or_else(make), trace, user: Arc::default() }
+        Self { id: id.unwrap_or_else(make), trace, told: Arc::default() }
     }
 
     /// The id, as the answer's header carries it.
@@ -64,12 +72,22 @@ pub fn current_traceparent() -> Option<String> {
 
 /// The principal that the request's token names, once that is known.
 pub fn current_user() -> Option<String> {
-    CURRENT.try_with(|context| context.user.get().cloned()).ok().flatten()
+    CURRENT.try_with(|context| context.told.user.get().cloned()).ok().flatten()
 }
 
 /// Makes the principal known, for the access log.
 pub fn set_user(subject: &str) {
-    let _ = CURRENT.try_with(|context| drop(context.user.set(subject.to_owned())));
+    let _ = CURRENT.try_with(|context| drop(context.told.user.set(subject.to_owned())));
+}
+
+/// Says that the answer waits because that was asked for (a long poll): its time says nothing of the server.
+pub fn set_waits() {
+    let _ = CURRENT.try_with(|context| context.told.waits.store(true, Relaxed));
+}
+
+/// Whether [`set_waits`] was said.
+pub(crate) fn waits() -> bool {
+    CURRENT.try_with(|context| context.told.waits.load(Relaxed)).unwrap_or(false)
 }
 
 /// Takes the present request's identity along, for a future that is spawned or polled elsewhere (a streamed body).

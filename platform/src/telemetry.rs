@@ -183,6 +183,7 @@ impl Settings {
             let got = &self.otlp_endpoint;
             return Err(Error::Otlp(format!("`{got}` must be a URL such as http://127.0.0.1:4318")));
         }
+        otlp::headers(&self.otlp_headers).map_err(Error::Value)?;
         Ok(())
     }
 
@@ -283,11 +284,14 @@ pub fn init(settings: &Settings, roles: &str) -> Result<Telemetry, Error> {
         }
         console = Some(sink);
     }
-    // A text line belongs on the console as it is; JSON goes the way of all events, to every sink.
+    // A text line belongs on the console as it is; JSON goes the way of all events, to every sink, or to its own file.
     let access = settings
         .access_format(pretty)
         .map(|format| {
             let in_colour = colour && access_file.is_none();
+            if format == "json" {
+                sinks.access = access_file.clone();
+            }
             Access::new(format, access_file.or(console), &settings.access_log_skip, in_colour)
         })
         .transpose()

@@ -68,13 +68,13 @@ impl Fold {
             for event in &streams[id] {
                 self.apply(&mut after, event)?;
             }
-            Ok(Change { before, after: Arc::new(after) })
+            Ok(Change::of(before, Arc::new(after)))
         };
         if events.len() < MANY {
-            return arrival.iter().map(change).collect();
+            return arrival.iter().filter_map(|id| change(id).transpose()).collect();
         }
         // Orders do not know of each other: each core takes its part.
-        arrival.par_iter().map(change).collect()
+        arrival.par_iter().filter_map(|id| change(id).transpose()).collect()
     }
 
     /// Folds one event, or passes over it.

@@ -82,7 +82,7 @@ impl OrderState {
         }
         let event: Event = serde_json::from_str(&recorded.payload).map_err(|e| failed(e.to_string()))?;
         let at = occurred_at(recorded);
-        if self.version == 0 {
+        if !self.exists() {
             self.order_id = recorded.aggregate_id.to_string();
             self.placed_at = at;
         }
@@ -100,7 +100,12 @@ impl OrderState {
         self.position = recorded.position;
     }
 
-    /// The owner; empty where foreign code wrote a stream that does not begin with `OrderCreated`.
+    /// Whether there is an order: events alone, without an `OrderCreated` that could be read, do not make one.
+    pub fn exists(&self) -> bool {
+        self.order.customer_id.is_some()
+    }
+
+    /// The owner; empty where there is no order.
     pub fn customer_id(&self) -> &str {
         self.order.customer_id.as_ref().map_or("", |id| id.as_str())
     }

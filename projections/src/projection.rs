@@ -15,6 +15,13 @@ pub struct Change {
     pub after: Arc<OrderState>,
 }
 
+impl Change {
+    /// `None` where there is no order: a stream whose `OrderCreated` is missing, or was discarded, is in no read model.
+    pub fn of(before: Option<Arc<OrderState>>, after: Arc<OrderState>) -> Option<Self> {
+        after.exists().then(|| Self { before: before.filter(|before| before.exists()), after })
+    }
+}
+
 /// Rows for one table; keys are distinct.
 pub type Rows = (&'static Table, Vec<Vec<Value>>);
 

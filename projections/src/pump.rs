@@ -342,7 +342,7 @@ impl Pump {
             }
         }
         let changes: Vec<_> = match order.position >= row.position {
-            true => vec![Change { before, after: order.into() }],
+            true => Change::of(before, order.into()).into_iter().collect(),
             false => Vec::new(),
         };
         let mut tx = self.store.db().begin().await?;

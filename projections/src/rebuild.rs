@@ -108,22 +108,57 @@ pub async fn rebuild(
     }
 }
 
-/// Removes the generations that served before and those that no rebuild will finish; their number.
+/// What a rebuild would do with one projection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// The projection.
+    pub name: &'static str,
+    /// The generation that would serve.
+    pub generation: i64,
+    /// Where it begins: 0, or where a killed rebuild or the older generation stands.
+    pub position: i64,
+}
+
+/// What [`rebuild`] would do now. Nothing is changed.
+///
+/// # Errors
+/// What would end the rebuild before its first event.
+pub async fn plan(store: &Store, projections: &[&'static Projection], from: From) -> Result<Vec<Planned>, Error> {
+    let _leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
+    let mut tx = store.db().begin().await?;
+    // Never committed.
+    let (members, _) = members(&mut tx, store, projections, from).await?;
+    let planned = |(member, position): (Member, i64)| Planned {
+        name: member.projection.name,
+        generation: member.generation,
+        position,
+    };
+    Ok(members.into_iter().map(planned).collect())
+}
+
+/// Removes the generations that served before and those that no rebuild will finish, or only names them: projections
+/// and generations.
 ///
 /// # Errors
 /// [`Error::Busy`] while a rebuild runs.
-pub async fn prune(store: &Store, projections: &[&'static Projection]) -> Result<usize, Error> {
+pub async fn prune(
+    store: &Store,
+    projections: &[&'static Projection],
+    dry_run: bool,
+) -> Result<Vec<(&'static str, i64)>, Error> {
     let _leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
-    let mut removed = 0;
+    let mut removed = Vec::new();
     for row in checkpoints(&mut tx).await?.iter().filter(|row| row.state != LIVE) {
         if let Some(projection) = projections.iter().find(|projection| projection.name == row.projection) {
             remove(&mut tx, projection, row.generation).await?;
-            removed += 1;
+            removed.push((projection.name, row.generation));
         }
     }
-    tx.commit().await?;
+    if !dry_run {
+        tx.commit().await?;
+    }
     Ok(removed)
 }
 
@@ -179,7 +214,6 @@ struct Build<'a> {
 }
 
 impl<'a> Build<'a> {
-    /// Finds the generations to go on with, or makes them.
     async fn begin(
         store: &'a Store,
         settings: &Settings,
@@ -188,47 +222,8 @@ impl<'a> Build<'a> {
     ) -> Result<Self, Error> {
         crate::generation::prepare(store).await?;
         let mut tx = store.db().begin().await?;
-        tx.lock_checkpoints().await?;
-        let head = store.head().await?;
-        let left_out = left_out(&mut tx).await?;
-        let begun = match from {
-            From::Log => BUILDING,
-            From::Older => RETURNING,
-        };
-        let mut known = Vec::new();
-        for row in checkpoints(&mut tx).await? {
-            let own = projections.iter().find(|projection| projection.name == row.projection);
-            match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
-                // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
-                Some(own)
-                    if row.state != begun || row.version != own.version || row.is_of(store, head).await.is_err() =>
-                {
-                    remove(&mut tx, own, row.generation).await?;
-                }
-                _ => known.push(row),
-            }
-        }
-        let mut members = Vec::new();
-        for &projection in projections {
-            let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
-            if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from == From::Log) {
-                let (name, version) = (live.projection.clone(), live.version);
-                return Err(Error::Newer { projection: name, version, known: projection.version });
-            }
-            let (generation, position) = match (own(begun), from) {
-                (Some(begun), _) => (begun.generation, begun.position),
-                (None, From::Older) => {
-                    let older = own(OLD).filter(|row| row.version == projection.version);
-                    let older = older.ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
-                    older.is_of(store, head).await?;
-                    set_state(&mut tx, projection.name, older.generation, RETURNING).await?;
-                    (older.generation, older.position)
-                }
-                (None, From::Log) => (create(&mut tx, projection, &known).await?, 0),
-            };
-            members.push((Member { projection, generation }, position));
-        }
-        let epoch = take_over(&mut tx, &[begun]).await?;
+        let (members, left_out) = members(&mut tx, store, projections, from).await?;
+        let epoch = take_over(&mut tx, &[from.state()]).await?;
         tx.commit().await?;
         let nobody_projects = store.try_lead("projections").await?.is_some();
         let end = if nobody_projects { Some(store.head().await?) } else { None };
@@ -423,6 +418,61 @@ impl Drop for Writing {
             writing.abort();
         }
     }
+}
+
+impl From {
+    /// The state of a generation that is on its way.
+    fn state(self) -> &'static str {
+        match self {
+            Self::Log => BUILDING,
+            Self::Older => RETURNING,
+        }
+    }
+}
+
+/// Finds the generations to go on with, or makes them; and what is left out of them.
+async fn members(
+    tx: &mut Tx,
+    store: &Store,
+    projections: &[&'static Projection],
+    from: From,
+) -> Result<(Vec<(Member, i64)>, LeftOut), Error> {
+    tx.lock_checkpoints().await?;
+    let head = store.head().await?;
+    let left_out = left_out(tx).await?;
+    let begun = from.state();
+    let mut known = Vec::new();
+    for row in checkpoints(tx).await? {
+        let own = projections.iter().find(|projection| projection.name == row.projection);
+        match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
+            // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
+            Some(own) if row.state != begun || row.version != own.version || row.is_of(store, head).await.is_err() => {
+                remove(tx, own, row.generation).await?;
+            }
+            _ => known.push(row),
+        }
+    }
+    let mut members = Vec::new();
+    for &projection in projections {
+        let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
+        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from == From::Log) {
+            let (name, version) = (live.projection.clone(), live.version);
+            return Err(Error::Newer { projection: name, version, known: projection.version });
+        }
+        let (generation, position) = match (own(begun), from) {
+            (Some(begun), _) => (begun.generation, begun.position),
+            (None, From::Older) => {
+                let older = own(OLD).filter(|row| row.version == projection.version);
+                let older = older.ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
+                older.is_of(store, head).await?;
+                set_state(tx, projection.name, older.generation, RETURNING).await?;
+                (older.generation, older.position)
+            }
+            (None, From::Log) => (create(tx, projection, &known).await?, 0),
+        };
+        members.push((Member { projection, generation }, position));
+    }
+    Ok((members, left_out))
 }
 
 fn gone(error: JoinError) -> Error {

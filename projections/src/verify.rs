@@ -293,7 +293,7 @@ fn whole_orders(fold: &Fold, events: &[RecordedEvent], position: i64) -> Result<
     for event in events.iter().filter(|event| event.position <= position && !fold.left_out.parks(event)) {
         fold.apply(orders.entry(&event.aggregate_id).or_default(), event)?;
     }
-    Ok(orders.into_values().map(|after| Change { before: None, after: after.into() }).collect())
+    Ok(orders.into_values().filter_map(|after| Change::of(None, after.into())).collect())
 }
 
 /// The row of one order, folded again.

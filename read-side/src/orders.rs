@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
+use projections::dead_letters;
 use projections::order::{ORDER, OrderState, occurred_at, payload_view, rfc3339};
 use projections::order_details;
 use projections::order_summaries::{self, Cursor, OrderSummary, Sort};
@@ -228,6 +229,7 @@ async fn order_as_of(
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
         _ => return Err(invalid("as_of", "a version (1, 2, …) or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z")),
     };
+    let discarded = dead_letters::discarded(state.store.db()).await.map_err(unavailable)?;
     let mut order = OrderState::default();
     'history: loop {
         let page = state.store.read_stream(ORDER, id, order.version, to, EVENTS_PAGE).await.map_err(unavailable)?;
@@ -236,13 +238,16 @@ async fn order_as_of(
             if occurred_at(&event) > until {
                 break 'history;
             }
-            order.apply(&event).map_err(unreadable)?;
+            match discarded.contains(&event.position) {
+                true => order.pass_over(&event),
+                false => drop(order.apply(&event).map_err(unreadable)?),
+            }
         }
         if last {
             break;
         }
     }
-    if order.version == 0 || !principal.may_see(order.customer_id()) {
+    if !order.exists() || !principal.may_see(order.customer_id()) {
         return Err(no_such_order());
     }
     if to != i64::MAX && order.version < to {
@@ -281,7 +286,7 @@ struct HistoryEvent {
     #[serde(rename = "type")]
     event_type: String,
     occurred_at: String,
-    /// Amounts of money are decimal strings.
+    /// Amounts of money are decimal strings. Null where the event cannot be read.
     payload: Value,
 }
 
@@ -309,22 +314,21 @@ async fn history(
     // The first event names the owner and the currency, which never change.
     let first = state.store.read_stream(ORDER, &id, 0, 1, 1).await.map_err(unavailable)?;
     let mut order = OrderState::default();
-    if let Some(first) = first.first() {
-        order.apply(first).map_err(unreadable)?;
-    }
-    if order.version == 0 || !principal.may_see(order.customer_id()) {
+    if !first.first().is_some_and(|first| order.apply(first).is_ok() && order.exists())
+        || !principal.may_see(order.customer_id())
+    {
         return Err(no_such_order());
     }
     let after = query.after.unwrap_or(0).max(0);
     let events = state.store.read_stream(ORDER, &id, after, i64::MAX, limit).await.map_err(unavailable)?;
     let mut items = Vec::with_capacity(events.len());
     for event in events {
-        let payload = serde_json::from_str(&event.payload).map_err(unreadable)?;
         items.push(HistoryEvent {
             version: event.sequence,
             position: event.position,
             occurred_at: rfc3339(occurred_at(&event)),
-            payload: payload_view(&payload, order.order.currency),
+            payload: serde_json::from_str(&event.payload)
+                .map_or(Value::Null, |payload| payload_view(&payload, order.order.currency)),
             event_type: event.event_type.into(),
         });
     }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use platform::telemetry::redact::redact;
 use projections::dead_letters::Decision;
 
 use crate::settings::Settings;
@@ -212,8 +213,8 @@ struct Verify {
     /// Which; every one where none is named.
     projections: Vec<String>,
     /// Check only so many orders, drawn by lot: quick, whatever the length of the log. Sums cannot be checked so.
-    #[arg(long, value_name = "ORDERS")]
-    sample: Option<usize>,
+    #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(1..))]
+    sample: Option<u32>,
     /// Print so many differences of each read model.
     #[arg(long, value_name = "N", default_value_t = 10)]
     first: usize,
@@ -353,7 +354,7 @@ pub async fn main() -> u8 {
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("docket: {}", told_once(&error));
+        eprintln!("docket: {}", redact(&told_once(&error)));
         if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILED }
     })
 }

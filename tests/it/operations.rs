@@ -12,7 +12,11 @@ use tests::listener::{Listener, Transport};
 use tests::process::POLL;
 use tests::system::{Docket, Mode, TestSystem};
 
-tests::stories![the_log_level_changes_while_running, every_metric_is_in_the_docs];
+tests::stories![
+    the_log_level_changes_while_running,
+    who_goes_before_the_answer_is_counted,
+    every_metric_is_in_the_docs
+];
 
 /// A request that its caller wants traced, whatever the sampling says.
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -155,6 +159,38 @@ async fn the_log_level_changes_while_running(system: TestSystem) {
     assert_eq!(debug(), 2);
 }
 
+/// A request whose client gives up has a line and a count, with the status that nginx gives it; a long poll that is left
+/// says nothing of the server's time.
+async fn who_goes_before_the_answer_is_counted(system: TestSystem) {
+    system.put("/v1/admin/log-level").json(json!({"level": "http"})).send().await.expect(200);
+    let given_up = |path: &str, id: &str| {
+        let request = system.get(path).header("x-request-id", id).try_send();
+        tokio::time::timeout(Duration::from_millis(300), request)
+    };
+    given_up("/v1/orders?min_position=999999&wait_ms=9000", "gone").await.expect_err("it waits for what never comes");
+    let cursor = system.get("/v1/poll?channel=orders&wait=0").send().await.expect(200).json()["cursor"].clone();
+    let poll = format!("/v1/poll?channel=orders&wait=20&cursor={}", cursor.as_str().expect("a cursor"));
+    given_up(&poll, "left").await.expect_err("it waits");
+    let docket = &system.dockets[0];
+    for id in ["gone", "left"] {
+        let logged = || async {
+            lines(docket).iter().any(|line| {
+                (&line["request_id"], &line["http.response.status_code"], &line["user.id"])
+                    == (&json!(id), &json!(499), &json!("tests"))
+            })
+        };
+        until(&format!("{id} is logged"), logged).await;
+    }
+    let metrics = docket.metrics().await;
+    let counted = |route: &str| {
+        let is = |line: &&str| {
+            line.contains("request_duration_seconds_count") && line.contains("\"499\"") && line.contains(route)
+        };
+        metrics.lines().filter(is).count()
+    };
+    assert_eq!((counted("/v1/orders"), counted("/v1/poll")), (1, 0), "{metrics}");
+}
+
 /// Everything that a process logs goes to a file that rotates, errors to another, requests to a third.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_files_rotate_under_load() {
@@ -193,6 +229,24 @@ async fn log_files_rotate_under_load() {
     let files = std::fs::read_dir(folder.path()).expect("readable").count();
     assert!(files > 8, "{files} files");
     assert!(system.dockets[0].log().lines().all(|line| !line.starts_with('{')), "nothing on the console");
+}
+
+/// The access log as JSON, in a file of its own, and nowhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_log_has_its_own_file_as_json_too() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("access.log");
+    let mut system = TestSystem::builder(Mode::Embedded)
+        .setting("DOCKET_ACCESS_LOG_FILE", &file.display().to_string())
+        .setting("DOCKET_ACCESS_LOG", "json")
+        .start()
+        .await;
+    system.post("/v1/orders").header("x-request-id", "as-json").json(order("o-1")).send().await.expect(201);
+    system.terminate().await;
+    let line = rotated(&file).into_iter().find(|line| line.contains("as-json")).expect("a line");
+    let line: Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!((&line["url.path"], &line["http.response.status_code"]), (&json!("/v1/orders"), &json!(201)));
+    assert!(!system.dockets[0].log().contains("as-json"), "not on the console");
 }
 
 /// The lines of a log and of what was rotated, the oldest first.
@@ -391,6 +445,8 @@ async fn postgres_away_is_503_and_comes_back() {
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let refused = system.get("/v1/orders").send().await.expect(503);
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let not_ready = || async { system.get("/health/ready").anonymous().send().await.status == 503 };
+    until("it is not ready", not_ready).await;
     let ready = system.get("/health/ready").anonymous().send().await.expect(503).json();
     assert_eq!((&ready["status"], &ready["checks"]["database"]["status"]), (&json!("unavailable"), &json!("failed")));
     assert!(ready["checks"]["database"]["latency_ms"].is_number(), "{ready}");

@@ -21,6 +21,7 @@ tests::stories![
     a_row_changed_by_hand_is_found_and_mended,
     an_older_generation_can_come_back,
     a_poisoned_event_parks_one_order,
+    a_discarded_beginning_makes_no_order,
     a_dead_letter_does_not_stop_a_release,
     releases_of_two_versions_do_not_fight,
     a_new_projection_is_built_beside_the_others,
@@ -197,6 +198,15 @@ async fn an_older_generation_can_come_back(system: TestSystem) {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no older generation"));
     system.cli(&["replay", "sales", "products"]).await;
     loaded(&system, "second").await;
+    for (arguments, tells) in [
+        (&["replay", "sales", "--rollback", "--dry-run"][..], "sales: generation 1 would be brought from position"),
+        (&["replay", "sales", "--dry-run"], "sales: generation 3 would be brought from position 0 to"),
+        (&["replay", "--all", "--prune", "--dry-run"], "products: generation 1 would be removed"),
+    ] {
+        let told = system.cli(arguments).await;
+        assert!(told.contains(tells), "{told}");
+    }
+    assert_eq!(status(&system, "sales").await["generation"], 2, "only told");
     system.cli(&["replay", "sales", "--rollback"]).await;
     let sales = status(&system, "sales").await;
     assert_eq!((&sales["generation"], &sales["older_generation"]), (&json!(1), &json!(2)));
@@ -260,18 +270,19 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
     assert_eq!((&letter["order_id"], &letter["sequence"]), (&json!("sick"), &json!(3)), "{letter}");
     system.settled().await;
-    let health = system.get("/health/ready").send().await.expect(200).json();
-    assert_eq!(
-        (&health["status"], &health["checks"]["dead_letters"]["status"]),
-        (&json!("degraded"), &json!("failed"))
-    );
+    let health = async || Some(system.get("/health/ready").send().await.expect(200).json());
+    let degraded = async || health().await.filter(|health| health["status"] == "degraded");
+    let health = until("readiness says so", degraded).await;
+    assert_eq!(health["checks"]["dead_letters"]["status"], "failed");
     assert_eq!(list_orders(system.reader(), "&q=well-").await.len(), 500);
     let sick = system.get("/v1/orders/sick").send().await.expect(200).json();
     assert_eq!(sick["version"], 2, "the order is as before the event");
     system.cli(&["verify"]).await;
     let position = letter["position"].to_string();
-    let refused = system.try_cli(&["replay", "--all"]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild skips nothing");
+    for arguments in [&["replay", "--all"][..], &["replay", "--all", "--dry-run"]] {
+        let refused = system.try_cli(arguments).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild skips nothing");
+    }
     // Nothing is mended yet: it is parked again.
     system.cli(&["dead-letters", "retry", &position]).await;
     until("it was tried again", async || {
@@ -296,6 +307,10 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     })
     .await;
     assert_eq!(lost["total"], "7.00");
+    let then = system.get("/v1/orders/lost?as_of=3").send().await.expect(200).json();
+    assert_eq!((&then["version"], &then["total"]), (&json!(3), &json!("1.00")), "{then}");
+    let history = system.get("/v1/orders/lost/events").send().await.expect(200).json();
+    assert_eq!((&history["items"][2]["payload"], history["items"][3]["payload"].is_object()), (&json!(null), true));
     system.cli(&["verify"]).await;
     // And so do those who listen to it.
     let path = "/v1/poll?channel=order:lost&wait=10";
@@ -312,6 +327,45 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     system.cli(&["replay", "--all"]).await;
     let again = system.get("/v1/orders/lost").send().await.expect(200).json();
     assert_eq!((&again["version"], again["lines"].as_array().map(Vec::len)), (&json!(6), Some(2)), "{again}");
+    system.cli(&["verify"]).await;
+}
+
+/// Events of an order that was never created, as far as anybody can read, are no order.
+async fn a_discarded_beginning_makes_no_order(system: TestSystem) {
+    system.post("/v1/orders").json(json!({"order_id": "sound", "customer_id": "c"})).send().await.expect(201);
+    foreign_event(&system, "phantom", 1, "{}").await;
+    foreign_event(&system, "phantom", 2, r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#).await;
+    let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    until("it is discarded", async || {
+        let letter = dead_letters(&system).await.pop().expect("it stays in the list");
+        (letter["state"] == "discarded").then_some(())
+    })
+    .await;
+    foreign_event(&system, "phantom", 3, r#"{"OrderConfirmed":{"total":600,"currency":"EUR"}}"#).await;
+    system.settled().await;
+    let nowhere = async || {
+        assert_eq!(list_orders(system.reader(), "").await.into_keys().collect::<Vec<_>>(), ["sound"]);
+        for path in ["", "?as_of=3", "/events"] {
+            system.get(&format!("/v1/orders/phantom{path}")).send().await.expect(404);
+        }
+        let sales = system.get("/v1/reports/sales?by=day").send().await.expect(200).json();
+        assert_eq!(sales, json!([]));
+        system.cli(&["verify"]).await;
+    };
+    nowhere().await;
+    system.cli(&["replay", "--all"]).await;
+    nowhere().await;
+    // A beginning that comes late is one.
+    let created = r#"{"OrderCreated":{"customer_id":"late","currency":"EUR","attributes":{}}}"#;
+    foreign_event(&system, "phantom", 4, created).await;
+    system.settled().await;
+    let order = system.get("/v1/orders/phantom").send().await.expect(200).json();
+    assert_eq!((&order["customer_id"], &order["version"]), (&json!("late"), &json!(4)), "{order}");
+    let year = order["placed_at"].as_str().and_then(|at| at[..4].parse::<i32>().ok());
+    assert!(year > Some(2020), "placed when it was created: {order}");
+    let customer = system.get("/v1/customers/late").send().await.expect(200).json();
+    assert_eq!(customer["orders"], 1, "{customer}");
     system.cli(&["verify"]).await;
 }
 
@@ -474,6 +528,40 @@ async fn a_log_moves(from: Mode, to: Mode) {
     other.terminate().await;
     let refused = other.try_cli(&["events", "import", file]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("import into an empty store"));
+}
+
+/// SQLite holds whatever somebody writes into the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payload_that_is_no_json_is_exported_too() {
+    let mut source = TestSystem::builder(Mode::Embedded).start().await;
+    source.post("/v1/orders").json(json!({"order_id": "odd", "customer_id": "c"})).send().await.expect(201);
+    foreign_event(&source, "odd", 2, "{\"not\n json").await;
+    let letter = until("the order is parked", async || dead_letters(&source).await.pop()).await;
+    let position = letter["position"].to_string();
+    let shown: Value = serde_json::from_str(&source.cli(&["dead-letters", "show", &position]).await).expect("JSON");
+    assert_eq!(shown["waiting"][0]["data"]["payload_text"], "{\"not\n json", "{shown}");
+    let tail = source.cli(&["events", "tail"]).await;
+    source.cli(&["dead-letters", "discard", &position]).await;
+    source.terminate().await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    source.cli(&["events", "export", "--output", &file("one")]).await;
+    let target = TestSystem::builder(Mode::Embedded).stopped().await;
+    target.cli(&["events", "import", &file("one")]).await;
+    let (one, again) = (std::fs::read_to_string(file("one")), target.cli(&["events", "export"]).await);
+    assert_eq!((one.as_deref().expect("text"), &tail), (&*again, &again));
+    // The same ids, but not the same events.
+    std::fs::write(file("edited"), again.replace("\"c\"", "\"d\"")).expect("a file");
+    for (name, told) in [("edited", "import into an empty store"), ("nothing", "holds no events"), ("csv", "line 1")] {
+        match name {
+            "nothing" => std::fs::write(file(name), "").expect("a file"),
+            "csv" => std::fs::write(file(name), "order,sku\n").expect("a file"),
+            _ => {}
+        }
+        let refused = target.try_cli(&["events", "import", &file(name)]).await;
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(told), "{name}: {stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,8 @@ pub struct Sinks {
     pub json: Vec<Sink>,
     /// For machines, errors only.
     pub errors: Option<Sink>,
+    /// For the access log as JSON, where it has a file of its own; no other file gets it then.
+    pub access: Option<Sink>,
     /// OTLP.
     pub otlp: OnceLock<SdkLogger>,
 }
@@ -87,7 +89,10 @@ impl Record {
 
     fn send(self, sinks: &Sinks, level: Level) {
         metrics::log_line(self.level);
-        if !sinks.json.is_empty() || (sinks.errors.is_some() && level == Level::ERROR) {
+        let own_file = sinks.access.as_ref().filter(|_| self.level == HTTP);
+        if let Some(access) = own_file {
+            access.line(self.json());
+        } else if !sinks.json.is_empty() || (sinks.errors.is_some() && level == Level::ERROR) {
             let line = Bytes::from(self.json());
             for sink in &sinks.json {
                 sink.line(line.clone());
@@ -96,7 +101,7 @@ impl Record {
                 errors.line(line);
             }
         }
-        if let Some((console, colour)) = &sinks.pretty {
+        if let Some((console, colour)) = sinks.pretty.as_ref().filter(|_| own_file.is_none()) {
             console.line(self.pretty(*colour));
         }
         // What the exporter itself has to say would come back to it for ever.

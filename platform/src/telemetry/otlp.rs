@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Bytes;
-use axum::http::{Request, Response};
+use axum::http::{HeaderName, HeaderValue, Request, Response};
 use opentelemetry::logs::LoggerProvider;
 use opentelemetry::{KeyValue, global};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{LogExporter, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::{SdkLogger, SdkLoggerProvider};
+use opentelemetry_sdk::logs::{BatchConfigBuilder, BatchLogProcessor, SdkLogger, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
@@ -27,6 +27,9 @@ use crate::{metrics, trace};
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for what is still to be sent.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Log lines that wait to be sent, as many as for any file; the SDK drops more, and says so when it ends.
+const LINES_WAITING_MAX: usize = 65_536;
 
 /// What sends.
 #[derive(Default)]
@@ -64,8 +67,10 @@ impl Exporters {
         }
         if on && settings.otlp_logs {
             let exporter = configured!(LogExporter, settings, "logs")?;
+            let queue = BatchConfigBuilder::default().with_max_queue_size(LINES_WAITING_MAX).build();
+            let processor = BatchLogProcessor::builder(exporter).with_batch_config(queue).build();
             let provider =
-                SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource.clone()).build();
+                SdkLoggerProvider::builder().with_log_processor(processor).with_resource(resource.clone()).build();
             let _ = logger.set(provider.logger("docket"));
             exporters.logs = Some(provider);
         }
@@ -113,11 +118,21 @@ macro_rules! configured {
 }
 use configured;
 
-fn headers(text: &str) -> Result<HashMap<String, String>, String> {
+/// The headers that the setting names.
+///
+/// # Errors
+/// What is no pair, no name, or no value of a header.
+pub fn headers(text: &str) -> Result<HashMap<String, String>, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| match pair.split_once('=') {
-            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+            Some((name, value)) => {
+                let (name, value) = (name.trim(), value.trim());
+                HeaderName::try_from(name).map_err(|_| format!("otlp_headers: `{name}` is no header's name"))?;
+                HeaderValue::try_from(value)
+                    .map_err(|_| format!("otlp_headers: the value of {name} cannot be sent"))?;
+                Ok((name.to_owned(), value.to_owned()))
+            }
             None => Err("otlp_headers: give name=value, separated by commas".to_owned()),
         })
         .collect()

@@ -13,10 +13,12 @@ use std::time::{Duration, Instant, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
+/// When a file was rotated, in its name: in UTC, and sorting by time.
+const STAMP: &str = "%Y-%m-%dT%H%M%S.%6fZ";
 /// Wait before a file that could not be rotated is rotated; its lines go on into it.
 const ROTATE_AGAIN: Duration = Duration::from_secs(10);
 
@@ -140,7 +142,7 @@ impl RotatingFile {
 
     fn rotate(&mut self, reason: &'static str) -> io::Result<()> {
         let now = Timestamp::now();
-        let rotated = with_suffix(&self.path, &format!(".{}", now.strftime("%Y-%m-%dT%H%M%S.%6fZ")));
+        let rotated = with_suffix(&self.path, &format!(".{}", now.strftime(STAMP)));
         match fs::rename(&self.path, &rotated) {
             // Somebody else has moved it away, or the new one could not be opened the last time.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.reopen(),
@@ -191,13 +193,18 @@ fn open_at_end(path: &Path) -> io::Result<(File, u64, u64, Date)> {
     Ok((file, meta.len() + u64::from(last != b'\n'), lines, day))
 }
 
-/// What was rotated and not yet packed, and what was, the oldest first: the names sort by time.
+/// What was rotated, packed or not, the oldest first. What others call theirs (logrotate's `docket.log.2.gz`) is not ours.
 fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let prefix = format!("{}.2", file_name(path));
+    let prefix = format!("{}.", file_name(path));
+    let is_ours = |name: &str| {
+        name.strip_prefix(&prefix)
+            .map(|name| name.trim_end_matches(".gz").trim_end_matches(".part"))
+            .is_some_and(|stamp| DateTime::strptime(STAMP, stamp).is_ok())
+    };
     let mut found: Vec<_> = fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|file| file_name(file).starts_with(&prefix))
+        .filter(|file| is_ours(&file_name(file)))
         .collect();
     found.sort();
     Ok(found)
@@ -230,7 +237,7 @@ fn remove_old(path: &Path, limits: Limits, audit: &Audit) {
     let kept: Vec<_> = files.iter().filter(|file| file.extension().is_none_or(|end| end != "part")).collect();
     let over = if limits.files_max == 0 { 0 } else { kept.len().saturating_sub(limits.files_max) };
     let oldest = (limits.days_max > 0)
-        .then(|| SystemTime::now().checked_sub(Duration::from_secs(limits.days_max * 86_400)))
+        .then(|| SystemTime::now().checked_sub(Duration::from_secs(limits.days_max.saturating_mul(86_400))))
         .flatten();
     for (at, file) in kept.into_iter().enumerate() {
         let modified = fs::metadata(file).and_then(|meta| meta.modified());
@@ -340,8 +347,11 @@ mod tests {
         let old = folder.path().join("docket.log.2020-01-01T000000.000000Z.gz");
         fs::write(&old, "").unwrap();
         File::options().append(true).open(&old).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let of_logrotate = folder.path().join("docket.log.2.gz");
+        fs::write(&of_logrotate, "").unwrap();
+        File::options().append(true).open(&of_logrotate).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         drop(RotatingFile::open(&path, Limits { bytes_max: 10, files_max: 3, days_max: 7 }).unwrap());
-        assert!(!old.exists());
+        assert!(!old.exists() && of_logrotate.exists());
         let mut log = RotatingFile::open(&path, Limits { bytes_max: 10, files_max: 3, days_max: 7 }).unwrap();
         for n in 0..20 {
             log.write(format!("line {n:02}\n").as_bytes(), 1).unwrap();

@@ -11,6 +11,7 @@ use event_store::db::Value;
 use event_store::now_us;
 use platform::auth::Principal;
 use platform::problem::Problem;
+use platform::request_id;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
@@ -87,6 +88,14 @@ async fn redeem(state: &ReadSide, ticket: &str) -> Result<Principal, Problem> {
 /// # Errors
 /// 403 for a page of an origin that is not allowed; 401 for credentials that are not believed.
 pub async fn identify(state: &ReadSide, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
+    let principal = by_credentials(state, parts).await?;
+    if let Some(principal) = &principal {
+        request_id::set_user(&principal.subject);
+    }
+    Ok(principal)
+}
+
+async fn by_credentials(state: &ReadSide, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
     let from_page = check_origin(&state.settings.allowed_origins, &parts.headers)?;
     if parts.headers.contains_key(AUTHORIZATION) {
         return state.authenticator.authenticate(parts).map(Some);

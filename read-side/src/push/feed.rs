@@ -130,8 +130,10 @@ impl Feed<'_> {
                 Ok((publication, order)) => {
                     self.orders.insert(event.aggregate_id.to_string(), order.clone());
                     before.insert(event.aggregate_id.to_string(), order);
-                    bytes += publication.data.len();
-                    round.push(Arc::new(publication));
+                    if publication.has_order() {
+                        bytes += publication.data.len();
+                        round.push(Arc::new(publication));
+                    }
                 }
                 // The projections have parked it, and the order's later events with it.
                 Err(error) => tracing::error!(%error, "not published"),

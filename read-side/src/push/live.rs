@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -17,8 +16,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use platform::auth::{Principal, forbidden};
-use platform::metrics::Waited;
 use platform::problem::Problem;
+use platform::request_id;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -162,6 +161,7 @@ async fn live(State(state): State<ReadSide>, request: Request) -> Result<Respons
         comment_at: Instant::now() + COMMENT_EVERY,
         expires: Instant::now() + Duration::from_secs(ttl(&asked.principal)),
         ender: asked.ender,
+        why: "client",
         _place: asked.place,
     };
     stream.start(starts.events);
@@ -194,6 +194,7 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     let (mut merged, opened) = asked.open(&state, after.as_ref()).await?;
     let mut starts = Starts::new(&state, &opened, after.is_some());
     if starts.events.is_empty() {
+        request_id::set_waits();
         let next = tokio::select! {
             next = timeout_at(until, merged.next()) => next.ok(),
             end = asked.ender.ended() => match end {
@@ -222,7 +223,7 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     let cursor = Cursor { epoch: state.store.incarnation().to_owned(), position: starts.cursor };
     let polled = Polled { cursor: cursor.to_string(), events: starts.events };
     let headers = [(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((Extension(Waited), headers, axum::Json(polled)).into_response())
+    Ok((headers, axum::Json(polled)).into_response())
 }
 
 /// A request for channels.
@@ -339,7 +340,15 @@ struct Live {
     comment_at: Instant,
     expires: Instant,
     ender: Ender,
+    /// Why it ends; unless somebody says so, because its client went.
+    why: &'static str,
     _place: Place,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        METRICS.closed(self.why);
+    }
 }
 
 impl Live {
@@ -398,16 +407,16 @@ impl Live {
         let next = tokio::select! {
             biased;
             end = self.ender.ended() => {
-                METRICS.closed(match end {
+                self.why = match end {
                     End::Slow => "slow",
                     End::Shutdown => "shutdown",
                     End::Revoked => "forbidden",
-                });
+                };
                 let expired = end == End::Revoked;
                 return Err(expired.then(|| Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n")));
             }
             () = sleep_until(self.expires) => {
-                METRICS.closed("expired");
+                self.why = "expired";
                 return Err(Some(Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"expired\"}\n\n")));
             }
             next = self.merged.next() => Some(next),
@@ -416,7 +425,10 @@ impl Live {
         self.comment_at = Instant::now() + COMMENT_EVERY;
         match next {
             // The client comes back with its cursor, and gets what is missing from the log.
-            Some(Next::Gap) => return Err(None),
+            Some(Next::Gap) => {
+                self.why = "error";
+                return Err(None);
+            }
             Some(Next::Passing(passing)) => {
                 self.write(&mut text, &Event::passing(&passing), None);
             }

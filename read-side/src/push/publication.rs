@@ -61,6 +61,11 @@ impl Publication {
         Ok((Self { position: event.position, data, before, after: after.clone(), recorded, patched }, after))
     }
 
+    /// Whether there is an order to tell of.
+    pub fn has_order(&self) -> bool {
+        self.after.exists()
+    }
+
     /// The owner of the order.
     pub fn customer_id(&self) -> &str {
         self.after.customer_id()

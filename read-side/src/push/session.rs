@@ -225,7 +225,7 @@ async fn recover(
             let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
             order = state.apply(&event).is_ok().then(|| Some(Arc::new(state)));
         } else if let Ok((publication, state)) = Publication::of(before, &event) {
-            if (channel.selects)(&publication) {
+            if publication.has_order() && (channel.selects)(&publication) {
                 changes.push(Arc::new(publication));
             }
             order = Some(Some(state));

@@ -42,20 +42,25 @@ pub struct Envelope {
 }
 
 /// Payload and metadata as the log holds them, byte for byte, but for line feeds between members: an event is one line.
+/// What is no JSON, because somebody wrote into the table, is a text under another name.
 #[derive(Serialize, Deserialize)]
 struct Data {
-    payload: Box<RawValue>,
-    metadata: Box<RawValue>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload_text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metadata: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metadata_text: Option<String>,
 }
 
 /// An event as a line.
-pub fn envelope(event: &RecordedEvent) -> anyhow::Result<Envelope> {
-    let raw = |text: &str| {
-        // A string of JSON holds none as such.
-        let line = text.replace(['\n', '\r'], " ");
-        RawValue::from_string(line).with_context(|| format!("event {} is no JSON: mend its row", event.position))
-    };
-    Ok(Envelope {
+pub fn envelope(event: &RecordedEvent) -> Envelope {
+    // A string of JSON holds no line feed as such.
+    let raw = |text: &str| RawValue::from_string(text.replace(['\n', '\r'], " ")).ok();
+    let (payload, metadata) = (raw(&event.payload), raw(&event.metadata));
+    Envelope {
         specversion: "1.0".into(),
         id: event.id(),
         source: format!("/docket/{}", event.aggregate_type),
@@ -66,8 +71,13 @@ pub fn envelope(event: &RecordedEvent) -> anyhow::Result<Envelope> {
         position: event.position.to_string(),
         sequence: event.sequence.to_string(),
         eventversion: event.event_version.to_string(),
-        data: Data { payload: raw(&event.payload)?, metadata: raw(&event.metadata)? },
-    })
+        data: Data {
+            payload_text: payload.is_none().then(|| event.payload.clone()),
+            metadata_text: metadata.is_none().then(|| event.metadata.clone()),
+            payload,
+            metadata,
+        },
+    }
 }
 
 impl Envelope {
@@ -75,6 +85,9 @@ impl Envelope {
         ensure!(self.specversion == "1.0", "specversion is {}, not 1.0", self.specversion);
         let aggregate_type =
             self.source.strip_prefix("/docket/").context("source must be /docket/ and the aggregate's type")?;
+        let stored = |raw: Option<Box<RawValue>>, text: Option<String>| {
+            raw.map(|raw| raw.get().to_owned()).or(text).context("data must have payload and metadata")
+        };
         Ok(RecordedEvent {
             position: self.position.parse().context("position")?,
             aggregate_type: aggregate_type.into(),
@@ -82,8 +95,8 @@ impl Envelope {
             sequence: self.sequence.parse().context("sequence")?,
             event_type: self.event_type.into(),
             event_version: self.eventversion.into(),
-            payload: self.data.payload.get().to_owned(),
-            metadata: self.data.metadata.get().to_owned(),
+            payload: stored(self.data.payload, self.data.payload_text)?,
+            metadata: stored(self.data.metadata, self.data.metadata_text)?,
             recorded_at: self.time.parse::<jiff::Timestamp>().context("time")?.as_microsecond(),
         })
     }
@@ -94,9 +107,12 @@ pub async fn export(export: Export) -> anyhow::Result<u8> {
     let head = match &export.output {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
-            let head = write_log(&store, &mut output).await?;
-            output.flush()?;
-            head
+            let written = write_log(&store, &mut output).await.and_then(|head| Ok(output.flush().map(|()| head)?));
+            // Whoever read the lines has seen enough.
+            if written.as_ref().is_err_and(is_broken_pipe) {
+                return Ok(0);
+            }
+            written?
         }
         Some(path) => {
             let written = write_file(&store, path).await;
@@ -135,11 +151,19 @@ async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64
         let Some(last) = events.last() else { bail!("no event follows position {position}") };
         position = last.position;
         for event in &events {
-            serde_json::to_writer(&mut *output, &envelope(event)?)?;
-            output.write_all(b"\n")?;
+            output.write_all(line(event).as_bytes())?;
         }
     }
     Ok(head)
+}
+
+fn line(event: &RecordedEvent) -> String {
+    // A struct of texts always serializes.
+    serde_json::to_string(&envelope(event)).unwrap_or_default() + "\n"
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// A store that no server has open, as far as that can be known.
@@ -166,50 +190,63 @@ pub async fn import(restore: Restore) -> anyhow::Result<u8> {
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
     for (line, number) in BufReader::new(reader).lines().zip(1..) {
-        let parsed = async {
-            let event = serde_json::from_str::<Envelope>(&line?)?.event()?;
-            ensure!(event.position == last + 1, "position {} follows {last}: the file has a gap", event.position);
-            Ok(event)
-        };
-        let event: RecordedEvent = parsed.await.with_context(|| format!("{}, line {number}", path.display()))?;
+        let event = parse(line, last).with_context(|| format!("{}, line {number}", path.display()))?;
         last = event.position;
-        if event.position <= there {
-            if event.position == there {
-                same(&store, &event).await?;
-            }
-            continue;
-        }
         events.push(event);
         if events.len() == CHUNK {
-            store.restore(std::mem::take(&mut events)).await?;
+            take(&store, there, &mut events).await?;
         }
     }
+    take(&store, there, &mut events).await?;
+    ensure!(last > 0, "{} holds no events", path.display());
     ensure!(last >= there, "the store holds {there} events, the file {last}: import into an empty store");
-    store.restore(events).await?;
     eprintln!("{last} events; {} of them were there before.", there.min(last));
     Ok(0)
 }
 
-/// An import that was cut off goes on; a store with other events is none to import into.
-async fn same(store: &Store, event: &RecordedEvent) -> anyhow::Result<()> {
-    let known = store.read_stored(event.position - 1, 1).await?;
-    let known = known.first().map(RecordedEvent::id);
-    ensure!(known == Some(event.id()), "the store holds other events than the file: import into an empty store");
+/// The event of a line, which must follow that of the line before.
+fn parse(line: std::io::Result<String>, last: i64) -> anyhow::Result<RecordedEvent> {
+    let line = line.context("the file is damaged or cut off: export again")?;
+    let envelope = serde_json::from_str::<Envelope>(&line).context("this is no line of `docket events export`")?;
+    let event = envelope.event().context("this is no line of `docket events export`")?;
+    ensure!(event.position > last, "position {} comes after {last}: the file repeats itself", event.position);
+    ensure!(event.position == last + 1, "position {} comes after {last}: the file has a gap", event.position);
+    Ok(event)
+}
+
+/// Writes the events that the store has not, and compares the others: an import that was cut off goes on; a store with
+/// other events is none to import into.
+async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> anyhow::Result<()> {
+    let new = events.partition_point(|event| event.position <= there);
+    let missing = events.split_off(new);
+    if let Some(first) = events.first() {
+        let known = store.read_stored(first.position - 1, events.len() as i64).await?;
+        if let Some((event, _)) = events.iter().zip(&known).find(|(event, known)| line(event) != line(known)) {
+            let at = event.position;
+            bail!("event {at} of the file is not event {at} of the store: import into an empty store");
+        }
+        events.clear();
+    }
+    if !missing.is_empty() {
+        store.restore(missing).await?;
+    }
     Ok(())
 }
 
 pub async fn tail(tail: Tail) -> anyhow::Result<u8> {
     let store = open_beside(load(&tail.common, &[])?.store, upcasters()).await?;
+    let head = store.head().await?;
     let mut position = match tail.after {
+        Some(after) if after > head && !tail.follow => bail!("nothing is there yet: the log ends at {head}"),
         Some(after) => after.max(0),
-        None => (store.head().await? - 10).max(0),
+        None => (head - 10).max(0),
     };
     loop {
-        let events = store.read(position, CHUNK as i64).await?;
+        let events = store.read_stored(position, CHUNK as i64).await?;
         let mut output = std::io::stdout().lock();
         for event in &events {
             position = event.position;
-            if let Err(error) = writeln!(output, "{}", serde_json::to_string(&envelope(event)?)?) {
+            if let Err(error) = output.write_all(line(event).as_bytes()) {
                 // Whoever read the lines has seen enough.
                 return if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(0) } else { Err(error.into()) };
             }

@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail};
+use anyhow::{anyhow, bail, ensure};
 use event_store::store::{Store, open_beside};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use projections::dead_letters::{self, Decision};
@@ -12,7 +12,7 @@ use projections::generation::prepare;
 use projections::order::{ORDER, upcasters};
 use projections::progress::Progress;
 use projections::projection::{Projection, all, find};
-use projections::rebuild::{From, prune, rebuild};
+use projections::rebuild::{From, plan, prune, rebuild};
 use projections::verify::{self, Extent};
 use serde_json::json;
 
@@ -101,22 +101,28 @@ impl Meter {
 pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
     let projections = named(&replay.projections)?;
     let (store, settings) = opened(&replay.common).await?;
-    let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
-    let names = names.join(", ");
-    if replay.dry_run {
-        let what = match (replay.prune, replay.rollback) {
-            (true, _) => format!("would remove generations of {names} that do not serve"),
-            (_, true) => format!("would go back to the older generations of {names}"),
-            _ => format!("would rebuild {names} from {} events", store.head().await?),
-        };
-        say(format_args!("{what}"));
-        return Ok(0);
-    }
     if replay.prune {
-        eprintln!("Removed {} generations.", prune(&store, &projections).await?);
+        let removed = prune(&store, &projections, replay.dry_run).await?;
+        for (name, generation) in &removed {
+            let what = if replay.dry_run { "would be removed" } else { "is removed" };
+            say(format_args!("{name}: generation {generation} {what}"));
+        }
+        if removed.is_empty() {
+            eprintln!("Every generation serves: there is none to remove.");
+        }
         return Ok(0);
     }
     let from = if replay.rollback { From::Older } else { From::Log };
+    if replay.dry_run {
+        let head = store.head().await?;
+        for planned in plan(&store, &projections, from).await? {
+            say(format_args!(
+                "{}: generation {} would be brought from position {} to {head}, and would serve",
+                planned.name, planned.generation, planned.position
+            ));
+        }
+        return Ok(0);
+    }
     let mut meter = Meter::new(replay.json);
     let started = Instant::now();
     let show = |name: &str, position, target| meter.show(name, position, target);
@@ -131,8 +137,9 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
     }
     for projection in &rebuilt.projections {
         let differences = match projection.differences {
-            None => "could not be compared with the one before".to_owned(),
+            None => "not compared with the one before, which was of another version or had not come as far".to_owned(),
             Some(0) => "the same rows as before".to_owned(),
+            Some(1) => "1 row is not as before".to_owned(),
             Some(rows) => format!("{rows} rows are not as before"),
         };
         eprintln!("{}: generation {} serves; {differences}", projection.name, projection.generation);
@@ -147,7 +154,7 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
 pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     let projections = named(&verify.projections)?;
     let (store, settings) = opened(&verify.common).await?;
-    let extent = verify.sample.map_or(Extent::Whole, Extent::Sample);
+    let extent = verify.sample.map_or(Extent::Whole, |orders| Extent::Sample(orders as usize));
     let mut meter = Meter::new(false);
     let show = |folded, of| {
         if !verify.json {
@@ -157,27 +164,45 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await?;
     meter.end();
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
+    let (head, left_out) = (store.head().await?, dead_letters::list(store.db()).await?);
     if verify.json {
-        say(format_args!("{}", json!({"projections": found, "differences": differences})));
+        let left_out: Vec<_> = left_out.iter().map(|letter| letter.position).collect();
+        let all = json!({"projections": found, "differences": differences, "head": head, "dead_letters": left_out});
+        say(format_args!("{all}"));
     } else {
         for projection in &found {
             match projection.checked {
                 true => say(format_args!(
-                    "{}: {} rows at position {}, {} differ",
-                    projection.name, projection.rows, projection.position, projection.differences
+                    "{}: {} at position {} of {head}, {} not as the log says",
+                    projection.name,
+                    rows(projection.rows),
+                    projection.position,
+                    projection.differences
                 )),
-                false => say(format_args!("{}: a sample says nothing of sums", projection.name)),
+                false => say(format_args!("{}: not verified, a sample says nothing of sums", projection.name)),
             }
             for difference in &projection.first {
                 say(format_args!("  {} {}: {}", difference.table, difference.key, difference.what.join("; ")));
             }
         }
     }
+    if !(verify.json || left_out.is_empty()) {
+        let letters =
+            if left_out.len() == 1 { "1 dead letter is" } else { &format!("{} dead letters are", left_out.len()) };
+        eprintln!("{letters} left out: see `docket dead-letters list`.");
+    }
     if differences > 0 {
-        eprintln!("{differences} rows differ from the log: `docket replay` mends them.");
+        let wrong = found.iter().filter(|projection| projection.differences > 0).map(|projection| projection.name);
+        let wrong = wrong.collect::<Vec<_>>().join(" ");
+        eprintln!("Not as the log says: {}; `docket replay {wrong}` mends it.", rows(differences));
         return Ok(EXIT_FAILED);
     }
+    ensure!(found.iter().any(|projection| projection.checked), "nothing was verified: leave --sample out");
     Ok(0)
+}
+
+fn rows(number: usize) -> String {
+    format!("{number} {}", if number == 1 { "row" } else { "rows" })
 }
 
 pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
@@ -240,7 +265,7 @@ pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
         bail!(no_such(wanted.position));
     };
     let waiting = store.read_stream(ORDER, &letter.order_id, letter.sequence - 1, i64::MAX, 1_000).await?;
-    let waiting: Vec<_> = waiting.iter().map(super::events::envelope).collect::<Result<_, _>>()?;
+    let waiting: Vec<_> = waiting.iter().map(super::events::envelope).collect();
     say(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
     Ok(0)
 }
@@ -250,7 +275,12 @@ pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8
     if !dead_letters::decide(store.db(), wanted.position, decision).await? {
         bail!(no_such(wanted.position));
     }
-    eprintln!("The projector will see it within a second; `docket dead-letters list` tells what became of it.");
+    match store.try_lead("projections").await? {
+        None => {
+            eprintln!("The projector will see it within a second; `docket dead-letters list` tells what became of it.");
+        }
+        Some(_) => eprintln!("No projector runs: it will be done when a server with the role `project` starts."),
+    }
     Ok(0)
 }
 

@@ -91,8 +91,9 @@ impl Bus {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn in_trouble(&self, why: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    /// Gives the trouble before.
+    fn in_trouble(&self, why: Option<String>) -> Option<String> {
+        std::mem::replace(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner), why)
     }
 
     /// Whether the connection stands.
@@ -139,7 +140,8 @@ impl Bus {
             Some(owner) if *owner == self.incarnation => Ok(found),
             _ => Err(Error::Settings(format!(
                 "the JetStream stream `{0}` belongs to another store: give this store its own name in nats_stream, or, \
-                 where that other store is gone, delete the stream (`nats stream rm {0}`)",
+                 where that other store is gone or is what this one was before it was restored, delete the stream \
+                 (`nats stream rm {0}`)",
                 self.stream
             ))),
         }
@@ -188,9 +190,12 @@ impl Bus {
                 () = stop.cancelled() => return,
             };
             if let Err(error) = outcome {
-                self.in_trouble(Some(error.to_string()));
+                let why = Some(error.to_string());
                 METRICS.relay_failures.add(1, &[]);
-                tracing::warn!(%error, "relay: going back to the stream's tail");
+                // Once, not with every try.
+                if self.in_trouble(why.clone()) != why {
+                    tracing::warn!(%error, "relay: going back to the stream's tail");
+                }
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -204,7 +209,8 @@ impl Bus {
         METRICS.stream_position.record(tail, &[]);
         if tail > log_head {
             return Err(Error::Stored(format!(
-                "the stream `{}` is at {tail}, beyond the log's head {log_head}: delete the stream",
+                "the stream `{}` is at {tail}, beyond the log's head {log_head}: the log was restored; run `docket events \
+                 restored` if that was not done, and delete the stream",
                 self.stream
             )));
         }
@@ -245,7 +251,8 @@ impl Bus {
             return Ok(());
         }
         Err(Error::Stored(format!(
-            "position {tail} of the stream `{}` is {sent:?}, in the log it is {ours:?}: delete the stream",
+            "position {tail} of the stream `{}` is {sent:?}, in the log it is {ours:?}: the log was restored or replaced, or \
+             somebody else writes to the stream; run `docket events restored` in the first case, and delete the stream",
             self.stream
         )))
     }
@@ -309,6 +316,7 @@ mod tests {
 
     use crate::append::Append;
     use crate::event::NewEvent;
+    use crate::subscription::Subscription;
 
     #[test]
     fn servers_before_2_10_are_refused() {
@@ -473,6 +481,34 @@ mod tests {
         other.stream(0).await.unwrap();
         let refused = rig.bus().await.stream(0).await.map(|_| ()).unwrap_err().to_string();
         assert!(refused.contains("belongs to another store"), "{refused}");
+    }
+
+    /// The stream of before the log was restored, which has grown since.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_the_stream_says_and_the_log_does_not_is_not_read() {
+        let rig = Rig::new().await;
+        rig.append(5).await;
+        let bus = rig.bus().await;
+        bus.stream(0).await.unwrap();
+        let lost = |mut event: RecordedEvent| {
+            event.metadata = event.metadata.replace("e-", "lost-");
+            event
+        };
+        let mut events = rig.log.read(0, 5).await.unwrap();
+        let after: Vec<_> = events.split_off(3).into_iter().map(lost).collect();
+        bus.publish(&events, 0).await.unwrap();
+        bus.publish(&after, 3).await.unwrap();
+        for from in [0, 3] {
+            let (log, head) = (rig.log.clone(), rig.head.subscribe());
+            let mut reader = Subscription::new(log, Tail::default(), Some(rig.bus().await), head, from);
+            // As after a pause: the log is read first, so the stream is asked for what follows.
+            reader.follow_stream_from(from).await;
+            let mut ids = Vec::new();
+            while ids.len() < 5 - from as usize {
+                ids.extend(reader.next().await.unwrap().iter().map(RecordedEvent::id));
+            }
+            assert_eq!(ids, (from + 1..=5).map(|n| format!("e-{n}")).collect::<Vec<_>>());
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -71,6 +71,15 @@ impl Log {
         each!(self, log => log.migrate(db))
     }
 
+    /// The same for a process that is no server. SQLite without a server is brought up to date; who shares PostgreSQL
+    /// with others leaves that to `docket migrate`.
+    pub(crate) async fn migrate_beside(&self, db: &Db) -> Result<(), Error> {
+        match &self.database {
+            Database::Sqlite(log) => log.migrate(db).await,
+            Database::Postgres(log) => log.is_migrated().await,
+        }
+    }
+
     /// One transaction: lock the head, check versions and keys, insert, move the head, commit.
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
         each!(self, log => log.append(batch))

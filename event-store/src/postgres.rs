@@ -78,6 +78,24 @@ impl Log {
         Ok(migrator.run(&mut connection).await?)
     }
 
+    /// Makes sure that the schema is this release's, or a newer one's.
+    pub(crate) async fn is_migrated(&self) -> Result<(), Error> {
+        let missing =
+            |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or see database_url")));
+        let (there,): (bool,) =
+            sqlx::query_as("select to_regclass('_sqlx_migrations') is not null").fetch_one(&self.pool).await?;
+        if !there {
+            return missing("holds no store");
+        }
+        let applied: Vec<(i64,)> =
+            sqlx::query_as("select version from _sqlx_migrations where success").fetch_all(&self.pool).await?;
+        let mut all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter());
+        match all.all(|migration| applied.contains(&(migration.version,))) {
+            true => Ok(()),
+            false => missing("is of an older release"),
+        }
+    }
+
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
         let mut place = self.writer.lock().await;
         let appended = async {

@@ -48,7 +48,7 @@ pub async fn open(
 /// to append.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open`]; a database without a schema, or with that of an older release.
 pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Store, Error> {
     settings.check()?;
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
@@ -56,8 +56,7 @@ pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Sto
         return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
-        // Nobody runs: the schema may be an older one.
-        Ok((log, db)) => log.migrate(&db).await?,
+        Ok((log, db)) => log.migrate_beside(&db).await?,
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }

@@ -38,7 +38,7 @@ enum Source {
 }
 
 /// A reader of the stream. Positions are dense, so it sees a gap or a repeat at once: a gap is filled from the log, a
-/// repeat is dropped. When the transport is dead or silent, the log is read instead.
+/// repeat is dropped. When the transport is dead or silent, or says what the log does not, the log is read instead.
 pub struct Subscription {
     log: Log,
     tail: Tail,
@@ -64,6 +64,14 @@ impl Subscription {
             next_at: Instant::now(),
             bus_from: Instant::now(),
         }
+    }
+
+    /// As if the log had been read up to a position and the stream were to go on.
+    #[cfg(test)]
+    pub(crate) async fn follow_stream_from(&mut self, position: i64) {
+        let bus = self.bus.as_ref().expect("a bus");
+        let messages = messages(bus, position + 1).await.expect("a stream");
+        self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX)));
     }
 
     /// The next events, at least one. Cancel-safe: what was not returned comes again.
@@ -144,9 +152,34 @@ impl Subscription {
             }
             return Ok(batch);
         };
+        let batch = self.gather(chunk.unwrap_or_default()).await?;
+        match batch.last() {
+            // Only repeats, or the end of the stream: start over from the log.
+            None => self.source = Source::Log,
+            Some(last) if !holds(&self.log, last).await? => {
+                tracing::warn!(position = last.position, "the stream is not of this log: reading the log itself");
+                self.leave();
+                return Ok(Vec::new());
+            }
+            Some(_) => {}
+        }
+        Ok(batch)
+    }
+
+    /// Back to the log, for a while.
+    fn leave(&mut self) {
+        self.source = Source::Log;
+        self.bus_from = Instant::now() + BUS_AGAIN;
+    }
+
+    /// What of the messages is new, without a gap.
+    async fn gather(
+        &mut self,
+        chunk: Vec<Result<async_nats::jetstream::Message, pull::OrderedError>>,
+    ) -> Result<Vec<RecordedEvent>, Error> {
         let mut batch = Vec::new();
         let mut last = self.last;
-        for message in chunk.unwrap_or_default() {
+        for message in chunk {
             let event = message
                 .map_err(|e| e.to_string())
                 .and_then(|message| RecordedEvent::from_message(&message.payload).map_err(|e| e.to_string()))
@@ -168,7 +201,13 @@ impl Subscription {
                     return Ok(batch);
                 }
                 let Some(end) = missing.last() else {
-                    return Err(Error::Stored(format!("the stream is at {}, the log ends at {last}", event.position)));
+                    tracing::warn!(
+                        position = event.position,
+                        last,
+                        "the stream goes beyond the log: reading the log itself"
+                    );
+                    self.leave();
+                    return Ok(batch);
                 };
                 last = end.position;
                 batch.extend(missing);
@@ -178,12 +217,15 @@ impl Subscription {
                 batch.push(event);
             }
         }
-        if batch.is_empty() {
-            // Only repeats, or the end of the stream: start over from the log.
-            self.source = Source::Log;
-        }
         Ok(batch)
     }
+}
+
+/// Whether the log has this event where the stream has it. A log that was restored lacks what the stream still has at its
+/// end, so the last event of a batch speaks for those before it.
+async fn holds(log: &Log, event: &RecordedEvent) -> Result<bool, Error> {
+    let known = log.read_stored(event.position - 1, 1).await?;
+    Ok(known.first().is_some_and(|known| known.position == event.position && known.id() == event.id()))
 }
 
 async fn messages(bus: &Bus, from: i64) -> Result<pull::Ordered, Error> {

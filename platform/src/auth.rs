@@ -24,7 +24,8 @@ use crate::request_id;
 const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const SUBJECT_CHARS_MAX: usize = 255;
-const LEEWAY_SECONDS: u64 = 5;
+/// How long a token is still believed after its end, in seconds: clocks differ.
+pub const LEEWAY_SECONDS: u64 = 5;
 const RSA: &[Algorithm] =
     &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
 

@@ -27,6 +27,8 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tower::util::option_layer;
+use tower_http::cors::CorsLayer;
 
 use crate::metrics::Active;
 use crate::problem::Problem;
@@ -132,11 +134,15 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, proxies: P
 ///
 /// `elsewhere` is added to what an unknown path is told: where else to ask.
 ///
+/// `cors`, where there is one, answers a page's preflights on every route, and lets it read whatever is answered.
+///
 /// Apply it once, to the complete router: routes added afterwards have none of it.
-pub fn harden(router: Router, elsewhere: &'static str) -> Router {
+pub fn harden(router: Router, elsewhere: &'static str, cors: Option<CorsLayer>) -> Router {
     router
         .fallback(async move |uri: Uri| no_route(&uri, elsewhere))
         .method_not_allowed_fallback(async move || no_method(elsewhere))
+        // Around the answer to an unknown method: OPTIONS is one for every route.
+        .layer(option_layer(cors))
         .layer(from_fn(guard))
 }
 
@@ -332,6 +338,7 @@ mod tests {
                 .route("/id", get(async || crate::request_id::current().unwrap_or_default()))
                 .route("/stopping", get(async move || token.cancelled().await)),
             "",
+            None,
         )
     }
 

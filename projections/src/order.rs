@@ -28,6 +28,8 @@ pub struct FoldError {
     pub order_id: String,
     /// The event's place in the order's stream.
     pub sequence: i64,
+    /// Its id.
+    pub event_id: String,
     /// Why.
     pub reason: String,
 }
@@ -39,6 +41,7 @@ impl FoldError {
             event_type: event.event_type.to_string(),
             order_id: event.aggregate_id.to_string(),
             sequence: event.sequence,
+            event_id: event.id(),
             reason,
         }
     }
@@ -80,6 +83,9 @@ impl OrderState {
         if recorded.sequence != self.version + 1 {
             return Err(failed(format!("sequence {} follows {}", recorded.sequence, self.version)));
         }
+        if recorded.position <= self.position {
+            return Err(failed(format!("its position is not behind {}, that of the event before it", self.position)));
+        }
         let event: Event = serde_json::from_str(&recorded.payload).map_err(|e| failed(e.to_string()))?;
         let at = occurred_at(recorded);
         if !self.exists() {
@@ -91,6 +97,12 @@ impl OrderState {
         self.version = recorded.sequence;
         self.position = recorded.position;
         Ok(event)
+    }
+
+    /// Why an event of an order cannot be read, whatever the order; `None` where it can.
+    pub fn unreadable(recorded: &RecordedEvent) -> Option<String> {
+        let read = || serde_json::from_str::<Event>(&recorded.payload);
+        if recorded.aggregate_type == ORDER { read().err().map(|error| error.to_string()) } else { None }
     }
 
     /// Passes over an event that an operator has discarded.

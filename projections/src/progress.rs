@@ -210,6 +210,8 @@ impl Progress {
             let Some(live) = own(LIVE) else { continue };
             let position = live.position;
             let waits = store.read(position, 1).await?;
+            let ahead = (position > head).then(|| crate::error::Error::Ahead { position, head }.to_string());
+            let last_error = live.last_error.clone().or(ahead);
             status.push(Status {
                 name: projection.name.to_owned(),
                 generation: live.generation,
@@ -218,12 +220,12 @@ impl Progress {
                 lag_events: (head - position).max(0),
                 lag_seconds: waits.first().map_or(0.0, |event| (now_us() - event.recorded_at).max(0) as f64 / 1e6),
                 events_per_second: self.rate(live),
-                state: match &live.last_error {
+                state: match &last_error {
                     Some(_) => "failed",
                     None if is_frozen(live) => "frozen",
                     None => "live",
                 },
-                last_error: live.last_error.clone(),
+                last_error,
                 rebuild: own(BUILDING).or(own(RETURNING)).map(|row| Rebuild {
                     generation: row.generation,
                     version: row.version,

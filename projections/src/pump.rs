@@ -89,6 +89,12 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
             Err(error) => {
                 tracing::error!(%error, "projections: starting over from the checkpoints");
                 pump.report(&error).await;
+                // Only a rebuild helps, and it waits for these.
+                if matches!(error, Error::Ahead { .. } | Error::OtherLog { .. })
+                    && let Err(error) = pump.grant_decisions().await
+                {
+                    tracing::warn!(%error, "projections: decisions about dead letters wait");
+                }
                 tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
                 false
             }
@@ -188,7 +194,7 @@ impl Pump {
         let rows = checkpoints(&mut tx).await?;
         // After the checkpoints, which another pump may have moved until now.
         let head = self.store.head().await?;
-        let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
+        let (left_out, _) = dead_letters::sort_out(dead_letters::of_this_log(&mut tx, &self.store).await?);
         let mut members = Vec::new();
         self.beside_newer = false;
         for projection in all() {
@@ -324,7 +330,7 @@ impl Pump {
     async fn carry_out(&mut self, lane: &Lane, row: &dead_letters::Row) -> Result<(), Error> {
         self.fold.left_out.parked.remove(&row.aggregate_id);
         if row.state == "discard" {
-            self.fold.left_out.discarded.insert(row.position);
+            self.fold.left_out.discarded.insert(row.position, row.event.clone());
         }
         let ids = [row.aggregate_id.clone()];
         let mut order = OrderState::default();

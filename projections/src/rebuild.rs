@@ -38,6 +38,8 @@ const RETRIES_MAX: u32 = 240;
 pub enum From {
     /// At the log's first event, or where a killed rebuild stopped.
     Log,
+    /// At the log's first event, whatever a killed rebuild has left.
+    Afresh,
     /// In the generation that served before.
     Older,
 }
@@ -61,6 +63,8 @@ pub struct Rebuilt {
     pub projections: Vec<Switched>,
     /// Events folded, by this process.
     pub events: i64,
+    /// Positions at which the log holds no event: somebody has removed it.
+    pub missing: i64,
     /// Position at which the new generations took over.
     pub position: i64,
 }
@@ -80,17 +84,22 @@ pub async fn rebuild(
 ) -> Result<Rebuilt, Error> {
     let mut failures = 0;
     let mut events = 0;
+    let mut missing = 0;
+    let mut from = from;
     loop {
         // Held while it works: one rebuild at a time.
         let outcome = async {
             let mut leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
             let mut build = Build::begin(store, settings, projections, from).await?;
+            if from == From::Afresh {
+                from = From::Log;
+            }
             let outcome = build.run(&mut leadership, &mut progress).await;
-            events += build.events;
+            (events, missing) = (events + build.events, missing + build.missing);
             outcome
         };
         match outcome.await {
-            Ok((projections, position)) => return Ok(Rebuilt { projections, events, position }),
+            Ok((projections, position)) => return Ok(Rebuilt { projections, events, missing, position }),
             Err(Error::Store(error @ StoreError::Database(_)))
                 if failures < RETRIES_MAX && !error.is_about_the_data() =>
             {
@@ -209,6 +218,7 @@ struct Build<'a> {
     epoch: i64,
     fold: Fold,
     events: i64,
+    missing: i64,
     /// Where to stop while nobody projects; else the live generations are followed.
     end: Option<i64>,
 }
@@ -228,7 +238,7 @@ impl<'a> Build<'a> {
         let nobody_projects = store.try_lead("projections").await?.is_some();
         let end = if nobody_projects { Some(store.head().await?) } else { None };
         let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
-        Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, end })
+        Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, missing: 0, end })
     }
 
     /// Three things at once: the next events are read, these are folded, those before are written.
@@ -261,6 +271,7 @@ impl<'a> Build<'a> {
             let Some(last) = events.last().cloned() else {
                 return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
             };
+            self.missing += last.position - position - events.len() as i64;
             let position = last.position;
             reading.begin(self.store, position, until);
             let changes = self.fold.changes(&events).await?;
@@ -314,7 +325,7 @@ impl<'a> Build<'a> {
         let mut tx = self.store.db().begin().await?;
         tx.lock_checkpoints().await?;
         let known = checkpoints(&mut tx).await?;
-        let LeftOut { discarded, .. } = left_out(&mut tx).await?;
+        let LeftOut { discarded, .. } = left_out(&mut tx, self.store).await?;
         self.fold.left_out.discarded = discarded;
         let live = self.live(&known);
         let head = self.store.head().await?;
@@ -327,6 +338,7 @@ impl<'a> Build<'a> {
             lane.write(&mut tx, self.epoch, &changes, Some(last)).await?;
             self.fold.keep(&changes);
             self.events += events.len() as i64;
+            self.missing += last.position - lane.position - events.len() as i64;
             lane.position = last.position;
         }
         let mut switched = Vec::new();
@@ -424,7 +436,7 @@ impl From {
     /// The state of a generation that is on its way.
     fn state(self) -> &'static str {
         match self {
-            Self::Log => BUILDING,
+            Self::Log | Self::Afresh => BUILDING,
             Self::Older => RETURNING,
         }
     }
@@ -439,14 +451,19 @@ async fn members(
 ) -> Result<(Vec<(Member, i64)>, LeftOut), Error> {
     tx.lock_checkpoints().await?;
     let head = store.head().await?;
-    let left_out = left_out(tx).await?;
+    let left_out = left_out(tx, store).await?;
     let begun = from.state();
     let mut known = Vec::new();
     for row in checkpoints(tx).await? {
         let own = projections.iter().find(|projection| projection.name == row.projection);
         match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
             // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
-            Some(own) if row.state != begun || row.version != own.version || row.is_of(store, head).await.is_err() => {
+            Some(own)
+                if from == From::Afresh
+                    || row.state != begun
+                    || row.version != own.version
+                    || row.is_of(store, head).await.is_err() =>
+            {
                 remove(tx, own, row.generation).await?;
             }
             _ => known.push(row),
@@ -455,7 +472,7 @@ async fn members(
     let mut members = Vec::new();
     for &projection in projections {
         let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
-        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from == From::Log) {
+        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from != From::Older) {
             let (name, version) = (live.projection.clone(), live.version);
             return Err(Error::Newer { projection: name, version, known: projection.version });
         }
@@ -468,7 +485,7 @@ async fn members(
                 set_state(tx, projection.name, older.generation, RETURNING).await?;
                 (older.generation, older.position)
             }
-            (None, From::Log) => (create(tx, projection, &known).await?, 0),
+            (None, From::Log | From::Afresh) => (create(tx, projection, &known).await?, 0),
         };
         members.push((Member { projection, generation }, position));
     }
@@ -480,8 +497,8 @@ fn gone(error: JoinError) -> Error {
 }
 
 /// What operators have discarded; refuses to go on while an order is parked.
-async fn left_out(tx: &mut Tx) -> Result<LeftOut, Error> {
-    let (left_out, asked) = dead_letters::sort_out(dead_letters::rows(tx).await?);
+async fn left_out(tx: &mut Tx, store: &Store) -> Result<LeftOut, Error> {
+    let (left_out, asked) = dead_letters::sort_out(dead_letters::of_this_log(tx, store).await?);
     if let Some(row) = asked.first() {
         return Err(Error::Waits { order_id: row.aggregate_id.clone(), position: row.position });
     }

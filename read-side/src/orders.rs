@@ -238,7 +238,7 @@ async fn order_as_of(
             if occurred_at(&event) > until {
                 break 'history;
             }
-            match discarded.contains(&event.position) {
+            match discarded.holds(&event) {
                 true => order.pass_over(&event),
                 false => drop(order.apply(&event).map_err(unreadable)?),
             }

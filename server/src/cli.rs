@@ -115,6 +115,9 @@ struct Common {
     /// Settings file; docket.toml here, if it is there, where none is named.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Folder of a store in SQLite, as `docket dev --data` names it.
+    #[arg(long, value_name = "FOLDER")]
+    data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +198,9 @@ struct Replay {
     /// Say what would be done, change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Begin at the first event, whatever a killed rebuild has left: something before has been mended.
+    #[arg(long, conflicts_with_all = ["prune", "rollback"])]
+    fresh: bool,
     /// Go back to the generation that served before, brought up to date.
     #[arg(long, conflicts_with = "prune")]
     rollback: bool,
@@ -394,7 +400,12 @@ fn say(line: impl std::fmt::Display) {
 }
 
 fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Settings> {
-    Settings::load(common.config.as_deref(), flags).map_err(|error| Usage(error).into())
+    let mut flags = flags.to_vec();
+    if let Some(folder) = &common.data {
+        flags.push(("data", folder.display().to_string()));
+        flags.push(("database_url", format!("sqlite:{}", folder.join("docket.db").display())));
+    }
+    Settings::load(common.config.as_deref(), &flags).map_err(|error| Usage(error).into())
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {

@@ -116,18 +116,17 @@ pub async fn serve(
     }
     app = app.merge(api::everywhere().with_state(authenticator.clone()).split_for_parts().0);
     let app = Limiter::new(&settings.limits, authenticator).limit(app).merge(connections);
-    let app = cors(app, settings.push.allowed_origins);
     let health = health(&store, &progress);
     let mut app = app.merge(api::docs()).merge(health.router());
     match metrics_listener {
         Some(listener) => {
-            let app = http::harden(metrics::router().merge(health.router()), "");
+            let app = http::harden(metrics::router().merge(health.router()), "", None);
             shutdown.tracker.spawn(http::serve(listener, app, Proxies::default(), shutdown.clone()));
         }
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
         None => {}
     }
-    let app = http::harden(app, roles.elsewhere());
+    let app = http::harden(app, roles.elsewhere(), cors(settings.push.allowed_origins));
     shutdown.tracker.spawn(observe(store.clone(), progress, roles, shutdown.token.clone()));
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "listening");
@@ -152,15 +151,15 @@ pub async fn serve(
 }
 
 /// Lets pages of the allowed origins call the API and read what it answers.
-fn cors(app: Router, allowed_origins: String) -> Router {
+fn cors(allowed_origins: String) -> Option<CorsLayer> {
     if allowed_origins.is_empty() {
-        return app;
+        return None;
     }
     let names = |names: &'static [&str]| names.iter().map(|name| HeaderName::from_static(name)).collect::<Vec<_>>();
     let is_allowed = move |origin: &HeaderValue, _: &Parts| {
         origin.to_str().is_ok_and(|origin| access::is_allowed(&allowed_origins, origin, None))
     };
-    app.layer(
+    Some(
         CorsLayer::new()
             .allow_origin(AllowOrigin::predicate(is_allowed))
             .allow_credentials(true)

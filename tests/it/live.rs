@@ -60,6 +60,37 @@ async fn stock_clients_refresh_their_tokens() {
     }
 }
 
+/// A client that was away past its token's end has an old one in its hand: it asks for another and comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stock_clients_come_back_with_a_token_that_has_expired() {
+    let mut system = TestSystem::embedded().await;
+    system.post("/v1/orders").json(json!({"order_id": "away", "customer_id": "ada"})).send().await.expect(201);
+    system.settled().await;
+    let mut followers = vec![];
+    for kind in [Kind::Npm, Kind::Python] {
+        let tokens = format!("{},{}", short("ada", "customer", -20), token("ada", "customer"));
+        let mut late = Follower::start(kind, system.reader().base(), &tokens, &["order:away"]);
+        assert_eq!(late.next().await["event"], "token", "{kind:?}");
+        assert_eq!(late.next().await["event"], "snapshot", "{kind:?}");
+        let tokens = format!("{},{}", short("ada", "customer", 30), token("ada", "customer"));
+        let mut away = Follower::start(kind, system.reader().base(), &tokens, &["order:away"]);
+        assert_eq!(away.next().await["event"], "snapshot", "{kind:?}");
+        followers.push((kind, away));
+    }
+    system.terminate().await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    system.start().await;
+    add(&system, "away", "pen").await;
+    for (kind, follower) in &mut followers {
+        assert_eq!(follower.next().await["event"], "token", "{kind:?}");
+        let mut line = follower.next().await;
+        if line["event"] == "recovered" {
+            line = follower.next().await;
+        }
+        assert_eq!((&line["event"], &line["data"]["version"]), (&json!("pub"), &json!(2)), "{kind:?}: {line}");
+    }
+}
+
 async fn add(system: &TestSystem, order: &str, sku: &str) {
     let item = json!({"sku": sku, "quantity": 1, "unit_price": "1.00", "category": "OFFICE"});
     system.post(&format!("/v1/orders/{order}/items")).json(item).send().await.expect(200);

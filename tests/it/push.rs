@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Client, signed, token};
 use tests::fold::read_log;
@@ -18,6 +19,9 @@ tests::stories![
     every_transport_survives_a_crash,
     a_ticket_opens_one_connection,
     a_page_may_listen_from_allowed_origins_only,
+    a_page_of_an_allowed_origin_may_ask_anything,
+    what_a_socket_sends_wrongly_is_told,
+    polls_of_what_is_in_no_log_have_their_pace,
     a_revoked_token_ends_every_connection,
     a_fresh_token_may_have_another_role,
     a_slow_client_is_cut_off_alone,
@@ -256,6 +260,70 @@ async fn a_ticket_opens_one_connection(system: TestSystem) {
     assert_eq!(socket.subscribe("order:o-1").await["view"]["version"], 1);
     assert_eq!(Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.err(), Some(401));
     system.reader().post("/v1/tickets").anonymous().send().await.expect_problem(401, "authentication-required");
+}
+
+/// A browser asks first whether it may: of every route, and without a token.
+async fn a_page_of_an_allowed_origin_may_ask_anything(system: TestSystem) {
+    let page = "http://localhost:5173";
+    for (client, path, method) in [
+        (system.writer(), "/v1/orders", "POST"),
+        (system.writer(), "/v1/orders/o-1/items/pen", "DELETE"),
+        (system.reader(), "/v1/orders/o-1", "GET"),
+        (system.reader(), "/v1/tickets", "POST"),
+        (system.reader(), "/v1/live", "GET"),
+        (system.reader(), "/v1/poll", "GET"),
+    ] {
+        let preflight = |origin: &str| {
+            let request = client.request(Method::OPTIONS, path).anonymous().header("origin", origin);
+            let request = request.header("access-control-request-method", method);
+            request.header("access-control-request-headers", "authorization,content-type").send()
+        };
+        let allowed = preflight(page).await.expect(200);
+        assert_eq!(allowed.header("access-control-allow-origin"), Some(page), "{path}");
+        let may =
+            |name: &str, what: &str| allowed.header(name).is_some_and(|allowed| allowed.to_lowercase().contains(what));
+        assert!(may("access-control-allow-methods", &method.to_lowercase()), "{path}: {allowed:?}");
+        assert!(may("access-control-allow-headers", "authorization"), "{path}: {allowed:?}");
+        let refused = preflight("https://evil.test").await;
+        assert_eq!(refused.header("access-control-allow-origin"), None, "{path}");
+    }
+}
+
+/// A socket that sends what cannot be used is told so, and by what.
+async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
+    let reader = system.reader();
+    let url = format!("{}/ws", reader.base());
+    let now = jiff::Timestamp::now().as_second();
+    let claims =
+        json!({"sub": "c", "role": "customer", "iss": "docket", "aud": "docket", "iat": now - 100, "exp": now - 50});
+    let mut late = Socket::open(&url, &[]).await.expect("a WebSocket");
+    let reply = late.call("connect", json!({"token": signed(&claims)})).await;
+    assert_eq!(reply["error"]["code"], 109, "SDKs ask for a fresh token then: {reply}");
+    let reply = late.call("connect", json!({"token": token("c", "customer")})).await;
+    assert!(reply["connect"]["client"].is_string(), "{reply}");
+    for body in [json!({}), json!({"channel": "customer:c", "offset": "x"})] {
+        let reply = late.call("subscribe", body).await;
+        assert_eq!(reply["error"]["code"], 107, "{reply}");
+    }
+    assert_eq!(late.say_goodbye().await, Some(1000), "its Close is answered");
+    let mut long = Socket::connect(reader, &token("c", "customer")).await;
+    long.send(&json!({"id": 7, "ping": {"x": "y".repeat(70_000)}})).await;
+    assert_eq!(long.closed().await, 1009);
+}
+
+/// How the projections stand is asked for as often as a client likes; one that asks at once again waits.
+async fn polls_of_what_is_in_no_log_have_their_pace(system: TestSystem) {
+    let poll = |cursor: &str| system.get(&format!("/v1/poll?channel=projections&wait=10&cursor={cursor}"));
+    let first = poll("").send().await.expect(200).json();
+    assert_eq!(first["events"][0]["event"], "snapshot", "{first}");
+    let cursor = first["cursor"].as_str().expect("a cursor").to_owned();
+    let started = Instant::now();
+    for _ in 0..2 {
+        let next = poll(&cursor).send().await.expect(200).json();
+        assert_eq!(next["events"].as_array().map(Vec::len), Some(1), "{next}");
+    }
+    let took = started.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&took), "{took:?}");
 }
 
 async fn a_page_may_listen_from_allowed_origins_only(system: TestSystem) {

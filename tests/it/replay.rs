@@ -26,6 +26,7 @@ tests::stories![
     releases_of_two_versions_do_not_fight,
     a_new_projection_is_built_beside_the_others,
     another_log_is_not_projected_on,
+    dead_letters_do_not_outlive_their_log,
 ];
 
 /// Every row that a client can read.
@@ -284,12 +285,10 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
         assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild skips nothing");
     }
     // Nothing is mended yet: it is parked again.
-    system.cli(&["dead-letters", "retry", &position]).await;
-    until("it was tried again", async || {
-        let letter = dead_letters(&system).await.pop().expect("still there");
-        (letter["attempts"] == 4 && letter["state"] == "parked").then_some(())
-    })
-    .await;
+    let again = system.try_cli(&["dead-letters", "retry", &position]).await;
+    assert!(String::from_utf8_lossy(&again.stderr).contains("parked again"), "{again:?}");
+    let letter = dead_letters(&system).await.pop().expect("still there");
+    assert_eq!((&letter["attempts"], &letter["state"]), (&json!(4), &json!("parked")));
     sql(&system, false, &format!("update events set payload = '{good}' where position = {position}")).await;
     system.cli(&["dead-letters", "retry", &position]).await;
     until("it is mended", async || dead_letters(&system).await.is_empty().then_some(())).await;
@@ -494,6 +493,48 @@ async fn another_log_is_not_projected_on(mut system: TestSystem) {
     let resumed =
         system.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}")).send().await.expect(200).json();
     assert_eq!(resumed["events"][0]["event"], "reset", "a listener begins anew: {resumed}");
+}
+
+/// A restored log: what was decided about events that it lost is forgotten, what is parked in it can be decided about.
+async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
+    let order = async |system: &TestSystem, id: &str| {
+        let body = json!({"order_id": id, "customer_id": "c"});
+        system.post("/v1/orders").json(body).send().await.expect(201).position()
+    };
+    let parked = async |system: &TestSystem, order: &str| {
+        let letter = until("the order is parked", async || {
+            dead_letters(system).await.into_iter().find(|letter| letter["order_id"] == order)
+        });
+        letter.await["position"].as_i64().expect("a position")
+    };
+    for name in ["stays", "goes"] {
+        order(&system, name).await;
+        system.settled().await;
+        foreign_event(&system, name, 2, "{}").await;
+        parked(&system, name).await;
+    }
+    let (stays, goes) = (parked(&system, "stays").await, parked(&system, "goes").await);
+    system.cli(&["dead-letters", "discard", &goes.to_string()]).await;
+    order(&system, "lost").await;
+    system.settled().await;
+    system.terminate().await;
+    // Back to the state before the event that was discarded.
+    statement(&system, false, &format!("delete from events where position >= {goes}")).await;
+    sql(&system, false, &format!("update log_head set position = {}", goes - 1)).await;
+    system.cli(&["events", "restored"]).await;
+    system.start().await;
+    until("it is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(())).await;
+    let refused = system.try_cli(&["replay", "--all"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"));
+    system.cli(&["dead-letters", "discard", &stays.to_string()]).await;
+    system.cli(&["replay", "--all"]).await;
+    assert_eq!(order(&system, "new").await as i64, goes, "at the position of what was discarded");
+    system.settled().await;
+    let new = system.get("/v1/orders/new").send().await.expect(200).json();
+    assert_eq!((&new["status"], &new["version"]), (&json!("draft"), &json!(1)), "{new}");
+    let letters = dead_letters(&system).await;
+    assert_eq!((letters.len(), &letters[0]["position"]), (1, &json!(stays)), "{letters:?}");
+    system.cli(&["verify"]).await;
 }
 
 /// The way from embedded to scaled, and back.

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderName;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -131,6 +133,19 @@ impl Socket {
             };
             if line["push"]["channel"] == channel && line["push"]["pub"].is_object() {
                 return line["push"]["pub"].clone();
+            }
+        }
+    }
+
+    /// Closes the socket; the code of the server's own Close, if it sends one.
+    pub async fn say_goodbye(mut self) -> Option<u16> {
+        let goodbye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
+        self.stream.send(Message::Close(Some(goodbye))).await.expect("the socket is open");
+        loop {
+            match tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("not closed")? {
+                Ok(Message::Close(frame)) => return frame.map(|frame| frame.code.into()),
+                Ok(_) => {}
+                Err(_) => return None,
             }
         }
     }

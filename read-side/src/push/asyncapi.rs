@@ -64,6 +64,16 @@ pub fn document() -> Value {
             "bindings": {"http": {}},
         }),
     );
+    own.insert(
+        "poll".to_owned(),
+        json!({
+            "address": "/v1/poll",
+            "title": "Long polls",
+            "description": "`GET /v1/poll?channel=…&channel=…&cursor=…&wait=25` answers with what follows the cursor, or waits for it.",
+            "messages": messages(&["polled"]),
+            "bindings": {"http": {}},
+        }),
+    );
     let on = |name: &str| json!({"$ref": format!("#/channels/{name}")});
     let of_socket = |names: &[&str]| {
         let reference = |name: &&str| json!({"$ref": format!("#/channels/socket/messages/{name}")});
@@ -83,6 +93,8 @@ pub fn document() -> Value {
         "stream".to_owned(),
         json!({"action": "send", "channel": on("stream"), "summary": "Events of a stream"}),
     );
+    operations
+        .insert("poll".to_owned(), json!({"action": "send", "channel": on("poll"), "summary": "Answers to polls"}));
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -130,6 +142,15 @@ fn definitions() -> Value {
         &["data", "offset", "tags"],
     );
     let who = object(json!({"client": text(), "user": text()}), &["user"]);
+    let standing = object(json!({"items": {"type": "array"}}), &["items"]);
+    let event = object(
+        json!({
+            "event": {"enum": ["snapshot", "pub", "join", "leave", "reset"]},
+            "channel": text(), "offset": number(), "prev": number(),
+            "data": {"description": "the snapshot or the change; of a reset, the channels whose snapshots follow and the epoch"},
+        }),
+        &["event", "data"],
+    );
     json!({
         "snapshot": message("How it is, and the position at which it was so", object(
             json!({"type": {"const": "snapshot"}, "view": {}, "items": {"type": "array"}, "position": number()}),
@@ -138,7 +159,7 @@ fn definitions() -> Value {
         "publication": message("A change", publication.clone()),
         "join": message("Somebody looks at it, who did not", object(json!({"info": who}), &["info"])),
         "leave": message("Somebody looks at it no more", object(json!({"info": who}), &["info"])),
-        "projections": message("How the projections stand", object(json!({"items": {"type": "array"}}), &["items"])),
+        "projections": message("How the projections stand", standing.clone()),
         "command": message("One command; its reply has the same id", object(
             json!({
                 "id": number(),
@@ -150,6 +171,7 @@ fn definitions() -> Value {
                 "unsubscribe": channel(), "presence": channel(), "presence_stats": channel(),
                 "refresh": object(json!({"token": text()}), &["token"]),
                 "ping": object(json!({}), &[]),
+                "publish": object(json!({}), &[]), "rpc": object(json!({}), &[]), "history": object(json!({}), &[]),
             }),
             &["id"],
         )),
@@ -160,28 +182,37 @@ fn definitions() -> Value {
                 "connect": object(json!({"client": text(), "version": text(), "expires": {"type": "boolean"},
                     "ttl": number(), "ping": number(), "pong": {"type": "boolean"}}), &["client"]),
                 "subscribe": object(json!({
-                    "recoverable": {"const": true}, "positioned": {"const": true}, "epoch": text(), "offset": number(),
+                    "recoverable": {"const": true, "description": "left out, with what follows, for what is in no log"},
+                    "positioned": {"const": true}, "epoch": text(), "offset": number(),
                     "was_recovering": {"type": "boolean"}, "recovered": {"type": "boolean"},
                     "publications": {"type": "array", "items": publication},
-                    "data": {"$ref": "#/components/messages/snapshot/payload"},
-                }), &["epoch", "offset", "recovered"]),
+                    "data": {"anyOf": [{"$ref": "#/components/messages/snapshot/payload"}, standing]},
+                }), &["was_recovering", "recovered"]),
+                "unsubscribe": object(json!({}), &[]),
+                "presence": object(json!({"presence": {"type": "object", "additionalProperties": who}}), &["presence"]),
+                "presence_stats": object(json!({"num_clients": number(), "num_users": number()}), &["num_clients", "num_users"]),
+                "refresh": object(json!({"client": text(), "expires": {"type": "boolean"}, "ttl": number()}), &["client", "ttl"]),
+                "ping": object(json!({}), &[]),
             }),
             &["id"],
         )),
         "push": message("What happened on a channel", object(
             json!({"push": object(json!({
-                "channel": text(), "pub": publication, "join": {"type": "object"}, "leave": {"type": "object"},
+                "channel": text(),
+                "pub": {"anyOf": [publication, object(json!({"data": standing}), &["data"])]},
+                "join": object(json!({"info": who}), &["info"]),
+                "leave": object(json!({"info": who}), &["info"]),
                 "unsubscribe": object(json!({"code": number(), "reason": text()}), &["code"]),
             }), &["channel"])}),
             &["push"],
         )),
         "ping": message("An empty object; the client answers with the same", object(json!({}), &[])),
-        "event": message("The data of a server-sent event", object(
-            json!({
-                "event": {"enum": ["snapshot", "pub", "join", "leave", "reset", "auth_expired"]},
-                "channel": text(), "offset": number(), "prev": number(), "data": {},
-            }),
-            &[],
+        "event": message("The data of a server-sent event; of `auth_expired`, the reason", json!({
+            "anyOf": [event, object(json!({"reason": {"enum": ["expired", "revoked"]}}), &["reason"])],
+        })),
+        "polled": message("What happened, and where to go on", object(
+            json!({"cursor": text(), "events": {"type": "array", "items": event}}),
+            &["cursor", "events"],
         )),
     })
 }

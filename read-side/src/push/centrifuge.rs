@@ -20,7 +20,7 @@ use axum::routing::get;
 use event_store::error::Error;
 use futures::SinkExt;
 use jiff::Timestamp;
-use platform::auth::Principal;
+use platform::auth::{LEEWAY_SECONDS, Principal};
 use platform::problem::Problem;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -40,6 +40,8 @@ use crate::state::ReadSide;
 
 /// Longest frame taken from a client, in bytes; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Up to here a frame that is too long is read, so that its sender can be told; at a longer one the connection breaks.
+const FRAME_BYTES_READ_MAX: usize = 256 * 1024;
 /// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
 const READ_BUFFER_BYTES: usize = 512;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
@@ -58,6 +60,8 @@ pub const EXPIRY_GRACE: Duration = Duration::from_secs(25);
 /// Commands that a client may send at once, and how many more a second.
 const COMMANDS_BURST: f64 = 512.0;
 const COMMANDS_PER_SECOND: f64 = 64.0;
+/// As far as timers reach, in seconds.
+const TTL_MAX: i64 = 10 * 365 * 86_400;
 /// What a subscriber that wants patches in place of whole views says in `data.delta`.
 const MERGE_PATCH: &str = "merge-patch";
 /// The subprotocol that SDKs offer for JSON.
@@ -65,6 +69,8 @@ const JSON_PROTOCOL: &str = "centrifuge-json";
 
 /// Close codes: SDKs come back after 3000 to 3499 and 4000 to 4499, and stay away after the others.
 mod close {
+    /// Of WebSocket itself.
+    pub(super) const TOO_LONG: (u16, &str) = (1009, "a frame may have 64 KiB");
     pub(super) const SHUTDOWN: (u16, &str) = (3001, "shutdown");
     pub(super) const SLOW: (u16, &str) = (3008, "slow");
     pub(super) const INSUFFICIENT_STATE: (u16, &str) = (3010, "insufficient state");
@@ -75,6 +81,7 @@ mod close {
     pub(super) const CONNECTION_LIMIT: (u16, &str) = (3504, "connection limit");
     pub(super) const EXPIRED: (u16, &str) = (4401, "token expired");
     pub(super) const FORBIDDEN: (u16, &str) = (4503, "forbidden");
+    pub(super) const REVOKED: (u16, &str) = (4503, "token revoked");
 
     /// As metrics have it.
     pub(super) fn reason(close: (u16, &str)) -> &'static str {
@@ -83,7 +90,7 @@ mod close {
             SLOW => "slow",
             NO_PONG => "no_pong",
             EXPIRED => "expired",
-            FORBIDDEN => "forbidden",
+            FORBIDDEN | REVOKED => "forbidden",
             _ => "error",
         }
     }
@@ -101,6 +108,8 @@ mod code {
     pub(super) const LIMIT: (u32, &str) = (106, "limit exceeded");
     pub(super) const BAD_REQUEST: (u32, &str) = (107, "bad request");
     pub(super) const NOT_AVAILABLE: (u32, &str) = (108, "not available");
+    /// SDKs ask for a fresh token, and connect with it.
+    pub(super) const TOKEN_EXPIRED: (u32, &str) = (109, "token expired");
     /// SDKs try again by themselves.
     pub(super) const TOO_MANY_REQUESTS: (u32, &str) = (111, "too many requests");
 }
@@ -132,7 +141,10 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
     let ConnectInfo(peer) =
         ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &state).await.map_err(|_| Problem::internal())?;
     let mut upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &state).await.map_err(|refusal| {
-        Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(refusal.body_text())
+        Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(format!(
+            "{}; without a WebSocket, GET /v1/live gives the same as server-sent events",
+            refusal.body_text()
+        ))
     })?;
     let ender = Ender::default();
     let place = state.connections.enter(Transport::WebSocket, peer.ip(), &ender).map_err(|_| too_many_connections())?;
@@ -143,7 +155,7 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
     } else if let Some(bearer) = bearer_protocol(&parts.headers) {
         upgrade = upgrade.protocols([bearer.to_owned()]);
     }
-    Ok(set_up(upgrade, FRAME_BYTES_MAX)
+    Ok(set_up(upgrade, FRAME_BYTES_READ_MAX)
         .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
 }
 
@@ -171,10 +183,15 @@ struct Caller {
     admins: bool,
 }
 
+/// What a command needs so that it can be answered.
 #[derive(Deserialize)]
-struct Command {
+struct Numbered {
     #[serde(default)]
     id: u32,
+}
+
+#[derive(Deserialize)]
+struct Command {
     connect: Option<Connect>,
     subscribe: Option<Subscribe>,
     unsubscribe: Option<ChannelName>,
@@ -265,7 +282,7 @@ async fn run(mut socket: WebSocket, state: ReadSide, caller: Caller, ender: Ende
         end = ender.ended() => Some(match end {
             End::Slow => close::SLOW,
             End::Shutdown => close::SHUTDOWN,
-            End::Revoked => close::FORBIDDEN,
+            End::Revoked => close::REVOKED,
         }),
         Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
     };
@@ -302,11 +319,19 @@ impl Connection {
                 () = &mut timer => self.due(socket).await?,
                 message = socket.recv() => match message {
                     Some(Ok(Message::Text(text))) if text.trim() == "{}" => self.pong_by = None,
+                    Some(Ok(Message::Text(text))) if text.len() > FRAME_BYTES_MAX => {
+                        return Err(Some(close::TOO_LONG));
+                    }
                     // Boxed: connections are many, and most of them are silent.
                     Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::BAD_REQUEST)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(None),
+                    Some(Ok(Message::Close(_))) => {
+                        // The answer to it is written already, and goes out.
+                        let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
+                        return Err(None);
+                    }
+                    Some(Err(_)) | None => return Err(None),
                 },
                 Some(delivery) = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
             }
@@ -337,11 +362,11 @@ impl Connection {
     async fn commands(&mut self, socket: &mut WebSocket, frame: &str) -> Handled<()> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
-            let command: Command = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
-            let id = command.id;
-            let reply = match self.is_allowed_another() {
-                true => self.command(command).await?,
-                false => Err(code::TOO_MANY_REQUESTS),
+            let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
+            let reply = match serde_json::from_str::<Command>(line) {
+                _ if !self.is_allowed_another() => Err(code::TOO_MANY_REQUESTS),
+                Ok(command) => self.command(command).await?,
+                Err(_) => Err(code::BAD_REQUEST),
             };
             if !replies.is_empty() {
                 replies.push('\n');
@@ -378,7 +403,7 @@ impl Connection {
             if self.principal.is_some() {
                 return Err(Some(close::BAD_REQUEST));
             }
-            return self.connect(&connect.token).map(|reply| Ok(format!(r#""connect":{reply}"#)));
+            return self.connect(&connect.token).map(|reply| reply.map(|reply| format!(r#""connect":{reply}"#)));
         }
         let Some(principal) = self.principal.clone() else { return Ok(Err(code::UNAUTHORIZED)) };
         if let Some(subscribe) = command.subscribe {
@@ -417,10 +442,14 @@ impl Connection {
         }))
     }
 
-    fn connect(&mut self, token: &str) -> Handled<Value> {
+    fn connect(&mut self, token: &str) -> Handled<Result<Value, Code>> {
         let principal = match (token, self.caller.principal.take()) {
             ("", Some(principal)) => principal,
-            (token, _) => self.state.authenticator.verify(token).map_err(|problem| Some(why_refused(&problem)))?,
+            (token, _) => match self.state.authenticator.verify(token) {
+                Ok(principal) => principal,
+                Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
+                Err(problem) => return Err(Some(why_refused(&problem))),
+            },
         };
         if self.caller.admins && !principal.is_admin() {
             return Err(Some(close::FORBIDDEN));
@@ -437,7 +466,7 @@ impl Connection {
         });
         self.expires = Some(expiry(&principal));
         self.principal = Some(principal);
-        Ok(reply)
+        Ok(Ok(reply))
     }
 
     /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
@@ -516,10 +545,13 @@ impl Connection {
         if recover {
             METRICS.resumed(&[&start]);
         }
-        let epoch = json!(self.state.store.incarnation());
-        let mut reply = format!(
-            r#"{{"recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position},"was_recovering":{recover}"#
-        );
+        let kind = find(&name).ok().map(|(kind, _)| kind);
+        let mut reply = format!(r#"{{"was_recovering":{recover}"#);
+        // Who is told a position comes back with it.
+        if kind.is_some_and(|kind| !kind.is_in_no_log()) {
+            let epoch = json!(self.state.store.incarnation());
+            reply += &format!(r#","recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position}"#);
+        }
         match start {
             Start::Snapshot(snapshot) => reply.push_str(&format!(r#","recovered":false,"data":{snapshot}}}"#)),
             Start::Recovered(changes) => {
@@ -531,7 +563,7 @@ impl Connection {
                 reply.push_str("]}");
             }
         }
-        let has_presence = find(&name).is_ok_and(|(kind, _)| kind.has_presence);
+        let has_presence = kind.is_some_and(|kind| kind.has_presence);
         let present = has_presence.then(|| self.state.presence.enter(&name, &self.client, &principal.subject));
         self.channels.insert(name, Subscribed { _subscription: subscription, position, patched, _present: present });
         Ok(reply)
@@ -583,7 +615,7 @@ impl Connection {
 fn why_refused(problem: &Problem) -> Close {
     match problem.slug() {
         "token-expired" => close::EXPIRED,
-        "token-revoked" => close::FORBIDDEN,
+        "token-revoked" => close::REVOKED,
         _ => close::INVALID_TOKEN,
     }
 }
@@ -592,10 +624,16 @@ fn expiry(principal: &Principal) -> Instant {
     Instant::now() + Duration::from_secs(ttl(principal)) + EXPIRY_GRACE
 }
 
+/// How long a token is still believed.
+pub fn believed_for(principal: &Principal) -> Duration {
+    Duration::from_secs(
+        (principal.expires_at + LEEWAY_SECONDS as i64 - Timestamp::now().as_second()).clamp(0, TTL_MAX) as u64
+    )
+}
+
 /// Seconds for which a token is still valid.
 pub fn ttl(principal: &Principal) -> u64 {
-    // As far as timers reach.
-    (principal.expires_at - Timestamp::now().as_second()).clamp(0, 10 * 365 * 86_400) as u64
+    (principal.expires_at - Timestamp::now().as_second()).clamp(0, TTL_MAX) as u64
 }
 
 /// A client that takes nothing holds this up until its queue is full, or until the connection has waited too long to

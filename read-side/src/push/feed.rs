@@ -184,7 +184,7 @@ impl Feed<'_> {
             let discarded = dead_letters::discarded(self.state.store.db()).await?;
             for event in self.state.store.read_streams(ORDER, &missing, first.position).await? {
                 let order = orders.entry(event.aggregate_id.to_string()).or_default();
-                if discarded.contains(&event.position) {
+                if discarded.holds(&event) {
                     order.pass_over(&event);
                 } else if let Err(error) = order.apply(&event) {
                     // The events after it do not apply either: nothing of this order is published, the others flow.

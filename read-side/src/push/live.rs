@@ -27,7 +27,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::push::access::identify;
-use crate::push::centrifuge::{too_many_connections, ttl};
+use crate::push::centrifuge::{believed_for, too_many_connections};
 use crate::push::channels::{Refused, find};
 use crate::push::connections::{End, Ender, Place};
 use crate::push::hub::{Passing, queue};
@@ -44,6 +44,8 @@ const RETRY_MS: std::ops::Range<u64> = 500..1_500;
 /// Wait of a poll, in seconds.
 const WAIT: u64 = 25;
 const WAIT_MAX: u64 = 60;
+/// How often a poll tells again what is in no log.
+const UNLOGGED_EVERY: Duration = Duration::from_secs(1);
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx to pass on what it gets.
@@ -159,7 +161,7 @@ async fn live(State(state): State<ReadSide>, request: Request) -> Result<Respons
         ready: VecDeque::new(),
         epoch: state.store.incarnation().into(),
         comment_at: Instant::now() + COMMENT_EVERY,
-        expires: Instant::now() + Duration::from_secs(ttl(&asked.principal)),
+        expires: Instant::now() + believed_for(&asked.principal),
         ender: asked.ender,
         why: "client",
         _place: asked.place,
@@ -186,14 +188,21 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
         Some(Ok(wait @ 0..=WAIT_MAX)) => wait,
         Some(_) => return Err(invalid("wait", &format!("0 to {WAIT_MAX} seconds"))),
     };
-    let until = Instant::now() + Duration::from_secs(wait);
+    let now = Instant::now();
+    let until = now + Duration::from_secs(wait).min(believed_for(&asked.principal));
     let after = match asked.parameter("cursor") {
         None | Some("") => None,
-        Some(text) => Some(text.parse().map_err(|()| invalid("cursor", "give the cursor of the answer before"))?),
+        Some(text) => Some(
+            text.parse()
+                .map_err(|()| invalid("cursor", "give the cursor of the answer before, or none for snapshots"))?,
+        ),
     };
     let (mut merged, opened) = asked.open(&state, after.as_ref()).await?;
     let mut starts = Starts::new(&state, &opened, after.is_some());
-    if starts.events.is_empty() {
+    // What is in no log comes as a snapshot every time: not sooner than it may have changed.
+    let only_unlogged = after.is_some() && starts.are_unlogged();
+    let until = if only_unlogged { until.min(now + UNLOGGED_EVERY) } else { until };
+    if starts.events.is_empty() || only_unlogged {
         request_id::set_waits();
         let next = tokio::select! {
             next = timeout_at(until, merged.next()) => next.ok(),
@@ -213,6 +222,8 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
                 }
             }
             Some(Next::Passing(passing)) => {
+                // What is told now is newer than the snapshot.
+                starts.events.retain(|event| event.channel.as_ref() != Some(&passing.channel));
                 starts.events.push(Event::passing(&passing));
             }
             // The cursor stays where it is, and the next poll reads the log.
@@ -284,7 +295,10 @@ fn refused((channel, refused): (String, Refused)) -> Problem {
         Refused::Denied if ["orders", "reports:sales"].contains(&&*channel) => forbidden("staff"),
         Refused::Denied if channel == "projections" => forbidden("admin"),
         Refused::Denied | Refused::Unknown => {
-            not_found("channel-not-found", "There is no such channel").detail(format!("there is no channel {channel}"))
+            not_found("channel-not-found", "There is no such channel").detail(match channel.contains(',') {
+                true => format!("there is no channel {channel}: give each one as channel=…"),
+                false => format!("there is no channel {channel}"),
+            })
         }
         Refused::Behind => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
@@ -306,6 +320,14 @@ struct Starts {
 }
 
 impl Starts {
+    /// Whether there is nothing but how it is with what is in no log.
+    fn are_unlogged(&self) -> bool {
+        let is_unlogged = |event: &Event| {
+            event.channel.as_ref().is_some_and(|name| find(name).is_ok_and(|(kind, _)| kind.is_in_no_log()))
+        };
+        !self.events.is_empty() && self.events.iter().all(is_unlogged)
+    }
+
     /// `resuming` says that there was a cursor: then snapshots are what could not be avoided.
     fn new(state: &ReadSide, opened: &[Opened], resuming: bool) -> Self {
         let mut events = Vec::new();

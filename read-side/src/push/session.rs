@@ -217,7 +217,7 @@ async fn recover(
         }
         // An event that does not apply is parked by the projections, and what follows it in its stream.
         let Some(before) = order.take() else { continue };
-        if discarded.contains(&event.position) {
+        if discarded.holds(&event) {
             let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
             state.pass_over(&event);
             order = Some(Some(Arc::new(state)));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use event_store::event::RecordedEvent;
+use event_store::leader::Leadership;
 use event_store::store::{Store, open, open_beside};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
@@ -148,13 +149,18 @@ async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64
     let mut position = 0;
     while position < head {
         let events = store.read_stored(position, (CHUNK as i64).min(head - position)).await?;
-        let Some(last) = events.last() else { bail!("no event follows position {position}") };
-        position = last.position;
+        ensure!(!events.is_empty(), gap(position + 1));
         for event in &events {
+            position += 1;
+            ensure!(event.position == position, gap(position));
             output.write_all(line(event).as_bytes())?;
         }
     }
     Ok(head)
+}
+
+fn gap(position: i64) -> String {
+    format!("the log has no event at position {position}: somebody has removed it from the table; a backup has it")
 }
 
 fn line(event: &RecordedEvent) -> String {
@@ -166,15 +172,19 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// A store that no server has open, as far as that can be known.
-async fn alone(common: &Common) -> anyhow::Result<Store> {
+/// A store on which no server writes or projects, and none will as long as the leaderships are held.
+async fn alone(common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
     let mut settings = load(common, &[])?.store;
     settings.nats_url.clear();
-    Ok(open(settings, upcasters(), CancellationToken::new(), TaskTracker::new()).await?)
+    let store = open(settings, upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    match (store.try_lead("relay").await?, store.try_lead("projections").await?) {
+        (Some(relay), Some(projections)) => Ok((store, [relay, projections])),
+        _ => bail!("a server runs on this store: stop it first, every process of it"),
+    }
 }
 
 pub async fn restored(common: Common) -> anyhow::Result<u8> {
-    let store = alone(&common).await?;
+    let (store, _leaderships) = alone(&common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
     eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
@@ -185,7 +195,7 @@ pub async fn import(restore: Restore) -> anyhow::Result<u8> {
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let store = alone(&restore.common).await?;
+    let (store, _leaderships) = alone(&restore.common).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;

@@ -1,13 +1,14 @@
 //! Read models in operation: rebuild, verify, look, decide about dead letters. Each command works on the database itself,
 //! beside a running server or without one.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, ensure};
 use event_store::store::{Store, open_beside};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use projections::dead_letters::{self, Decision};
+use projections::dead_letters::{self, Decided, Decision};
 use projections::generation::prepare;
 use projections::order::{ORDER, upcasters};
 use projections::progress::Progress;
@@ -19,6 +20,9 @@ use serde_json::json;
 use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
 use crate::settings::Settings;
 
+/// How long the projector is waited for after a decision, and how often it is asked.
+const SEEN_WITHIN: Duration = Duration::from_secs(4);
+const LOOK: Duration = Duration::from_millis(100);
 /// How often a line of progress is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
@@ -52,12 +56,12 @@ struct Meter {
     bars: MultiProgress,
     by_name: Vec<(String, ProgressBar)>,
     json: bool,
-    printed: Option<Instant>,
+    printed: HashMap<String, Instant>,
 }
 
 impl Meter {
     fn new(json: bool) -> Self {
-        Self { bars: MultiProgress::new(), by_name: Vec::new(), json, printed: None }
+        Self { bars: MultiProgress::new(), by_name: Vec::new(), json, printed: HashMap::new() }
     }
 
     fn show(&mut self, name: &str, position: i64, target: i64) {
@@ -83,10 +87,10 @@ impl Meter {
             bar.set_position(position as u64);
             return;
         }
-        if self.printed.is_some_and(|at| at.elapsed() < LINE_EVERY) {
+        if self.printed.get(name).is_some_and(|at| at.elapsed() < LINE_EVERY) {
             return;
         }
-        self.printed = Some(Instant::now());
+        self.printed.insert(name.to_owned(), Instant::now());
         match self.json {
             true => say(format_args!("{}", json!({"projection": name, "position": position, "target": target}))),
             false => eprintln!("{name}: {position} of {target} events"),
@@ -112,7 +116,11 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
         }
         return Ok(0);
     }
-    let from = if replay.rollback { From::Older } else { From::Log };
+    let from = match (replay.rollback, replay.fresh) {
+        (true, _) => From::Older,
+        (_, true) => From::Afresh,
+        _ => From::Log,
+    };
     if replay.dry_run {
         let head = store.head().await?;
         for planned in plan(&store, &projections, from).await? {
@@ -148,6 +156,9 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
         "{} events folded in {seconds:.1} s ({rate:.0} events/s), switched at position {}.",
         rebuilt.events, rebuilt.position
     );
+    if rebuilt.missing > 0 {
+        eprintln!("{}", missing(rebuilt.missing));
+    }
     Ok(0)
 }
 
@@ -163,11 +174,18 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     };
     let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await?;
     meter.end();
+    let verify::Found { projections: found, missing_events } = found;
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
     let (head, left_out) = (store.head().await?, dead_letters::list(store.db()).await?);
     if verify.json {
         let left_out: Vec<_> = left_out.iter().map(|letter| letter.position).collect();
-        let all = json!({"projections": found, "differences": differences, "head": head, "dead_letters": left_out});
+        let all = json!({
+            "projections": found,
+            "differences": differences,
+            "missing_events": missing_events,
+            "head": head,
+            "dead_letters": left_out,
+        });
         say(format_args!("{all}"));
     } else {
         for projection in &found {
@@ -194,11 +212,20 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     if differences > 0 {
         let wrong = found.iter().filter(|projection| projection.differences > 0).map(|projection| projection.name);
         let wrong = wrong.collect::<Vec<_>>().join(" ");
-        eprintln!("Not as the log says: {}; `docket replay {wrong}` mends it.", rows(differences));
+        eprintln!("Not as the log says: {}; `docket replay --fresh {wrong}` mends it.", rows(differences));
+    }
+    if missing_events > 0 {
+        eprintln!("{}", missing(missing_events));
+    }
+    if differences > 0 || missing_events > 0 {
         return Ok(EXIT_FAILED);
     }
     ensure!(found.iter().any(|projection| projection.checked), "nothing was verified: leave --sample out");
     Ok(0)
+}
+
+fn missing(events: i64) -> String {
+    format!("The log lacks {events} of its events: somebody has removed them from the table. A backup has them.")
 }
 
 fn rows(number: usize) -> String {
@@ -212,6 +239,7 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
         say(format_args!("{}", json!({"items": items, "head": head})));
         return Ok(0);
     }
+    let stopped = store.try_lead("rebuild").await?.is_some();
     say(format_args!(
         "{:16} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
         "projection", "generation", "version", "position", "lag", "lag s"
@@ -219,6 +247,10 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
     for item in items {
         let state = match (&item.last_error, &item.rebuild) {
             (Some(error), _) => format!("{}: {error}", item.state),
+            (None, Some(rebuild)) if stopped => format!(
+                "{}, generation {} was left at {}: `docket replay {}` goes on",
+                item.state, rebuild.generation, rebuild.position, item.name
+            ),
             (None, Some(rebuild)) => {
                 format!("{}, generation {} is at {}", item.state, rebuild.generation, rebuild.position)
             }
@@ -264,22 +296,46 @@ pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
     let Some(letter) = letters.into_iter().find(|letter| letter.position == wanted.position) else {
         bail!(no_such(wanted.position));
     };
-    let waiting = store.read_stream(ORDER, &letter.order_id, letter.sequence - 1, i64::MAX, 1_000).await?;
-    let waiting: Vec<_> = waiting.iter().map(super::events::envelope).collect();
+    let waiting = store.read_streams(ORDER, std::slice::from_ref(&letter.order_id), i64::MAX).await?;
+    let waiting = waiting.iter().filter(|event| event.position >= letter.position);
+    let waiting: Vec<_> = waiting.map(super::events::envelope).collect();
     say(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
     Ok(0)
 }
 
 pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8> {
     let (store, _) = opened(&wanted.common).await?;
-    if !dead_letters::decide(store.db(), wanted.position, decision).await? {
-        bail!(no_such(wanted.position));
+    let position = wanted.position;
+    match dead_letters::decide(&store, position, decision).await? {
+        Decided::NoSuch => bail!(no_such(position)),
+        Decided::Done => {
+            eprintln!(
+                "Event {position} is discarded: rebuilds leave it out. What was projected of it stays until then."
+            );
+            return Ok(0);
+        }
+        Decided::Asked => {}
+    }
+    let asked = Instant::now();
+    while asked.elapsed() < SEEN_WITHIN {
+        tokio::time::sleep(LOOK).await;
+        let letters = dead_letters::list(store.db()).await?;
+        match letters.iter().find(|letter| letter.position == position).map(|letter| (&*letter.state, letter)) {
+            None => {
+                eprintln!("The order is brought up to date.");
+                return Ok(0);
+            }
+            Some(("discarded", _)) => {
+                eprintln!("Event {position} is discarded, and its order goes on without it.");
+                return Ok(0);
+            }
+            Some(("parked", letter)) => bail!("the order is parked again: {}", letter.reason),
+            Some(_) => {}
+        }
     }
     match store.try_lead("projections").await? {
-        None => {
-            eprintln!("The projector will see it within a second; `docket dead-letters list` tells what became of it.");
-        }
         Some(_) => eprintln!("No projector runs: it will be done when a server with the role `project` starts."),
+        None => eprintln!("The projector has not come to it yet; `docket dead-letters list` tells what becomes of it."),
     }
     Ok(0)
 }

@@ -34,6 +34,8 @@ const RELAY_POLL: Duration = Duration::from_millis(200);
 const RELAY_GATHER: Duration = Duration::from_millis(5);
 /// How long a failed relay or reader waits before it tries again.
 pub(crate) const RETRY: Duration = Duration::from_millis(300);
+/// How long NATS may take to say whether there is a stream.
+const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 /// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
 const SERVER_MIN: (u32, u32) = (2, 10);
 /// Which log a stream belongs to, in the stream's metadata.
@@ -144,6 +146,21 @@ impl Bus {
                  (`nats stream rm {0}`)",
                 self.stream
             ))),
+        }
+    }
+
+    /// Removes the stream, if there is one and it is this log's; whether it was there.
+    pub(crate) async fn remove(&self) -> Result<bool, Error> {
+        let away = |_| Error::Nats("no answer".to_owned());
+        let found = tokio::time::timeout(REMOVED_WITHIN, self.context.get_stream(&self.stream)).await.map_err(away)?;
+        match found {
+            Ok(found) if found.cached_info().config.metadata.get(INCARNATION) == Some(&self.incarnation) => {
+                self.context.delete_stream(&self.stream).await.map_err(nats)?;
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.to_string().contains("stream not found") => Ok(false),
+            Err(error) => Err(nats(error)),
         }
     }
 

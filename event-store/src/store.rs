@@ -123,6 +123,15 @@ impl Store {
         self.inner.appender.append(append).await
     }
 
+    /// Removes the JetStream stream that this log has filled; whether it was there. To be done before [`Store::renew`].
+    ///
+    /// # Errors
+    /// NATS is away.
+    pub async fn remove_stream(&self, nats_url: &str) -> Result<bool, Error> {
+        let settings = Settings { nats_url: nats_url.to_owned(), ..self.inner.settings.clone() };
+        Bus::connect(&settings, self.incarnation().to_owned()).await?.remove().await
+    }
+
     /// Gives a log that was restored another incarnation, which its next reader sees, and returns it.
     ///
     /// # Errors

@@ -278,7 +278,7 @@ enum Events {
     /// Say that the log was restored from a backup, so that no listener goes on from a position of what is lost.
     #[command(
         before_help = "Examples:\n  docket events restored --config docket.toml",
-        after_help = "The log gets a new incarnation: whoever listened before it was restored begins with what is there now. No server may\nrun on the store."
+        after_help = "The log gets a new incarnation: whoever listened before it was restored begins with what is there now. Where nats_url is\nset, the JetStream stream of before is removed. No server may run on the store."
     )]
     Restored(Common),
     /// Print events as they come.

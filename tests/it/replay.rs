@@ -522,6 +522,9 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     statement(&system, false, &format!("delete from events where position >= {goes}")).await;
     sql(&system, false, &format!("update log_head set position = {}", goes - 1)).await;
     system.cli(&["events", "restored"]).await;
+    if let Some(nats) = &system.nats {
+        assert!(nats.jetstream().await.get_stream("docket").await.is_err(), "it held what the log has no more");
+    }
     system.start().await;
     until("it is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(())).await;
     let refused = system.try_cli(&["replay", "--all"]).await;

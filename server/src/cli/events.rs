@@ -187,6 +187,14 @@ pub async fn restored(common: Common) -> anyhow::Result<u8> {
     let (store, _leaderships) = alone(&common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
+    let nats_url = load(&common, &[])?.store.nats_url;
+    if !nats_url.is_empty() {
+        let removed = store.remove_stream(&nats_url).await;
+        match removed.context("the JetStream stream must be removed first: start NATS, or leave nats_url out")? {
+            true => eprintln!("The JetStream stream of before is removed; a new one is made after the log's end."),
+            false => eprintln!("There is no JetStream stream of before."),
+        }
+    }
     eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
     Ok(0)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequestParts};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, COOKIE, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use jsonwebtoken::errors::ErrorKind;
@@ -382,7 +382,12 @@ fn bearer(parts: &Parts) -> Result<&str, Problem> {
             .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     };
     let Some(value) = parts.headers.get(AUTHORIZATION) else {
-        return Err(required("send the header Authorization: Bearer <JWT>"));
+        return Err(required(match parts.headers.contains_key(COOKIE) {
+            true => {
+                "send the header Authorization: Bearer <JWT>; a cookie counts for live updates only, with an allowed Origin"
+            }
+            false => "send the header Authorization: Bearer <JWT>",
+        }));
     };
     match value.to_str().unwrap_or_default().split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start()),

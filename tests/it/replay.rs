@@ -185,6 +185,15 @@ async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
     assert_eq!((&summaries["name"], &summaries["first"][0]["key"]), (&json!("order_summaries"), &json!(order)));
     let what = summaries["first"][0]["what"][0].as_str().expect("a column");
     assert!(what.starts_with("line_count is 99, must be "), "{what}");
+    let view = format!(
+        "update order_details_g1 set view = replace(view, '\"status\":\"', '\"status\":\"un') where order_id = '{order}'"
+    );
+    sql(&system, true, &view).await;
+    let output = system.try_cli(&["verify", "order_details"]).await;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains("view.status is \"un"), "the field and nothing else: {told}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`docket replay --fresh order_details` mends it"));
+    system.cli(&["replay", "--fresh", "order_details"]).await;
     let sampled = system.try_cli(&["verify", "order_summaries", "--sample", "2000", "--json"]).await;
     assert_eq!(sampled.status.code(), Some(1), "drawn often enough, it is found");
     system.cli(&["replay", "order_summaries"]).await;

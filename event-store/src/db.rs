@@ -56,6 +56,9 @@ pub enum Merge {
     Min,
     /// The larger stays.
     Max,
+    /// Replaces, unless the row that is there has the larger value in this integer column: it came later, whatever the
+    /// order of writing.
+    Latest(&'static str),
 }
 
 /// A column of a read model's table.
@@ -139,6 +142,9 @@ impl Table {
                     }
                     Merge::Max => {
                         format!("{name} = case when excluded.{name} > {table}.{name} then excluded.{name} else {table}.{name} end")
+                    }
+                    Merge::Latest(by) => {
+                        format!("{name} = case when excluded.{by} >= {table}.{by} then excluded.{name} else {table}.{name} end")
                     }
                     Merge::Set | Merge::Key => format!("{name} = excluded.{name}"),
                 }
@@ -497,7 +503,7 @@ mod tests {
             text("k", Merge::Key),
             int("n", Merge::Add),
             int("first", Merge::Min),
-            text("name", Merge::Set).nullable(),
+            text("name", Merge::Latest("first")).nullable(),
         ],
         indexes: &["first, k"],
     };
@@ -516,7 +522,7 @@ mod tests {
             format!(
                 "on conflict (k) do update set n = {sum}, \
                  first = case when excluded.first < t_g2.first then excluded.first else t_g2.first end, \
-                 name = excluded.name"
+                 name = case when excluded.first >= t_g2.first then excluded.name else t_g2.name end"
             )
         };
         assert_eq!(

@@ -16,17 +16,19 @@ const TABLE: Table = Table {
     columns: &[
         text("sku", Merge::Key),
         text("currency", Merge::Key),
-        text("name", Merge::Set).nullable(),
-        text("category", Merge::Set).nullable(),
+        // Of the order that was confirmed last: one that was parked is written late.
+        text("name", Merge::Latest("position")).nullable(),
+        text("category", Merge::Latest("position")).nullable(),
         int("orders", Merge::Add),
         int("quantity", Merge::Add),
         int("revenue", Merge::Add),
+        int("position", Merge::Max),
     ],
     indexes: &["revenue", "quantity"],
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "products", version: 1, tables: &[&TABLE], fold };
+pub const PROJECTION: Projection = Projection { name: "products", version: 2, tables: &[&TABLE], fold };
 
 fn fold(changes: &[Change]) -> Vec<Rows> {
     let mut sums: HashMap<(&str, Currency), (Sum, i64, &Line)> = HashMap::new();
@@ -47,7 +49,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
             }
         }
     }
-    let rows = sums.into_iter().map(|((sku, currency), (sum, _, line))| {
+    let rows = sums.into_iter().map(|((sku, currency), (sum, position, line))| {
         vec![
             sku.into(),
             currency.to_string().into(),
@@ -56,6 +58,7 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
             sum.orders.into(),
             sum.quantity.into(),
             sum.revenue.into(),
+            position.into(),
         ]
     });
     vec![(&TABLE, rows.collect())]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
-use event_store::db::{Merge, Table, Value};
+use event_store::db::{Column, Merge, Table, Value};
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use serde::Serialize;
@@ -94,8 +94,17 @@ impl Expected {
         match self.rows.get_mut(&key) {
             None => drop(self.rows.insert(key, row)),
             Some(known) => {
-                for ((known, new), column) in known.iter_mut().zip(row).zip(self.table.columns) {
+                let at = |name| self.table.columns.iter().position(|column| column.name == name);
+                let number = |row: &[Value], name| match at(name).map(|at| &row[at]) {
+                    Some(Value::Int(number)) => *number,
+                    _ => None,
+                };
+                let stays =
+                    |column: &Column| matches!(column.merge, Merge::Latest(by) if number(&row, by) < number(known, by));
+                let stay: Vec<bool> = self.table.columns.iter().map(stays).collect();
+                for (((known, new), column), stays) in known.iter_mut().zip(row).zip(self.table.columns).zip(stay) {
                     *known = match (column.merge, &*known, &new) {
+                        (Merge::Latest(_), old, _) if stays => old.clone(),
                         (Merge::Add, Value::Int(Some(a)), Value::Int(Some(b))) => a.saturating_add(*b).into(),
                         (Merge::Min, Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
                         (Merge::Max, Value::Int(a), Value::Int(b)) => Value::Int(*a.max(b)),

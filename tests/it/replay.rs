@@ -303,11 +303,31 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     until("it is mended", async || dead_letters(&system).await.is_empty().then_some(())).await;
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
+    // What is written late is not what was sold last.
+    let named = |id: &str, name: &str| {
+        let items = json!([{"sku": "mug", "quantity": 1, "unit_price": "2.00", "name": name}]);
+        json!({"order_id": id, "customer_id": "c", "items": items})
+    };
+    system.post("/v1/orders").json(named("early", "old mug")).send().await.expect(201);
+    foreign_event(&system, "early", 3, "{}").await;
+    foreign_event(&system, "early", 4, r#"{"OrderConfirmed":{"total":200,"currency":"EUR"}}"#).await;
+    let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
+    system.post("/v1/orders").json(named("late", "new mug")).send().await.expect(201);
+    system.post("/v1/orders/late/confirm").send().await.expect(200);
+    system.settled().await;
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    let top = system.get("/v1/products/top?by=quantity&limit=100").send().await.expect(200).json();
+    let mug = top.as_array().expect("products").iter().find(|product| product["sku"] == "mug").expect("it is sold");
+    assert_eq!((&mug["name"], &mug["orders"]), (&json!("new mug"), &json!(2)), "{mug}");
+    system.cli(&["verify"]).await;
     // An event that cannot be mended: the order goes on without it.
     system.post("/v1/orders").json(body("lost")).send().await.expect(201);
     foreign_event(&system, "lost", 3, "{}").await;
     foreign_event(&system, "lost", 4, good).await;
-    let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
+    let letter = until("the order is parked", async || {
+        dead_letters(&system).await.into_iter().find(|letter| letter["order_id"] == "lost")
+    })
+    .await;
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
     let lost = until("it goes on", async || {
         let order = system.get("/v1/orders/lost").send().await.expect(200).json();
@@ -400,7 +420,8 @@ async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
         until("this release's versions serve", async || {
             let answer = system.get("/v1/projections").send().await.expect(200).json();
             let items = answer["items"].as_array().expect("items").clone();
-            items.iter().all(|item| item["state"] == "live" && item["version"] == 1).then_some(())
+            let own = |item: &Value| item["version"].as_i64().is_some_and(|version| (1..99).contains(&version));
+            items.iter().all(|item| item["state"] == "live" && own(item)).then_some(())
         })
         .await;
         let order = system.get(&format!("/v1/orders/{name}")).send().await.expect(200).json();

@@ -262,12 +262,13 @@ impl Committer {
 /// A line for whoever follows one request through the logs.
 fn tell(append: &Append, appended: &Appended) {
     if tracing::enabled!(tracing::Level::DEBUG) {
-        for event in &append.events {
+        let before = append.events.len() as i64;
+        for (event, nth) in append.events.iter().zip(1..) {
             tracing::debug!(
                 request_id = metadata_text(&event.metadata, "request_id"),
                 order.id = append.aggregate_id,
                 event.r#type = event.event_type,
-                event.position = appended.position,
+                event.position = appended.position - before + nth,
                 "appended"
             );
         }

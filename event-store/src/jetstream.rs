@@ -226,8 +226,8 @@ impl Bus {
         METRICS.stream_position.record(tail, &[]);
         if tail > log_head {
             return Err(Error::Stored(format!(
-                "the stream `{}` is at {tail}, beyond the log's head {log_head}: the log was restored; run `docket events \
-                 restored` if that was not done, and delete the stream",
+                "the stream `{}` is at {tail}, beyond the log's head {log_head}: the log was restored; stop the servers and \
+                 run `docket events restored`, which deletes the stream",
                 self.stream
             )));
         }
@@ -269,7 +269,7 @@ impl Bus {
         }
         Err(Error::Stored(format!(
             "position {tail} of the stream `{}` is {sent:?}, in the log it is {ours:?}: the log was restored or replaced, or \
-             somebody else writes to the stream; run `docket events restored` in the first case, and delete the stream",
+             somebody else writes to the stream; stop the servers and run `docket events restored`, which deletes the stream",
             self.stream
         )))
     }

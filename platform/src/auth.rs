@@ -319,6 +319,11 @@ impl Authenticator {
         });
     }
 
+    /// Whether a token has been revoked since it was verified.
+    pub fn has_revoked(&self, principal: &Principal) -> bool {
+        self.0.revoked.borrow().covers(principal)
+    }
+
     /// Follows which tokens are revoked: a long connection must not outlive its token.
     pub fn revoked(&self) -> watch::Receiver<Revoked> {
         self.0.revoked.subscribe()

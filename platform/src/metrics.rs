@@ -34,6 +34,8 @@ static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
 });
 /// Requests being answered.
 static ACTIVE: AtomicI64 = AtomicI64::new(0);
+/// Sendings over OTLP that failed.
+static OTLP_FAILURES: OnceLock<Counter<u64>> = OnceLock::new();
 /// There once metrics run: the provider itself logs while it is set, and must not be asked for by that.
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
@@ -57,6 +59,12 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
     let lines =
         global::meter("docket").u64_counter("docket.log.lines").with_description("Log lines, by level.").build();
     let _ = LINES.set(lines);
+    let failures = global::meter("docket")
+        .u64_counter("docket.otlp.failures")
+        .with_description("Batches of traces, logs or metrics that the OTLP receiver did not take.")
+        .build();
+    failures.add(0, &[]);
+    let _ = OTLP_FAILURES.set(failures);
     Some(provider)
 }
 
@@ -121,6 +129,13 @@ fn method_name(method: &Method) -> &'static str {
         Method::HEAD => "HEAD",
         Method::OPTIONS => "OPTIONS",
         _ => "_OTHER",
+    }
+}
+
+/// Counts what the OTLP receiver did not take.
+pub(crate) fn otlp_failed() {
+    if let Some(failures) = OTLP_FAILURES.get() {
+        failures.add(1, &[]);
     }
 }
 

@@ -216,6 +216,28 @@ pub async fn changed(mut from: impl Read, customer_id: &str, after: i64, limit: 
     Ok(rows.into_iter().map(|(order_id,)| order_id).collect())
 }
 
+/// How long the streams of orders are, and the positions at which they end, as far as they are projected.
+pub async fn lengths(mut from: impl Read, ids: &[String]) -> Result<Vec<Length>, Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let places: Vec<_> = (1..=ids.len()).map(|number| format!("${number}")).collect();
+    let sql =
+        format!("select order_id, version, position from order_summaries where order_id in ({})", places.join(", "));
+    from.rows(&sql, ids.iter().map(|id| id.as_str().into()).collect()).await
+}
+
+/// How long an order's stream is.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Length {
+    /// The order.
+    pub order_id: String,
+    /// Its events.
+    pub version: i64,
+    /// Position of the last one.
+    pub position: i64,
+}
+
 fn select(query: &Query) -> (String, Vec<Value>) {
     let mut conditions = Vec::new();
     let mut values: Vec<Value> = Vec::new();

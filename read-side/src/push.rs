@@ -2,6 +2,7 @@
 //! away goes on, is in the log; so any process can serve any listener.
 
 pub mod access;
+pub mod allowance;
 pub mod asyncapi;
 pub mod centrifuge;
 pub mod channels;

@@ -10,8 +10,10 @@ use projections::progress::Progress;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::push::allowance::Allowance;
 use crate::push::connections::Connections;
 use crate::push::hub::Hub;
+use crate::push::metrics::Metrics;
 use crate::push::presence::Presence;
 
 /// What operators set.
@@ -53,6 +55,8 @@ pub struct ReadSide {
     pub hub: Hub,
     /// Who gets them.
     pub connections: Connections,
+    /// How much of the past they may ask for.
+    pub allowance: Allowance,
     /// Who looks at which order.
     pub presence: Presence,
     /// When it is cancelled, the process stops.
@@ -71,7 +75,9 @@ impl ReadSide {
         let connections =
             Connections::new(settings.push_connections_per_address_max, settings.push_connections_per_customer_max);
         let (hub, presence) = (Hub::default(), Presence::default());
-        Self { store, progress, authenticator, settings, hub, connections, presence, stop }
+        let allowance = Allowance::default();
+        Metrics::begin();
+        Self { store, progress, authenticator, settings, hub, connections, allowance, presence, stop }
     }
 }
 

@@ -199,7 +199,8 @@ fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> 
             let outcome = reload()
                 .and_then(|settings| Ok(telemetry::set_level(&settings.log.log_level, &settings.log.log_filter)?));
             if let Err(error) = outcome {
-                tracing::warn!(%error, "SIGHUP: the log level stays");
+                let error = format!("{error:#}");
+                tracing::warn!(error, "SIGHUP: the log level stays");
             }
         }
     });

@@ -92,6 +92,9 @@ async fn one_request_is_followed_everywhere() {
             lines(docket).iter().any(|line| line["message"] == message && line["request_id"] == REQUEST_ID)
         };
         until(&format!("{roles} says {message}"), said).await;
+        let of = |line: &&Value| line["message"] == message && line["request_id"] == REQUEST_ID;
+        let positions: Vec<_> = lines(docket).iter().filter(of).map(|line| line["event.position"].as_u64()).collect();
+        assert_eq!(positions, [Some(answer.position() - 1), Some(answer.position())], "{roles}");
         for line in lines(docket).iter().filter(|line| line["request_id"] == REQUEST_ID) {
             println!("{roles:<8} {} {}", line["level"], line["message"]);
             assert_eq!((&line["service"], line["timestamp"].is_string()), (&json!("docket"), true));
@@ -129,6 +132,9 @@ async fn a_dead_collector_costs_nothing_but_spans() {
         system.post("/v1/orders").json(order(&format!("o-{n}"))).send().await.expect(201);
     }
     system.settled().await;
+    let docket = &system.dockets[0];
+    until("failures are counted", || async { docket.metric("docket_otlp_failures_total").await > Some(0.0) }).await;
+    assert_eq!(docket.log().matches("OTLP: the receiver took nothing").count(), 1, "said, but not each time");
     for (status, took) in system.terminate().await {
         assert!(status.success() && took < Duration::from_secs(20), "{status}, {took:?}");
     }

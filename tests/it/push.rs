@@ -22,6 +22,9 @@ tests::stories![
     a_page_of_an_allowed_origin_may_ask_anything,
     what_a_socket_sends_wrongly_is_told,
     polls_of_what_is_in_no_log_have_their_pace,
+    a_customer_gets_so_much_of_the_past,
+    what_was_revoked_before_connect_is_refused,
+    all_channels_begin_at_one_position,
     a_revoked_token_ends_every_connection,
     a_fresh_token_may_have_another_role,
     a_slow_client_is_cut_off_alone,
@@ -309,6 +312,78 @@ async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
     let mut long = Socket::connect(reader, &token("c", "customer")).await;
     long.send(&json!({"id": 7, "ping": {"x": "y".repeat(70_000)}})).await;
     assert_eq!(long.closed().await, 1009);
+}
+
+/// A resume that costs too much is answered by a snapshot, and costs nothing.
+async fn a_customer_gets_so_much_of_the_past(system: TestSystem) {
+    create(&system, "long", "ada").await;
+    let mut socket = Socket::connect(system.reader(), &token("ada", "customer")).await;
+    let bulk: String = (0..600)
+        .map(|n| {
+            let item = json!({"type": "add_item", "order_id": "long", "sku": format!("s-{}", n % 20), "quantity": 1, "unit_price": "1.00"});
+            format!("{item}\n")
+        })
+        .collect();
+    let answers = system.post("/v1/commands").body("application/x-ndjson", bulk).send().await.expect(200);
+    assert!(!String::from_utf8_lossy(&answers.body).contains("problem"), "{answers:?}");
+    let head = system.settled().await;
+    let first = socket.call("subscribe", json!({"channel": "order:long"})).await;
+    let epoch = first["subscribe"]["epoch"].clone();
+    let mut resume = async |offset: u64| {
+        socket.call("unsubscribe", json!({"channel": "order:long"})).await;
+        let how = json!({"channel": "order:long", "recover": true, "epoch": epoch, "offset": offset});
+        socket.call("subscribe", how).await["subscribe"]["recovered"].clone()
+    };
+    assert_eq!((resume(1).await, resume(head - 50).await), (json!(false), json!(true)), "too far back, and not");
+    // 601 events are folded each time: 33 times at once.
+    let mut recovered = 0;
+    for _ in 0..60 {
+        recovered += u64::from(resume(head - 1).await == true);
+    }
+    assert!((25..55).contains(&recovered), "{recovered} of 60");
+    assert_eq!(resume(head).await, true, "who missed nothing asks for nothing");
+}
+
+/// A token that was revoked between the upgrade and the first command.
+async fn what_was_revoked_before_connect_is_refused(system: TestSystem) {
+    let url = format!("{}/ws", system.reader().base());
+    let bearer = format!("Bearer {}", token("mallory", "staff"));
+    let mut early = Socket::open(&url, &[("authorization", &bearer)]).await.expect("a WebSocket");
+    let body = json!({"subject": "mallory"});
+    system.reader().post("/v1/admin/revocations").json(body).send().await.expect(201);
+    early.send(&json!({"id": 1, "connect": {}})).await;
+    assert_eq!(early.closed().await, 4503);
+}
+
+/// A cursor that an answer gives is not before what the answer holds, whichever of its channels had to begin anew.
+async fn all_channels_begin_at_one_position(system: TestSystem) {
+    create(&system, "quiet", "ada").await;
+    system.settled().await;
+    let first = system.get("/v1/poll?channel=order:quiet&wait=0").send().await.expect(200).json();
+    let cursor = first["cursor"].as_str().expect("a cursor").to_owned();
+    for n in 0..320 {
+        create(&system, &format!("loud-{n}"), "bob").await;
+    }
+    let busy = async {
+        for n in 0..150 {
+            create(&system, &format!("more-{n}"), "bob").await;
+        }
+    };
+    let polls = async {
+        for _ in 0..40 {
+            let path = format!("/v1/poll?channel=orders&channel=order:quiet&wait=0&cursor={cursor}");
+            let answer = system.get(&path).send().await.expect(200).json();
+            let next: u64 =
+                answer["cursor"].as_str().and_then(|cursor| cursor.split('.').next()?.parse().ok()).expect("one");
+            let events = answer["events"].as_array().expect("events");
+            let shown = events.iter().filter(|event| event["event"] == "snapshot");
+            for event in shown {
+                let position = event["data"]["position"].as_u64().expect("a position");
+                assert!(position <= next, "the snapshot is at {position}, the cursor at {next}");
+            }
+        }
+    };
+    tokio::join!(busy, polls);
 }
 
 /// How the projections stand is asked for as often as a client likes; one that asks at once again waits.

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::body::Bytes;
@@ -21,6 +21,7 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
 
 use crate::telemetry::Settings;
+use crate::telemetry::redact::redact;
 use crate::{metrics, trace};
 
 /// How long a receiver may take to answer.
@@ -30,6 +31,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Log lines that wait to be sent, as many as for any file; the SDK drops more, and says so when it ends.
 const LINES_WAITING_MAX: usize = 65_536;
+
+/// How often a failing receiver is told of.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What sends.
 #[derive(Default)]
@@ -138,6 +142,18 @@ pub fn headers(text: &str) -> Result<HashMap<String, String>, String> {
         .collect()
 }
 
+/// What was to be sent is lost: counted each time, said now and then.
+fn failed(why: &str) {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    metrics::otlp_failed();
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+        *said = Some(Instant::now());
+        drop(said);
+        tracing::warn!(why, "OTLP: the receiver took nothing; see otlp_endpoint, which is a URL without /v1/traces");
+    }
+}
+
 /// Sends over the server's own runtime: the exporters call from threads of theirs.
 struct Client {
     http: reqwest::Client,
@@ -160,6 +176,7 @@ impl fmt::Debug for Client {
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let place = request.uri().path().to_owned();
         let http = self.http.clone();
         let sent = self.runtime.spawn(async move {
             let answer = http.execute(request.try_into()?).await?;
@@ -169,6 +186,13 @@ impl HttpClient for Client {
             }
             Ok::<_, HttpError>(response.body(answer.bytes().await?)?)
         });
-        sent.await?
+        let sent = sent.await?;
+        match &sent {
+            Ok(answer) if answer.status().is_success() => {}
+            Ok(answer) => failed(&format!("{} at {place}", answer.status())),
+            // The URL is in it, which may hold a key.
+            Err(error) => failed(&redact(&format!("{place}: {error}"))),
+        }
+        sent
     }
 }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 use crate::state::{ReadSide, unavailable};
 
+/// By which a browser says whose page asks.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// How long a ticket may wait for its use.
 const TICKET_SECONDS: i64 = 60;
 /// Name of the cookie that holds a token.
@@ -129,7 +131,10 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 
 /// Whether the request comes from a page of an allowed origin; programs send no `Origin`.
 fn check_origin(allowed: &str, headers: &HeaderMap) -> Result<bool, Problem> {
-    let Some(origin) = headers.get(ORIGIN) else { return Ok(false) };
+    let Some(origin) = headers.get(ORIGIN) else {
+        // Browsers send none where a page asks its own host for something; no page can send this header itself.
+        return Ok(headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin"));
+    };
     let origin = origin.to_str().unwrap_or_default();
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     match is_allowed(allowed, origin, host) {

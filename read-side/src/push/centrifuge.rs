@@ -41,7 +41,7 @@ use crate::state::ReadSide;
 /// Longest frame taken from a client, in bytes; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Up to here a frame that is too long is read, so that its sender can be told; at a longer one the connection breaks.
-const FRAME_BYTES_READ_MAX: usize = 256 * 1024;
+const FRAME_BYTES_READ_MAX: usize = 128 * 1024;
 /// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
 const READ_BUFFER_BYTES: usize = 512;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
@@ -323,7 +323,7 @@ impl Connection {
                         return Err(Some(close::TOO_LONG));
                     }
                     // Boxed: connections are many, and most of them are silent.
-                    Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text)).await?,
+                    Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text, deliveries)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::BAD_REQUEST)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Close(_))) => {
@@ -359,9 +359,12 @@ impl Connection {
     }
 
     /// One frame of commands, answered in order, in one frame or, where the answers are large, in several.
-    async fn commands(&mut self, socket: &mut WebSocket, frame: &str) -> Handled<()> {
+    async fn commands(&mut self, socket: &mut WebSocket, frame: &str, queued: &mut Deliveries) -> Handled<()> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
+            if !line.trim_start().starts_with('{') {
+                return Err(Some(close::BAD_REQUEST));
+            }
             let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
             let reply = match serde_json::from_str::<Command>(line) {
                 _ if !self.is_allowed_another() => Err(code::TOO_MANY_REQUESTS),
@@ -382,8 +385,13 @@ impl Connection {
                 replies.push('\n');
                 replies.push_str(&notice);
             }
-            if replies.len() >= FRAME_BYTES_MAX {
+            // What happens meanwhile does not wait for the rest of the frame, or it would pile up.
+            let delivery = queued.try_next();
+            if replies.len() >= FRAME_BYTES_MAX || delivery.is_some() {
                 send(socket, std::mem::take(&mut replies).into()).await?;
+            }
+            if let Some(delivery) = delivery {
+                self.deliver(socket, delivery, queued).await?;
             }
         }
         if replies.is_empty() { Ok(()) } else { send(socket, replies.into()).await }
@@ -454,7 +462,7 @@ impl Connection {
         if self.caller.admins && !principal.is_admin() {
             return Err(Some(close::FORBIDDEN));
         }
-        self.place.belongs_to(&principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        self.belongs_to(&principal)?;
         self.next_ping = Instant::now() + PING_EVERY;
         let reply = json!({
             "client": &*self.client,
@@ -469,13 +477,19 @@ impl Connection {
         Ok(Ok(reply))
     }
 
+    fn belongs_to(&self, principal: &Principal) -> Handled<()> {
+        self.place.belongs_to(principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        // What was revoked before it was known whose connection this is has passed it by.
+        if self.state.authenticator.has_revoked(principal) { Err(Some(close::REVOKED)) } else { Ok(()) }
+    }
+
     /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
     async fn refresh(&mut self, principal: &Principal, token: &str) -> Handled<Result<Value, Code>> {
         let fresh = self.state.authenticator.verify(token).map_err(|problem| Some(why_refused(&problem)))?;
         if fresh.subject != principal.subject || (self.caller.admins && !fresh.is_admin()) {
             return Err(Some(close::INVALID_TOKEN));
         }
-        self.place.belongs_to(&fresh).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        self.belongs_to(&fresh)?;
         if fresh.role != principal.role && self.authorize_anew(&fresh).await.is_err() {
             return Ok(Err(code::INTERNAL));
         }

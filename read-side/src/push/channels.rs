@@ -79,6 +79,8 @@ pub struct Channel {
     pub snapshot: Snapshot,
     /// The orders with changes after one position up to another one.
     pub missed: Orders,
+    /// Which events could make such a change: the others are folded only.
+    pub concerns: fn(&RecordedEvent) -> bool,
     /// Which of their changes are the channel's.
     pub selects: fn(&Publication) -> bool,
     /// Whether who looks at it is shown to staff.
@@ -104,6 +106,7 @@ pub fn channels() -> &'static [Channel] {
             allows: |state, principal, id| may_see_order(state, principal, id).boxed(),
             snapshot: |_, tx, id| order(tx, id).boxed(),
             missed: |_, id, _, _| std::future::ready(Ok(Some(vec![id.to_owned()]))).boxed(),
+            concerns: |_| true,
             selects: |_| true,
             has_presence: true,
         },
@@ -116,6 +119,7 @@ pub fn channels() -> &'static [Channel] {
             allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
             snapshot: |_, tx, id| customer(tx, id).boxed(),
             missed: |state, id, after, _| orders_of(state, id, after).boxed(),
+            concerns: |_| true,
             selects: |_| true,
             has_presence: false,
         },
@@ -128,6 +132,7 @@ pub fn channels() -> &'static [Channel] {
             allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
             snapshot: |_, tx, _| orders(tx).boxed(),
             missed: |state, _, after, until| orders_in(state, after, until, RECOVERED_MAX, |_| true).boxed(),
+            concerns: |_| true,
             selects: |_| true,
             has_presence: false,
         },
@@ -140,8 +145,9 @@ pub fn channels() -> &'static [Channel] {
             allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
             snapshot: |_, tx, _| sales_by_day(tx).boxed(),
             missed: |state, _, after, until| {
-                orders_in(state, after, until, LOOKED_THROUGH_MAX, |event| event.event_type == "OrderConfirmed").boxed()
+                orders_in(state, after, until, LOOKED_THROUGH_MAX, is_confirmation).boxed()
             },
+            concerns: is_confirmation,
             selects: Publication::is_sale,
             has_presence: false,
         },
@@ -154,6 +160,7 @@ pub fn channels() -> &'static [Channel] {
             allows: |_, principal, _| std::future::ready(Ok(principal.is_admin())).boxed(),
             snapshot: |state, _, _| projections(state).boxed(),
             missed: |_, _, _, _| std::future::ready(Ok(None)).boxed(),
+            concerns: |_| true,
             selects: |_| true,
             has_presence: false,
         },
@@ -225,6 +232,10 @@ async fn sales_by_day(tx: &mut Tx) -> Result<Value, Error> {
 /// How the projections stand.
 pub async fn projections(state: &ReadSide) -> Result<Value, Error> {
     Ok(json!({"items": state.progress.status(&state.store).await?.0}))
+}
+
+fn is_confirmation(event: &RecordedEvent) -> bool {
+    event.event_type == "OrderConfirmed"
 }
 
 async fn orders_of(state: &ReadSide, customer_id: &str, after: i64) -> Result<Missed, Error> {

@@ -43,6 +43,17 @@ struct Ending {
     connection: AtomicWaker,
 }
 
+impl End {
+    /// As metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Shutdown => "shutdown",
+            Self::Revoked => "forbidden",
+        }
+    }
+}
+
 impl Ender {
     /// Asks the connection to end; the first reason counts.
     pub fn end(&self, why: End) {
@@ -53,6 +64,11 @@ impl Ender {
     /// Whether it was asked to.
     pub fn has_ended(&self) -> bool {
         self.0.why.get().is_some()
+    }
+
+    /// Why it was asked to, if it was.
+    pub fn why(&self) -> Option<End> {
+        self.0.why.get().copied()
     }
 
     /// Waits until it is asked to.

@@ -264,6 +264,10 @@ impl Asked {
         let ender = Ender::default();
         let place = state.connections.enter(transport, peer.ip(), &ender).map_err(|_| too_many_connections())?;
         place.belongs_to(&principal).map_err(|_| too_many_connections())?;
+        // What was revoked before it was known whose connection this is has passed it by.
+        if state.authenticator.has_revoked(&principal) {
+            return Err(revoked());
+        }
         let last_event_id = parts.headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         Ok(Self { principal, parameters, last_event_id, ender, place })
     }
@@ -369,7 +373,8 @@ struct Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        METRICS.closed(self.why);
+        // Cut off while it was writing, it was not asked any more.
+        METRICS.closed(if self.why == "client" { self.ender.why().map_or(self.why, End::as_str) } else { self.why });
     }
 }
 
@@ -429,11 +434,7 @@ impl Live {
         let next = tokio::select! {
             biased;
             end = self.ender.ended() => {
-                self.why = match end {
-                    End::Slow => "slow",
-                    End::Shutdown => "shutdown",
-                    End::Revoked => "forbidden",
-                };
+                self.why = end.as_str();
                 let expired = end == End::Revoked;
                 return Err(expired.then(|| Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n")));
             }

@@ -86,6 +86,11 @@ impl Metrics {
         metrics
     }
 
+    /// Lets counters begin at 0, before anybody comes.
+    pub(crate) fn begin() {
+        LazyLock::force(&METRICS);
+    }
+
     /// A connection has come.
     pub(crate) fn opened(&self, transport: Transport) {
         self.connections.add(1, &[transport.label()]);

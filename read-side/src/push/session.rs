@@ -11,10 +11,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use platform::auth::Principal;
 use projections::order::{ORDER, OrderState};
-use projections::{dead_letters, generation};
+use projections::{dead_letters, generation, order_summaries};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::push::allowance::FOLDED_MAX;
 use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find};
 use crate::push::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
 use crate::push::publication::Publication;
@@ -25,6 +26,8 @@ pub const RECOVERED_MAX: i64 = 300;
 /// Bytes of such changes.
 const RECOVERED_BYTES_MAX: usize = 256 * 1024;
 
+/// Events that are folded before others get their turn.
+const FOLDED_AT_ONCE: usize = 500;
 /// How often a snapshot is read again because another generation began to serve meanwhile.
 const SNAPSHOTS_MAX: u32 = 3;
 
@@ -117,7 +120,7 @@ async fn open_all(
     let subscribe = |(_, _, name): &(_, _, String)| state.hub.subscribe(name, queue, principal.is_staff());
     let subscriptions: Vec<_> = opened.iter().map(subscribe).collect();
     let channels: Vec<_> = opened.into_iter().map(|(kind, id, _)| (kind, id)).collect();
-    let starts = starts(state, &channels, after).await.map_err(|refused| (names.join(", "), refused))?;
+    let starts = starts(state, principal, &channels, after).await.map_err(|refused| (names.join(", "), refused))?;
     let opened = |(subscription, (position, start)): (Subscription, _)| Opened {
         channel: subscription.channel().clone(),
         subscription: Some(subscription),
@@ -130,6 +133,7 @@ async fn open_all(
 /// What each channel gets first; the subscriptions stand already.
 async fn starts(
     state: &ReadSide,
+    principal: &Principal,
     channels: &[(&'static Channel, String)],
     after: Option<&Cursor>,
 ) -> Result<Vec<(i64, Start)>, Refused> {
@@ -140,14 +144,14 @@ async fn starts(
     // Whatever lies beyond is in the queue.
     let queued = *state.hub.through().borrow();
     // Another process may be further than this one, and the listener may come from there.
-    let until = state.progress.slowest().max(queued).max(after.unwrap_or(0));
-    for _ in 0..SNAPSHOTS_MAX {
+    let mut until = state.progress.slowest().max(queued).max(after.unwrap_or(0));
+    'again: for _ in 0..SNAPSHOTS_MAX {
         let mut starts = Vec::new();
         // Opened for the first snapshot: all are of one state of the database.
         let mut seen = None;
         for (channel, id) in channels {
             if let Some(after) = after
-                && let Some(changes) = recover(state, channel, id, after, until).await?
+                && let Some(changes) = recover(state, principal, channel, id, after, until).await?
             {
                 starts.push((until, Start::Recovered(changes)));
                 continue;
@@ -179,9 +183,23 @@ async fn starts(
         // began to serve in between would be read as it was before that.
         let now = generation::serving_now(state.store.db()).await?;
         let same = |name: &str| now.get(name).map(|now| now.generation) == serving.get(name).map(|s| s.generation);
-        if channels.iter().all(|(channel, _)| same(channel.projection)) {
-            return Ok(starts);
+        if !channels.iter().all(|(channel, _)| same(channel.projection)) {
+            continue;
         }
+        // One position for all: what was recovered must reach as far as what was read, or a cursor before it would bring
+        // back what the snapshots hold.
+        let read_at = starts.iter().map(|(position, _)| *position).max().unwrap_or(until);
+        for ((position, start), (channel, id)) in starts.iter_mut().zip(channels) {
+            let (Start::Recovered(changes), Some(after)) = (start, after) else { continue };
+            if *position < read_at {
+                let Some(rest) = recover(state, principal, channel, id, after, read_at).await? else {
+                    until = read_at;
+                    continue 'again;
+                };
+                (*position, *changes) = (read_at, rest);
+            }
+        }
+        return Ok(starts);
     }
     Err(Refused::Behind)
 }
@@ -196,6 +214,7 @@ async fn resumable(state: &ReadSide, cursor: &Cursor) -> Result<Option<i64>, Err
 /// What happened on a channel after a position, up to another one; `None` where it is too much.
 async fn recover(
     state: &ReadSide,
+    principal: &Principal,
     channel: &Channel,
     id: &str,
     after: i64,
@@ -207,11 +226,28 @@ async fn recover(
     if after >= until {
         return Ok(Some(Vec::new()));
     }
-    let Some(orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
+    // Read before the rows: they are at least as far.
+    let projected = state.progress.position(order_summaries::PROJECTION.name);
+    let Some(mut orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
+    let mut lengths = order_summaries::lengths(state.store.db(), &orders).await?;
+    if projected >= until {
+        lengths.retain(|order| order.position > after);
+        orders = lengths.iter().map(|order| order.order_id.clone()).collect();
+    }
+    let events = lengths.iter().map(|order| order.version).sum();
+    if events > FOLDED_MAX || !state.allowance.take(principal, events) {
+        return Ok(None);
+    }
+    if orders.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
     let discarded = dead_letters::discarded(state.store.db()).await?;
-    let mut changes = Vec::new();
+    let (mut changes, mut bytes) = (Vec::new(), 0);
     let mut order = None;
-    for event in state.store.read_streams(ORDER, &orders, until + 1).await? {
+    for (number, event) in state.store.read_streams(ORDER, &orders, until + 1).await?.into_iter().enumerate() {
+        if number % FOLDED_AT_ONCE == 0 {
+            tokio::task::yield_now().await;
+        }
         if event.sequence == 1 {
             order = Some(None::<Arc<OrderState>>);
         }
@@ -221,21 +257,21 @@ async fn recover(
             let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
             state.pass_over(&event);
             order = Some(Some(Arc::new(state)));
-        } else if event.position <= after {
+        } else if event.position <= after || !(channel.concerns)(&event) {
             let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
             order = state.apply(&event).is_ok().then(|| Some(Arc::new(state)));
         } else if let Ok((publication, state)) = Publication::of(before, &event) {
             if publication.has_order() && (channel.selects)(&publication) {
+                bytes += publication.data.len();
                 changes.push(Arc::new(publication));
+                if changes.len() as i64 > RECOVERED_MAX || bytes > RECOVERED_BYTES_MAX {
+                    return Ok(None);
+                }
             }
             order = Some(Some(state));
         }
     }
     changes.sort_unstable_by_key(|change| change.position);
-    let bytes: usize = changes.iter().map(|change| change.data.len()).sum();
-    if changes.len() as i64 > RECOVERED_MAX || bytes > RECOVERED_BYTES_MAX {
-        return Ok(None);
-    }
     let mut last = after;
     let with_previous = |change: Arc<Publication>| {
         let before = std::mem::replace(&mut last, change.position);

@@ -6,7 +6,7 @@
 //! JetStream publish headers for the meaning of the two headers.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
@@ -34,6 +34,8 @@ const RELAY_POLL: Duration = Duration::from_millis(200);
 const RELAY_GATHER: Duration = Duration::from_millis(5);
 /// How long a failed relay or reader waits before it tries again.
 pub(crate) const RETRY: Duration = Duration::from_millis(300);
+/// How often a relay that fails again and again says why.
+const SAY_EVERY: Duration = Duration::from_secs(30);
 /// How long NATS may take to say whether there is a stream.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 /// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
@@ -93,9 +95,13 @@ impl Bus {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Gives the trouble before.
-    fn in_trouble(&self, why: Option<String>) -> Option<String> {
-        std::mem::replace(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner), why)
+    fn in_trouble(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// It is for another process to publish.
+    pub(crate) fn out_of_trouble(&self) {
+        self.in_trouble(None);
     }
 
     /// Whether the connection stands.
@@ -115,7 +121,6 @@ impl Bus {
             Ok(found) => found,
             Err(_) => {
                 let first = head as u64 + 1;
-                tracing::info!(stream = self.stream, first, "making the stream");
                 let made = self
                     .context
                     .create_stream(stream::Config {
@@ -135,6 +140,7 @@ impl Bus {
                         "the NATS server ignores first_seq: docket needs nats-server 2.10 or newer".into(),
                     ));
                 }
+                tracing::info!(stream = self.stream, first, "the stream is made");
                 made
             }
         };
@@ -149,16 +155,22 @@ impl Bus {
         }
     }
 
-    /// Removes the stream, if there is one and it is this log's; whether it was there.
-    pub(crate) async fn remove(&self) -> Result<bool, Error> {
+    /// Removes the stream, if there is one and it is this log's, or `of_anybody`; whether it was there.
+    pub(crate) async fn remove(&self, of_anybody: bool) -> Result<bool, Error> {
         let away = |_| Error::Nats("no answer".to_owned());
         let found = tokio::time::timeout(REMOVED_WITHIN, self.context.get_stream(&self.stream)).await.map_err(away)?;
         match found {
-            Ok(found) if found.cached_info().config.metadata.get(INCARNATION) == Some(&self.incarnation) => {
+            Ok(found)
+                if of_anybody || found.cached_info().config.metadata.get(INCARNATION) == Some(&self.incarnation) =>
+            {
                 self.context.delete_stream(&self.stream).await.map_err(nats)?;
                 Ok(true)
             }
-            Ok(_) => Ok(false),
+            Ok(_) => Err(Error::Settings(format!(
+                "a JetStream stream `{}` of another incarnation is there. If it is of this store, which was restored before, run \
+                 `docket events restored --delete-stream`; if it is another store's, give this one its own name in nats_stream",
+                self.stream
+            ))),
             Err(error) if error.to_string().contains("stream not found") => Ok(false),
             Err(error) => Err(nats(error)),
         }
@@ -201,17 +213,22 @@ impl Bus {
     /// Publishes the log to the stream, for ever. Everything it knows it reads from the stream's own tail, so a crash
     /// between commit and publish loses nothing.
     pub(crate) async fn relay(&self, log: &Log, end: &Tail, head: watch::Receiver<i64>, stop: &CancellationToken) {
+        let mut said = None;
         while !stop.is_cancelled() {
             let outcome = tokio::select! {
                 outcome = self.relay_from_tail(log, end, head.clone()) => outcome,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = outcome {
-                let why = Some(error.to_string());
                 METRICS.relay_failures.add(1, &[]);
-                // Once, not with every try.
-                if self.in_trouble(why.clone()) != why {
+                // Not with every try.
+                if said.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
+                    said = Some(Instant::now());
                     tracing::warn!(%error, "relay: going back to the stream's tail");
+                }
+                // A database that is away is told of by its own check.
+                if !matches!(error, Error::Database(_)) {
+                    self.in_trouble(Some(error.to_string()));
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -268,9 +285,11 @@ impl Bus {
             return Ok(());
         }
         Err(Error::Stored(format!(
-            "position {tail} of the stream `{}` is {sent:?}, in the log it is {ours:?}: the log was restored or replaced, or \
+            "position {tail} of the stream `{}` is event {}, in the log it is {}: the log was restored or replaced, or \
              somebody else writes to the stream; stop the servers and run `docket events restored`, which deletes the stream",
-            self.stream
+            self.stream,
+            sent.as_deref().unwrap_or("none of ours"),
+            ours.as_deref().unwrap_or("none")
         )))
     }
 

@@ -4,7 +4,7 @@
 //! projector's writes by the epoch of its checkpoints.
 
 use std::fs::File;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use sqlx::{Connection, PgConnection};
@@ -15,6 +15,8 @@ use crate::metrics::METRICS;
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How often it is said that nobody answers.
+const SAY_EVERY: Duration = Duration::from_secs(30);
 /// How long the server may take to say that the lock's connection stands.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -38,14 +40,23 @@ impl Leadership {
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
         lead(role, false);
         let mut asking = None;
+        let mut said: Option<Instant> = None;
+        let mut say_now = || {
+            let due = said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
+            said = if due { Some(Instant::now()) } else { said };
+            due
+        };
         loop {
             match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, &mut asking)).await {
                 Ok(Ok(Some(leadership))) => return leadership,
                 Ok(Ok(None)) => {}
                 // The connection went with the question.
-                Err(_) => tracing::warn!(role, "no answer to the question for leadership"),
+                Err(_) if say_now() => tracing::warn!(role, "no answer to the question for leadership"),
+                Err(_) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, role, "cannot ask for leadership");
+                    if say_now() {
+                        tracing::warn!(%error, role, "cannot ask for leadership");
+                    }
                     asking = None;
                 }
             }

@@ -123,13 +123,14 @@ impl Store {
         self.inner.appender.append(append).await
     }
 
-    /// Removes the JetStream stream that this log has filled; whether it was there. To be done before [`Store::renew`].
+    /// Removes the JetStream stream that this log has filled, or, with `of_anybody`, whichever has the name; whether it was
+    /// there. To be done before [`Store::renew`].
     ///
     /// # Errors
-    /// NATS is away.
-    pub async fn remove_stream(&self, nats_url: &str) -> Result<bool, Error> {
+    /// NATS is away; a stream of another incarnation: of another store, or of this one from after the backup.
+    pub async fn remove_stream(&self, nats_url: &str, of_anybody: bool) -> Result<bool, Error> {
         let settings = Settings { nats_url: nats_url.to_owned(), ..self.inner.settings.clone() };
-        Bus::connect(&settings, self.incarnation().to_owned()).await?.remove().await
+        Bus::connect(&settings, self.incarnation().to_owned()).await?.remove(of_anybody).await
     }
 
     /// Gives a log that was restored another incarnation, which its next reader sees, and returns it.
@@ -313,7 +314,10 @@ impl Store {
                 };
                 tokio::select! {
                     () = bus.relay(&self.inner.log, &self.inner.tail, self.inner.head.subscribe(), &self.stop) => return,
-                    () = lost => tracing::warn!("relay: leadership lost"),
+                    () = lost => {
+                        tracing::warn!("relay: leadership lost");
+                        bus.out_of_trouble();
+                    }
                 }
             }
         };

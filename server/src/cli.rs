@@ -155,9 +155,6 @@ struct Token {
     /// How long it is valid, e.g. 30m, 8h, 7d.
     #[arg(long, default_value = "1h", value_parser = parse_ttl)]
     ttl: Duration,
-    /// Folder whose key is used where the settings name none, as `docket dev` made it.
-    #[arg(long, value_name = "FOLDER")]
-    data: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -280,7 +277,7 @@ enum Events {
         before_help = "Examples:\n  docket events restored --config docket.toml",
         after_help = "The log gets a new incarnation: whoever listened before it was restored begins with what is there now. Where nats_url is\nset, the JetStream stream of before is removed. No server may run on the store."
     )]
-    Restored(Common),
+    Restored(Restored),
     /// Print events as they come.
     #[command(before_help = "Examples:\n  docket events tail --follow\n  docket events tail --after 4711")]
     Tail(Tail),
@@ -301,6 +298,15 @@ struct Restore {
     common: Common,
     /// What `docket events export` wrote, plain or gzip.
     file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Restored {
+    #[command(flatten)]
+    common: Common,
+    /// Delete the JetStream stream though it is of another incarnation: this store was restored before.
+    #[arg(long)]
+    delete_stream: bool,
 }
 
 #[derive(Debug, Args)]

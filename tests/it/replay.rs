@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, SqliteConnection};
 use tests::fold::{normal, read_log};
@@ -553,7 +554,16 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     sql(&system, false, &format!("update log_head set position = {}", goes - 1)).await;
     system.cli(&["events", "restored"]).await;
     if let Some(nats) = &system.nats {
-        assert!(nats.jetstream().await.get_stream("docket").await.is_err(), "it held what the log has no more");
+        let jetstream = nats.jetstream().await;
+        assert!(jetstream.get_stream("docket").await.is_err(), "it held what the log has no more");
+        // One of another incarnation may be another store's.
+        let other =
+            stream::Config { name: "docket".into(), subjects: vec!["docket.events.>".into()], ..Default::default() };
+        jetstream.create_stream(other).await.expect("a stream");
+        let refused = system.try_cli(&["events", "restored"]).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--delete-stream"), "{refused:?}");
+        system.cli(&["events", "restored", "--delete-stream"]).await;
+        assert!(jetstream.get_stream("docket").await.is_err(), "it was asked for");
     }
     system.start().await;
     until("it is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(())).await;

@@ -54,7 +54,7 @@ pub async fn migrate(common: Common) -> anyhow::Result<u8> {
 pub fn token(token: Token) -> anyhow::Result<u8> {
     let mut settings = load(&token.common, &[])?;
     if settings.auth.jwt_secret.is_none() && settings.auth.jwt_key_file.is_none() {
-        let data = token.data.unwrap_or(settings.server.data);
+        let data = token.common.data.unwrap_or(settings.server.data);
         if !data.join("jwt-secret").exists() {
             let reason = anyhow!(
                 "no key to sign with: set DOCKET_JWT_SECRET, or name the folder of a `docket dev` with --data ({} has none)",

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, Export, Restore, Tail, load};
+use crate::cli::{Common, Export, Restore, Restored, Tail, load};
 
 /// Events read or written at once.
 const CHUNK: usize = 2_000;
@@ -183,14 +183,15 @@ async fn alone(common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
     }
 }
 
-pub async fn restored(common: Common) -> anyhow::Result<u8> {
+pub async fn restored(restored: Restored) -> anyhow::Result<u8> {
+    let common = restored.common;
     let (store, _leaderships) = alone(&common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
     let nats_url = load(&common, &[])?.store.nats_url;
     if !nats_url.is_empty() {
-        let removed = store.remove_stream(&nats_url).await;
-        match removed.context("the JetStream stream must be removed first: start NATS, or leave nats_url out")? {
+        let removed = store.remove_stream(&nats_url, restored.delete_stream).await;
+        match removed.context("the JetStream stream of before must go first")? {
             true => eprintln!("The JetStream stream of before is removed; a new one is made after the log's end."),
             false => eprintln!("There is no JetStream stream of before."),
         }

@@ -556,6 +556,6 @@ mod tests {
         rig.nats.jetstream().await.publish("docket.events.x.y", "not ours".into()).await.unwrap().await.unwrap();
         let head = rig.head.subscribe();
         let refused = bus.relay_from_tail(&rig.log, &Tail::default(), head).await.unwrap_err().to_string();
-        assert!(refused.contains("delete the stream"), "{refused}");
+        assert!(refused.contains("docket events restored"), "{refused}");
     }
 }

@@ -1,5 +1,7 @@
 //! Who is asking: bearer tokens (JWT) in, a [`Principal`] out.
 
+mod jwks;
+
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, ready};
 use std::path::{Path, PathBuf};
@@ -11,11 +13,11 @@ use axum::http::header::{AUTHORIZATION, COOKIE, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::problem::Problem;
@@ -29,7 +31,7 @@ pub const LEEWAY_SECONDS: u64 = 5;
 const RSA: &[Algorithm] =
     &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
 
-/// Which tokens are believed. At least one of the two keys is needed; with both, a token of either is believed.
+/// Which tokens are believed. At least one source of keys is needed; with several, a token of any is believed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -38,6 +40,8 @@ pub struct Settings {
     /// A PEM file (RSA, EC P-256 or P-384, or Ed25519; a private key, in PKCS#8, can sign too) or a JWKS file of public
     /// keys.
     pub jwt_key_file: Option<PathBuf>,
+    /// Where an identity provider shows its public keys, as a JWKS: `https://…`, or `http://…`.
+    pub jwt_jwks_url: Option<String>,
     /// The `iss` a token must have.
     pub jwt_issuer: String,
     /// The `aud` a token must have, alone or among others.
@@ -49,6 +53,7 @@ impl Default for Settings {
         Self {
             jwt_secret: None,
             jwt_key_file: None,
+            jwt_jwks_url: None,
             jwt_issuer: "docket".to_owned(),
             jwt_audience: "docket".to_owned(),
         }
@@ -58,9 +63,10 @@ impl Default for Settings {
 /// Why the keys can't be used, or a token not be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither key is set.
+    /// No source of keys is set.
     #[error(
-        "no key to check tokens with: set DOCKET_JWT_SECRET (at least 32 bytes) or DOCKET_JWT_KEY_FILE (PEM or JWKS)"
+        "no key to check tokens with: set DOCKET_JWT_SECRET (at least 32 bytes), DOCKET_JWT_KEY_FILE (PEM or JWKS) or \
+         DOCKET_JWT_JWKS_URL"
     )]
     NoKey,
     /// The secret could be guessed.
@@ -80,6 +86,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong, and what is right.
+        reason: String,
+    },
+    /// The URL gives no key of use.
+    #[error("DOCKET_JWT_JWKS_URL {url}: {reason}")]
+    Fetch {
+        /// The URL.
+        url: String,
+        /// What is wrong.
         reason: String,
     },
     /// Only public keys are known.
@@ -158,10 +172,14 @@ impl Principal {
 pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
+    /// Those of the settings.
     keys: Vec<Key>,
+    /// Those of the URL, as they were fetched last; replaced as a whole.
+    fetched: watch::Sender<Vec<Key>>,
+    /// Told when a token names a key that is not known.
+    unknown_key: Notify,
+    settings: Settings,
     signer: Option<Signer>,
-    issuer: String,
-    audience: String,
     revoked: watch::Sender<Revoked>,
 }
 
@@ -217,10 +235,10 @@ struct NewClaims<'a> {
 }
 
 impl Authenticator {
-    /// Reads the keys.
+    /// Reads the keys. Those of a URL are not fetched yet: see [`Authenticator::fetch_keys`].
     ///
     /// # Errors
-    /// No key, a secret shorter than 32 bytes, a key file that is missing or holds no key of use.
+    /// No key, a secret shorter than 32 bytes, a key file that is missing or holds no key of use, a URL that is none.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
         let (mut keys, mut signer) = (Vec::new(), None);
         let mut add = |id, decoding, algorithms: &[Algorithm]| {
@@ -237,7 +255,8 @@ impl Authenticator {
         if let Some(path) = &settings.jwt_key_file {
             let text = std::fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
             if text.trim_ascii_start().starts_with(b"{") {
-                for (id, decoding, algorithms) in read_jwks(path, &text)? {
+                let set = jwks::read(&text).map_err(|reason| Error::Key { path: path.clone(), reason })?;
+                for (id, decoding, algorithms) in set {
                     add(id, decoding, &algorithms);
                 }
             } else {
@@ -247,11 +266,19 @@ impl Authenticator {
                 signer = signer.or(private);
             }
         }
-        if keys.is_empty() {
-            return Err(Error::NoKey);
+        match &settings.jwt_jwks_url {
+            Some(url) => jwks::check(url)?,
+            None if keys.is_empty() => return Err(Error::NoKey),
+            None => {}
         }
-        let (issuer, audience) = (settings.jwt_issuer.clone(), settings.jwt_audience.clone());
-        Ok(Self(Arc::new(Inner { keys, signer, issuer, audience, revoked: watch::channel(Revoked::default()).0 })))
+        Ok(Self(Arc::new(Inner {
+            keys,
+            fetched: watch::channel(Vec::new()).0,
+            unknown_key: Notify::new(),
+            settings: settings.clone(),
+            signer,
+            revoked: watch::channel(Revoked::default()).0,
+        })))
     }
 
     /// Believes a token whose signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` are good. Clocks may
@@ -264,8 +291,14 @@ impl Authenticator {
             return Err(invalid("the token is longer than 8192 bytes"));
         }
         let claims = match self.0.keys.as_slice() {
-            [key] => decode(token, key)?,
-            keys => decode_with_any(token, keys)?,
+            [key] if self.0.settings.jwt_jwks_url.is_none() => decode(token, key)?,
+            keys => match decode_with_any(token, keys.iter().chain(self.0.fetched.borrow().iter())) {
+                Some(outcome) => outcome?,
+                None => {
+                    self.0.unknown_key.notify_one();
+                    return Err(invalid("no known key has the token's kid and alg"));
+                }
+            },
         };
         let subject = claims.sub.unwrap_or_default();
         if !is_subject(&subject) {
@@ -300,8 +333,8 @@ impl Authenticator {
         let claims = NewClaims {
             sub: subject,
             role,
-            iss: &self.0.issuer,
-            aud: &self.0.audience,
+            iss: &self.0.settings.jwt_issuer,
+            aud: &self.0.settings.jwt_audience,
             iat: now,
             nbf: now,
             exp: now.saturating_add(ttl.as_secs()),
@@ -405,14 +438,21 @@ fn decode(token: &str, key: &Key) -> Result<Claims, Problem> {
     data.map(|data| data.claims).map_err(|error| refusal(error.kind()))
 }
 
-/// Tries the keys that a token names by `kid` and `alg`, or might mean when it has no `kid`.
-fn decode_with_any(token: &str, keys: &[Key]) -> Result<Claims, Problem> {
-    let header = jsonwebtoken::decode_header(token).map_err(|error| refusal(error.kind()))?;
-    let mut outcome = Err(invalid("no known key has the token's kid and alg"));
+/// Tries the keys that a token names by `kid` and `alg`, or might mean when it has no `kid`. `None` where there is no such
+/// key.
+fn decode_with_any<'a>(token: &str, keys: impl Iterator<Item = &'a Key>) -> Option<Result<Claims, Problem>> {
+    let header = match jsonwebtoken::decode_header(token) {
+        Ok(header) => header,
+        Err(error) => return Some(Err(refusal(error.kind()))),
+    };
+    let mut outcome = None;
     for key in keys {
         let meant = header.kid.is_none() || key.id.is_none() || header.kid == key.id;
-        if outcome.is_err() && meant && key.validation.algorithms.contains(&header.alg) {
-            outcome = decode(token, key);
+        if meant && key.validation.algorithms.contains(&header.alg) {
+            outcome = Some(decode(token, key));
+            if matches!(outcome, Some(Ok(_))) {
+                break;
+            }
         }
     }
     outcome
@@ -476,49 +516,17 @@ fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
     })
 }
 
-type JwksKey = (Option<String>, DecodingKey, Vec<Algorithm>);
-
-/// The keys of use: public, for signatures, of a kind we know. A set may hold others too (RFC 7517, section 5).
-fn read_jwks(path: &Path, text: &[u8]) -> Result<Vec<JwksKey>, Error> {
-    let fail = |reason: String| Error::Key { path: path.to_owned(), reason };
-    let set: JwkSet = serde_json::from_slice(text).map_err(|error| fail(format!("is not a JWKS: {error}")))?;
-    let keys: Vec<JwksKey> = set.keys.iter().filter_map(read_jwk).collect();
-    match keys.is_empty() {
-        true => Err(fail("holds no public RSA, EC P-256 or P-384, or Ed25519 key for signatures".to_owned())),
-        false => Ok(keys),
-    }
-}
-
-fn read_jwk(jwk: &Jwk) -> Option<JwksKey> {
-    if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
-        return None;
-    }
-    let family = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => RSA.to_vec(),
-        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => vec![Algorithm::ES256],
-        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => vec![Algorithm::ES384],
-        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => vec![Algorithm::EdDSA],
-        // A symmetric key in a file meant for public keys is a mistake: who reads the file could sign.
-        _ => return None,
-    };
-    let algorithms = match jwk.common.key_algorithm {
-        None => family,
-        Some(named) => family.into_iter().filter(|algorithm| KeyAlgorithm::from(*algorithm) == named).collect(),
-    };
-    let decoding = DecodingKey::from_jwk(jwk).ok()?;
-    (!algorithms.is_empty()).then(|| (jwk.common.key_id.clone(), decoding, algorithms))
-}
-
 #[cfg(test)]
 mod tests {
     use axum::http::Request;
+    use jsonwebtoken::jwk::JwkSet;
     use serde_json::{Value, json};
 
     use super::*;
 
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
     const TTL: Duration = Duration::from_secs(60);
-    const P256: &str = "-----BEGIN PRIVATE KEY-----
+    pub(super) const P256: &str = "-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgEnMXdhtN9X37m1+9
 /8y9ClAuDnTl96wQd+SBF3BDusehRANCAARpCaQRZr3rByeJ6Bz75KXoN1hTNFTF
 8KzGPExmllttw5jpKw+iBnEO9PvbCwotVSLPa/L06kzlCUn2n7K4beEe
@@ -531,7 +539,7 @@ gbIv9WButh9Pldcm+sDkBy/tisdke6dwG+V5y8yAVe1nSJ13mkULDa1lwlXcRxhj
 0hEYorJ2su957xWgvS0aMvn4hfHKBu4Ca/YaOjjcmpHRzcG8zXY7VjQ=
 -----END PRIVATE KEY-----
 ";
-    const ED: &str = "-----BEGIN PRIVATE KEY-----
+    pub(super) const ED: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEICFLgHWlaagrZPHGCkWM0yWnzYBJD5sIgpvnkHCLHo6T
 -----END PRIVATE KEY-----
 ";
@@ -600,7 +608,7 @@ JQIDAQAB
         Authenticator::new(&Settings { jwt_key_file: Some(file.path().to_owned()), ..Settings::default() })
     }
 
-    fn claims() -> Value {
+    pub(super) fn claims() -> Value {
         let now = get_current_timestamp();
         json!({"sub": "c-1", "role": "customer", "iss": "docket", "aud": "docket", "nbf": now, "exp": now + 60})
     }

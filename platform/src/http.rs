@@ -4,8 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -22,8 +23,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry::KeyValue;
 use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -49,6 +53,12 @@ const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// How long a connection may go on after the shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// Connections beyond the limit that are told so at a time, and how long each may take to read it; others just end.
+const TURNED_AWAY_MAX: usize = 64;
+const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
+const TURNED_AWAY: &str = r#"{"type":"/problems/connection-limit","title":"Too many connections","status":503,"detail":"this process has as many connections as it may: try again, or another process"}"#;
+/// How often it is logged that connections are turned away.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
@@ -57,16 +67,19 @@ const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
-/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`.
+/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`. Beyond
+/// `connections_max`, upgraded ones among them, a connection is answered 503 and ended.
 ///
 /// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
 /// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
-pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, shutdown: Shutdown) {
+pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, connections_max: usize, shutdown: Shutdown) {
     // Connections take it over from the listener. Where it cannot be set, the system's own size is used.
     if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES) {
         tracing::debug!(%error, "the send buffer keeps its size");
     }
     let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(connections_max));
+    let mut door = Door::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -74,9 +87,13 @@ pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, shutdow
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                connections.spawn(connection(stream, peer, app.clone(), proxies.clone(), shutdown.token.clone()));
-            }
+            Ok((stream, peer)) => match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    let (app, proxies, token) = (app.clone(), proxies.clone(), shutdown.token.clone());
+                    connections.spawn(connection(stream, place, peer, app, proxies, token));
+                }
+                Err(_) => door.turn_away(stream, connections_max),
+            },
             Err(error) => accept_failed(&error).await,
         }
     }
@@ -95,11 +112,63 @@ async fn accept_failed(error: &io::Error) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Router, proxies: Proxies, token: CancellationToken) {
+/// Tells those for whom there is no place.
+struct Door {
+    places: Arc<Semaphore>,
+    turned_away: u64,
+    said: Option<Instant>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(TURNED_AWAY_MAX)), turned_away: 0, said: None }
+    }
+}
+
+impl Door {
+    fn turn_away(&mut self, mut stream: TcpStream, connections_max: usize) {
+        self.turned_away += 1;
+        if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            tracing::warn!(connections_max, turned_away = self.turned_away, "connections are turned away");
+            (self.said, self.turned_away) = (Some(Instant::now()), 0);
+        }
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            tokio::spawn(async move {
+                let answer = format!(
+                    "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
+                     content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{TURNED_AWAY}",
+                    TURNED_AWAY.len()
+                );
+                let told = async {
+                    stream.write_all(answer.as_bytes()).await?;
+                    stream.shutdown().await?;
+                    // Closed before it is read, the request would take the answer with it.
+                    while stream.read(&mut [0; 1024]).await? > 0 {}
+                    Ok::<_, io::Error>(())
+                };
+                let _ = tokio::time::timeout(TURNED_AWAY_WITHIN, told).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    place: OwnedSemaphorePermit,
+    peer: SocketAddr,
+    app: Router,
+    proxies: Proxies,
+    token: CancellationToken,
+) {
     // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    // The place goes where the stream goes, also when it is upgraded.
+    let stream = InspectReader::new(stream, move |_: &[u8]| {
+        let _ = &place;
+    });
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let client = proxies.client(request.headers(), peer);
         request.extensions_mut().insert(ConnectInfo(client));
@@ -317,11 +386,19 @@ fn is_plain(headers: &HeaderMap) -> bool {
 mod tests {
     use axum::body::Bytes;
     use axum::extract::Path;
-    use axum::routing::{get, post};
+    use axum::extract::ws::{WebSocket, WebSocketUpgrade};
+    use axum::routing::{any, get, post};
     use serde_json::Value;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    async fn echo(mut socket: WebSocket) {
+        while let Some(Ok(message)) = socket.recv().await {
+            if socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    }
 
     fn app(token: CancellationToken) -> Router {
         async fn panic() {
@@ -336,6 +413,7 @@ mod tests {
                 .route("/body", post(body))
                 .route("/large", post(body).layer(DefaultBodyLimit::max(2 * BODY_BYTES_MAX)))
                 .route("/id", get(async || crate::request_id::current().unwrap_or_default()))
+                .route("/socket", any(async |upgrade: WebSocketUpgrade| upgrade.on_upgrade(echo)))
                 .route("/stopping", get(async move || token.cancelled().await)),
             "",
             None,
@@ -349,9 +427,14 @@ mod tests {
     }
 
     async fn start() -> Server {
+        start_with(100).await
+    }
+
+    async fn start_with(connections_max: usize) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), Shutdown::new());
-        let task = tokio::spawn(serve(listener, app(shutdown.token.clone()), Proxies::default(), shutdown.clone()));
+        let app = app(shutdown.token.clone());
+        let task = tokio::spawn(serve(listener, app, Proxies::default(), connections_max, shutdown.clone()));
         Server { address, shutdown, task }
     }
 
@@ -419,6 +502,38 @@ mod tests {
         assert!(ask(server.address, "POST /body", &body[1..]).await.0.starts_with("http/1.1 200"));
         assert!(ask(server.address, "POST /large", &body).await.0.starts_with("http/1.1 200"));
         assert!(ask(server.address, "POST /body", &body).await.0.starts_with("http/1.1 413"));
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_are_told_and_places_come_back() {
+        let server = start_with(2).await;
+        let address = server.address;
+        // An upgraded connection keeps its place.
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let upgrade = "GET /socket HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                       sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n";
+        socket.write_all(upgrade.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 101");
+        let idle = TcpStream::connect(address).await.unwrap();
+        let (head, body) = ask(address, "GET /", b"").await;
+        assert!(head.starts_with("http/1.1 503") && head.contains("retry-after: 1"), "{head}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["type"], "/problems/connection-limit");
+        drop(idle);
+        // The server sees it a moment later.
+        while !ask(address, "GET /", b"").await.0.starts_with("http/1.1 200") {
+            tokio::task::yield_now().await;
+        }
+        drop(socket);
+        let mut both = Vec::new();
+        while both.len() < 2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            stream.read_exact(&mut answer).await.unwrap();
+            both.extend((&answer == b"HTTP/1.1 200").then_some(stream));
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,9 @@
 //! Why a read model was not brought on.
 
+use std::panic::AssertUnwindSafe;
+
 use event_store::error::Error as StoreError;
+use futures::FutureExt;
 
 use crate::order::FoldError;
 
@@ -81,4 +84,12 @@ pub enum Error {
         /// Version of this program.
         known: i64,
     },
+}
+
+/// A panic as a failure like others: seen, told, and tried again.
+pub(crate) async fn guarded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(Error::Panicked(text.unwrap_or("without a word").to_owned()))
+    })
 }

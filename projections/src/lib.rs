@@ -18,4 +18,5 @@ pub mod projection;
 pub mod pump;
 pub mod rebuild;
 pub mod sales;
+pub mod settings;
 pub mod verify;

@@ -22,6 +22,7 @@ use read_side::push::presence::Presence;
 use read_side::push::{access, feed};
 use read_side::revocations;
 use read_side::state::ReadSide;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -46,6 +47,9 @@ const ANSWER_HEADERS: &[&str] = &[
 
 /// Where Prometheus looks for it, in scaled mode.
 const METRICS_LISTEN: &str = "127.0.0.1:9464";
+/// Connections to its own listener, and files that everything but connections may have open.
+const OPERATORS_CONNECTIONS_MAX: usize = 100;
+const OTHER_FILES: usize = 500;
 /// How often positions and lag are measured, and how often orders are counted.
 const OBSERVE_EVERY: Duration = Duration::from_secs(2);
 const OBSERVE_ORDERS_EVERY: Duration = Duration::from_secs(5);
@@ -65,6 +69,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let (roles, proxies) = (settings.server.roles()?, settings.server.proxies()?);
     let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
+    let connections_max = connections_max(settings.server.http_connections_max);
     let authenticator = Authenticator::new(&settings.auth)?;
     if settings.store.database_url.starts_with("sqlite:") && roles != Roles::ALL {
         tracing::warn!("with SQLite no other process can have the roles that this one has not");
@@ -87,9 +92,10 @@ pub async fn serve(
     prepare(&store).await?;
     let progress = Progress::default();
     progress.refresh(store.db()).await?;
+    authenticator.fetch_keys().await?;
+    shutdown.tracker.spawn(authenticator.clone().follow_keys(shutdown.token.clone()));
     revocations::load(&store, &authenticator).await?;
-    let stop = shutdown.token.clone();
-    shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), stop));
+    shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
     let (mut app, mut connections) = (Router::new(), Router::new());
     if roles.write {
         store.start_write_tasks();
@@ -121,7 +127,8 @@ pub async fn serve(
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);
-            shutdown.tracker.spawn(http::serve(listener, app, Proxies::default(), shutdown.clone()));
+            let serve = http::serve(listener, app, Proxies::default(), OPERATORS_CONNECTIONS_MAX, shutdown.clone());
+            shutdown.tracker.spawn(serve);
         }
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
         None => {}
@@ -138,7 +145,7 @@ pub async fn serve(
         token.cancelled().await;
         draining.set_draining();
     });
-    http::serve(listener, app, proxies, shutdown.clone()).await;
+    http::serve(listener, app, proxies, connections_max, shutdown.clone()).await;
     // Every request is answered or cut off: now the tasks behind them may end, and finish what they took.
     store_stop.cancel();
     // The appender ends with the last handle on the store, and the checks hold one.
@@ -148,6 +155,22 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// As many connections as were asked for, if the system lets this process have as many files.
+fn connections_max(asked: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Only the softer of the two limits is in the way: it is for programs that use `select`.
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let room = files.map_or(usize::MAX, |files| (files as usize).saturating_sub(OTHER_FILES).max(OTHER_FILES));
+    if room < asked {
+        tracing::warn!(files, connections_max = room, "fewer connections than http_connections_max: see ulimit -n");
+    }
+    asked.min(room)
 }
 
 /// Lets pages of the allowed origins call the API and read what it answers.

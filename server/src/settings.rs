@@ -29,6 +29,8 @@ pub struct Server {
     pub metrics_listen: String,
     /// Reverse proxies whose `X-Forwarded-For` is believed: addresses and networks, separated by commas.
     pub trusted_proxies: String,
+    /// Connections of clients at a time, sockets and streams among them; one more is answered 503.
+    pub http_connections_max: usize,
 }
 
 impl Default for Server {
@@ -40,6 +42,7 @@ impl Default for Server {
             shutdown_seconds: 10,
             metrics_listen: String::new(),
             trusted_proxies: String::new(),
+            http_connections_max: 30_000,
         }
     }
 }
@@ -52,7 +55,7 @@ pub struct Settings {
     /// The event store and its stream.
     pub store: event_store::settings::Settings,
     /// The pump.
-    pub pump: projections::pump::Settings,
+    pub pump: projections::settings::Settings,
     /// Who may ask.
     pub auth: platform::auth::Settings,
     /// How often.
@@ -133,6 +136,9 @@ impl Server {
 
 type Named = BTreeMap<String, Value>;
 
+/// Secrets have no default that could name them.
+const AUTH: [&str; 5] = ["jwt_secret", "jwt_key_file", "jwt_jwks_url", "jwt_issuer", "jwt_audience"];
+
 impl Settings {
     /// Reads the file (`docket.toml` here, if it is there, where none is named), then the environment, then `flags`.
     ///
@@ -154,8 +160,8 @@ impl Settings {
         let settings = Self {
             server: part(&mut named, &names_of(&Server::default()))?,
             store: part(&mut named, &names_of(&event_store::settings::Settings::default()))?,
-            pump: part(&mut named, &names_of(&projections::pump::Settings::default()))?,
-            auth: part(&mut named, &["jwt_secret", "jwt_key_file", "jwt_issuer", "jwt_audience"].map(String::from))?,
+            pump: part(&mut named, &names_of(&projections::settings::Settings::default()))?,
+            auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
             push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
@@ -198,6 +204,9 @@ impl Settings {
         lines.push(format!("# jwt_secret: {}", if self.auth.jwt_secret.is_some() { "set" } else { "not set" }));
         if let Some(file) = &self.auth.jwt_key_file {
             lines.push(format!("jwt_key_file = {:?}", file.display().to_string()));
+        }
+        if let Some(url) = &self.auth.jwt_jwks_url {
+            lines.push(format!("jwt_jwks_url = {:?}", without_password(url)));
         }
         lines.join("\n")
     }

@@ -1,0 +1,232 @@
+//! Sets of public keys (JWKS, RFC 7517), from a file or from where an identity provider shows them.
+//!
+//! A URL is asked at start, every few minutes, and when a token names a key that is not known. What was fetched stays
+//! until something better comes: a provider that is away refuses nobody.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Authenticator, Error, Key, RSA, validation};
+use crate::telemetry::redact::redact;
+
+/// How old the keys may get.
+const FETCH_EVERY: Duration = Duration::from_secs(300);
+/// The shortest time from one fetch to the next: anybody can send tokens with keys that nobody knows.
+const FETCH_PAUSE: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const FETCH_WITHIN: Duration = Duration::from_secs(5);
+/// How often a start asks, and the pause between.
+const TRIES: usize = 5;
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// An id, where it has one, the key, and what it may sign with.
+pub(super) type PublicKey = (Option<String>, DecodingKey, Vec<Algorithm>);
+
+impl Authenticator {
+    /// Fetches the keys of the URL, if there is one; a provider that does not answer is asked again, for some seconds.
+    ///
+    /// # Errors
+    /// It does not answer, or shows no key of use.
+    pub async fn fetch_keys(&self) -> Result<(), Error> {
+        for _ in 1..TRIES {
+            match self.fetch().await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "asking again"),
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        self.fetch().await
+    }
+
+    /// Keeps the keys of the URL up to date, until `stop`.
+    pub async fn follow_keys(self, stop: CancellationToken) {
+        if self.0.settings.jwt_jwks_url.is_none() {
+            return;
+        }
+        let follow = async {
+            loop {
+                tokio::time::sleep(FETCH_PAUSE).await;
+                // A timeout is the look for keys that no token has named yet, and for those that are withdrawn.
+                let _ = tokio::time::timeout(FETCH_EVERY, self.0.unknown_key.notified()).await;
+                if let Err(error) = self.fetch().await {
+                    tracing::warn!(%error, "the keys stay as they are");
+                }
+            }
+        };
+        tokio::select! { () = follow => {}, () = stop.cancelled() => {} }
+    }
+
+    async fn fetch(&self) -> Result<(), Error> {
+        let settings = &self.0.settings;
+        let Some(url) = &settings.jwt_jwks_url else { return Ok(()) };
+        let text = get(url).await.map_err(|error| failed(url, &in_full(&error)))?;
+        let set = read(&text).map_err(|reason| failed(url, &reason))?;
+        let key =
+            |(id, decoding, algorithms): PublicKey| Key { id, decoding, validation: validation(settings, &algorithms) };
+        self.0.fetched.send_replace(set.into_iter().map(key).collect());
+        Ok(())
+    }
+}
+
+/// Makes sure that it can be asked.
+pub(super) fn check(url: &str) -> Result<(), Error> {
+    match reqwest::Url::parse(url) {
+        Ok(parsed) if ["http", "https"].contains(&parsed.scheme()) && parsed.has_host() => Ok(()),
+        _ => Err(failed(url, "must be https://HOST/PATH or http://HOST/PATH")),
+    }
+}
+
+fn failed(url: &str, reason: &str) -> Error {
+    Error::Fetch { url: redact(url).into_owned(), reason: redact(reason).into_owned() }
+}
+
+/// An error with its causes: the first one alone only says that something failed.
+fn in_full(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+async fn get(url: &str) -> Result<Vec<u8>, reqwest::Error> {
+    let client = reqwest::Client::builder().timeout(FETCH_WITHIN).build()?;
+    let mut answer = client.get(url).send().await?.error_for_status()?.bytes_stream();
+    let mut text = Vec::new();
+    while let Some(piece) = answer.next().await {
+        text.extend_from_slice(&piece?);
+        // Cut off there, it is no JSON.
+        if text.len() > BYTES_MAX {
+            break;
+        }
+    }
+    Ok(text)
+}
+
+/// The keys of use: public, for signatures, of a kind we know. A set may hold others too (RFC 7517, section 5).
+pub(super) fn read(text: &[u8]) -> Result<Vec<PublicKey>, String> {
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is not a JWKS: {error}"))?;
+    let keys: Vec<PublicKey> = set.keys.iter().filter_map(read_jwk).collect();
+    match keys.is_empty() {
+        true => Err("holds no public RSA, EC P-256 or P-384, or Ed25519 key for signatures".to_owned()),
+        false => Ok(keys),
+    }
+}
+
+fn read_jwk(jwk: &Jwk) -> Option<PublicKey> {
+    if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
+        return None;
+    }
+    let family = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => RSA.to_vec(),
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => vec![Algorithm::ES256],
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => vec![Algorithm::ES384],
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => vec![Algorithm::EdDSA],
+        // A symmetric key where public keys are meant to be is a mistake: who reads it could sign.
+        _ => return None,
+    };
+    let algorithms = match jwk.common.key_algorithm {
+        None => family,
+        Some(named) => family.into_iter().filter(|algorithm| KeyAlgorithm::from(*algorithm) == named).collect(),
+    };
+    let decoding = DecodingKey::from_jwk(jwk).ok()?;
+    (!algorithms.is_empty()).then(|| (jwk.common.key_id.clone(), decoding, algorithms))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::routing::get;
+    use jsonwebtoken::{EncodingKey, Header};
+
+    use super::*;
+    use crate::auth::Settings;
+    use crate::auth::tests::{ED, P256, claims};
+
+    struct Provider {
+        shows: Arc<Mutex<String>>,
+        settings: Settings,
+    }
+
+    impl Provider {
+        async fn start(shows: String) -> Self {
+            let shows = Arc::new(Mutex::new(shows));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/keys", listener.local_addr().unwrap());
+            let text = shows.clone();
+            let app = Router::new().route("/keys", get(move || std::future::ready(text.lock().unwrap().clone())));
+            tokio::spawn(async move { axum::serve(listener, app).await });
+            Self { shows, settings: Settings { jwt_jwks_url: Some(url), ..Settings::default() } }
+        }
+
+        fn shows(&self, text: &str) {
+            *self.shows.lock().unwrap() = text.to_owned();
+        }
+    }
+
+    /// A token signed with a key, and the set of keys that has it.
+    fn signed(id: &str) -> (String, String) {
+        let (key, algorithm) = match id {
+            "one" => (EncodingKey::from_ec_pem(P256.as_bytes()), Algorithm::ES256),
+            _ => (EncodingKey::from_ed_pem(ED.as_bytes()), Algorithm::EdDSA),
+        };
+        let key = key.unwrap();
+        let mut jwk = Jwk::from_encoding_key(&key, algorithm).unwrap();
+        jwk.common.key_id = Some(id.to_owned());
+        let header = Header { kid: Some(id.to_owned()), ..Header::new(algorithm) };
+        let token = jsonwebtoken::encode(&header, &claims(), &key).unwrap();
+        (token, serde_json::to_string(&JwkSet { keys: vec![jwk] }).unwrap())
+    }
+
+    #[tokio::test]
+    async fn keys_are_those_that_the_provider_shows() {
+        let ((one, shows_one), (two, shows_two)) = (signed("one"), signed("two"));
+        let provider = Provider::start(shows_one).await;
+        let authenticator = Authenticator::new(&provider.settings).unwrap();
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "invalid-token", "nothing is fetched yet");
+        authenticator.fetch_keys().await.unwrap();
+        assert!(authenticator.verify(&one).is_ok());
+
+        let stop = CancellationToken::new();
+        tokio::spawn(authenticator.clone().follow_keys(stop.clone()));
+        provider.shows(&shows_two);
+        assert!(authenticator.verify(&one).is_ok(), "as long as nobody says otherwise");
+        let mut fetched = authenticator.0.fetched.subscribe();
+        fetched.mark_unchanged();
+        assert_eq!(authenticator.verify(&two).unwrap_err().slug(), "invalid-token");
+        fetched.changed().await.unwrap();
+        assert!(authenticator.verify(&two).is_ok(), "a token had named a key that was not known");
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "invalid-token", "its key is withdrawn");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn what_is_fetched_stays_until_something_better_comes() {
+        let (token, shows) = signed("one");
+        let provider = Provider::start(shows).await;
+        let authenticator = Authenticator::new(&provider.settings).unwrap();
+        authenticator.fetch_keys().await.unwrap();
+        let too_long = format!("{{\"keys\":[],\"more\":\"{}\"}}", "x".repeat(2 * BYTES_MAX));
+        for text in ["", "oops", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#, &too_long] {
+            provider.shows(text);
+            let error = authenticator.fetch().await.unwrap_err().to_string();
+            assert!(error.contains("/keys: "), "{error}");
+            assert!(authenticator.verify(&token).is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_asked_is_explained() {
+        let of = |url: &str| Settings { jwt_jwks_url: Some(url.to_owned()), ..Settings::default() };
+        for url in ["", "keys.json", "file:///keys.json", "https://"] {
+            assert!(matches!(Authenticator::new(&of(url)), Err(Error::Fetch { .. })), "{url}");
+        }
+        // Nobody listens there.
+        let away = Authenticator::new(&of("http://user:pass@127.0.0.1:1/keys")).unwrap();
+        let error = away.fetch().await.unwrap_err().to_string();
+        assert!(error.contains("refused") && !error.contains("pass@"), "{error}");
+    }
+}

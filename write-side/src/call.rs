@@ -1,8 +1,5 @@
 //! What every command request brings along: who, which version, under which idempotency key, and the body.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
-
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{ETAG, IF_MATCH, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -18,6 +15,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::dispatch::{Accepted, Given, Rejected, WriteSide, unavailable};
+use crate::in_flight::still_answered;
 
 /// Name of the request's header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -127,13 +125,13 @@ impl<T> Call<T> {
         match (state.dispatch(given).await, self.key) {
             (Ok(accepted), _) => Ok(success(status, &accepted)),
             (Err(Rejected::Problem(problem)), None) => Err(problem),
-            (Err(Rejected::KeyUsed), None) => Err(in_flight_problem()),
+            (Err(Rejected::KeyUsed), None) => Err(still_answered()),
             // Another process may have taken the key since it was looked up, and so be the reason for the refusal.
             (Err(rejected), Some((key, hash))) => {
                 match (state.store().remembered(&scope, &key).await.map_err(unavailable)?, rejected) {
                     (Some(found), _) => replay(found, &hash),
                     (None, Rejected::Problem(problem)) => Err(problem),
-                    (None, Rejected::KeyUsed) => Err(in_flight_problem()),
+                    (None, Rejected::KeyUsed) => Err(still_answered()),
                 }
             }
         }
@@ -170,37 +168,4 @@ fn success(status: StatusCode, accepted: &Accepted) -> Response {
         headers.insert(LOCATION, location);
     }
     response
-}
-
-/// Idempotency keys whose first request is still being answered in this process.
-#[derive(Default)]
-pub(crate) struct InFlight(Arc<Mutex<HashSet<(String, String)>>>);
-
-/// Frees the key when dropped.
-pub(crate) struct Entered {
-    all: Arc<Mutex<HashSet<(String, String)>>>,
-    key: (String, String),
-}
-
-impl InFlight {
-    fn enter(&self, scope: &str, key: &str) -> Result<Entered, Problem> {
-        let key = (scope.to_owned(), key.to_owned());
-        let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match all.insert(key.clone()) {
-            true => Ok(Entered { all: self.0.clone(), key }),
-            false => Err(in_flight_problem()),
-        }
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&self.key);
-    }
-}
-
-fn in_flight_problem() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still being answered")
-        .detail("Wait for its answer, or try again in a moment with the same Idempotency-Key.")
-        .retry_after(1)
 }

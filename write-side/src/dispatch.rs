@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::in_flight::InFlight;
 use crate::metrics;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
@@ -47,7 +48,7 @@ struct Inner {
     orders: Aggregates<Order>,
     /// Commands to one order in this process go one after the other: they would only conflict.
     turns: Vec<Mutex<()>>,
-    in_flight: crate::call::InFlight,
+    in_flight: InFlight,
 }
 
 impl axum::extract::FromRef<WriteSide> for Authenticator {
@@ -110,7 +111,7 @@ impl WriteSide {
             orders: store.aggregates(),
             store,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
-            in_flight: crate::call::InFlight::default(),
+            in_flight: InFlight::default(),
         };
         Self { inner: Arc::new(inner), authenticator, stop }
     }
@@ -119,7 +120,7 @@ impl WriteSide {
         &self.inner.store
     }
 
-    pub(crate) fn in_flight(&self) -> &crate::call::InFlight {
+    pub(crate) fn in_flight(&self) -> &InFlight {
         &self.inner.in_flight
     }
 
@@ -256,6 +257,12 @@ pub(crate) fn refused(error: &Refused) -> Problem {
 
 /// A store that is away, as the client is told: try again, and how to do it safely.
 pub(crate) fn unavailable(error: StoreError) -> Problem {
+    if let StoreError::Overloaded = error {
+        tracing::warn!(%error, "store");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many commands wait")
+            .detail("Nothing was written. Try again in a moment.")
+            .retry_after(1);
+    }
     tracing::error!(%error, "store");
     if let StoreError::Stored(_) = error {
         return Problem::internal()

@@ -5,5 +5,6 @@
 pub mod bulk;
 pub mod call;
 pub mod dispatch;
+mod in_flight;
 mod metrics;
 pub mod orders;

@@ -1,0 +1,45 @@
+//! Idempotency keys that are being answered.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use axum::http::StatusCode;
+use platform::problem::Problem;
+
+/// Idempotency keys whose first request is still being answered in this process.
+#[derive(Default)]
+pub(crate) struct InFlight(Arc<Mutex<HashSet<(String, String)>>>);
+
+/// Frees the key when dropped.
+pub(crate) struct Entered {
+    all: Arc<Mutex<HashSet<(String, String)>>>,
+    key: (String, String),
+}
+
+impl InFlight {
+    /// Takes a key.
+    ///
+    /// # Errors
+    /// 409 while it is taken.
+    pub(crate) fn enter(&self, scope: &str, key: &str) -> Result<Entered, Problem> {
+        let key = (scope.to_owned(), key.to_owned());
+        let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match all.insert(key.clone()) {
+            true => Ok(Entered { all: self.0.clone(), key }),
+            false => Err(still_answered()),
+        }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&self.key);
+    }
+}
+
+/// 409: the answer will be there to be asked for.
+pub(crate) fn still_answered() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still being answered")
+        .detail("Wait for its answer, or try again in a moment with the same Idempotency-Key.")
+        .retry_after(1)
+}

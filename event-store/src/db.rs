@@ -211,6 +211,8 @@ pub enum Db {
     Sqlite {
         /// The one writer.
         write: SqlitePool,
+        /// A writer whose commits wait for the disk; opened when it is needed.
+        durable: SqlitePool,
         /// Readers.
         read: SqlitePool,
     },
@@ -250,6 +252,18 @@ impl Db {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
             Self::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+        })
+    }
+
+    /// Opens a transaction to write in, whose commit survives the machine: for what cannot be made again from the log.
+    pub async fn begin_durably(&self) -> Result<Tx, Error> {
+        Ok(match self {
+            Self::Sqlite { durable, .. } => Tx::Sqlite(durable.begin_with("begin immediate").await?),
+            Self::Postgres(pool) => {
+                let mut tx = pool.begin().await?;
+                sqlx::query("set local synchronous_commit = on").execute(&mut *tx).await?;
+                Tx::Postgres(tx)
+            }
         })
     }
 

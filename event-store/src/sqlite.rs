@@ -70,8 +70,9 @@ impl Log {
         let views = file.with_file_name(format!("{}-read.db", file.file_stem().unwrap_or_default().to_string_lossy()));
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
         let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, connections_max).await?;
+        let durable = pool(1).connect_lazy_with(options(&views, SqliteSynchronous::Full));
         let log = Self { read, write, head: Arc::new(AtomicI64::new(UNKNOWN)), file: file.into(), _lock: lock };
-        Ok((log, Db::Sqlite { write: views_write, read: views_read }))
+        Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
     /// Takes a role's lock file; `None` while another process, or another task of this one, has it.
@@ -289,9 +290,8 @@ fn lock(file: &Path, extension: &str) -> Result<Option<std::fs::File>, Error> {
     Ok(lock.try_lock().is_ok().then_some(lock))
 }
 
-/// A file's one writer and its readers.
-async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
-    let options = SqliteConnectOptions::new()
+fn options(file: &Path, synchronous: SqliteSynchronous) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
         .filename(file)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
@@ -304,19 +304,24 @@ async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Res
         .pragma("temp_store", "memory")
         // A page written again before the checkpoint is copied once: 32 MiB of journal, in place of 4.
         .pragma("wal_autocheckpoint", "8192")
-        .pragma("journal_size_limit", "67108864");
-    let pool = |max: u32| {
-        SqlitePoolOptions::new()
-            .max_connections(max)
-            .acquire_timeout(Duration::from_secs(10))
-            .test_before_acquire(false)
-    };
+        .pragma("journal_size_limit", "67108864")
+}
+
+fn pool(connections_max: u32) -> SqlitePoolOptions {
     // After a full disk SQLite has rolled back by itself, and sqlx believes that it has not: such a connection is of no
     // more use.
-    let write = pool(1)
-        .after_release(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
-        .connect_with(options.clone().pragma("cache_size", "-65536"))
-        .await?;
+    let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+    SqlitePoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(Duration::from_secs(10))
+        .test_before_acquire(false)
+        .after_release(move |connection, _| Box::pin(std::future::ready(Ok(usable(connection)))))
+}
+
+/// A file's one writer and its readers.
+async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
+    let options = options(file, synchronous);
+    let write = pool(1).connect_with(options.clone().pragma("cache_size", "-65536")).await?;
     // A reader's cache is dropped at every commit of the writer: pages are kept by the system.
     let read = pool(readers).connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on")).await?;
     Ok((write, read))

@@ -218,7 +218,7 @@ pub async fn decide(store: &Store, position: i64, decision: Decision) -> Result<
         Decision::Retry => "retry",
         Decision::Discard => "discard",
     };
-    let mut tx = store.db().begin().await?;
+    let mut tx = store.db().begin_durably().await?;
     let sql = "update dead_letters set state = $1 where position = $2 and state <> 'discarded'";
     let asked = tx.execute(sql, vec![state.into(), position.into()]).await?;
     if asked == 1 {

@@ -4,6 +4,7 @@
 //! may be lost, by a look at the checkpoints. So a position known here is always one that a query will see.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ type Generations = BTreeMap<(String, i64), i64>;
 #[derive(Clone)]
 pub struct Progress {
     positions: Arc<watch::Sender<Positions>>,
+    /// How often the pump of this process has told of a commit.
+    commits: Arc<AtomicU64>,
     /// The generation that serves, a projection.
     generations: Arc<Mutex<BTreeMap<String, i64>>>,
     samples: Arc<Mutex<VecDeque<(Instant, Generations)>>>,
@@ -66,7 +69,12 @@ impl Default for Progress {
     fn default() -> Self {
         let by_name = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
         let positions = Positions { by_name, frozen: BTreeSet::new() };
-        Self { positions: Arc::new(watch::channel(positions).0), generations: Arc::default(), samples: Arc::default() }
+        Self {
+            positions: Arc::new(watch::channel(positions).0),
+            commits: Arc::default(),
+            generations: Arc::default(),
+            samples: Arc::default(),
+        }
     }
 }
 
@@ -107,8 +115,12 @@ pub struct Rebuild {
     pub version: i64,
     /// Position of the last event in it.
     pub position: i64,
+    /// Events that it has still to take until it is where the one that serves is.
+    pub lag_events: i64,
     /// Events a second, over the last seconds, as this process saw it.
     pub events_per_second: f64,
+    /// How long that will take at this rate, in seconds; `null` while it does not move.
+    pub seconds_left: Option<f64>,
 }
 
 impl Progress {
@@ -127,8 +139,9 @@ impl Progress {
         }
     }
 
-    /// Reads the checkpoints.
+    /// Reads the checkpoints. They may stand before what is known: a database that crashed has lost the last commits.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
+        let commits = self.commits.load(Relaxed);
         let checkpoints = checkpoints(db).await?;
         // What only another release knows does not concern this one.
         let of_release = |row: &&Checkpoint| row.state == LIVE && find(&row.projection).is_some();
@@ -152,9 +165,10 @@ impl Progress {
             }
         }
         self.positions.send_if_modified(|known| {
-            // The pump of this process may have committed since the checkpoints were read.
+            // Where the pump of this process has committed since, it knows better.
+            let overtaken = self.commits.load(Relaxed) != commits;
             for (name, read) in &mut positions.by_name {
-                if before.get(name) == generations.get(name) {
+                if overtaken && before.get(name) == generations.get(name) {
                     *read = known.of(name).max(*read);
                 }
             }
@@ -168,6 +182,7 @@ impl Progress {
     /// The pump has committed.
     pub(crate) fn committed(&self, names: &[&str], position: i64) {
         self.positions.send_modify(|known| {
+            self.commits.fetch_add(1, Relaxed);
             for name in names {
                 known.by_name.insert((*name).to_owned(), position);
             }
@@ -226,11 +241,16 @@ impl Progress {
                     None => "live",
                 },
                 last_error,
-                rebuild: own(BUILDING).or(own(RETURNING)).map(|row| Rebuild {
-                    generation: row.generation,
-                    version: row.version,
-                    position: row.position,
-                    events_per_second: self.rate(row),
+                rebuild: own(BUILDING).or(own(RETURNING)).map(|row| {
+                    let (lag_events, events_per_second) = ((position - row.position).max(0), self.rate(row));
+                    Rebuild {
+                        generation: row.generation,
+                        version: row.version,
+                        position: row.position,
+                        lag_events,
+                        events_per_second,
+                        seconds_left: (events_per_second > 0.0).then(|| (lag_events as f64 / events_per_second).ceil()),
+                    }
                 }),
                 older_generation: own(OLD).map(|row| row.generation),
             });

@@ -3,7 +3,6 @@
 //! One process pumps at a time. It takes the checkpoints under a new epoch; every commit compares position and epoch, so
 //! a pump that has lost its place writes nothing.
 
-use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use event_store::db::Tx;
@@ -11,13 +10,11 @@ use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use event_store::trace;
-use futures::FutureExt;
 use opentelemetry::trace::SpanKind;
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::dead_letters::{self, LeftOut};
-use crate::error::Error;
+use crate::error::{Error, guarded};
 use crate::fold::Fold;
 use crate::generation::{LIVE, Lane, Member, checkpoints, lanes, outdate_others, prepare, take_over};
 use crate::metrics::METRICS;
@@ -25,24 +22,7 @@ use crate::order::{FoldError, ORDER, OrderState};
 use crate::progress::{HINT, Progress};
 use crate::projection::{Change, all};
 use crate::rebuild;
-
-/// How much is projected at once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Orders kept in memory between batches; others are folded again from the log when they change.
-    pub orders_in_memory_max: usize,
-    /// Wait after a failure, before the same events are tried again, in milliseconds; it doubles each time.
-    pub retry_delay_ms: u64,
-    /// How often an event is tried before its order is parked.
-    pub attempts_max: i64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { orders_in_memory_max: 10_000, retry_delay_ms: 500, attempts_max: 3 }
-    }
-}
+use crate::settings::Settings;
 
 /// How often operators' decisions about dead letters are looked for.
 const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
@@ -101,14 +81,6 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
             Ok(()) => false,
         };
     }
-}
-
-/// A panic as a failure like others: seen, told, and tried again.
-pub(crate) async fn guarded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(Error::Panicked(text.unwrap_or("without a word").to_owned()))
-    })
 }
 
 /// Lines for whoever follows one request through the logs.
@@ -315,7 +287,7 @@ impl Pump {
 
     /// The same where no generation is moved by this release: all are about to be built anew, by what was decided.
     async fn grant_decisions(&self) -> Result<(), Error> {
-        let mut tx = self.store.db().begin().await?;
+        let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let (_, asked) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
         for row in asked.iter().filter(|_| !self.beside_newer) {
@@ -351,7 +323,7 @@ impl Pump {
             true => Change::of(before, order.into()).into_iter().collect(),
             false => Vec::new(),
         };
-        let mut tx = self.store.db().begin().await?;
+        let mut tx = self.store.db().begin_durably().await?;
         match lane.write(&mut tx, self.epoch, &changes, None).await {
             Err(Error::Store(error)) if error.is_about_the_data() => {
                 drop(tx);

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::dead_letters::{self, LeftOut};
-use crate::error::Error;
+use crate::error::{Error, guarded};
 use crate::fold::Fold;
 use crate::generation::{
     BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, RETURNING, checkpoints, create, lanes, remove,
@@ -23,7 +23,7 @@ use crate::generation::{
 };
 use crate::order::FoldError;
 use crate::projection::{Change, Projection, all};
-use crate::pump::{Settings, guarded};
+use crate::settings::Settings;
 
 /// Events read and folded at once: with what is folded and what is read ahead, some ten megabytes.
 const CHUNK: i64 = 10_000;
@@ -100,20 +100,26 @@ pub async fn rebuild(
         };
         match outcome.await {
             Ok((projections, position)) => return Ok(Rebuilt { projections, events, missing, position }),
-            Err(Error::Store(error @ StoreError::Database(_)))
-                if failures < RETRIES_MAX && !error.is_about_the_data() =>
-            {
+            Err(error) if failures < RETRIES_MAX && passes(&error, failures) => {
                 failures += 1;
                 tracing::warn!(%error, "rebuild: going on where it stopped");
                 tokio::time::sleep(RETRY).await;
             }
-            // The lock of a rebuild whose connection died is freed a moment later.
-            Err(Error::Busy) if failures > 0 && failures < RETRIES_MAX => {
-                failures += 1;
-                tokio::time::sleep(RETRY).await;
-            }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Whether a rebuild may go on after a failure.
+fn passes(error: &Error, failures: u32) -> bool {
+    match error {
+        Error::Store(error @ StoreError::Database(_)) => !error.is_about_the_data(),
+        // A database that crashed has lost the last commits, and the checkpoints stand where they stood before. The lock
+        // of rebuilds is held again before anything else, so it is not another rebuild that has taken them over.
+        Error::Fenced => true,
+        // The lock of a rebuild whose connection died is freed a moment later.
+        Error::Busy => failures > 0,
+        _ => false,
     }
 }
 
@@ -322,7 +328,8 @@ impl<'a> Build<'a> {
 
     /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction.
     async fn switch(&mut self) -> Result<(Vec<Switched>, i64), Error> {
-        let mut tx = self.store.db().begin().await?;
+        // What an operator is told of survives the machine; what was filled before is on the disk with it.
+        let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let known = checkpoints(&mut tx).await?;
         let LeftOut { discarded, .. } = left_out(&mut tx, self.store).await?;

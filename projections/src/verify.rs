@@ -15,7 +15,7 @@ use crate::fold::Fold;
 use crate::generation::{LIVE, Member, checkpoints};
 use crate::order::{ORDER, OrderState};
 use crate::projection::{Change, Projection};
-use crate::pump::Settings;
+use crate::settings::Settings;
 
 /// Events read and folded at once.
 const CHUNK: i64 = 10_000;

@@ -79,7 +79,7 @@ async fn revoke(
     }
     let revoked_at = now_us() / 1_000_000;
     let kept = async {
-        let mut tx = state.store.db().begin().await?;
+        let mut tx = state.store.db().begin_durably().await?;
         tx.execute(
             "insert into revocations (kind, value, revoked_at, actor) values ($1, $2, $3, $4)
              on conflict (kind, value) do update set revoked_at = excluded.revoked_at, actor = excluded.actor",

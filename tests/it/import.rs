@@ -1,11 +1,8 @@
 //! Two thousand real orders, and reports that another program worked out.
 
-use std::path::Path;
-
 use serde_json::Value;
-use tests::client::token;
 use tests::fold::{Report, parse_report, read_log};
-use tests::system::TestSystem;
+use tests::system::{TestSystem, sample};
 use tests::verify::{list_orders, read_models_equal_the_fold};
 
 tests::stories![real_orders_give_the_expected_reports];
@@ -25,21 +22,12 @@ fn cents(amount: &Value) -> u64 {
 }
 
 async fn real_orders_give_the_expected_reports(system: TestSystem) {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
-    let text = std::fs::read_to_string(data.join("grocery-orders-sample.expected.json")).expect("the expected file");
+    let text = std::fs::read_to_string(sample("expected.json")).expect("the expected file");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
-    let file = data.join("grocery-orders-sample.csv");
-    let (url, admin) = (system.writer().base().to_owned(), token("import", "admin"));
-    let import = ["import", file.to_str().expect("UTF-8"), "--url", &url, "--token", &admin];
-
-    assert_eq!(
-        system.try_cli(&import).await.status.code(),
-        Some(3),
-        "some lines are refused, and the exit code says so"
-    );
+    system.import_sample().await;
     let head = system.settled().await;
     assert_equal(&system, &expected).await;
-    let again = system.try_cli(&import).await;
+    let again = system.import(&sample("csv")).await;
     assert_eq!(again.status.code(), Some(3));
     let refused = String::from_utf8_lossy(&again.stdout).lines().count() as u64;
     assert_eq!(refused, expected["rejected_lines"], "each refused line is reported, each time");

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
+use futures::StreamExt;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, SqliteConnection};
 use tests::fold::{normal, read_log};
@@ -30,19 +31,19 @@ tests::stories![
     dead_letters_do_not_outlive_their_log,
 ];
 
-/// Every row that a client can read.
+/// Every row that a client can read of orders, reports and best sellers, and some customers.
 async fn rows(system: &TestSystem) -> Vec<(String, Value)> {
     let list = list_orders(system.reader(), "").await;
     let mut paths: Vec<String> = list.keys().map(|id| format!("/v1/orders/{id}")).collect();
     paths.extend((0..5).map(|number| format!("/v1/customers/customer-{number}")));
     paths.extend(["day", "category", "store"].map(|by| format!("/v1/reports/sales?by={by}")));
     paths.extend(["revenue", "quantity"].map(|by| format!("/v1/products/top?by={by}")));
-    let mut rows: Vec<(String, Value)> = list.into_iter().collect();
-    for path in paths {
+    let row = async |path: String| {
         let row = system.get(&path).send().await.expect(200).json();
-        rows.push((path, normal(&row)));
-    }
-    rows
+        (path, normal(&row))
+    };
+    let rows = futures::stream::iter(paths).map(row).buffered(16).collect::<Vec<_>>().await;
+    list.into_iter().chain(rows).collect()
 }
 
 async fn loaded(system: &TestSystem, name: &'static str) {
@@ -105,7 +106,8 @@ async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinH
 }
 
 async fn a_rebuild_under_load_is_not_noticed(system: TestSystem) {
-    loaded(&system, "before").await;
+    // More than is left for the switch: the generation is built and follows, and only then takes over.
+    system.import_sample().await;
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&system, stop.clone()).await;
     let shape = Shape { name: "noon", clients: 8, orders: 8, commands_each: 150 };
@@ -132,15 +134,27 @@ async fn begun(system: &TestSystem) -> Child {
     rebuild
 }
 
+/// Where the next rebuild begins: where the last one was killed, or at the log's beginning.
+async fn begins_at(system: &TestSystem) -> i64 {
+    let planned = system.cli(&["replay", "sales", "--dry-run"]).await;
+    let position = planned.split_once("from position ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    position.unwrap_or_else(|| panic!("{planned}"))
+}
+
 async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
+    system.import_sample().await;
     loaded(&system, "killed").await;
     system.settled().await;
-    for pause_ms in [0, 1, 5, 10, 20, 40] {
+    let before = rows(&system).await;
+    let mut begins = Vec::new();
+    for pause_ms in [0, 10, 20, 40, 80, 120, 160, 200, 300, 400] {
         let mut rebuild = begun(&system).await;
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         rebuild.kill().await.expect("killed");
-        read_models_equal_the_fold(&system).await;
+        begins.push(begins_at(&system).await);
     }
+    assert!(begins.iter().any(|position| *position > 0), "none was killed between two of its commits: {begins:?}");
+    assert_eq!(rows(&system).await, before);
     let rebuild = begun(&system).await;
     if let Some(postgres) = &mut system.postgres {
         postgres.restart().await;
@@ -148,6 +162,7 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     let output = rebuild.wait_with_output().await.expect("it ran");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(status(&system, "sales").await["rebuild"].is_null());
+    assert_eq!(rows(&system).await, before);
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
 }
@@ -580,11 +595,15 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// The way from embedded to scaled, and back.
+/// The way from embedded to scaled, and back. The long form imports the orders of the file that `DOCKET_ORDERS` names, too.
 async fn a_log_moves(from: Mode, to: Mode) {
     let mut source = TestSystem::builder(from).start().await;
     loaded(&source, "moved").await;
-    source.settled().await;
+    let orders = std::env::var_os("DOCKET_ORDERS");
+    if let Some(orders) = &orders {
+        source.import(orders.as_ref()).await;
+    }
+    let head = source.settled().await;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("log.ndjson.gz");
     let file = file.to_str().expect("UTF-8");
@@ -593,13 +612,17 @@ async fn a_log_moves(from: Mode, to: Mode) {
     target.cli(&["events", "import", file]).await;
     target.cli(&["events", "import", file]).await;
     target.start().await;
-    target.settled().await;
-    assert_eq!(rows(&target).await, rows(&source).await);
+    assert_eq!(target.settled().await, head);
+    let moved = rows(&target).await;
+    assert_eq!(moved, rows(&source).await);
+    println!("{head} events moved, {} rows and reports are equal", moved.len());
     let events = async |system: &TestSystem| {
         system.get("/v1/events?limit=1000").send().await.expect(200).json()["items"].clone()
     };
     assert_eq!(events(&target).await, events(&source).await);
-    read_models_equal_the_fold(&target).await;
+    if orders.is_none() {
+        read_models_equal_the_fold(&target).await;
+    }
     target.post("/v1/orders").json(json!({"customer_id": "new"})).send().await.expect(201);
     target.settled().await;
     target.terminate().await;

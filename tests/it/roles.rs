@@ -1,7 +1,11 @@
 //! Commands on one process, projections on another, queries and sockets on a third.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
+use sqlx::{Connection, PgConnection};
 use tests::client::token;
+use tests::process::POLL;
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
@@ -67,6 +71,27 @@ async fn each_role_may_die_alone() {
     system.dockets[0].restart().await;
     system.post("/v1/orders").json(body("alone-2")).send().await.expect(201);
     read_models_equal_the_fold(&system).await;
+}
+
+/// PostgreSQL does not wait for the disk when read models are written: a crash takes the last commits back, and what was
+/// known of them by processes that live on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoints_that_went_back_are_believed() {
+    let mut system = three().await;
+    system.post("/v1/orders").json(json!({"order_id": "back", "customer_id": "ada"})).send().await.expect(201);
+    let head = system.settled().await;
+    let path = format!("/v1/orders/back?min_position={head}&wait_ms=0");
+    system.get(&path).send().await.expect(200);
+    system.dockets[1].kill9();
+    let mut postgres = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    sqlx::query("update checkpoints set position = position - 1").execute(&mut postgres).await.expect("the table");
+    let started = Instant::now();
+    while system.get(&path).send().await.status == 200 {
+        assert!(started.elapsed() < Duration::from_secs(10), "the process trusts its memory more than the database");
+        tokio::time::sleep(POLL).await;
+    }
+    let behind = system.get(&path).send().await.expect_problem(503, "projection-behind");
+    assert_eq!(behind["position"], head - 1, "{behind}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cqrs_es::Aggregate;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde_json::json;
-use sqlx::{Connection, PgConnection, Row};
-use tests::client::{Answer, Client};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
+use tests::client::{Answer, Client, Request};
 use tests::fold::{Event, read_log};
 use tests::process::POLL;
-use tests::system::TestSystem;
+use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
 
 const INSERT: &str =
@@ -47,24 +49,32 @@ async fn somebody_waits(observer: &mut PgConnection, done: impl Fn() -> bool) {
     }
 }
 
+fn create(system: &TestSystem, id: &str) -> Request {
+    let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"});
+    system.post("/v1/orders").json(json!({"order_id": id, "customer_id": "ada", "items": [item]}))
+}
+
+/// Foreign code that has inserted the order `slow` and has not made up its mind yet.
+async fn undecided(slow: &mut PgConnection) -> Transaction<'_, Postgres> {
+    let mut transaction = slow.begin().await.expect("postgres runs");
+    let payload = json!({"OrderCreated": {"customer_id": "foreign", "currency": "USD", "attributes": {}}});
+    let insert = sqlx::query(INSERT).bind(domain::order::Order::TYPE).bind("slow").bind(payload);
+    insert.execute(&mut *transaction).await.expect("stock SQL inserts an event");
+    transaction
+}
+
 async fn a_slow_transaction(commit: bool) {
     let system = TestSystem::scaled().await;
-    let create = |id: String| {
-        let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"});
-        system.post("/v1/orders").json(json!({"order_id": id, "customer_id": "ada", "items": [item]}))
-    };
-    create("before".to_owned()).send().await.expect(201);
+    create(&system, "before").send().await.expect(201);
 
     let stop = Arc::new(AtomicBool::new(false));
     let follower = tokio::spawn(follow(system.reader().clone(), Arc::clone(&stop)));
     let mut slow = PgConnection::connect(system.database_url()).await.expect("postgres runs");
     let mut observer = PgConnection::connect(system.database_url()).await.expect("postgres runs");
-    let mut transaction = slow.begin().await.expect("postgres runs");
-    let payload = json!({"OrderCreated": {"customer_id": "foreign", "currency": "USD", "attributes": {}}});
-    let insert = sqlx::query(INSERT).bind(domain::order::Order::TYPE).bind("slow").bind(payload);
-    insert.execute(&mut *transaction).await.expect("stock SQL inserts an event");
+    let transaction = undecided(&mut slow).await;
 
-    let commands: Vec<_> = (0..8).map(|number| tokio::spawn(create(format!("during-{number}")).try_send())).collect();
+    let commands: Vec<_> =
+        (0..8).map(|number| tokio::spawn(create(&system, &format!("during-{number}")).try_send())).collect();
     somebody_waits(&mut observer, || commands.iter().all(tokio::task::JoinHandle::is_finished)).await;
     if commit { transaction.commit().await } else { transaction.rollback().await }.expect("postgres runs");
 
@@ -74,7 +84,7 @@ async fn a_slow_transaction(commit: bool) {
         assert!([201, 503].contains(&answer.status), "{answer:?}");
         acknowledged.extend((answer.status == 201).then_some(answer));
     }
-    create("after".to_owned()).send().await.expect(201);
+    create(&system, "after").send().await.expect(201);
     let log = read_models_equal_the_fold(&system).await;
     for answer in &acknowledged {
         let position = usize::try_from(answer.position()).expect("a position");
@@ -96,4 +106,31 @@ async fn a_late_commit_is_not_skipped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_rollback_leaves_no_gap() {
     a_slow_transaction(false).await;
+}
+
+/// More commands come than may wait for an appender that does not get on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_is_told() {
+    let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_APPEND_QUEUE_MAX", "2").start().await;
+    let mut slow = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    let transaction = undecided(&mut slow).await;
+    let send = async |number: i32| (number, create(&system, &format!("order-{number}")).send().await);
+    let mut answers = (0..12).map(send).collect::<FuturesUnordered<_>>();
+    let (_, first) = answers.next().await.expect("an answer");
+    assert_eq!(first.header("retry-after"), Some("1"));
+    first.expect_problem(503, "overloaded");
+    transaction.rollback().await.expect("postgres runs");
+    let mut created = vec![];
+    while let Some((number, answer)) = answers.next().await {
+        match answer.status {
+            201 => created.push(format!("order-{number}")),
+            _ => drop(answer.expect_problem(503, "overloaded")),
+        }
+    }
+    let log = read_models_equal_the_fold(&system).await;
+    let mut found: Vec<_> = log.into_iter().filter(|event| event.sequence == 1).map(|event| event.order_id).collect();
+    found.sort_unstable();
+    created.sort_unstable();
+    assert!(!created.is_empty(), "those that had a place were answered");
+    assert_eq!(found, created);
 }

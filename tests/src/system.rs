@@ -1,19 +1,19 @@
 //! A whole Docket: one process on SQLite, or processes by role on PostgreSQL and NATS.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::client::{Client, JWT_SECRET, Request};
+use crate::client::{Client, JWT_SECRET, Request, token};
 use crate::nats::Nats;
 use crate::ports::free_port;
 use crate::postgres::Postgres;
 use crate::process::{POLL, Process, clean_command, profile_directory};
 
-/// How long the read models may take to reach the head of the log.
+/// How long the read models may stand still on their way to the head of the log.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a process may take until it is ready.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -224,6 +224,18 @@ impl TestSystem {
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
 
+    /// Sends a file of orders by `docket import`; how that ended.
+    pub async fn import(&self, file: &Path) -> Output {
+        let (url, admin) = (self.writer().base(), token("import", "admin"));
+        self.try_cli(&["import", file.to_str().expect("UTF-8"), "--url", url, "--token", &admin]).await
+    }
+
+    /// Imports the 2,000 real orders of `tests/data`: some 25,000 events.
+    pub async fn import_sample(&self) {
+        let output = self.import(&sample("csv")).await;
+        assert_eq!(output.status.code(), Some(3), "some lines are refused, and the exit code says so");
+    }
+
     /// Starts a subcommand of `docket`; dropped, it is killed.
     pub fn spawn_cli(&self, arguments: &[&str]) -> tokio::process::Child {
         let mut command = tokio::process::Command::from(clean_command(&self.binary));
@@ -235,9 +247,9 @@ impl TestSystem {
     /// Waits until every projection stands at the head of the log; the head.
     ///
     /// # Panics
-    /// With both positions, if that takes longer than a minute.
+    /// With both positions, if one that is behind stands still for a minute.
     pub async fn settled(&self) -> u64 {
-        let started = Instant::now();
+        let (mut moved, mut positions) = (Instant::now(), 0);
         loop {
             let answer = self.get("/v1/projections").send().await.expect(200).json();
             let head = answer["head"].as_u64().unwrap_or_else(|| panic!("no head in {answer}"));
@@ -247,13 +259,19 @@ impl TestSystem {
             if behind.is_empty() {
                 return head;
             }
-            assert!(
-                started.elapsed() < SETTLE_DEADLINE,
-                "after {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}"
-            );
+            let now = behind.iter().filter_map(|item| item["position"].as_u64()).sum();
+            if now != positions {
+                (moved, positions) = (Instant::now(), now);
+            }
+            assert!(moved.elapsed() < SETTLE_DEADLINE, "for {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}");
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// The file of real orders, or what another program found in it: `csv`, `expected.json`.
+pub fn sample(kind: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("data/grocery-orders-sample.{kind}"))
 }
 
 /// One Docket process at its own address.
@@ -267,7 +285,7 @@ pub struct Docket {
 }
 
 impl Docket {
-    fn new(binary: &std::path::Path, directory: &TempDir, roles: &str, environment: &[(String, String)]) -> Self {
+    fn new(binary: &Path, directory: &TempDir, roles: &str, environment: &[(String, String)]) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let name = format!("docket-{}", roles.replace(',', "-"));
         let metrics = format!("127.0.0.1:{}", free_port());

@@ -56,7 +56,14 @@ struct Meter {
     bars: MultiProgress,
     by_name: Vec<(String, ProgressBar)>,
     json: bool,
-    printed: HashMap<String, Instant>,
+    printed: HashMap<String, Printed>,
+}
+
+/// Where and when something was first seen, and when it was told last.
+struct Printed {
+    from: i64,
+    first: Instant,
+    last: Instant,
 }
 
 impl Meter {
@@ -87,14 +94,27 @@ impl Meter {
             bar.set_position(position as u64);
             return;
         }
-        if self.printed.get(name).is_some_and(|at| at.elapsed() < LINE_EVERY) {
-            return;
+        let now = Instant::now();
+        let printed = match self.printed.get_mut(name) {
+            Some(printed) if printed.last.elapsed() < LINE_EVERY => return,
+            Some(printed) => printed,
+            None => self.printed.entry(name.to_owned()).or_insert(Printed { from: position, first: now, last: now }),
+        };
+        printed.last = now;
+        let rate = (position - printed.from) as f64 / (now - printed.first).as_secs_f64().max(0.001);
+        let left = (rate > 0.0).then(|| ((target - position).max(0) as f64 / rate).ceil());
+        if self.json {
+            let line = json!({
+                "projection": name,
+                "position": position,
+                "target": target,
+                "events_per_second": rate.round(),
+                "seconds_left": left,
+            });
+            return say(format_args!("{line}"));
         }
-        self.printed.insert(name.to_owned(), Instant::now());
-        match self.json {
-            true => say(format_args!("{}", json!({"projection": name, "position": position, "target": target}))),
-            false => eprintln!("{name}: {position} of {target} events"),
-        }
+        let left = left.map(|left| format!(", {rate:.0} events/s, {left:.0} s left")).unwrap_or_default();
+        eprintln!("{name}: {position} of {target} events{left}");
     }
 
     fn end(self) {

@@ -42,7 +42,7 @@ impl Default for Server {
             shutdown_seconds: 10,
             metrics_listen: String::new(),
             trusted_proxies: String::new(),
-            http_connections_max: 30_000,
+            http_connections_max: 20_000,
         }
     }
 }

@@ -76,7 +76,7 @@ where
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = saved {
-                tracing::warn!(id, version, error, "snapshot not saved");
+                tracing::warn!(id, snapshot.version = version, error, "snapshot not saved");
             }
         }
     }

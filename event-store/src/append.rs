@@ -173,6 +173,9 @@ impl Appender {
     }
 }
 
+/// The database gave no answer in time.
+struct Silent;
+
 /// What a committed batch goes through.
 struct Committer {
     log: Log,
@@ -191,14 +194,22 @@ async fn run(committer: Committer, batch_events_max: usize, mut waiting: mpsc::R
         }
         METRICS.queue.record(waiting.len() as u64, &[]);
         METRICS.batch_size.record(batch.len() as u64, &[]);
-        committer.write(batch).await;
+        if committer.write(batch).await.is_err() {
+            // Those behind it have waited as long, and would each wait as long again.
+            while let Ok(next) = waiting.try_recv() {
+                let _ = next.reply.send(Err(Error::Database(sqlx::Error::PoolTimedOut).into()));
+            }
+        }
     }
 }
 
 impl Committer {
     /// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit
     /// fails.
-    async fn write(&self, batch: Vec<Pending>) {
+    ///
+    /// # Errors
+    /// The database did not answer.
+    async fn write(&self, batch: Vec<Pending>) -> Result<(), Silent> {
         let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
         let traces = appends.iter().filter_map(|append| append.trace.as_ref());
         let span = trace::shared("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
@@ -214,19 +225,23 @@ impl Committer {
             Ok(plan) => {
                 drop(appends);
                 self.committed(batch, plan);
+                Ok(())
             }
             Err(error) if batch.len() > 1 && is_about_the_data(&error) => {
                 for pending in batch {
-                    Box::pin(self.write(vec![pending])).await;
+                    Box::pin(self.write(vec![pending])).await?;
                 }
+                Ok(())
             }
             Err(error) => {
                 METRICS.failures.add(1, &[]);
                 tracing::error!(%error, commands = batch.len(), "append failed");
+                let silent = matches!(error, sqlx::Error::PoolTimedOut);
                 let reason = error.to_string();
                 for pending in batch {
                     let _ = pending.reply.send(Err(Error::Database(sqlx::Error::Protocol(reason.clone())).into()));
                 }
+                if silent { Err(Silent) } else { Ok(()) }
             }
         }
     }

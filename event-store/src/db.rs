@@ -357,6 +357,10 @@ impl Tx {
     /// Makes queries read this generation, from this transaction's commit on.
     pub async fn serve(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let (view, columns) = (table.name, table.column_names());
+        if let Self::Postgres(_) = self {
+            // Behind a transaction that reads the view for long, all other queries would wait for this one.
+            self.execute("set local lock_timeout = '500ms'", vec![]).await?;
+        }
         self.execute(&format!("drop view if exists {view}"), vec![]).await?;
         let sql = format!("create view {view} as select {columns} from {}", table.of(generation));
         self.execute(&sql, vec![]).await.map(drop)
@@ -370,10 +374,29 @@ impl Tx {
     /// Number of rows that are in one of two generations and not, or not the same, in the other.
     pub async fn differences(&mut self, table: &Table, a: i64, b: i64) -> Result<i64, Error> {
         let (columns, a, b) = (table.column_names(), table.of(a), table.of(b));
-        let only =
-            |here: &str, there: &str| format!("select {columns} from {here} except select {columns} from {there}");
-        let (key, left, right) = (table.key(), only(&a, &b), only(&b, &a));
-        let sql = format!("select count(*) from (select {key} from ({left}) l union select {key} from ({right}) r) k");
+        let sql = match self {
+            // By the primary keys, which both are sorted by: SQLite would keep what `except` finds in memory.
+            Self::Sqlite(_) => {
+                let same = |merge: fn(&Column) -> bool, by: &str| {
+                    let columns = table.columns.iter().filter(|column| merge(column));
+                    let same: Vec<_> = columns.map(|c| format!("a.{0} {by} b.{0}", c.name)).collect();
+                    same.join(" and ")
+                };
+                let key = same(|column| column.merge == Merge::Key, "=");
+                let all = same(|_| true, "is");
+                format!(
+                    "select (select count(*) from {a} a where not exists (select 1 from {b} b where {key} and {all}))
+                          + (select count(*) from {b} b where not exists (select 1 from {a} a where {key}))"
+                )
+            }
+            Self::Postgres(_) => {
+                let only = |here: &str, there: &str| {
+                    format!("select {columns} from {here} except select {columns} from {there}")
+                };
+                let (key, left, right) = (table.key(), only(&a, &b), only(&b, &a));
+                format!("select count(*) from (select {key} from ({left}) l union select {key} from ({right}) r) k")
+            }
+        };
         let rows: Vec<(i64,)> = self.fetch_all(&sql, vec![]).await?;
         Ok(rows.first().map_or(0, |(count,)| *count))
     }

@@ -16,7 +16,7 @@ pub enum Error {
     #[error("{0}")]
     Settings(String),
     /// Another process has the store open for writing.
-    #[error("{0} is in use by another docket process: stop it first, or talk to it over HTTP")]
+    #[error("{0} is in use by another docket process: stop it first")]
     InUse(String),
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
@@ -33,6 +33,24 @@ impl Error {
     /// Whether the database refused what it was given, so that another try would fail the same way.
     pub fn is_about_the_data(&self) -> bool {
         matches!(self, Self::Database(error) if is_about_the_data(error))
+    }
+
+    /// Whether the database was away, busy, or about to start or stop: another try may find it well.
+    pub fn may_pass(&self) -> bool {
+        use sqlx::Error::{Database, Io, PoolTimedOut, Protocol, WorkerCrashed};
+        match self {
+            Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
+            Self::Database(Database(error)) => {
+                error.code().is_some_and(|code| match (code.len(), code.parse::<u32>()) {
+                    // Classes of PostgreSQL: connection, resources, operator intervention, rollback; and a lock not got in time.
+                    (5, _) => ["08", "53", "57", "40", "55P03"].iter().any(|class| code.starts_with(class)),
+                    // SQLITE_BUSY, SQLITE_LOCKED.
+                    (_, Ok(code)) => matches!(code & 0xff, 5 | 6),
+                    _ => false,
+                })
+            }
+            _ => false,
+        }
     }
 }
 

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{self, message::PublishMessage, stream};
-use async_nats::{HeaderMap, header};
+use async_nats::{ConnectOptions, HeaderMap, ToServerAddrs, header};
 use futures::StreamExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +60,7 @@ impl Bus {
     /// Connects. A server that is away is no failure: commands and queries do without it, and the connection is retried
     /// for ever. A server that is too old is refused.
     pub(crate) async fn connect(settings: &Settings, incarnation: String) -> Result<Self, Error> {
-        let client = async_nats::ConnectOptions::new()
+        let client = with_credentials(&settings.nats_url)?
             .name("docket")
             .retry_on_initial_connect()
             .connection_timeout(Duration::from_secs(5))
@@ -82,7 +83,10 @@ impl Bus {
         };
         match tokio::time::timeout(Duration::from_secs(3), bus.client.flush()).await {
             Ok(Ok(())) => bus.check_version()?,
-            _ => tracing::warn!(url = settings.nats_url, "NATS is away: going on without it, projections read the log"),
+            _ => {
+                let server = settings.nats_url.rsplit(['@', '/']).next();
+                tracing::warn!(server, "NATS is away: going on without it, projections read the log");
+            }
         }
         Ok(bus)
     }
@@ -328,6 +332,21 @@ impl Bus {
         }
         Ok((subject, headers, payload.into(), span))
     }
+}
+
+/// User and password, or a token, that stand in the URL: the client does not look there itself.
+fn with_credentials(urls: &str) -> Result<ConnectOptions, Error> {
+    let options = ConnectOptions::new();
+    let addresses = urls.to_server_addrs().map_err(|e| Error::Settings(format!("nats_url: {e}")))?;
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    for address in addresses {
+        match (address.username(), address.password()) {
+            (Some(user), Some(password)) => return Ok(options.user_and_password(decoded(user), decoded(password))),
+            (Some(token), None) => return Ok(options.token(decoded(token))),
+            _ => {}
+        }
+    }
+    Ok(options)
 }
 
 fn nats(error: impl std::fmt::Display) -> Error {

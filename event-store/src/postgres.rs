@@ -23,7 +23,7 @@ const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, ev
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
 
 /// How long an append may take before its connection is given up: a server that vanished says nothing.
-const APPEND_WITHIN: Duration = Duration::from_secs(45);
+const APPEND_WITHIN: Duration = Duration::from_secs(14);
 /// A connection that rested longer is asked whether it still stands.
 const RESTED: Duration = Duration::from_secs(1);
 
@@ -116,7 +116,7 @@ impl Log {
         };
         match tokio::time::timeout(APPEND_WITHIN, appended).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(sqlx::Error::Protocol(format!("no answer from PostgreSQL for {APPEND_WITHIN:?}"))),
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
         }
     }
 

@@ -285,7 +285,8 @@ impl Authenticator {
     /// differ by 5 seconds.
     ///
     /// # Errors
-    /// A 401 problem that says what is wrong with the token: `token-expired`, `token-revoked` or `invalid-token`.
+    /// A 401 problem that says what is wrong with the token: `token-expired`, `token-revoked`, `invalid-token`, or
+    /// `unknown-key`, where the URL of keys is asked again and the same token may be believed soon.
     pub fn verify(&self, token: &str) -> Result<Principal, Problem> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("the token is longer than 8192 bytes"));
@@ -295,8 +296,12 @@ impl Authenticator {
             keys => match decode_with_any(token, keys.iter().chain(self.0.fetched.borrow().iter())) {
                 Some(outcome) => outcome?,
                 None => {
+                    let detail = "no known key has the token's kid and alg";
+                    if self.0.settings.jwt_jwks_url.is_none() {
+                        return Err(invalid(detail));
+                    }
                     self.0.unknown_key.notify_one();
-                    return Err(invalid("no known key has the token's kid and alg"));
+                    return Err(refuse("unknown-key", "Unknown key", detail));
                 }
             },
         };

@@ -17,6 +17,8 @@ use serde_path_to_error::Segment;
 
 use crate::problem::Problem;
 
+/// Characters of a name or a message that an answer shows.
+const SHOWN_CHARS_MAX: usize = 500;
 /// How long a client may take to send a body that is read whole.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -137,6 +139,8 @@ fn invalid_body<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str, first:
             pointer.push_str(&last);
         }
     }
+    // What a client sent comes back, but not a megabyte of it.
+    let (pointer, message) = (shortened(pointer), shortened(message));
     let detail = match pointer.as_str() {
         "" => message.clone(),
         pointer => format!("{pointer}: {message}"),
@@ -144,6 +148,14 @@ fn invalid_body<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str, first:
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body")
         .detail(detail)
         .error(pointer, message)
+}
+
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {

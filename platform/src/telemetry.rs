@@ -201,7 +201,8 @@ impl Settings {
             "info" => format!("info{NOISY},http=off"),
             "http" => format!("info{NOISY}"),
             "debug" => format!("info{NOISY}{}", own("debug")),
-            "trace" => "trace".to_owned(),
+            // NATS's client shows the password of its URL.
+            "trace" => "trace,async_nats=info".to_owned(),
             _ => return Err(Error::Level(self.log_level.clone())),
         };
         // Its own file is for nothing else.
@@ -343,7 +344,7 @@ pub fn set_level(level: &str, filter: &str) -> Result<(), Error> {
     let directives = wanted.filter()?;
     running.filter.reload(directives).map_err(|_| Error::Level(level.to_owned()))?;
     *settings = wanted;
-    tracing::info!(level, filter, "log level changed");
+    tracing::info!(log.level = level, log.filter = filter, "log level changed");
     Ok(())
 }
 

@@ -6,19 +6,20 @@ use std::sync::Arc;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder};
 use rayon::prelude::*;
 
 use crate::dead_letters::LeftOut;
 use crate::error::Error;
-use crate::order::{FoldError, ORDER, OrderState};
+use crate::order::{BYTES_PER_ORDER, ByBytes, FoldError, ORDER, OrderState};
 use crate::projection::Change;
 
 /// Events that are worth being divided; the batches of the live projections are smaller.
 const MANY: usize = 4_000;
 
-/// Orders whose whole streams are read at once.
+/// Orders, and events of them, whose whole streams are read at once.
 const READ_AT_ONCE: usize = 500;
+const READ_EVENTS_MAX: i64 = 10_000;
 /// How much of the cache is for what was asked for often: an order's events come soon after each other, and then no more.
 const OFTEN: f64 = 0.5;
 
@@ -27,7 +28,7 @@ pub(crate) struct Fold {
     store: Store,
     /// Orders as the last batch left them. Only ever a shortcut: an entry that is not exactly the version before the next
     /// event is folded again from the log.
-    orders: Cache<String, Arc<OrderState>>,
+    orders: Cache<String, Arc<OrderState>, ByBytes>,
     /// Events that are passed over.
     pub(crate) left_out: LeftOut,
 }
@@ -51,6 +52,23 @@ impl Fold {
 
     /// What the events do, order by order.
     pub(crate) async fn changes(&self, events: &[RecordedEvent]) -> Result<Vec<Change>, Error> {
+        let changes = self.each(events).await?.into_iter().filter_map(Result::transpose);
+        Ok(changes.collect::<Result<_, _>>()?)
+    }
+
+    /// The orders of a batch that do not fold, where one is known not to.
+    pub(crate) async fn failing(&self, events: &[RecordedEvent], known: FoldError) -> Vec<FoldError> {
+        let mut failing: Vec<_> = match self.each(events).await {
+            Ok(each) => each.into_iter().filter_map(Result::err).collect(),
+            Err(_) => Vec::new(),
+        };
+        if failing.iter().all(|failed| failed.order_id != known.order_id) {
+            failing.push(known);
+        }
+        failing
+    }
+
+    async fn each(&self, events: &[RecordedEvent]) -> Result<Vec<Result<Option<Change>, FoldError>>, Error> {
         let mut streams: HashMap<&str, Vec<&RecordedEvent>> = HashMap::new();
         let mut arrival = Vec::new();
         for event in events.iter().filter(|event| event.aggregate_type == ORDER && !self.left_out.parks(event)) {
@@ -70,11 +88,11 @@ impl Fold {
             }
             Ok(Change::of(before, Arc::new(after)))
         };
-        if events.len() < MANY {
-            return arrival.iter().filter_map(|id| change(id).transpose()).collect();
-        }
-        // Orders do not know of each other: each core takes its part.
-        arrival.par_iter().filter_map(|id| change(id).transpose()).collect()
+        Ok(match events.len() < MANY {
+            true => arrival.iter().map(change).collect(),
+            // Orders do not know of each other: each core takes its part.
+            false => arrival.par_iter().map(change).collect(),
+        })
     }
 
     /// Folds one event, or passes over it.
@@ -111,7 +129,16 @@ impl Fold {
         }
         if !missing.is_empty() {
             let ids: Vec<String> = missing.keys().cloned().collect();
-            for ids in ids.chunks(READ_AT_ONCE) {
+            let mut rest = &ids[..];
+            while !rest.is_empty() {
+                let mut events = 0;
+                let fits = rest.iter().take(READ_AT_ONCE).take_while(|id| {
+                    events += streams[&***id][0].sequence;
+                    events <= READ_EVENTS_MAX
+                });
+                // One at least, however long it is.
+                let (ids, more) = rest.split_at(fits.count().max(1));
+                rest = more;
                 let mut states: HashMap<&str, OrderState> = HashMap::new();
                 for event in self.store.read_streams(ORDER, ids, first_position).await? {
                     let Some(id) = missing.get(&*event.aggregate_id) else { continue };
@@ -127,13 +154,13 @@ impl Fold {
 }
 
 /// A cache that keeps what is new, not only what proves itself.
-fn recent(orders_max: usize) -> Cache<String, Arc<OrderState>> {
-    let capacity = orders_max as u64;
+fn recent(orders_max: usize) -> Cache<String, Arc<OrderState>, ByBytes> {
+    let capacity = orders_max as u64 * BYTES_PER_ORDER;
     let options = OptionsBuilder::new()
         .estimated_items_capacity(orders_max)
         .weight_capacity(capacity)
         .hot_allocation(OFTEN)
         .build()
         .expect("both capacities are set");
-    Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), DefaultLifecycle::default())
+    Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default())
 }

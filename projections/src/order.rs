@@ -1,9 +1,12 @@
 //! An order as its events leave it: the fold that every read model starts from, and the view that clients see.
 
+use std::sync::Arc;
+
 use domain::order::{Event, Line, Order, Status};
 use domain::values::{Currency, format_minor};
 use event_store::event::RecordedEvent;
 use jiff::Timestamp;
+use quick_cache::Weighter;
 use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -64,6 +67,22 @@ pub struct OrderState {
     pub position: i64,
 }
 
+/// Bytes that an order is taken to have, where room for a number of orders is made.
+pub const BYTES_PER_ORDER: u64 = 4_096;
+/// About what a line takes.
+const BYTES_PER_LINE: usize = 240;
+
+/// What an order weighs in a cache, in bytes: a large one takes the place of several.
+#[derive(Clone)]
+pub struct ByBytes;
+
+impl Weighter<String, Arc<OrderState>> for ByBytes {
+    fn weight(&self, _: &String, state: &Arc<OrderState>) -> u64 {
+        let attributes: usize = state.order.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        ((attributes + state.order.lines.len() * BYTES_PER_LINE) as u64).max(BYTES_PER_ORDER)
+    }
+}
+
 /// When an event happened, in microseconds since 1970: as its metadata say, or, where foreign code wrote none, when the
 /// log took it.
 pub fn occurred_at(event: &RecordedEvent) -> i64 {
@@ -81,7 +100,11 @@ impl OrderState {
     pub fn apply(&mut self, recorded: &RecordedEvent) -> Result<Event, FoldError> {
         let failed = |reason: String| FoldError::new(recorded, reason);
         if recorded.sequence != self.version + 1 {
-            return Err(failed(format!("sequence {} follows {}", recorded.sequence, self.version)));
+            let follows = format!("sequence {} follows {}", recorded.sequence, self.version);
+            return Err(failed(match recorded.sequence > self.version + 1 {
+                true => format!("{follows}: what was between is not in the log; a backup may have it"),
+                false => follows,
+            }));
         }
         if recorded.position <= self.position {
             return Err(failed(format!("its position is not behind {}, that of the event before it", self.position)));

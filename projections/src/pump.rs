@@ -28,6 +28,8 @@ use crate::settings::Settings;
 const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
 /// How long a pump stands back when the database holds what only a newer release can fill.
 const STAND_BACK: Duration = Duration::from_secs(3);
+/// After which time it does so again.
+const STAND_BACK_AGAIN: Duration = Duration::from_secs(300);
 
 /// Projects for ever: leads, catches up, follows; after a failure begins again from the checkpoints. Builds what this
 /// release has newer than the database, in the background.
@@ -58,7 +60,12 @@ async fn lead(store: &Store, settings: &Settings, progress: &Progress) {
         drop(leadership);
         stood_back = match outcome {
             Err(Error::Newer { projection, version, known }) => {
-                tracing::warn!(projection, version, known, "projections: a newer release may lead");
+                tracing::warn!(
+                    projection,
+                    projection.version = version,
+                    known,
+                    "projections: a newer release may lead"
+                );
                 tokio::time::sleep(STAND_BACK).await;
                 true
             }
@@ -106,14 +113,14 @@ struct Pump {
     fold: Fold,
     /// Position of the event that failed last, and how often it did.
     failing: (i64, i64),
-    /// Whether the database holds what a newer release has built.
-    beside_newer: bool,
+    /// What a newer release has built in the database, if it has.
+    beside_newer: Option<(String, i64, i64)>,
 }
 
 impl Pump {
     fn new(store: Store, settings: Settings, progress: Progress) -> Self {
         let fold = Fold::new(store.clone(), settings.orders_in_memory_max, LeftOut::default());
-        Self { store, settings, progress, epoch: 0, fold, failing: (0, 0), beside_newer: false }
+        Self { store, settings, progress, epoch: 0, fold, failing: (0, 0), beside_newer: None }
     }
 
     /// Follows the log. With `stand_back` it gives way where a newer release is at work.
@@ -127,8 +134,14 @@ impl Pump {
             return Ok(());
         };
         let mut stream = self.store.subscribe(slowest.position);
-        let mut looked = Instant::now();
+        let (began, mut looked) = (Instant::now(), Instant::now());
         loop {
+            // The newer release may have been away just when this one stood back.
+            if let Some((projection, version, known)) = self.beside_newer.clone()
+                && began.elapsed() >= STAND_BACK_AGAIN
+            {
+                return Err(Error::Newer { projection, version, known });
+            }
             // One call is waited for across the looks at decisions, so that its own deadlines count.
             let events = {
                 let mut next = std::pin::pin!(stream.next());
@@ -152,7 +165,10 @@ impl Pump {
                 events = &events[skip..];
                 match self.take(&mut lanes, events).await {
                     Ok(position) => self.store.hint(HINT, position).await,
-                    Err(Error::Fold(failed)) => self.wait_or_park(failed).await?,
+                    Err(Error::Fold(failed)) => {
+                        let failing = self.fold.failing(events, failed).await;
+                        self.wait_or_park(failing).await?;
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -168,7 +184,7 @@ impl Pump {
         let head = self.store.head().await?;
         let (left_out, _) = dead_letters::sort_out(dead_letters::of_this_log(&mut tx, &self.store).await?);
         let mut members = Vec::new();
-        self.beside_newer = false;
+        self.beside_newer = None;
         for projection in all() {
             let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
                 continue;
@@ -178,7 +194,9 @@ impl Pump {
             if version > known && stand_back {
                 return Err(Error::Newer { projection: row.projection.clone(), version, known });
             }
-            self.beside_newer |= version > known;
+            if version > known {
+                self.beside_newer = Some((row.projection.clone(), version, known));
+            }
             if version == known {
                 members.push((Member { projection, generation: row.generation }, row.position));
             }
@@ -250,30 +268,43 @@ impl Pump {
         Ok(None)
     }
 
-    /// After a failure: waits, a little longer each time; after the last attempt parks the order.
-    async fn wait_or_park(&mut self, failed: FoldError) -> Result<(), Error> {
-        let attempts = if self.failing.0 == failed.position { self.failing.1 + 1 } else { 1 };
-        self.failing = (failed.position, attempts);
+    /// After a failure: waits, a little longer each time; after the last attempt parks the orders, all of a batch at once.
+    async fn wait_or_park(&mut self, failing: Vec<FoldError>) -> Result<(), Error> {
+        let Some(first) = failing.first() else { return Ok(()) };
+        let attempts = if self.failing.0 == first.position { self.failing.1 + 1 } else { 1 };
+        self.failing = (first.position, attempts);
         if attempts < self.settings.attempts_max {
-            tracing::warn!(%failed, attempts, "projections: trying again");
+            tracing::warn!(failed = %first, orders = failing.len(), attempts, "projections: trying again");
             let doubled = self.settings.retry_delay_ms.saturating_mul(1 << (attempts - 1).min(6));
             tokio::time::sleep(Duration::from_millis(doubled)).await;
             return Ok(());
         }
-        tracing::error!(%failed, attempts, "projections: the order is parked, see `docket dead-letters`");
         let mut tx = self.store.db().begin().await?;
         let own = "update checkpoints set last_error = null where state = 'live' and epoch = $1";
         if tx.execute(own, vec![self.epoch.into()]).await? == 0 {
             return Err(Error::Fenced);
         }
-        dead_letters::park(&mut tx, &failed, attempts).await?;
+        for failed in &failing {
+            tracing::error!(%failed, attempts, "projections: the order is parked, see `docket dead-letters`");
+            dead_letters::park(&mut tx, failed, attempts).await?;
+        }
         tx.commit().await?;
-        self.fold.left_out.parked.insert(failed.order_id, failed.position);
+        let parked = failing.into_iter().map(|failed| (failed.order_id, failed.position));
+        self.fold.left_out.parked.extend(parked);
         Ok(())
     }
 
     /// Retries and discards what operators asked for, once every lane is at the same position.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] also where nothing was asked for.
     async fn carry_out_decisions(&mut self, lanes: &mut [Lane]) -> Result<(), Error> {
+        let live = "select coalesce(max(epoch), 0) from checkpoints where state = 'live'";
+        let epochs: Vec<(i64,)> = self.store.db().fetch_all(live, vec![]).await?;
+        if epochs.first().is_some_and(|(epoch,)| *epoch != self.epoch) {
+            // A rebuild has switched: without a new event nothing else would tell.
+            return Err(Error::Fenced);
+        }
         let [lane] = lanes else { return Ok(()) };
         let mut tx = self.store.db().begin().await?;
         let (left_out, asked) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
@@ -290,7 +321,7 @@ impl Pump {
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let (_, asked) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
-        for row in asked.iter().filter(|_| !self.beside_newer) {
+        for row in asked.iter().filter(|_| self.beside_newer.is_none()) {
             dead_letters::settle(&mut tx, row).await?;
             outdate_others(&mut tx, &[], row.position).await?;
         }

@@ -19,14 +19,18 @@ use crate::error::{Error, guarded};
 use crate::fold::Fold;
 use crate::generation::{
     BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, RETURNING, checkpoints, create, lanes, remove,
-    set_state, take_over,
+    serving_now, set_state, take_over,
 };
 use crate::order::FoldError;
 use crate::projection::{Change, Projection, all};
 use crate::settings::Settings;
 
-/// Events read and folded at once: with what is folded and what is read ahead, some ten megabytes.
+/// Events read and folded at once, and about how many bytes of them: with what is folded and what is read ahead, some ten
+/// megabytes.
 const CHUNK: i64 = 10_000;
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// The least that is worth a transaction; also what is read before it is known how long events are.
+const CHUNK_MIN: i64 = 500;
 /// Events that may be left for the switch, while which the live generation stands still.
 const LEFT_FOR_THE_SWITCH: i64 = 2_000;
 /// Pauses after failures of the database, before the rebuild goes on where it stopped.
@@ -86,7 +90,17 @@ pub async fn rebuild(
     let mut events = 0;
     let mut missing = 0;
     let mut from = from;
+    let mut wanted: Vec<Member> = Vec::new();
     loop {
+        // The answer to a switch may have been lost with its connection.
+        if let Some(position) = all_serve(store, &wanted).await {
+            let switched = |member: &Member| Switched {
+                name: member.projection.name,
+                generation: member.generation,
+                differences: None,
+            };
+            return Ok(Rebuilt { projections: wanted.iter().map(switched).collect(), events, missing, position });
+        }
         // Held while it works: one rebuild at a time.
         let outcome = async {
             let mut leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
@@ -94,6 +108,7 @@ pub async fn rebuild(
             if from == From::Afresh {
                 from = From::Log;
             }
+            wanted = build.lanes.iter().flat_map(|lane| lane.members.iter().copied()).collect();
             let outcome = build.run(&mut leadership, &mut progress).await;
             (events, missing) = (events + build.events, missing + build.missing);
             outcome
@@ -110,10 +125,25 @@ pub async fn rebuild(
     }
 }
 
+/// Where generations stand that all serve already; `None` where one does not, or nobody can tell.
+async fn all_serve(store: &Store, wanted: &[Member]) -> Option<i64> {
+    if wanted.is_empty() {
+        return None;
+    }
+    let serving = serving_now(store.db()).await.ok()?;
+    let positions = wanted.iter().map(|member| {
+        serving
+            .get(member.projection.name)
+            .filter(|live| live.generation == member.generation)
+            .map(|live| live.position)
+    });
+    positions.collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
 /// Whether a rebuild may go on after a failure.
 fn passes(error: &Error, failures: u32) -> bool {
     match error {
-        Error::Store(error @ StoreError::Database(_)) => !error.is_about_the_data(),
+        Error::Store(error) => error.may_pass(),
         // A database that crashed has lost the last commits, and the checkpoints stand where they stood before. The lock
         // of rebuilds is held again before anything else, so it is not another rebuild that has taken them over.
         Error::Fenced => true,
@@ -225,8 +255,8 @@ struct Build<'a> {
     fold: Fold,
     events: i64,
     missing: i64,
-    /// Where to stop while nobody projects; else the live generations are followed.
-    end: Option<i64>,
+    /// How far to go at least, where nobody projected when it began; and as far as the live generations are in any case.
+    end: i64,
 }
 
 impl<'a> Build<'a> {
@@ -242,7 +272,7 @@ impl<'a> Build<'a> {
         let epoch = take_over(&mut tx, &[from.state()]).await?;
         tx.commit().await?;
         let nobody_projects = store.try_lead("projections").await?.is_some();
-        let end = if nobody_projects { Some(store.head().await?) } else { None };
+        let end = if nobody_projects { store.head().await? } else { 0 };
         let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
         Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, missing: 0, end })
     }
@@ -255,7 +285,7 @@ impl<'a> Build<'a> {
     ) -> Result<(Vec<Switched>, i64), Error> {
         let mut checked = Instant::now();
         let mut indexed = false;
-        let mut reading = Reading::default();
+        let mut reading = Reading::new();
         let mut writing = Writing::default();
         loop {
             let target = self.target().await?;
@@ -270,7 +300,10 @@ impl<'a> Build<'a> {
             }
             if self.lanes.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
                 writing.done().await?;
-                return self.switch().await;
+                if let Some(switched) = self.switch().await? {
+                    return Ok(switched);
+                }
+                continue;
             }
             let until = self.lanes.get(1).map_or(target, |next| next.position);
             let events = reading.take(self.store, position, until).await?;
@@ -299,12 +332,9 @@ impl<'a> Build<'a> {
 
     /// How far to go before the switch.
     async fn target(&self) -> Result<i64, Error> {
-        if let Some(end) = self.end {
-            return Ok(end);
-        }
         let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
         let own = self.lanes.last().map_or(0, |lane| lane.position);
-        let furthest = furthest(&rows).max(own);
+        let furthest = furthest(&rows).max(own).max(self.end);
         Ok(furthest.min(self.store.head().await?))
     }
 
@@ -326,8 +356,9 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction.
-    async fn switch(&mut self) -> Result<(Vec<Switched>, i64), Error> {
+    /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction. `None`
+    /// where the live generations have gone too far ahead meanwhile.
+    async fn switch(&mut self) -> Result<Option<(Vec<Switched>, i64)>, Error> {
         // What an operator is told of survives the machine; what was filled before is on the disk with it.
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
@@ -336,10 +367,14 @@ impl<'a> Build<'a> {
         self.fold.left_out.discarded = discarded;
         let live = self.live(&known);
         let head = self.store.head().await?;
-        let furthest = self.end.unwrap_or_else(|| furthest(&known)).min(head);
+        let furthest = furthest(&known).max(self.end).min(head);
         let lane = &mut self.lanes[0];
+        if furthest - lane.position > CHUNK {
+            return Ok(None);
+        }
         while lane.position < furthest {
-            let events = self.store.read(lane.position, CHUNK.min(furthest - lane.position)).await?;
+            let mut events = self.store.read(lane.position, CHUNK.min(furthest - lane.position)).await?;
+            events.retain(|event| event.position <= furthest);
             let Some(last) = events.last() else { break };
             let changes = self.fold.changes(&events).await?;
             lane.write(&mut tx, self.epoch, &changes, Some(last)).await?;
@@ -376,7 +411,7 @@ impl<'a> Build<'a> {
         // Whoever moved the ones that are old now writes nothing more, and reads the checkpoints again.
         take_over(&mut tx, &[OLD, LIVE]).await?;
         tx.commit().await?;
-        Ok((switched, lane.position))
+        Ok(Some((switched, lane.position)))
     }
 }
 
@@ -386,29 +421,39 @@ fn furthest(rows: &[Checkpoint]) -> i64 {
 }
 
 /// Events on their way from the log.
-#[derive(Default)]
-struct Reading(Option<(i64, Read)>);
+struct Reading {
+    ahead: Option<(i64, Read)>,
+    /// Events to read at once.
+    limit: i64,
+}
 
 type Read = JoinHandle<Result<Vec<RecordedEvent>, StoreError>>;
 
 impl Reading {
+    fn new() -> Self {
+        Self { ahead: None, limit: CHUNK_MIN }
+    }
+
     fn begin(&mut self, store: &Store, after: i64, until: i64) {
         if after < until {
-            let store = store.clone();
-            self.0 = Some((after, tokio::spawn(async move { store.read(after, CHUNK.min(until - after)).await })));
+            let (store, limit) = (store.clone(), self.limit.min(until - after));
+            self.ahead = Some((after, tokio::spawn(async move { store.read(after, limit).await })));
         }
     }
 
-    /// The events that follow a position, those read ahead where they are the ones.
+    /// The events that follow a position, up to another one; those read ahead where they are the ones.
     async fn take(&mut self, store: &Store, after: i64, until: i64) -> Result<Vec<RecordedEvent>, Error> {
-        match self.0.take() {
-            Some((from, reading)) if from == after => {
-                let mut events = reading.await.map_err(gone)??;
-                events.truncate(usize::try_from(until - after).unwrap_or(0));
-                Ok(events)
-            }
-            _ => Ok(store.read(after, CHUNK.min(until - after)).await?),
+        let mut events = match self.ahead.take() {
+            Some((from, reading)) if from == after => reading.await.map_err(gone)??,
+            _ => store.read(after, self.limit.min(until - after)).await?,
+        };
+        let bytes: usize = events.iter().map(|event| event.payload.len() + event.metadata.len()).sum();
+        if let Some(limit) = (CHUNK_BYTES * events.len()).checked_div(bytes) {
+            self.limit = (limit as i64).clamp(CHUNK_MIN, CHUNK);
         }
+        // More than was asked for where the log lacks some.
+        events.retain(|event| event.position <= until);
+        Ok(events)
     }
 }
 

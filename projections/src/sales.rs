@@ -118,7 +118,16 @@ struct Row {
     currency: String,
     orders: i64,
     quantity: i64,
-    revenue: i64,
+    revenue_high: i64,
+    revenue_low: i64,
+}
+
+impl Row {
+    /// The sum, up to the largest integer.
+    fn revenue(&self) -> i64 {
+        let sum = i128::from(self.revenue_high) * 4_294_967_296 + i128::from(self.revenue_low);
+        sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    }
 }
 
 /// The report for the days from `from` to `to`, both included, `YYYY-MM-DD`; ordered by key.
@@ -129,8 +138,10 @@ pub async fn report(
     to: Option<String>,
 ) -> Result<Vec<Sale>, Error> {
     // Cast, because PostgreSQL sums 64-bit integers into a wider type; sorted here, because collations differ.
+    // In two halves, because both databases refuse a sum of integers that is none.
     let sql = "select key, currency, cast(sum(orders) as bigint) as orders, cast(sum(quantity) as bigint) as quantity,
-                      cast(sum(revenue) as bigint) as revenue
+                      cast(sum(revenue / 4294967296) as bigint) as revenue_high,
+                      cast(sum(revenue % 4294967296) as bigint) as revenue_low
                from sales where dimension = $1 and day >= $2 and day <= $3 group by key, currency";
     let values =
         vec![by.as_str().into(), from.unwrap_or_default().into(), to.unwrap_or_else(|| "9999-12-31".into()).into()];
@@ -139,8 +150,8 @@ pub async fn report(
     Ok(rows
         .into_iter()
         .map(|row| Sale {
+            revenue: format_minor(row.revenue(), row.currency.parse().unwrap_or_default()),
             key: (!row.key.is_empty()).then_some(row.key),
-            revenue: format_minor(row.revenue, row.currency.parse().unwrap_or_default()),
             currency: row.currency,
             orders: row.orders,
             quantity: row.quantity,

@@ -40,6 +40,25 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Makes sure that an origin can be one that a browser sends.
+    ///
+    /// # Errors
+    /// What is wrong, and what is right.
+    pub fn check(&self) -> Result<(), String> {
+        let is_origin = |entry: &str| match entry.split_once("://") {
+            Some((scheme, host)) => !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', '?', '#']),
+            None => entry == "loopback",
+        };
+        match self.allowed_origins.split(',').map(str::trim).find(|entry| !entry.is_empty() && !is_origin(entry)) {
+            None => Ok(()),
+            Some(entry) => Err(format!(
+                "allowed_origins: `{entry}` is no origin: give each as https://shop.example, without a path, or loopback"
+            )),
+        }
+    }
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct ReadSide {

@@ -127,7 +127,9 @@ pub async fn serve(
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);
-            let serve = http::serve(listener, app, Proxies::default(), OPERATORS_CONNECTIONS_MAX, shutdown.clone());
+            // It tells that the process is draining, until that is done.
+            let drained = Shutdown { token: store_stop.clone(), tracker: shutdown.tracker.clone() };
+            let serve = http::serve(listener, app, Proxies::default(), OPERATORS_CONNECTIONS_MAX, drained);
             shutdown.tracker.spawn(serve);
         }
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
@@ -269,9 +271,10 @@ fn health(store: &Store, progress: &Progress) -> Health {
                 let (status, _) = progress.status(&store).await.map_err(|e| e.to_string())?;
                 match status.iter().find(|one| one.state == "failed" || one.lag_seconds > LAG_SECONDS_MAX) {
                     None => Ok(()),
-                    Some(one) => {
-                        Err(format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds))
-                    }
+                    Some(one) => Err(match &one.last_error {
+                        Some(error) => format!("{} failed: {error}", one.name),
+                        None => format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds),
+                    }),
                 }
             }
         },

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use config::{Config, Environment, File, FileFormat, Value};
 use platform::proxies::Proxies;
+use platform::telemetry::redact::is_secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,7 @@ impl Default for Server {
             shutdown_seconds: 10,
             metrics_listen: String::new(),
             trusted_proxies: String::new(),
-            http_connections_max: 20_000,
+            http_connections_max: 30_000,
         }
     }
 }
@@ -174,6 +175,7 @@ impl Settings {
         settings.server.proxies()?;
         settings.store.check()?;
         settings.log.check()?;
+        settings.push.check().map_err(|reason| anyhow!(reason))?;
         Ok(settings)
     }
 
@@ -215,12 +217,14 @@ impl Settings {
 /// A URL as it may be shown.
 pub fn without_password(url: &str) -> String {
     let shown = match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
+        // A name alone is a token there.
+        Some(("nats", (token, host))) if !token.contains(':') => format!("nats://***@{host}"),
         Some((scheme, (user, host))) => format!("{scheme}://{}:***@{host}", user.split(':').next().unwrap_or_default()),
         None => url.to_owned(),
     };
     let Some((place, query)) = shown.split_once('?') else { return shown };
     let parameter = |pair: &str| match pair.split_once('=') {
-        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
+        Some((name, _)) if is_secret(name) => format!("{name}=***"),
         _ => pair.to_owned(),
     };
     format!("{place}?{}", query.split('&').map(parameter).collect::<Vec<_>>().join("&"))
@@ -267,6 +271,7 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(without_password("postgres://docket:secret@db:5432/docket"), "postgres://docket:***@db:5432/docket");
         assert_eq!(without_password("sqlite:data/docket.db"), "sqlite:data/docket.db");
+        assert_eq!(without_password("nats://a-token@bus:4222"), "nats://***@bus:4222");
         let in_query = "postgres://docket@db/docket?sslmode=require&password=secret";
         assert_eq!(without_password(in_query), "postgres://docket:***@db/docket?sslmode=require&password=***");
     }

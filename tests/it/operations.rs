@@ -295,8 +295,16 @@ async fn nothing_secret_is_told() {
         .start()
         .await;
     let token = tests::client::token("grace@example.org", "admin");
-    let canaries =
-        ["canary-cookie", "canary-ticket", "canary-bad", "canary-vendor", "canary-query", tests::client::JWT_SECRET];
+    let canaries = [
+        "canary-cookie",
+        "canary-ticket",
+        "canary-bad",
+        "canary-vendor",
+        "canary-query",
+        "canary-nats",
+        tests::postgres::PASSWORD,
+        tests::client::JWT_SECRET,
+    ];
     let requests = [
         system.post("/v1/orders").token(&token).json(order("told")).header("cookie", "docket_token=canary-cookie"),
         system.get("/v1/live?channel=orders&ticket=canary-ticket").anonymous(),
@@ -411,9 +419,9 @@ async fn nats_away_is_degraded_and_comes_back() {
     let relayed = || async { writer.metric("docket_relay_position").await == Some(made as f64) };
     until("the relay is at the head", relayed).await;
     system.nats.as_mut().expect("a scaled system").kill9();
-    for n in 0..10 {
-        system.post("/v1/orders").json(order(&format!("o-{n}"))).send().await.expect(201);
-    }
+    let create = |n| format!(r#"{{"type":"create_order","order_id":"o-{n}","customer_id":"c"}}"#) + "\n";
+    let lines: String = (0..1_100).map(create).collect();
+    system.post("/v1/commands").body("application/x-ndjson", lines).send().await.expect(200);
     let head = system.settled().await as f64;
     for docket in &system.dockets {
         let degraded = || async {
@@ -427,8 +435,10 @@ async fn nats_away_is_degraded_and_comes_back() {
     let writer = &system.dockets[0];
     let behind = || async { writer.metric("docket_log_position").await == Some(head) };
     until("the log's position is known", behind).await;
-    // What the alert DocketStreamLag looks at.
+    // The condition of the alert DocketStreamLag, as deploy/prometheus/alerts.yml has it.
     assert_eq!(writer.metric("docket_stream_position").await, Some(made as f64));
+    assert!(head - made as f64 > 1_000.0);
+    assert_eq!(writer.metric(r#"docket_leader{role="relay"}"#).await, Some(1.0));
     system.nats.as_mut().expect("a scaled system").restart().await;
     let writer = &system.dockets[0];
     until("the relay has caught up", || async { writer.metric("docket_stream_position").await == Some(head) }).await;

@@ -16,6 +16,7 @@ use tests::system::{Mode, TestSystem};
 tests::stories![
     a_socket_goes_on_from_the_log,
     a_stream_and_a_poll_go_on_from_the_log,
+    a_poll_of_large_changes_misses_nothing,
     every_transport_survives_a_crash,
     a_ticket_opens_one_connection,
     a_page_may_listen_from_allowed_origins_only,
@@ -521,6 +522,40 @@ async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
     let told = fine.ends_with("orders", &expected, Duration::from_secs(60)).await;
     let _ = told;
     assert_eq!(slow.closed().await, 3008);
+}
+
+/// A change of a large order, on several channels of one poll, is more than may wait for it: each channel has it in the end,
+/// or is told that something is missing.
+async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
+    let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200), "category": "y".repeat(100)});
+    let order = json!({"order_id": "large", "customer_id": "ada", "items": (0..900).map(item).collect::<Vec<_>>()});
+    let line =
+        json!({"type": "create_order", "order_id": order["order_id"], "customer_id": "ada", "items": order["items"]});
+    system.post("/v1/commands").body("application/x-ndjson", line.to_string() + "\n").send().await.expect(200);
+    system.settled().await;
+    let path = "/v1/poll?channel=order:large&channel=customer:ada&channel=orders";
+    let first = system.get(&format!("{path}&wait=0")).send().await.expect(200).json();
+    let mut cursor = first["cursor"].as_str().expect("a cursor").to_owned();
+    for quantity in 2..14 {
+        let poll = tokio::spawn(system.get(&format!("{path}&wait=10&cursor={cursor}")).send());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let change = json!({"quantity": quantity});
+        let changed = system.put("/v1/orders/large/items/sku-1").json(change).send().await.expect(200).position();
+        let mut answer = poll.await.expect("an answer");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            let polled = answer.expect(200).json();
+            for event in polled["events"].as_array().expect("events") {
+                let position = event["offset"].as_u64().or(event["data"]["position"].as_u64());
+                if position == Some(changed) {
+                    seen.insert(event["channel"].as_str().expect("a channel").to_owned());
+                }
+            }
+            cursor = polled["cursor"].as_str().expect("a cursor").to_owned();
+            answer = system.get(&format!("{path}&wait=0&cursor={cursor}")).send().await;
+        }
+        assert_eq!(seen.len(), 3, "the change at {changed} was told on {seen:?} only");
+    }
 }
 
 async fn patches_make_the_view(system: TestSystem) {

@@ -23,6 +23,7 @@ tests::stories![
     a_row_changed_by_hand_is_found_and_mended,
     an_older_generation_can_come_back,
     a_poisoned_event_parks_one_order,
+    many_poisoned_orders_park_together,
     a_discarded_beginning_makes_no_order,
     a_dead_letter_does_not_stop_a_release,
     releases_of_two_versions_do_not_fight,
@@ -165,6 +166,47 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     assert_eq!(rows(&system).await, before);
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
+}
+
+/// A rebuild that began while nobody projected, and a server that has come further meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_sets_nobody_back() {
+    let mut system = TestSystem::scaled().await;
+    system.import_sample().await;
+    system.settled().await;
+    system.terminate().await;
+    let rebuild = begun(&system).await;
+    let pid = rebuild.id().expect("it runs").to_string();
+    let signal = async |name: &str| {
+        let status = tokio::process::Command::new("kill").args([name, &pid]).status().await;
+        assert!(status.is_ok_and(|status| status.success()), "kill {name}");
+    };
+    signal("-STOP").await;
+    system.start().await;
+    for number in 0..5 {
+        let order = json!({"order_id": format!("meanwhile-{number}"), "customer_id": "c"});
+        system.post("/v1/orders").json(order).send().await.expect(201);
+    }
+    system.settled().await;
+    signal("-CONT").await;
+    let output = rebuild.wait_with_output().await.expect("it ran");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sales = status(&system, "sales").await;
+    assert_eq!((&sales["generation"], &sales["lag_events"]), (&json!(2), &json!(0)), "{sales}");
+    system.get("/v1/orders/meanwhile-4").send().await.expect(200);
+    read_models_equal_the_fold(&system).await;
+}
+
+/// Orders that do not decode hold the others up once, not one after the other.
+async fn many_poisoned_orders_park_together(system: TestSystem) {
+    for number in 0..20 {
+        foreign_event(&system, &format!("bad-{number}"), 1, r#"{"Unheard":{}}"#).await;
+    }
+    let good = json!({"order_id": "good", "customer_id": "c"});
+    let position = system.post("/v1/orders").json(good).send().await.expect(201).position();
+    let path = format!("/v1/orders/good?min_position={position}&wait_ms=10000");
+    system.get(&path).send().await.expect(200);
+    assert_eq!(dead_letters(&system).await.len(), 20);
 }
 
 /// Changes one row of the log, or of the read models.

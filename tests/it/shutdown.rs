@@ -1,10 +1,14 @@
 //! An operator stops a busy process.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tests::client::{Client, token};
 use tests::load::{Load, Shape};
-use tests::system::TestSystem;
+use tests::process::POLL;
+use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 tests::stories![a_busy_process_stops_in_time];
 
@@ -22,4 +26,39 @@ async fn a_busy_process_stops_in_time(mut system: TestSystem) {
     system.start().await;
     let log = read_models_equal_the_fold(&system).await;
     outcomes_are_true(&log, &sent);
+}
+
+/// While a request is under way, whoever asks where the metrics are is told that the process is draining.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_process_says_so() {
+    let mut system = TestSystem::builder(Mode::Scaled).start().await;
+    let docket = &system.dockets[0];
+    let mut slow = TcpStream::connect(docket.address()).await.expect("it listens");
+    let body = r#"{"order_id":"slow","customer_id":"c"}"#;
+    let (first, rest) = body.split_at(10);
+    let head = format!(
+        "POST /v1/orders HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{first}",
+        token("me", "admin"),
+        body.len()
+    );
+    slow.write_all(head.as_bytes()).await.expect("sent");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let operators = Client::new(format!("http://{}", docket.metrics_address()));
+    docket.signal("TERM");
+    let started = Instant::now();
+    loop {
+        let ready = operators.get("/health/ready").anonymous().send().await;
+        if ready.status == 503 {
+            assert_eq!(ready.json()["status"], "draining");
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "it does not say so");
+        tokio::time::sleep(POLL).await;
+    }
+    slow.write_all(rest.as_bytes()).await.expect("sent");
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 201");
+    assert!(system.dockets[0].terminate().await.0.success());
 }

@@ -9,6 +9,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::ports::free_port;
 use crate::process::{Process, find_on_path, target_directory};
 
+/// Who may connect: every test shows that Docket says so.
+const USER: &str = "docket";
+/// Their password, with what has to be encoded in a URL; no log may show it.
+pub const PASSWORD: &str = "canary-nats@/";
+const ENCODED: &str = "canary-nats%40%2F";
+
 const MISSING: &str = "no nats-server found in $NATS_SERVER, target/tools or PATH; install it with: tests/run install";
 
 /// A nats-server with JetStream.
@@ -25,7 +31,9 @@ impl Nats {
         let directory = tempfile::Builder::new().prefix("docket-nats-").tempdir().expect("a temporary directory");
         let port = free_port();
         let store = directory.path().join("store").display().to_string();
-        let arguments = ["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd", &store].map(str::to_owned);
+        let listen = ["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd", &store].map(str::to_owned);
+        let users = ["--user", USER, "--pass", PASSWORD].map(str::to_owned);
+        let arguments = [listen.as_slice(), &users].concat();
         let process = Process::new("nats-server", program(), directory.path().join("log")).args(arguments);
         let mut nats = Self { process, port, directory };
         nats.restart().await;
@@ -34,7 +42,7 @@ impl Nats {
 
     /// The address for clients.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{USER}:{ENCODED}@127.0.0.1:{}", self.port)
     }
 
     /// Kills the server without warning.
@@ -61,7 +69,8 @@ impl Nats {
 
     /// A JetStream client of the test's own.
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(async_nats::connect(self.url()).await.expect("nats-server runs"))
+        let options = async_nats::ConnectOptions::with_user_and_password(USER.to_owned(), PASSWORD.to_owned());
+        async_nats::jetstream::new(options.connect(format!("127.0.0.1:{}", self.port)).await.expect("nats-server runs"))
     }
 }
 

@@ -11,6 +11,8 @@ use crate::ports::free_port;
 use crate::process::{Process, find_on_path, lock_file, run_to_end, target_directory};
 
 const MISSING: &str = "no PostgreSQL server found; install it with: apt-get install -y postgresql";
+/// Nobody asks for it; no log may show it.
+pub const PASSWORD: &str = "canary-postgres";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A PostgreSQL server with the empty database `docket`.
@@ -56,7 +58,7 @@ impl Postgres {
 
     /// The connection string of the database `docket`.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/docket", self.port)
+        format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/docket", self.port)
     }
 
     /// Kills the server without warning.

@@ -4,12 +4,13 @@
 //! append transactions. Every queue is bounded: a client that does not read its results is not read from.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{CONTENT_TYPE, IF_MATCH};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use domain::order::Command;
@@ -19,18 +20,24 @@ use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body;
 use platform::problem::Problem;
-use serde::Serialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::call::IDEMPOTENCY_KEY;
 use crate::dispatch::{Accepted, Given, Rejected, WriteSide};
 use crate::orders::{AddItem, CancelOrder, ChangeItem, CreateOrder, NoBody, order_id};
 
 /// A line, in bytes, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the lines of one request that are under way at once.
+const BYTES_UNDER_WAY_MAX: usize = 8 << 20;
+/// Characters of a line's `id`.
+const ID_CHARS_MAX: usize = 255;
 /// How long a client may take to send the next line.
 const LINE_WITHIN: Duration = Duration::from_secs(120);
 /// Commands under way at once in one request.
@@ -74,6 +81,8 @@ type RequestContext = (Option<String>, Option<opentelemetry::Context>);
 struct Task {
     envelope: Envelope,
     reply: oneshot::Sender<LineResult>,
+    /// Its bytes' place among those under way.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Takes many commands in one request, one JSON object a line:
@@ -85,7 +94,20 @@ struct Task {
     request_body(content = String, content_type = "application/x-ndjson"),
     responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
               (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn commands(State(state): State<WriteSide>, principal: Principal, body: Body) -> Response {
+async fn commands(
+    State(state): State<WriteSide>,
+    principal: Principal,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    if let Some(name) = [IDEMPOTENCY_KEY, IF_MATCH.as_str()].into_iter().find(|name| headers.contains_key(*name)) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "unusable-header", "The header has no meaning here").detail(
+            format!(
+                "{name} is about one command, and here are many: give each create_order an order_id, and a line an \
+                 expected_version"
+            ),
+        ));
+    }
     let (results, waiting) = mpsc::channel(RESULTS_MAX);
     let context = (platform::request_id::current(), platform::request_id::current_trace());
     tokio::spawn(read(state, principal, context, body, results));
@@ -102,7 +124,7 @@ async fn commands(State(state): State<WriteSide>, principal: Principal, body: Bo
     });
     let mut response = Body::from_stream(chunks).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    response
+    Ok(response)
 }
 
 /// Reads lines, gives each to the worker of its order, and queues the place of its result.
@@ -113,7 +135,8 @@ async fn read(
     body: Body,
     results: mpsc::Sender<oneshot::Receiver<LineResult>>,
 ) {
-    let workers: Vec<_> = (0..WORKERS).map(|_| worker(state.clone())).collect();
+    let mut workers: [Option<mpsc::Sender<Task>>; WORKERS] = [const { None }; WORKERS];
+    let room = Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX));
     let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
     let mut number = 0;
     loop {
@@ -122,6 +145,7 @@ async fn read(
             line = tokio::time::timeout(LINE_WITHIN, lines.next()) => line.map_err(|_| no_line()),
             () = state.stop.cancelled() => Err(stopping()),
         };
+        let line = if state.has_revoked(&principal) { Err(revoked()) } else { line };
         number += 1;
         let (reply, result) = oneshot::channel();
         let line = match line {
@@ -135,9 +159,13 @@ async fn read(
                 return;
             }
         };
+        let mut bytes = 0;
         let envelope = match line {
             Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
-            Ok(line) => envelope(number, &line, &principal, &context),
+            Ok(line) => {
+                bytes = line.len();
+                envelope(number, &line, &principal, &context)
+            }
             Err(problem) => Envelope { line: number, id: None, given: Err(problem), status: StatusCode::OK },
         };
         let turn = match &envelope.given {
@@ -148,8 +176,9 @@ async fn read(
             }
             Err(_) => number as usize,
         };
-        if results.send(result).await.is_err() || workers[turn % WORKERS].send(Task { envelope, reply }).await.is_err()
-        {
+        let Ok(_room) = room.clone().acquire_many_owned(bytes.min(BYTES_UNDER_WAY_MAX) as u32).await else { return };
+        let worker = workers[turn % WORKERS].get_or_insert_with(|| worker(state.clone()));
+        if results.send(result).await.is_err() || worker.send(Task { envelope, reply, _room }).await.is_err() {
             // The client is gone; what was taken is finished by the workers.
             return;
         }
@@ -161,6 +190,11 @@ fn no_line() -> Problem {
         .detail(format!("no line came for {} s: send this one and what follows again", LINE_WITHIN.as_secs()))
 }
 
+fn revoked() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked")
+        .detail("the token was revoked: this line and what follows were not read")
+}
+
 fn stopping() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server stops")
         .detail("this line and what follows were not read: send them again")
@@ -170,7 +204,7 @@ fn stopping() -> Problem {
 fn worker(state: WriteSide) -> mpsc::Sender<Task> {
     let (tasks, mut waiting) = mpsc::channel::<Task>(8);
     tokio::spawn(async move {
-        while let Some(Task { envelope, reply }) = waiting.recv().await {
+        while let Some(Task { envelope, reply, _room }) = waiting.recv().await {
             let Envelope { line, id, given, status } = envelope;
             let outcome = match given {
                 Ok(given) => state.dispatch(given).await,
@@ -193,12 +227,46 @@ fn worker(state: WriteSide) -> mpsc::Sender<Task> {
     tasks
 }
 
+/// A line's members, each of them once.
+struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Fields, A::Error> {
+                let mut fields = Map::new();
+                while let Some((name, value)) = members.next_entry::<String, Value>()? {
+                    if fields.contains_key(&name) {
+                        return Err(serde::de::Error::custom(format!("duplicate field `{name}`")));
+                    }
+                    fields.insert(name, value);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
 fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestContext) -> Envelope {
     let mut id = None;
     let mut status = StatusCode::OK;
     let given = (|| {
-        let mut fields: Map<String, Value> = body::parse(bytes, "")?;
-        id = fields.remove("id");
+        let Fields(mut fields) = body::parse(bytes, "")?;
+        id = match fields.remove("id") {
+            Some(Value::String(text)) if text.chars().count() > ID_CHARS_MAX => {
+                return Err(field("/id", "may have 255 characters"));
+            }
+            id @ (None | Some(Value::Null | Value::String(_) | Value::Number(_))) => id,
+            Some(_) => return Err(field("/id", "must be a text or a number")),
+        };
         if principal.expires_at < Timestamp::now().as_second() {
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
                 .detail("The token expired while commands were read: send the rest with a fresh one."));

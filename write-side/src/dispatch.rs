@@ -116,6 +116,11 @@ impl WriteSide {
         Self { inner: Arc::new(inner), authenticator, stop }
     }
 
+    /// Whether a token has been revoked since its request began.
+    pub(crate) fn has_revoked(&self, principal: &Principal) -> bool {
+        self.authenticator.has_revoked(principal)
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
     }

@@ -186,7 +186,7 @@ mod tests {
         let ((one, shows_one), (two, shows_two)) = (signed("one"), signed("two"));
         let provider = Provider::start(shows_one).await;
         let authenticator = Authenticator::new(&provider.settings).unwrap();
-        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "invalid-token", "nothing is fetched yet");
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "nothing is fetched yet");
         authenticator.fetch_keys().await.unwrap();
         assert!(authenticator.verify(&one).is_ok());
 
@@ -196,10 +196,10 @@ mod tests {
         assert!(authenticator.verify(&one).is_ok(), "as long as nobody says otherwise");
         let mut fetched = authenticator.0.fetched.subscribe();
         fetched.mark_unchanged();
-        assert_eq!(authenticator.verify(&two).unwrap_err().slug(), "invalid-token");
+        assert_eq!(authenticator.verify(&two).unwrap_err().slug(), "unknown-key");
         fetched.changed().await.unwrap();
         assert!(authenticator.verify(&two).is_ok(), "a token had named a key that was not known");
-        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "invalid-token", "its key is withdrawn");
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "its key is withdrawn");
         stop.cancel();
     }
 

@@ -185,7 +185,7 @@ impl Asked {
                 Token::Literal(text) => line.push_str(text),
                 Token::Method => line.push_str(self.method.as_str()),
                 Token::Url => push(&mut line, &self.url()),
-                Token::Path => push(&mut line, self.uri.path()),
+                Token::Path => push(&mut line, &redact(self.uri.path())),
                 Token::Route => line.push_str(self.route.as_ref().map_or("-", MatchedPath::as_str)),
                 Token::Status => push_status(&mut line, response.status().as_u16(), colour),
                 Token::ResponseTime(digits) => {

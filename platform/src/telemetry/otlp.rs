@@ -26,6 +26,8 @@ use crate::{metrics, trace};
 
 /// How long a receiver may take to answer.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
+/// Longest answer of a receiver that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long the end of the process waits for what is still to be sent.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
@@ -162,7 +164,12 @@ struct Client {
 
 impl Client {
     fn new() -> Result<Self, String> {
-        let http = reqwest::Client::builder().timeout(SEND_WITHIN).build().map_err(|error| error.to_string())?;
+        let redirects = reqwest::redirect::Policy::none();
+        let http = reqwest::Client::builder()
+            .timeout(SEND_WITHIN)
+            .redirect(redirects)
+            .build()
+            .map_err(|error| error.to_string())?;
         Ok(Self { http, runtime: Handle::try_current().map_err(|error| error.to_string())? })
     }
 }
@@ -179,12 +186,19 @@ impl HttpClient for Client {
         let place = request.uri().path().to_owned();
         let http = self.http.clone();
         let sent = self.runtime.spawn(async move {
-            let answer = http.execute(request.try_into()?).await?;
+            let mut answer = http.execute(request.try_into()?).await?;
             let mut response = Response::builder().status(answer.status());
             if let Some(headers) = response.headers_mut() {
                 *headers = answer.headers().clone();
             }
-            Ok::<_, HttpError>(response.body(answer.bytes().await?)?)
+            let mut body = Vec::new();
+            while let Some(piece) = answer.chunk().await? {
+                if body.len() + piece.len() > ANSWER_BYTES_MAX {
+                    return Err("the answer is too long for an OTLP receiver's".into());
+                }
+                body.extend_from_slice(&piece);
+            }
+            Ok::<_, HttpError>(response.body(body.into())?)
         });
         let sent = sent.await?;
         match &sent {

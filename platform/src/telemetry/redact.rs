@@ -10,13 +10,14 @@ pub const HIDDEN: &str = "***";
 
 /// Parts of a field's name that say that its value is a secret, whatever it looks like.
 static SECRET_NAMES: LazyLock<Regex> = LazyLock::new(|| {
-    let names = "(?i)password|passwd|secret|token|authorization|cookie|credential|api[_-]?key|ticket";
+    let names =
+        "(?i)password|passwd|secret|token|authorization|cookie|credential|(api|access)[_-]?key|session[_-]?id|ticket";
     Regex::new(names).expect("a constant pattern")
 });
 
 /// One of these is part of whatever the pattern below finds. Most texts hold none, and are told so quickly.
 static TRACES: LazyLock<Regex> = LazyLock::new(|| {
-    let traces = "@|%40|://|eyJ|(?i:bearer|basic|password|passwd|pwd|secret|token|ticket|api[_-]?key)";
+    let traces = "@|%40|://|eyJ|(?i:bearer|basic|password|passwd|pwd|secret|token|ticket|key|session|sig|code)";
     Regex::new(traces).expect("a constant pattern")
 });
 
@@ -24,10 +25,11 @@ static TRACES: LazyLock<Regex> = LazyLock::new(|| {
 /// `key=value` texts, e-mail addresses.
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?xi)
-        (?P<bearer> \b(?:bearer|basic) (?: \s+ | \. ) ) [A-Za-z0-9._~+/=-]{6,}
+        (?P<bearer> \b(?: bearer (?: \s+ | \. ) | basic \s+ (?-i:[A-Za-z0-9+/]{4}) ) ) [A-Za-z0-9._~+/=-]{6,}
       | \b (?-i:eyJ)[A-Za-z0-9_-]{5,} \. [A-Za-z0-9_-]+ (?: \. [A-Za-z0-9_-]* )?
       | (?P<url> \b[a-z][a-z0-9+.-]* :// [^\s/:@?\#"']* : ) [^\s/@"']+ @
-      | (?P<pair> (?:password|passwd|pwd|secret|token|ticket|api[_-]?key) ["']? \s*[=:]\s* ["']? ) [^\s&;,"'}\#]+
+      | (?P<pair> (?:password|passwd|pwd|secret|token|ticket|(?:api|access)[_-]?key|session[_-]?id|signature|[?&](?:sig|code)) ["']? \s*[=:]\s*
+            (?: Some\( )? \\?["']? ) [^\s&;,"'}\#)\\]+
       | [A-Za-z0-9._%+-]+ (?: @ | %40 ) [A-Za-z0-9-]+ (?: \. [A-Za-z0-9-]+ )* \. [A-Za-z]{2,}
     "#;
     Regex::new(pattern).expect("a constant pattern")
@@ -71,6 +73,13 @@ mod tests {
             ("customer ada@example.com is unknown".into(), "customer *** is unknown".into()),
             ("/v1/customers/ada%40example.com/orders".into(), "/v1/customers/***/orders".into()),
             ("refresh_token=abc&client_secret=def".into(), "refresh_token=***&client_secret=***".into()),
+            (
+                r#"Url { username: "u", password: Some("pa55"), port: None }"#.into(),
+                r#"Url { username: "u", password: Some("***"), port: None }"#.into(),
+            ),
+            (r#"password: Some(\"pa55\")"#.into(), r#"password: Some(\"***\")"#.into()),
+            ("/a?sig=abc&access_key=def&code=ghi".into(), "/a?sig=***&access_key=***&code=***".into()),
+            ("x-session-id: s1".into(), "x-session-id: ***".into()),
             ("DB_PASSWORD: pa55, x-api-key: k1".into(), "DB_PASSWORD: ***, x-api-key: ***".into()),
         ];
         for (text, shown) in cases {

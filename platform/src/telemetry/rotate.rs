@@ -86,7 +86,10 @@ impl RotatingFile {
         let (keeps, of, says) = (path.to_owned(), limits, audit.clone());
         let keeping = std::thread::Builder::new().name("log-keeper".into()).spawn(move || {
             for left in rotated_files(&keeps).unwrap_or_default() {
-                pack(&left);
+                match left.extension().is_some_and(|end| end == "part") {
+                    true => drop(fs::remove_file(&left)),
+                    false => pack(&left),
+                }
             }
             remove_old(&keeps, of, &says);
             for file in rotated {
@@ -119,8 +122,9 @@ impl RotatingFile {
         if self.failed.is_none() {
             self.day = today;
         }
-        if std::mem::take(&mut self.torn) {
+        if self.torn {
             self.file.write_all(b"\n")?;
+            self.torn = false;
         }
         let written = self.file.write_all(lines);
         // What comes next shall not be glued to half a line.
@@ -228,6 +232,8 @@ fn pack(file: &Path) {
         fs::remove_file(file)
     };
     if let Err(error) = work() {
+        // A full disk is not helped by half a file.
+        let _ = fs::remove_file(&part);
         tracing::warn!(file = file_name(file), %error, "a rotated log file stays unpacked");
     }
 }

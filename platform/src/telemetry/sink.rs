@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use crate::telemetry::rotate::RotatingFile;
 
 /// Lines that may wait; more are dropped, counted, and owned up to.
 const LINES_MAX: usize = 65_536;
+/// Bytes that may wait, whatever the number of lines.
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes that are written together.
 const WRITE_BYTES: usize = 64 * 1024;
 /// How long lines gather before the next write: waking a thread costs whoever logs more than making the line.
@@ -28,6 +30,8 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 pub struct Sink {
     name: &'static str,
     queue: SyncSender<Message>,
+    /// Bytes in the queue.
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -53,12 +57,12 @@ impl Sink {
     /// When no thread can be started.
     pub fn start(name: &'static str, target: Target) -> io::Result<(Self, JoinHandle<()>)> {
         let (queue, messages) = sync_channel(LINES_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let counted = dropped.clone();
+        let (waiting, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+        let (taken, counted) = (waiting.clone(), dropped.clone());
         let thread = std::thread::Builder::new()
             .name(format!("log-{name}"))
-            .spawn(move || Writer { name, target, dropped: counted }.run(&messages))?;
-        Ok((Self { name, queue, dropped }, thread))
+            .spawn(move || Writer { name, target, waiting: taken, dropped: counted }.run(&messages))?;
+        Ok((Self { name, queue, waiting, dropped }, thread))
     }
 
     /// Its name, as metrics have it.
@@ -73,7 +77,11 @@ impl Sink {
 
     /// Queues a line with its end.
     pub fn line(&self, line: impl Into<Bytes>) {
-        if self.queue.try_send(Message::Line(line.into())).is_err() {
+        let line = line.into();
+        let bytes = line.len();
+        let waiting = self.waiting.fetch_add(bytes, Relaxed);
+        if waiting > QUEUE_BYTES_MAX || self.queue.try_send(Message::Line(line)).is_err() {
+            self.waiting.fetch_sub(bytes, Relaxed);
             self.dropped.fetch_add(1, Relaxed);
         }
     }
@@ -103,6 +111,7 @@ impl Sink {
 struct Writer {
     name: &'static str,
     target: Target,
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -116,6 +125,7 @@ impl Writer {
             while let Some(message) = next {
                 match message {
                     Message::Line(line) => {
+                        self.waiting.fetch_sub(line.len(), Relaxed);
                         if lines.len() + line.len() > WRITE_BYTES && count > 0 {
                             self.write(&mut lines, &mut count, &mut failing);
                         }

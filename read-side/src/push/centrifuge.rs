@@ -17,7 +17,6 @@ use axum::http::StatusCode;
 use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
 use axum::response::Response;
 use axum::routing::get;
-use event_store::error::Error;
 use futures::SinkExt;
 use jiff::Timestamp;
 use platform::auth::{LEEWAY_SECONDS, Principal};
@@ -60,6 +59,8 @@ pub const EXPIRY_GRACE: Duration = Duration::from_secs(25);
 /// Commands that a client may send at once, and how many more a second.
 const COMMANDS_BURST: f64 = 512.0;
 const COMMANDS_PER_SECOND: f64 = 64.0;
+/// Commands of one connection that are refused because there were too many; one more ends it.
+const REFUSALS_MAX: usize = 10_000;
 /// As far as timers reach, in seconds.
 const TTL_MAX: i64 = 10 * 365 * 86_400;
 /// What a subscriber that wants patches in place of whole views says in `data.delta`.
@@ -244,6 +245,8 @@ struct Connection {
     pong_by: Option<Instant>,
     /// Commands that may be sent now, and when that was counted.
     allowance: (f64, Instant),
+    /// Commands beyond that.
+    refusals: usize,
     channels: HashMap<Arc<str>, Subscribed>,
     queue: Queue,
     /// Frames that follow the reply to a command.
@@ -272,6 +275,7 @@ async fn run(mut socket: WebSocket, state: ReadSide, caller: Caller, ender: Ende
         next_ping: now + CONNECT_WITHIN,
         pong_by: None,
         allowance: (COMMANDS_BURST, now),
+        refusals: 0,
         channels: HashMap::new(),
         queue,
         notices: Vec::new(),
@@ -362,12 +366,27 @@ impl Connection {
     async fn commands(&mut self, socket: &mut WebSocket, frame: &str, queued: &mut Deliveries) -> Handled<()> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
+            if line.trim() == "{}" {
+                self.pong_by = None;
+                // No more work than any other command.
+                if !self.is_allowed_another() {
+                    return Err(Some(close::BAD_REQUEST));
+                }
+                continue;
+            }
             if !line.trim_start().starts_with('{') {
                 return Err(Some(close::BAD_REQUEST));
             }
             let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
             let reply = match serde_json::from_str::<Command>(line) {
-                _ if !self.is_allowed_another() => Err(code::TOO_MANY_REQUESTS),
+                _ if !self.is_allowed_another() => {
+                    self.refusals += 1;
+                    // Who has not said who it is gets no more than that, nor who does not listen to the refusals.
+                    if self.principal.is_none() || self.refusals > REFUSALS_MAX {
+                        return Err(Some(close::BAD_REQUEST));
+                    }
+                    Err(code::TOO_MANY_REQUESTS)
+                }
                 Ok(command) => self.command(command).await?,
                 Err(_) => Err(code::BAD_REQUEST),
             };
@@ -456,6 +475,7 @@ impl Connection {
             (token, _) => match self.state.authenticator.verify(token) {
                 Ok(principal) => principal,
                 Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
+                Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
                 Err(problem) => return Err(Some(why_refused(&problem))),
             },
         };
@@ -485,7 +505,11 @@ impl Connection {
 
     /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
     async fn refresh(&mut self, principal: &Principal, token: &str) -> Handled<Result<Value, Code>> {
-        let fresh = self.state.authenticator.verify(token).map_err(|problem| Some(why_refused(&problem)))?;
+        let fresh = match self.state.authenticator.verify(token) {
+            Ok(fresh) => fresh,
+            Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
+            Err(problem) => return Err(Some(why_refused(&problem))),
+        };
         if fresh.subject != principal.subject || (self.caller.admins && !fresh.is_admin()) {
             return Err(Some(close::INVALID_TOKEN));
         }
@@ -499,7 +523,7 @@ impl Connection {
         Ok(Ok(reply))
     }
 
-    async fn authorize_anew(&mut self, principal: &Principal) -> Result<(), Error> {
+    async fn authorize_anew(&mut self, principal: &Principal) -> Result<(), Refused> {
         for name in self.channels.keys().cloned().collect::<Vec<_>>() {
             let allowed = match find(&name) {
                 Ok((kind, id)) => (kind.allows)(&self.state, principal, id).await?,
@@ -546,6 +570,7 @@ impl Connection {
             Refused::Denied => code::DENIED,
             Refused::Unknown => code::UNKNOWN_CHANNEL,
             Refused::Behind => code::INTERNAL,
+            Refused::TooMuch => code::LIMIT,
             Refused::Unavailable(error) => {
                 tracing::warn!(%error, channel, "subscribe");
                 code::INTERNAL

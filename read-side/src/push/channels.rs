@@ -44,6 +44,8 @@ pub enum Refused {
     Unknown,
     /// The read model behind it is not where the live changes are: it is being built anew; try again.
     Behind,
+    /// What the channels of one request begin with is too much to be held for a client that may not read it.
+    TooMuch,
     /// The database is away; try again.
     Unavailable(Error),
 }
@@ -57,7 +59,7 @@ impl From<Error> for Refused {
 /// Orders whose streams hold what a channel missed; `None` where that is too much to look through.
 pub type Missed = Option<Vec<String>>;
 
-type Allows = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Error>>;
+type Allows = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
 type Snapshot = for<'a> fn(&'a ReadSide, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Value, Error>>;
 type Orders = for<'a> fn(&'a ReadSide, &'a str, i64, i64) -> BoxFuture<'a, Result<Missed, Error>>;
 
@@ -88,6 +90,11 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// Whether it is a read model that says which orders are its own.
+    pub fn looks_up_orders(&self) -> bool {
+        self.name == CUSTOMER_PREFIX
+    }
+
     /// Whether it shows what no event tells of.
     pub fn is_in_no_log(&self) -> bool {
         self.name == PROJECTIONS
@@ -184,14 +191,17 @@ fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Error> {
+async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Refused> {
     let mut order = order_details::find(state.store.db(), id).await?;
     if order.is_none() {
         // Perhaps it was created a moment ago.
-        let head = state.store.head().await?;
-        if state.progress.slowest() < head {
-            state.progress.wait_for(order_details::PROJECTION.name, head, PROJECTED_WITHIN).await;
+        let (name, head) = (order_details::PROJECTION.name, state.store.head().await?);
+        if state.progress.position(name) < head {
+            let position = state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
             order = order_details::find(state.store.db(), id).await?;
+            if order.is_none() && position < head {
+                return Err(Refused::Behind);
+            }
         }
     }
     Ok(order.is_some_and(|order| principal.may_see(&order.customer_id)))

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_store::event::RecordedEvent;
 use event_store::trace;
 use opentelemetry::trace::SpanKind;
 use projections::dead_letters;
-use projections::order::{ORDER, OrderState};
+use projections::order::{BYTES_PER_ORDER, ByBytes, ORDER, OrderState};
+use quick_cache::sync::Cache;
 
 use crate::push::channels::{PROJECTIONS, projections};
 use crate::push::metrics::METRICS;
@@ -29,6 +30,9 @@ const LOOK_AT_PROJECTIONS: Duration = Duration::from_secs(1);
 const FEW: usize = 200;
 const SENT_WITHIN: Duration = Duration::from_micros(10);
 const REST_MAX: Duration = Duration::from_millis(25);
+/// How long large changes wait for those who have not read the ones before, and how often that is looked at.
+const CROWDED_MAX: Duration = Duration::from_millis(20);
+const CROWDED_LOOK: Duration = Duration::from_millis(2);
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -66,7 +70,8 @@ pub async fn tell_projections(state: ReadSide) {
 }
 
 async fn follow(state: &ReadSide) {
-    let mut feed = Feed { state, orders: quick_cache::sync::Cache::new(ORDERS_IN_MEMORY_MAX) };
+    let room = ORDERS_IN_MEMORY_MAX as u64 * BYTES_PER_ORDER;
+    let mut feed = Feed { state, orders: Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByBytes) };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
     // listens, the feed need not read: it begins there.
     let mut position = state.progress.slowest();
@@ -105,7 +110,7 @@ async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) ->
 
 struct Feed<'a> {
     state: &'a ReadSide,
-    orders: quick_cache::sync::Cache<String, Arc<OrderState>>,
+    orders: Cache<String, Arc<OrderState>, ByBytes>,
 }
 
 impl Feed<'_> {
@@ -139,7 +144,8 @@ impl Feed<'_> {
                 Err(error) => tracing::error!(%error, "not published"),
             }
             if round.len() == PUBLISHED_AT_ONCE || bytes >= BYTES_AT_ONCE {
-                rest(self.state.hub.publish(&round, event.position)).await;
+                let reached = self.state.hub.publish(&round, event.position);
+                self.rest(reached, bytes).await;
                 (round, bytes) = (Vec::new(), 0);
                 spans.clear();
             }
@@ -148,8 +154,24 @@ impl Feed<'_> {
         drop(spans);
         METRICS.published(&wanted);
         tell(&wanted);
-        rest(reached).await;
+        self.rest(reached, bytes).await;
         Some(last)
+    }
+
+    /// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
+    async fn rest(&self, reached: usize, bytes: usize) {
+        match reached {
+            0 => {}
+            1..FEW => tokio::task::yield_now().await,
+            many => tokio::time::sleep((SENT_WITHIN * many as u32).min(REST_MAX)).await,
+        }
+        // A few changes of large orders fill a queue before anybody can have read them.
+        if reached > 0 && bytes >= BYTES_AT_ONCE {
+            let until = Instant::now() + CROWDED_MAX;
+            while self.state.hub.is_crowded() && Instant::now() < until {
+                tokio::time::sleep(CROWDED_LOOK).await;
+            }
+        }
     }
 
     /// Waits until every read model has a position.
@@ -209,15 +231,6 @@ fn tell(events: &[RecordedEvent]) {
                 "pushed"
             );
         }
-    }
-}
-
-/// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
-async fn rest(reached: usize) {
-    match reached {
-        0 => {}
-        1..FEW => tokio::task::yield_now().await,
-        many => tokio::time::sleep((SENT_WITHIN * many as u32).min(REST_MAX)).await,
     }
 }
 

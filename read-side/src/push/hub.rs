@@ -58,6 +58,7 @@ pub struct Queue {
 pub struct Deliveries {
     receiver: mpsc::UnboundedReceiver<Delivery>,
     load: Arc<Load>,
+    ender: Ender,
 }
 
 #[derive(Default)]
@@ -70,7 +71,7 @@ struct Load {
 pub fn queue(ender: Ender) -> (Queue, Deliveries) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let load = Arc::new(Load::default());
-    (Queue { sender, load: load.clone(), ender }, Deliveries { receiver, load })
+    (Queue { sender, load: load.clone(), ender: ender.clone() }, Deliveries { receiver, load, ender })
 }
 
 impl Queue {
@@ -79,7 +80,8 @@ impl Queue {
         // An empty queue takes whatever comes: one change may be larger than all that may wait.
         let waiting = load.messages.fetch_add(messages, Relaxed);
         let waiting_bytes = load.bytes.fetch_add(bytes, Relaxed);
-        if waiting > 0 && (waiting + messages > QUEUE_MESSAGES_MAX || waiting_bytes + bytes > QUEUE_BYTES_MAX) {
+        // The bytes of a change that is one of several channels lie there once: what waited before is what counts.
+        if waiting > 0 && (waiting + messages > QUEUE_MESSAGES_MAX || waiting_bytes > QUEUE_BYTES_MAX) {
             self.ender.end(End::Slow);
         }
         // After that something is missing, and nothing more may come.
@@ -103,6 +105,11 @@ impl Deliveries {
         let delivery = self.receiver.try_recv().ok()?;
         self.taken(&delivery);
         Some(delivery)
+    }
+
+    /// Whether nothing that was meant for it may be missing.
+    pub fn is_whole(&self) -> bool {
+        !self.ender.has_ended()
     }
 
     /// Whether nothing waits.
@@ -259,6 +266,16 @@ impl Hub {
     /// Nobody listened until now: what lies at or before a position has been queued to all who did.
     pub fn skip_to(&self, position: i64) {
         self.through.send_replace(position);
+    }
+
+    /// Whether somebody who listens has not read yet most of the bytes that may wait.
+    pub fn is_crowded(&self) -> bool {
+        let channels = self.lock();
+        let mut queues = channels.open.values().flat_map(|channel| channel.subscribers.values());
+        queues.any(|subscriber| {
+            let queue = &subscriber.queue;
+            queue.load.bytes.load(Relaxed) > QUEUE_BYTES_MAX / 4 && !queue.ender.has_ended()
+        })
     }
 
     /// Follows how far the log has been queued.

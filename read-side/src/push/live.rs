@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
@@ -41,6 +41,8 @@ const CHANNELS_MAX: usize = 128;
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
 /// When a client whose stream ended comes back, in milliseconds; spread, so that not all come at once.
 const RETRY_MS: std::ops::Range<u64> = 500..1_500;
+/// The same where it has to wait for something.
+const COME_BACK_MS: u64 = 2_000;
 /// Wait of a poll, in seconds.
 const WAIT: u64 = 25;
 const WAIT_MAX: u64 = 60;
@@ -148,6 +150,22 @@ impl Event {
     responses((status = 200, body = String, content_type = "text/event-stream"),
         (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn live(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+    let accepts = request.headers().get(ACCEPT).and_then(|accepts| accepts.to_str().ok());
+    let is_event_source = accepts.is_some_and(|accepts| accepts.contains("text/event-stream"));
+    follow(state, request).await.or_else(|problem| match problem.status() {
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if is_event_source => Ok(come_back(&problem)),
+        _ => Err(problem),
+    })
+}
+
+/// An `EventSource` gives up for good where it is answered anything but a stream: so it gets one that ends, and comes back
+/// with the id that it has.
+fn come_back(problem: &Problem) -> Response {
+    let text = format!("retry: {COME_BACK_MS}\n: {}\n\n", problem.slug());
+    ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache, no-transform")], text).into_response()
+}
+
+async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> {
     let mut asked = Asked::read(&state, request, Transport::Sse, &["last_event_id"]).await?;
     let header = asked.last_event_id.take();
     let after = header.or_else(|| asked.parameter("last_event_id").map(str::to_owned));
@@ -205,11 +223,12 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     if starts.events.is_empty() || only_unlogged {
         request_id::set_waits();
         let next = tokio::select! {
-            next = timeout_at(until, merged.next()) => next.ok(),
+            biased;
             end = asked.ender.ended() => match end {
                 End::Revoked => return Err(revoked()),
                 End::Slow | End::Shutdown => None,
             },
+            next = timeout_at(until, merged.next()) => next.ok(),
         };
         match next {
             Some(Next::Changes(changes)) => {
@@ -308,6 +327,10 @@ fn refused((channel, refused): (String, Refused)) -> Problem {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
                 .detail(format!("what {channel} begins with is being built anew: try again in a moment"))
                 .retry_after(1)
+        }
+        Refused::TooMuch => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "These channels begin with too much")
+                .detail("What several channels of one request begin with may have 2 MiB: open fewer of them at once.")
         }
         Refused::Unavailable(error) => unavailable(error),
     }

@@ -26,6 +26,9 @@ pub const RECOVERED_MAX: i64 = 300;
 /// Bytes of such changes.
 const RECOVERED_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes with which several channels of one request may begin.
+const START_BYTES_MAX: usize = 2 * 1024 * 1024;
+
 /// Events that are folded before others get their turn.
 const FOLDED_AT_ONCE: usize = 500;
 /// How often a snapshot is read again because another generation began to serve meanwhile.
@@ -114,7 +117,7 @@ async fn open_all(
         match (kind.allows)(state, principal, id).await {
             Ok(true) => opened.push((kind, id.to_owned(), name)),
             Ok(false) => return Err((name, Refused::Denied)),
-            Err(error) => return Err((name, error.into())),
+            Err(refused) => return Err((name, refused)),
         }
     }
     let subscribe = |(_, _, name): &(_, _, String)| state.hub.subscribe(name, queue, principal.is_staff());
@@ -147,12 +150,17 @@ async fn starts(
     let mut until = state.progress.slowest().max(queued).max(after.unwrap_or(0));
     'again: for _ in 0..SNAPSHOTS_MAX {
         let mut starts = Vec::new();
+        let mut bytes = 0;
         // Opened for the first snapshot: all are of one state of the database.
         let mut seen = None;
         for (channel, id) in channels {
             if let Some(after) = after
                 && let Some(changes) = recover(state, principal, channel, id, after, until).await?
             {
+                bytes += changes.iter().map(|(_, change)| change.data.len()).sum::<usize>();
+                if bytes > START_BYTES_MAX && channels.len() > 1 {
+                    return Err(Refused::TooMuch);
+                }
                 starts.push((until, Start::Recovered(changes)));
                 continue;
             }
@@ -164,8 +172,11 @@ async fn starts(
                     (tx, serving)
                 }
             };
-            let position = serving.get(channel.projection).map_or(0, |serving| serving.position);
-            if position < queued && !channel.is_in_no_log() {
+            let mut position = serving.get(channel.projection).map_or(0, |serving| serving.position);
+            if channel.is_in_no_log() {
+                // It holds nobody's cursor back.
+                position = position.max(until);
+            } else if position < queued {
                 return Err(Refused::Behind);
             }
             let mut data = json!({"type": "snapshot"});
@@ -173,6 +184,12 @@ async fn starts(
             if let (Value::Object(data), Value::Object(shown)) = (&mut data, shown) {
                 data.extend(shown);
                 data.insert("position".to_owned(), position.into());
+            }
+            if channels.len() > 1 {
+                bytes += serde_json::to_vec(&data).map_or(0, |text| text.len());
+                if bytes > START_BYTES_MAX {
+                    return Err(Refused::TooMuch);
+                }
             }
             starts.push((position, Start::Snapshot(data)));
             seen = Some((tx, serving));
@@ -228,6 +245,10 @@ async fn recover(
     }
     // Read before the rows: they are at least as far.
     let projected = state.progress.position(order_summaries::PROJECTION.name);
+    if channel.looks_up_orders() && projected < until {
+        // While that read model is built anew, nobody knows which orders they are.
+        return Ok(None);
+    }
     let Some(mut orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
     let mut lengths = order_summaries::lengths(state.store.db(), &orders).await?;
     if projected >= until {
@@ -264,7 +285,8 @@ async fn recover(
             if publication.has_order() && (channel.selects)(&publication) {
                 bytes += publication.data.len();
                 changes.push(Arc::new(publication));
-                if changes.len() as i64 > RECOVERED_MAX || bytes > RECOVERED_BYTES_MAX {
+                // One is handed out however large it is.
+                if changes.len() as i64 > RECOVERED_MAX || (bytes > RECOVERED_BYTES_MAX && changes.len() > 1) {
                     return Ok(None);
                 }
             }
@@ -342,6 +364,10 @@ impl Merged {
                 }
                 next = self.deliveries.try_next();
             }
+            // Cut off in the middle of a round, the queue lacks what the hub says it has queued.
+            if !self.deliveries.is_whole() {
+                return Next::Gap;
+            }
             let (mut ready, held): (Vec<_>, Vec<_>) =
                 self.held.drain(..).partition(|(_, (_, change))| change.position <= through);
             self.held = held;
@@ -355,6 +381,6 @@ impl Merged {
     /// A position up to which everything has been handed out, if nothing waits.
     pub fn idle_at(&mut self) -> Option<i64> {
         let through = *self.through.borrow_and_update();
-        (self.held.is_empty() && self.deliveries.is_empty()).then_some(through)
+        (self.held.is_empty() && self.deliveries.is_empty() && self.deliveries.is_whole()).then_some(through)
     }
 }

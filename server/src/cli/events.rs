@@ -116,21 +116,31 @@ pub async fn export(export: Export) -> anyhow::Result<u8> {
             written?
         }
         Some(path) => {
-            let written = write_file(&store, path).await;
-            // A part of a log reads like a whole one.
-            if written.is_err() && path.symlink_metadata().is_ok_and(|about| about.is_file()) {
-                let _ = std::fs::remove_file(path);
+            // A part of a log reads like a whole one: it has another name until it is whole, and what was there before stays.
+            let is_special = path.metadata().is_ok_and(|about| !about.is_file());
+            let part = if is_special { path.clone() } else { path.with_added_extension("part") };
+            match write_file(&store, &part, is_packed(path)).await {
+                Ok(head) if is_special => head,
+                Ok(head) => {
+                    std::fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))?;
+                    head
+                }
+                Err(error) => {
+                    if !is_special {
+                        let _ = std::fs::remove_file(&part);
+                    }
+                    return Err(error);
+                }
             }
-            written?
         }
     };
     eprintln!("{head} events.");
     Ok(0)
 }
 
-async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
+async fn write_file(store: &Store, path: &Path, packed: bool) -> anyhow::Result<i64> {
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let (head, file) = if is_packed(path) {
+    let (head, file) = if packed {
         let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
         let head = write_log(store, &mut output).await?;
         (head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
@@ -246,8 +256,14 @@ async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> any
         }
         events.clear();
     }
-    if !missing.is_empty() {
-        store.restore(missing).await?;
+    if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+        let (first, last) = (first.position, last.position);
+        store.restore(missing).await.with_context(|| {
+            format!(
+                "events {first} to {last} are not taken: each must be the next of its order, and PostgreSQL takes no payload \
+                 that is no JSON (payload_text); mend the rows where they come from, and export again"
+            )
+        })?;
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ use crate::cli::{EXIT_REJECTED, Import, Usage, say};
 
 /// Orders on their way at once.
 const ORDERS_IN_FLIGHT: usize = 1_024;
+/// Bytes of a command, as the server takes it.
+const LINE_BYTES_MAX: usize = 1 << 20;
 /// How often one order is sent again after the server said 503.
 const TRIES_MAX: u32 = 20;
 /// How long the next result may take.
@@ -126,7 +128,9 @@ pub async fn import(arguments: Import) -> anyhow::Result<u8> {
         true => count(read_orders).await,
         false => {
             let token = arguments.token.ok_or_else(|| {
-                Usage(anyhow!("no token: give --token or DOCKET_TOKEN; `docket token --sub me --role staff` makes one"))
+                Usage(anyhow!(
+                    "a token is missing, give --token or DOCKET_TOKEN; `docket token --sub me --role staff` makes one"
+                ))
             })?;
             Sender::new(&arguments.url, &token)?.send(read_orders).await?
         }
@@ -427,6 +431,10 @@ impl Sender {
             "type": "create_order", "id": id, "order_id": order.order_ref, "customer_id": order.customer_ref,
             "attributes": attributes, "occurred_at": order.placed_at, "items": items,
         });
+        if command.to_string().len() > LINE_BYTES_MAX {
+            self.reject(&order, "the order is longer than 1 MiB");
+            return Ok(());
+        }
         self.in_flight.insert(id, (order, Step::Create));
         push(commands, &command)
     }
@@ -474,18 +482,25 @@ impl Sender {
             (Step::Confirm { created: false }, _, "order-not-draft") => self.summary.already_there += 1,
             // Confirmed by a try whose answer was lost.
             (Step::Confirm { created: true }, _, "order-not-draft") if order.tries > 0 => self.summary.confirmed += 1,
+            (_, 401, _) => bail!(
+                "the token is believed no more ({slug}): run the import again with a fresh one, nothing is doubled"
+            ),
             (_, 403, _) => bail!("the token may not import: make one with `docket token --sub me --role staff`"),
             (_, status, _) => {
                 let detail = problem.and_then(|problem| problem.detail.clone()).unwrap_or_default();
-                let reason = format!("the order was refused ({status} {slug}): {detail}");
-                self.summary.rejected.extend(order.items.iter().map(|item| Rejected {
-                    line: item.line,
-                    order_ref: order.order_ref.clone(),
-                    reason: reason.clone(),
-                }));
+                self.reject(&order, &format!("the order was refused ({status} {slug}): {detail}"));
             }
         }
         Ok(())
+    }
+
+    /// Every line of an order.
+    fn reject(&mut self, order: &Order, reason: &str) {
+        self.summary.rejected.extend(order.items.iter().map(|item| Rejected {
+            line: item.line,
+            order_ref: order.order_ref.clone(),
+            reason: reason.to_owned(),
+        }));
     }
 
     /// Takes the items that the problem points at out of the order; false where it points at none.

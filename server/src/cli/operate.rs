@@ -154,7 +154,7 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
     let mut meter = Meter::new(replay.json);
     let started = Instant::now();
     let show = |name: &str, position, target| meter.show(name, position, target);
-    let rebuilt = rebuild(&store, &settings.pump, &projections, from, show).await?;
+    let rebuilt = rebuild(&store, &settings.pump, &projections, from, show).await.map_err(told)?;
     meter.end();
     let seconds = started.elapsed().as_secs_f64().max(0.001);
     let rate = rebuilt.events as f64 / seconds;
@@ -192,7 +192,7 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
             meter.show("log", folded, of);
         }
     };
-    let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await?;
+    let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await.map_err(told)?;
     meter.end();
     let verify::Found { projections: found, missing_events } = found;
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
@@ -232,7 +232,10 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     if differences > 0 {
         let wrong = found.iter().filter(|projection| projection.differences > 0).map(|projection| projection.name);
         let wrong = wrong.collect::<Vec<_>>().join(" ");
-        eprintln!("Not as the log says: {}; `docket replay --fresh {wrong}` mends it.", rows(differences));
+        // Without its lost events the log is no better than the rows.
+        let mend =
+            if missing_events == 0 { format!("; `docket replay --fresh {wrong}` mends it") } else { String::new() };
+        eprintln!("Not as the log says: {}{mend}.", rows(differences));
     }
     if missing_events > 0 {
         eprintln!("{}", missing(missing_events));
@@ -242,6 +245,17 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
     }
     ensure!(found.iter().any(|projection| projection.checked), "nothing was verified: leave --sample out");
     Ok(0)
+}
+
+/// What to do about an event that does not apply.
+fn told(error: projections::error::Error) -> anyhow::Error {
+    match &error {
+        projections::error::Error::Fold(failed) => {
+            let position = failed.position;
+            anyhow!("{error}. Mend its row in `events`, or do without it: `docket dead-letters discard {position}`")
+        }
+        _ => error.into(),
+    }
 }
 
 fn missing(events: i64) -> String {

@@ -321,12 +321,12 @@ impl Drop for Subscription {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use event_store::event::RecordedEvent;
 
     use super::*;
 
-    fn created(order_id: &str, position: i64) -> Arc<Publication> {
+    pub(in crate::push) fn created(order_id: &str, position: i64) -> Arc<Publication> {
         let payload = r#"{"OrderCreated":{"customer_id":"ada","currency":"USD","attributes":{}}}"#;
         let event = RecordedEvent {
             position,

@@ -384,3 +384,28 @@ impl Merged {
         (self.held.is_empty() && self.deliveries.is_empty() && self.deliveries.is_whole()).then_some(through)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::push::channels::ORDERS;
+    use crate::push::connections::{End, Ender};
+    use crate::push::hub::tests::created;
+    use crate::push::hub::{Hub, queue};
+
+    /// The hub says that it has queued a round, of which this queue has not got everything.
+    #[tokio::test]
+    async fn a_queue_that_was_cut_off_hands_nothing_out() {
+        let (hub, ender) = (Hub::default(), Ender::default());
+        let (queue, deliveries) = queue(ender.clone());
+        let subscription = hub.subscribe(ORDERS, &queue, true);
+        let last = HashMap::from([(subscription.channel().clone(), 0)]);
+        let (through, held) = (hub.through(), Vec::new());
+        let mut merged = Merged { deliveries, through, last, held, _subscriptions: vec![subscription] };
+        hub.publish(&[created("a", 1)], 1);
+        ender.end(End::Slow);
+        assert!(matches!(merged.next().await, Next::Gap));
+        assert_eq!(merged.idle_at(), None);
+    }
+}

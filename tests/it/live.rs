@@ -1,20 +1,27 @@
 //! Unmodified third-party clients follow orders: npm's `centrifuge` and `eventsource`, PyPI's `centrifuge-python`, and a
 //! browser.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::client::{signed, token};
 use tests::follower::{Follower, Kind};
 use tests::process::{profile_directory, target_directory};
+use tests::proxy::Proxy;
 use tests::socket::Socket;
-use tests::system::TestSystem;
+use tests::system::{Mode, TestSystem};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-tests::stories![a_stock_client_sees_each_change_once, stock_clients_go_on_after_a_crash];
+tests::stories![
+    a_stock_client_sees_each_change_once,
+    stock_clients_go_on_after_a_crash,
+    readers_of_a_large_order_are_not_cut_off,
+    an_event_source_outlives_refusals,
+];
 
 /// A token that is good for so many seconds.
 fn short(subject: &str, role: &str, seconds: i64) -> String {
@@ -187,6 +194,102 @@ async fn stock_clients_go_on_after_a_crash(mut system: TestSystem) {
                 "{kind:?}: {line}"
             );
         }
+    }
+}
+
+/// Changes of 300 KB, one after the other, on two channels of each client: three fill what may wait for it.
+async fn readers_of_a_large_order_are_not_cut_off(system: TestSystem) {
+    const CHANGES: usize = 60;
+    let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200)});
+    let items: Vec<_> = (0..1_000).map(item).collect();
+    let order = json!({"type": "create_order", "order_id": "large", "customer_id": "ada", "items": items});
+    let created = system.post("/v1/commands").body("application/x-ndjson", order.to_string() + "\n").send().await;
+    assert!(!String::from_utf8_lossy(&created.expect(200).body).contains("problem"));
+    system.settled().await;
+    let staff = token("clerk", "staff");
+    let mut followers = vec![];
+    for kind in [Kind::Npm, Kind::Python, Kind::EventSource] {
+        let mut follower = Follower::start(kind, system.reader().base(), &staff, &["orders", "order:large"]);
+        for _ in 0..2 {
+            assert_eq!(follower.next().await["event"], "snapshot", "{kind:?}");
+        }
+        followers.push((kind, follower));
+    }
+    let changes = async {
+        for quantity in 2..2 + CHANGES {
+            let change = json!({"quantity": quantity});
+            system.put("/v1/orders/large/items/sku-1").json(change).send().await.expect(200);
+        }
+    };
+    let followed = futures::future::join_all(followers.iter_mut().map(async |(kind, follower)| {
+        let mut told = HashMap::<String, Vec<u64>>::new();
+        for _ in 0..2 * CHANGES {
+            let line = follower.next().await;
+            assert_eq!(line["event"], "pub", "{kind:?}: {}", &line.to_string()[..200.min(line.to_string().len())]);
+            let channel = line["channel"].as_str().expect("a channel").to_owned();
+            told.entry(channel).or_default().push(line["data"]["version"].as_u64().expect("a version"));
+        }
+        told
+    }));
+    let ((), followed) = tokio::join!(changes, followed);
+    for told in followed {
+        let versions: Vec<u64> = (1_002..1_002 + CHANGES as u64).collect();
+        assert_eq!((&told["orders"], &told["order:large"]), (&versions, &versions));
+    }
+}
+
+/// An `EventSource` ends for good at an answer that is no stream: where a client has too many connections, or the database
+/// is away, it waits, and has everything then.
+async fn an_event_source_outlives_refusals(mut system: TestSystem) {
+    system.post("/v1/orders").json(json!({"order_id": "patient", "customer_id": "ada"})).send().await.expect(201);
+    system.settled().await;
+    let ada = token("ada", "customer");
+    let proxy = Proxy::start(system.dockets[0].address()).await;
+    let mut followers = vec![];
+    for kind in [Kind::EventSource, Kind::Browser] {
+        let mut follower = Follower::start(kind, &proxy.base(), &ada, &["order:patient"]);
+        assert_eq!(follower.next().await["event"], "snapshot", "{kind:?}");
+        followers.push((kind, follower));
+    }
+    // As many as a customer may have.
+    let mut sockets = vec![];
+    for _ in 0..62 {
+        sockets.push(Socket::connect(system.reader(), &ada).await);
+    }
+    tokio::join!(proxy.cut(Duration::from_secs(1)), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for _ in 0..2 {
+            sockets.push(Socket::connect(system.reader(), &ada).await);
+        }
+    });
+    refused_for_a_while(&system, &ada, 429).await;
+    drop(sockets);
+    add(&system, "patient", "pen").await;
+    for (kind, follower) in &mut followers {
+        assert_eq!(change(follower, "order:patient").await["version"], 2, "{kind:?}");
+    }
+    if system.mode == Mode::Scaled {
+        system.postgres.as_mut().expect("scaled").kill9();
+        proxy.cut(Duration::from_secs(1)).await;
+        refused_for_a_while(&system, &ada, 503).await;
+        system.postgres.as_mut().expect("scaled").restart().await;
+        let item = json!({"sku": "ink", "quantity": 1, "unit_price": "1.00"});
+        let again = || system.post("/v1/orders/patient/items").key("ink").json(item.clone()).send();
+        while again().await.status == 503 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        for (kind, follower) in &mut followers {
+            assert_eq!(change(follower, "order:patient").await["version"], 3, "{kind:?}");
+        }
+    }
+}
+
+/// Longer than a client waits before it comes back, listening is refused.
+async fn refused_for_a_while(system: &TestSystem, token: &str, status: u16) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        system.get("/v1/poll?channel=order:patient&wait=0").token(token).send().await.expect(status);
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -17,6 +17,9 @@ tests::stories![
     a_socket_goes_on_from_the_log,
     a_stream_and_a_poll_go_on_from_the_log,
     a_poll_of_large_changes_misses_nothing,
+    what_was_missed_may_be_more_than_there_is,
+    large_orders_take_no_memory,
+    readers_keep_up_with_an_import,
     every_transport_survives_a_crash,
     a_ticket_opens_one_connection,
     a_page_may_listen_from_allowed_origins_only,
@@ -520,27 +523,115 @@ async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
     }
     let expected = positions(&system, None).await;
     let told = fine.ends_with("orders", &expected, Duration::from_secs(60)).await;
-    let _ = told;
+    assert_eq!(told.resets, [], "who reads is not cut off, and has each change");
     assert_eq!(slow.closed().await, 3008);
+}
+
+/// Creates orders of so many lines; a line takes some 420 bytes of the order's view.
+async fn create_large(system: &TestSystem, orders: &[String], lines: usize) {
+    let item = |number: usize| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200), "category": "y".repeat(100)});
+    let items: Vec<_> = (0..lines).map(item).collect();
+    for order in orders {
+        let line = json!({"type": "create_order", "order_id": order, "customer_id": "ada", "items": items});
+        let answer = system.post("/v1/commands").body("application/x-ndjson", line.to_string() + "\n").send().await;
+        assert!(!String::from_utf8_lossy(&answer.expect(200).body).contains("problem"), "{order}");
+    }
+    system.settled().await;
+}
+
+async fn change(system: &TestSystem, order: &str, quantity: usize) -> u64 {
+    let change = json!({"quantity": quantity});
+    system.put(&format!("/v1/orders/{order}/items/sku-1")).json(change).send().await.expect(200).position()
+}
+
+/// Thousands of changes a second are no reason to cut off somebody who reads them.
+async fn readers_keep_up_with_an_import(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    system.settled().await;
+    let (base, staff) = (vec![system.reader().base().to_owned()], token("clerk", "staff"));
+    let listeners = [Transport::Socket, Transport::Stream]
+        .map(|transport| Listener::start(transport, base.clone(), &staff, &["orders"]));
+    for listener in &listeners {
+        listener.listening(&["orders"]).await;
+    }
+    system.import_sample().await;
+    let expected = positions(&system, None).await;
+    for listener in &listeners {
+        let told = listener.ends_with("orders", &expected, Duration::from_secs(60)).await;
+        assert_eq!(told.resets, [], "nothing had to be left out");
+    }
+}
+
+/// Many channels, of each of which all that was missed may be handed out, but not of all of them together.
+async fn what_was_missed_may_be_more_than_there_is(system: TestSystem) {
+    let orders: Vec<_> = (0..12).map(|number| format!("large-{number}")).collect();
+    create_large(&system, &orders, 50).await;
+    let channels: String = orders.iter().map(|order| format!("&channel=order:{order}")).collect();
+    let poll = async |cursor: &str, channels: &str| {
+        system.get(&format!("/v1/poll?wait=0&cursor={cursor}{channels}")).send().await.expect(200).json()
+    };
+    let kinds = |answer: &Value| -> Vec<String> {
+        let events = answer["events"].as_array().expect("events");
+        events.iter().map(|event| event["event"].as_str().expect("a kind").to_owned()).collect()
+    };
+    let first = poll("", &channels).await;
+    let cursor = first["cursor"].as_str().expect("a cursor");
+    for quantity in 2..12 {
+        for order in &orders {
+            change(&system, order, quantity).await;
+        }
+    }
+    system.settled().await;
+    assert_eq!(kinds(&poll(cursor, &format!("&channel=order:{}", orders[0])).await), ["pub"; 10]);
+    let reset = poll(cursor, &channels).await;
+    assert_eq!(kinds(&reset), [&["reset"; 1][..], &["snapshot"; 12]].concat());
+}
+
+/// Whatever clients of large orders ask for, and whether they read it or not, the process holds little of it.
+async fn large_orders_take_no_memory(system: TestSystem) {
+    let orders: Vec<_> = (0..16).map(|number| format!("large-{number}")).collect();
+    create_large(&system, &orders, 700).await;
+    let ada = token("ada", "customer");
+    let channels =
+        |count: usize| -> String { orders[..count].iter().map(|order| format!("&channel=order:{order}")).collect() };
+    let ask = |way: &str, count: usize| {
+        system.get(&format!("/v1/{way}?{}", channels(count).trim_start_matches('&'))).token(&ada)
+    };
+    ask("poll", 16).send().await.expect_problem(422, "too-much-at-once");
+    ask("live", 16).send().await.expect_problem(422, "too-much-at-once");
+    ask("poll", 6).send().await.expect(200);
+    let before = system.dockets[0].memory_mib();
+    let (mut unread, mut deaf) = (vec![], vec![]);
+    for _ in 0..30 {
+        let stream = reqwest::Client::new().get(format!("{}/v1/live?{}", system.reader().base(), channels(6)));
+        unread.push(stream.bearer_auth(&ada).send().await.expect("an answer").error_for_status().expect("200"));
+        let mut socket = Socket::connect_slowly(system.reader(), &ada).await;
+        for order in &orders {
+            socket.send(&json!({"id": 9, "subscribe": {"channel": format!("order:{order}")}})).await;
+        }
+        deaf.push(socket);
+    }
+    for quantity in 2..42 {
+        for order in &orders {
+            change(&system, order, quantity).await;
+        }
+    }
+    let held = system.dockets[0].memory_mib();
+    println!("{before} MiB before, {held} MiB beside clients that do not read");
+    assert!(held < before + 256, "{before} MiB before, {held} MiB beside clients that do not read 380 MiB");
 }
 
 /// A change of a large order, on several channels of one poll, is more than may wait for it: each channel has it in the end,
 /// or is told that something is missing.
 async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
-    let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200), "category": "y".repeat(100)});
-    let order = json!({"order_id": "large", "customer_id": "ada", "items": (0..900).map(item).collect::<Vec<_>>()});
-    let line =
-        json!({"type": "create_order", "order_id": order["order_id"], "customer_id": "ada", "items": order["items"]});
-    system.post("/v1/commands").body("application/x-ndjson", line.to_string() + "\n").send().await.expect(200);
-    system.settled().await;
+    create_large(&system, &["large".to_owned()], 900).await;
     let path = "/v1/poll?channel=order:large&channel=customer:ada&channel=orders";
     let first = system.get(&format!("{path}&wait=0")).send().await.expect(200).json();
     let mut cursor = first["cursor"].as_str().expect("a cursor").to_owned();
     for quantity in 2..14 {
         let poll = tokio::spawn(system.get(&format!("{path}&wait=10&cursor={cursor}")).send());
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let change = json!({"quantity": quantity});
-        let changed = system.put("/v1/orders/large/items/sku-1").json(change).send().await.expect(200).position();
+        let changed = change(&system, "large", quantity).await;
         let mut answer = poll.await.expect("an answer");
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..3 {

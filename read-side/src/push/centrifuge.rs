@@ -337,7 +337,7 @@ impl Connection {
                     }
                     Some(Err(_)) | None => return Err(None),
                 },
-                Some(delivery) = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
+                delivery = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
             }
         }
     }

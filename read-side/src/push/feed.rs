@@ -30,7 +30,7 @@ const LOOK_AT_PROJECTIONS: Duration = Duration::from_secs(1);
 const FEW: usize = 200;
 const SENT_WITHIN: Duration = Duration::from_micros(10);
 const REST_MAX: Duration = Duration::from_millis(25);
-/// How long large changes wait for those who have not read the ones before, and how often that is looked at.
+/// How long changes wait for those who have not read the ones before, and how often that is looked at.
 const CROWDED_MAX: Duration = Duration::from_millis(20);
 const CROWDED_LOOK: Duration = Duration::from_millis(2);
 /// Wait after a failure.
@@ -145,7 +145,7 @@ impl Feed<'_> {
             }
             if round.len() == PUBLISHED_AT_ONCE || bytes >= BYTES_AT_ONCE {
                 let reached = self.state.hub.publish(&round, event.position);
-                self.rest(reached, bytes).await;
+                self.rest(reached).await;
                 (round, bytes) = (Vec::new(), 0);
                 spans.clear();
             }
@@ -154,23 +154,21 @@ impl Feed<'_> {
         drop(spans);
         METRICS.published(&wanted);
         tell(&wanted);
-        self.rest(reached, bytes).await;
+        self.rest(reached).await;
         Some(last)
     }
 
     /// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
-    async fn rest(&self, reached: usize, bytes: usize) {
+    async fn rest(&self, reached: usize) {
         match reached {
             0 => {}
             1..FEW => tokio::task::yield_now().await,
             many => tokio::time::sleep((SENT_WITHIN * many as u32).min(REST_MAX)).await,
         }
-        // A few changes of large orders fill a queue before anybody can have read them.
-        if reached > 0 && bytes >= BYTES_AT_ONCE {
-            let until = Instant::now() + CROWDED_MAX;
-            while self.state.hub.is_crowded() && Instant::now() < until {
-                tokio::time::sleep(CROWDED_LOOK).await;
-            }
+        // Changes fill a queue faster than a client can read them.
+        let until = Instant::now() + CROWDED_MAX;
+        while reached > 0 && self.state.hub.is_crowded() && Instant::now() < until {
+            tokio::time::sleep(CROWDED_LOOK).await;
         }
     }
 

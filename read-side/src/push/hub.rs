@@ -1,11 +1,15 @@
-//! The hub: who listens to which channel, and how changes reach them. It never waits for a listener: one that does not
-//! keep up is cut off, and goes on from the log when it comes back.
+//! The hub: who listens to which channel, and how changes reach them. It never waits for a listener that does not read: one
+//! that does not keep up is cut off, and goes on from the log when it comes back.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use futures::task::AtomicWaker;
+use tokio::sync::watch;
 
 use crate::push::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS, SALES};
 use crate::push::connections::{End, Ender};
@@ -14,8 +18,13 @@ use crate::push::publication::{Batch, Publication};
 
 /// Changes that may wait for one connection.
 pub const QUEUE_MESSAGES_MAX: usize = 256;
-/// Bytes that may wait for one connection.
+/// Bytes that may wait for one connection, whatever waits for others.
 pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes that may wait in this process; what waits for many on one channel counts once. Beyond it those are cut off for
+/// whom most waits: large changes need more than [`QUEUE_BYTES_MAX`], and mostly there is room for them.
+pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a reader is waited for that has taken nothing.
+const PATIENCE: Duration = Duration::from_millis(40);
 
 /// What is queued for a connection.
 #[derive(Clone)]
@@ -48,88 +57,142 @@ impl Delivery {
 
 /// The end of a connection's queue that the hub writes to.
 #[derive(Clone)]
-pub struct Queue {
-    sender: mpsc::UnboundedSender<Delivery>,
-    load: Arc<Load>,
-    ender: Ender,
-}
+pub struct Queue(Arc<Shared>);
 
-/// The end of a connection's queue that the connection reads.
-pub struct Deliveries {
-    receiver: mpsc::UnboundedReceiver<Delivery>,
-    load: Arc<Load>,
+/// The end of a connection's queue that the connection reads; dropped, it takes nothing more.
+pub struct Deliveries(Arc<Shared>);
+
+struct Shared {
+    waiting: Mutex<Waiting>,
+    connection: AtomicWaker,
     ender: Ender,
 }
 
 #[derive(Default)]
-struct Load {
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
+struct Waiting {
+    deliveries: VecDeque<Delivery>,
+    messages: usize,
+    bytes: usize,
+    /// Since when the hub waits for its reader, who has taken nothing since.
+    awaited: Option<Instant>,
+    /// Nobody reads it any more.
+    closed: bool,
 }
 
 /// A connection's queue; bounded, by what waits in it: `ender` ends a connection that lets more wait.
 pub fn queue(ender: Ender) -> (Queue, Deliveries) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let load = Arc::new(Load::default());
-    (Queue { sender, load: load.clone(), ender: ender.clone() }, Deliveries { receiver, load, ender })
+    let shared = Arc::new(Shared { waiting: Mutex::default(), connection: AtomicWaker::new(), ender });
+    (Queue(shared.clone()), Deliveries(shared))
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Waiting {
+    fn is_much(&self, bytes_count: bool) -> bool {
+        self.messages > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > QUEUE_BYTES_MAX)
+    }
+
+    fn close(&mut self) {
+        *self = Self { closed: true, ..Self::default() };
+    }
 }
 
 impl Queue {
-    fn push(&self, delivery: Delivery, (messages, bytes): (usize, usize)) {
-        let load = &self.load;
-        // An empty queue takes whatever comes: one change may be larger than all that may wait.
-        let waiting = load.messages.fetch_add(messages, Relaxed);
-        let waiting_bytes = load.bytes.fetch_add(bytes, Relaxed);
-        // The bytes of a change that is one of several channels lie there once: what waited before is what counts.
-        if waiting > 0 && (waiting + messages > QUEUE_MESSAGES_MAX || waiting_bytes > QUEUE_BYTES_MAX) {
-            self.ender.end(End::Slow);
+    /// Whether much waits now.
+    fn push(&self, delivery: Delivery, (messages, bytes): (usize, usize)) -> bool {
+        let mut waiting = self.0.lock();
+        if waiting.closed {
+            return false;
         }
-        // After that something is missing, and nothing more may come.
-        if !self.ender.has_ended() {
-            // Fails only where the connection has just ended.
-            let _ = self.sender.send(delivery);
+        // An empty queue takes whatever comes.
+        if waiting.messages > 0 && waiting.messages + messages > QUEUE_MESSAGES_MAX {
+            drop(waiting);
+            self.cut_off();
+            return false;
         }
+        waiting.messages += messages;
+        waiting.bytes += bytes;
+        waiting.deliveries.push_back(delivery);
+        let is_much = waiting.is_much(true);
+        drop(waiting);
+        self.0.connection.wake();
+        is_much
+    }
+
+    /// Ends the connection, and lets go what waits for it: from here on something is missing, and nothing more may come.
+    fn cut_off(&self) {
+        self.0.ender.end(End::Slow);
+        self.0.lock().close();
+        self.0.connection.wake();
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
+
+    /// Whether much waits for its reader, who may be expected to read on.
+    fn is_crowded(&self, bytes_count: bool) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.is_much(bytes_count) && waiting.awaited.get_or_insert_with(Instant::now).elapsed() < PATIENCE
     }
 }
 
 impl Deliveries {
-    /// The next one. Ends never while somebody holds a [`Queue`].
-    pub async fn next(&mut self) -> Option<Delivery> {
-        let delivery = self.receiver.recv().await?;
-        self.taken(&delivery);
-        Some(delivery)
+    /// The next one; never comes where nothing more is queued.
+    pub async fn next(&mut self) -> Delivery {
+        poll_fn(|context| {
+            // Registered first: what is queued in between wakes this task.
+            self.0.connection.register(context.waker());
+            self.try_next().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// The next one, if there is one.
     pub fn try_next(&mut self) -> Option<Delivery> {
-        let delivery = self.receiver.try_recv().ok()?;
-        self.taken(&delivery);
+        let mut waiting = self.0.lock();
+        let delivery = waiting.deliveries.pop_front()?;
+        let (messages, bytes) = delivery.weight();
+        waiting.messages -= messages;
+        waiting.bytes -= bytes;
+        waiting.awaited = None;
         Some(delivery)
     }
 
     /// Whether nothing that was meant for it may be missing.
     pub fn is_whole(&self) -> bool {
-        !self.ender.has_ended()
+        !self.0.ender.has_ended()
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.receiver.is_empty()
+        self.0.lock().deliveries.is_empty()
     }
+}
 
-    fn taken(&self, delivery: &Delivery) {
-        let (messages, bytes) = delivery.weight();
-        self.load.messages.fetch_sub(messages, Relaxed);
-        self.load.bytes.fetch_sub(bytes, Relaxed);
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        self.0.lock().close();
     }
 }
 
 /// The channels of this process; cheap to clone.
-#[derive(Clone)]
-pub struct Hub {
-    channels: Arc<Mutex<Channels>>,
+#[derive(Clone, Default)]
+pub struct Hub(Arc<Center>);
+
+#[derive(Default)]
+struct Center {
+    channels: Mutex<Channels>,
     /// Whatever lies at or before it has been queued to all who listened by then.
-    through: Arc<watch::Sender<i64>>,
+    through: watch::Sender<i64>,
+    /// Bytes that wait in this process.
+    waiting: Arc<AtomicUsize>,
+    /// Much waited for somebody when something was queued last.
+    crowded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -165,12 +228,6 @@ impl Subscription {
     }
 }
 
-impl Default for Hub {
-    fn default() -> Self {
-        Self { channels: Arc::default(), through: Arc::new(watch::channel(0).0) }
-    }
-}
-
 impl Hub {
     /// Attaches a connection's queue to a channel. From here on every change of the channel is queued, so a snapshot or
     /// a part of the log read afterwards misses nothing.
@@ -182,7 +239,7 @@ impl Hub {
             Some((known, _)) => known.clone(),
             None => {
                 let name: Arc<str> = channel.into();
-                let last = *self.through.borrow();
+                let last = *self.0.through.borrow();
                 channels.customers += usize::from(channel.starts_with(CUSTOMER_PREFIX));
                 channels.open.insert(name.clone(), Channel { subscribers: HashMap::new(), last });
                 name
@@ -255,32 +312,34 @@ impl Hub {
                 channel.last = change.position;
             }
             METRICS.deliveries.add((of_channel.len() * channel.subscribers.len()) as u64, &[]);
-            channel.queue(&Delivery::Changes(Arc::new(Batch::new(name, of_channel))), false);
+            let batch = Batch::new(name, of_channel, &self.0.waiting);
+            if channel.queue(&Delivery::Changes(Arc::new(batch)), false) {
+                self.0.crowded.store(true, Relaxed);
+            }
             reached += channel.subscribers.len();
         }
+        while self.0.waiting.load(Relaxed) > WAITING_BYTES_MAX && channels.cut_off_the_slowest() {}
         drop(channels);
-        self.through.send_replace(through);
+        self.0.through.send_replace(through);
         reached
     }
 
     /// Nobody listened until now: what lies at or before a position has been queued to all who did.
     pub fn skip_to(&self, position: i64) {
-        self.through.send_replace(position);
+        self.0.through.send_replace(position);
     }
 
-    /// Whether somebody who listens has not read yet most of the bytes that may wait.
+    /// Whether much waits for somebody who reads.
     pub fn is_crowded(&self) -> bool {
-        let channels = self.lock();
-        let mut queues = channels.open.values().flat_map(|channel| channel.subscribers.values());
-        queues.any(|subscriber| {
-            let queue = &subscriber.queue;
-            queue.load.bytes.load(Relaxed) > QUEUE_BYTES_MAX / 4 && !queue.ender.has_ended()
-        })
+        let bytes_count = self.0.waiting.load(Relaxed) > WAITING_BYTES_MAX / 2;
+        let crowded = self.0.crowded.load(Relaxed) && self.lock().queues().any(|queue| queue.is_crowded(bytes_count));
+        self.0.crowded.store(crowded, Relaxed);
+        crowded
     }
 
     /// Follows how far the log has been queued.
     pub fn through(&self) -> watch::Receiver<i64> {
-        self.through.subscribe()
+        self.0.through.subscribe()
     }
 
     /// Queues something that is in no log, for all or for staff.
@@ -293,16 +352,33 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
-        self.channels.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0.channels.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Channels {
+    fn queues(&self) -> impl Iterator<Item = &Queue> {
+        self.open.values().flat_map(|channel| channel.subscribers.values().map(|subscriber| &subscriber.queue))
+    }
+
+    /// Cuts off those for whom most waits, if it is more than may wait for each; whether there were any.
+    fn cut_off_the_slowest(&self) -> bool {
+        let most = self.queues().map(Queue::bytes).max().unwrap_or(0);
+        if most <= QUEUE_BYTES_MAX {
+            return false;
+        }
+        let slowest = self.queues().filter(|queue| queue.bytes() > QUEUE_BYTES_MAX.max(most / 2));
+        slowest.for_each(Queue::cut_off);
+        true
     }
 }
 
 impl Channel {
-    fn queue(&self, delivery: &Delivery, staff_only: bool) {
+    /// Whether much waits for somebody now.
+    fn queue(&self, delivery: &Delivery, staff_only: bool) -> bool {
         let weight = delivery.weight();
-        for subscriber in self.subscribers.values().filter(|subscriber| subscriber.staff || !staff_only) {
-            subscriber.queue.push(delivery.clone(), weight);
-        }
+        let subscribers = self.subscribers.values().filter(|subscriber| subscriber.staff || !staff_only);
+        subscribers.fold(false, |much, subscriber| subscriber.queue.push(delivery.clone(), weight) | much)
     }
 }
 
@@ -363,6 +439,54 @@ pub(super) mod tests {
             assert_eq!(changes(fine_end.try_next()), [(position - 1, position)]);
         }
         assert!(slow_ender.has_ended() && !fine_ender.has_ended());
+    }
+
+    #[test]
+    fn large_changes_may_wait_while_there_is_room() {
+        let hub = Hub::default();
+        let enders = [Ender::default(), Ender::default(), Ender::default()];
+        let queues = enders.clone().map(queue);
+        let _places: Vec<_> = queues.iter().map(|(queue, _)| hub.subscribe(ORDERS, queue, true)).collect();
+        let [(_, unread), (_, mut late), (_, mut fine)] = queues;
+        let ended = || enders.each_ref().map(Ender::has_ended);
+        let large = || {
+            let mut change = Arc::into_inner(created("a", 1)).unwrap();
+            change.data = "x".repeat(QUEUE_BYTES_MAX);
+            Arc::new(change)
+        };
+        let room = WAITING_BYTES_MAX / QUEUE_BYTES_MAX;
+        for number in 0..room {
+            hub.publish(&[large()], 1);
+            assert!(fine.try_next().is_some());
+            // Two thirds behind, and then nearly there.
+            assert!(number < room - 2 || late.try_next().is_some());
+        }
+        while late.0.lock().deliveries.len() > 2 {
+            late.try_next();
+        }
+        assert_eq!(ended(), [false; 3]);
+        hub.publish(&[large()], 1);
+        assert_eq!(ended(), [true, false, false], "the slowest alone");
+        assert!(unread.is_empty() && hub.0.waiting.load(Relaxed) <= 3 * QUEUE_BYTES_MAX, "its changes are let go");
+    }
+
+    #[test]
+    fn readers_are_waited_for_and_others_are_not() {
+        let hub = Hub::default();
+        let (queue, mut end) = queue(Ender::default());
+        let _all = hub.subscribe(ORDERS, &queue, true);
+        let publish = |position| hub.publish(&[created("a", position)], position);
+        (1..QUEUE_MESSAGES_MAX as i64).for_each(|position| drop(publish(position)));
+        assert!(hub.is_crowded());
+        std::thread::sleep(PATIENCE);
+        assert!(!hub.is_crowded(), "it takes nothing");
+        end.try_next();
+        publish(QUEUE_MESSAGES_MAX as i64);
+        assert!(hub.is_crowded(), "it reads");
+        while end.0.lock().messages > QUEUE_MESSAGES_MAX / 2 {
+            end.try_next();
+        }
+        assert!(!hub.is_crowded());
     }
 
     #[test]

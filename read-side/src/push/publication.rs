@@ -1,5 +1,6 @@
 //! A change as subscribers get it. It is encoded once, whoever and how many they are.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::ws::Utf8Bytes;
@@ -142,12 +143,23 @@ pub struct Batch {
     pub changes: Vec<(i64, Arc<Publication>)>,
     frame: OnceLock<Utf8Bytes>,
     patch_frame: OnceLock<Utf8Bytes>,
+    /// Bytes of all batches that somebody still holds.
+    held: Arc<AtomicUsize>,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes(), Relaxed);
+    }
 }
 
 impl Batch {
-    /// Not empty, in order.
-    pub fn new(channel: Arc<str>, changes: Vec<(i64, Arc<Publication>)>) -> Self {
-        Self { channel, changes, frame: OnceLock::new(), patch_frame: OnceLock::new() }
+    /// Not empty, in order. Counts in `held` for as long as somebody holds it.
+    pub fn new(channel: Arc<str>, changes: Vec<(i64, Arc<Publication>)>, held: &Arc<AtomicUsize>) -> Self {
+        let (frame, patch_frame) = Default::default();
+        let batch = Self { channel, changes, frame, patch_frame, held: held.clone() };
+        held.fetch_add(batch.bytes(), Relaxed);
+        batch
     }
 
     /// Position before the first: nothing of this channel lies between.

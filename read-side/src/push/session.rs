@@ -140,7 +140,7 @@ async fn starts(
     channels: &[(&'static Channel, String)],
     after: Option<&Cursor>,
 ) -> Result<Vec<(i64, Start)>, Refused> {
-    let after = match after {
+    let mut after = match after {
         Some(cursor) => resumable(state, cursor).await?,
         None => None,
     };
@@ -154,12 +154,14 @@ async fn starts(
         // Opened for the first snapshot: all are of one state of the database.
         let mut seen = None;
         for (channel, id) in channels {
-            if let Some(after) = after
-                && let Some(changes) = recover(state, principal, channel, id, after, until).await?
+            if let Some(known) = after
+                && let Some(changes) = recover(state, principal, channel, id, known, until).await?
             {
                 bytes += changes.iter().map(|(_, change)| change.data.len()).sum::<usize>();
                 if bytes > START_BYTES_MAX && channels.len() > 1 {
-                    return Err(Refused::TooMuch);
+                    // What there is may be less than what was missed.
+                    after = None;
+                    continue 'again;
                 }
                 starts.push((until, Start::Recovered(changes)));
                 continue;
@@ -188,6 +190,9 @@ async fn starts(
             if channels.len() > 1 {
                 bytes += serde_json::to_vec(&data).map_or(0, |text| text.len());
                 if bytes > START_BYTES_MAX {
+                    if after.take().is_some() {
+                        continue 'again;
+                    }
                     return Err(Refused::TooMuch);
                 }
             }
@@ -343,7 +348,7 @@ impl Merged {
                     let _ = self.through.wait_for(|through| *through >= position).await;
                     None
                 }
-                None => self.deliveries.next().await,
+                None => Some(self.deliveries.next().await),
             };
             // Whatever lies at or before it is in the queue by now, or was.
             let through = *self.through.borrow_and_update();

@@ -11,7 +11,7 @@ use opentelemetry::trace::TraceContextExt;
 use opentelemetry::{Context, KeyValue};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::error::{AppendError, Error, is_about_the_data};
+use crate::error::{AppendError, Error};
 use crate::event::{NewEvent, RecordedEvent, metadata_text};
 use crate::log::Log;
 use crate::metrics::METRICS;
@@ -173,8 +173,8 @@ impl Appender {
     }
 }
 
-/// The database gave no answer in time.
-struct Silent;
+/// The database gave no answer in that time.
+struct Silent(Duration);
 
 /// What a committed batch goes through.
 struct Committer {
@@ -194,10 +194,10 @@ async fn run(committer: Committer, batch_events_max: usize, mut waiting: mpsc::R
         }
         METRICS.queue.record(waiting.len() as u64, &[]);
         METRICS.batch_size.record(batch.len() as u64, &[]);
-        if committer.write(batch).await.is_err() {
+        if let Err(Silent(waited)) = committer.write(batch).await {
             // Those behind it have waited as long, and would each wait as long again.
             while let Ok(next) = waiting.try_recv() {
-                let _ = next.reply.send(Err(Error::Database(sqlx::Error::PoolTimedOut).into()));
+                let _ = next.reply.send(Err(Error::Silent(waited).into()));
             }
         }
     }
@@ -227,7 +227,7 @@ impl Committer {
                 self.committed(batch, plan);
                 Ok(())
             }
-            Err(error) if batch.len() > 1 && is_about_the_data(&error) => {
+            Err(error) if batch.len() > 1 && error.is_about_the_data() => {
                 for pending in batch {
                     Box::pin(self.write(vec![pending])).await?;
                 }
@@ -236,12 +236,15 @@ impl Committer {
             Err(error) => {
                 METRICS.failures.add(1, &[]);
                 tracing::error!(%error, commands = batch.len(), "append failed");
-                let silent = matches!(error, sqlx::Error::PoolTimedOut);
-                let reason = error.to_string();
                 for pending in batch {
-                    let _ = pending.reply.send(Err(Error::Database(sqlx::Error::Protocol(reason.clone())).into()));
+                    let of_each = match &error {
+                        Error::Silent(waited) => Error::Silent(*waited),
+                        Error::Database(error) => Error::Database(sqlx::Error::Protocol(error.to_string())),
+                        other => Error::Stored(other.to_string()),
+                    };
+                    let _ = pending.reply.send(Err(of_each.into()));
                 }
-                if silent { Err(Silent) } else { Ok(()) }
+                if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
             }
         }
     }

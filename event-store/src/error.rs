@@ -1,11 +1,16 @@
 //! What can go wrong below the domain: never a business reason.
 
+use std::time::Duration;
+
 /// A failure of the store or of the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The database refused, is away, or took too long. Asking again may succeed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
+    /// The database said nothing for so long; what was asked of it may happen yet.
+    #[error("the database did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// The schema could not be brought up to date.
     #[error("migration: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -39,7 +44,7 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         use sqlx::Error::{Database, Io, PoolTimedOut, Protocol, WorkerCrashed};
         match self {
-            Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
+            Self::Silent(_) | Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
             Self::Database(Database(error)) => {
                 error.code().is_some_and(|code| match (code.len(), code.parse::<u32>()) {
                     // Classes of PostgreSQL: connection, resources, operator intervention, rollback; and a lock not got in time.

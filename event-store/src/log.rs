@@ -81,7 +81,7 @@ impl Log {
     }
 
     /// One transaction: lock the head, check versions and keys, insert, move the head, commit.
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
         each!(self, log => log.append(batch))
     }
 

@@ -96,7 +96,7 @@ impl Log {
         }
     }
 
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
         let mut place = self.writer.lock().await;
         let appended = async {
             let mut writer = match place.take() {
@@ -115,8 +115,8 @@ impl Log {
             outcome
         };
         match tokio::time::timeout(APPEND_WITHIN, appended).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(Error::Silent(APPEND_WITHIN)),
         }
     }
 

@@ -26,6 +26,8 @@ const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, ev
 
 /// No position.
 const UNKNOWN: i64 = -1;
+/// How long a connection is waited for.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(crate) struct Log {
@@ -88,13 +90,13 @@ impl Log {
         Ok(())
     }
 
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
+    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
         let guess = self.head.swap(UNKNOWN, Ordering::Relaxed);
         // Only of new streams: for others a look is as cheap as making sure that they have the version assumed.
         let all_new = batch.iter().all(|append| append.expected_version == 0);
         let plan = match assumed(batch, guess).filter(|_| guess != UNKNOWN && all_new) {
-            Some(plan) if self.append_at_once(batch, &plan, guess).await? => plan,
-            _ => self.append_after_a_look(batch).await?,
+            Some(plan) if self.append_at_once(batch, &plan, guess).await.map_err(silent)? => plan,
+            _ => self.append_after_a_look(batch).await.map_err(silent)?,
         };
         self.head.store(plan.head, Ordering::Relaxed);
         Ok(plan)
@@ -313,9 +315,17 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
     let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
     SqlitePoolOptions::new()
         .max_connections(connections_max)
-        .acquire_timeout(Duration::from_secs(10))
+        .acquire_timeout(ACQUIRE_WITHIN)
         .test_before_acquire(false)
         .after_release(move |connection, _| Box::pin(std::future::ready(Ok(usable(connection)))))
+}
+
+/// No connection came free.
+fn silent(error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::PoolTimedOut => Error::Silent(ACQUIRE_WITHIN),
+        other => other.into(),
+    }
 }
 
 /// A file's one writer and its readers.

@@ -216,11 +216,14 @@ pub fn harden(router: Router, elsewhere: &'static str, cors: Option<CorsLayer>) 
 }
 
 fn no_route(uri: &Uri, elsewhere: &str) -> Problem {
-    let mut detail = format!("there is nothing at {}{elsewhere}", uri.path());
-    if uri.path() == "/" {
-        detail.push_str("; the API is described at /docs");
-    }
-    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found").detail(detail)
+    let path = uri.path();
+    let elsewhere = match path {
+        "/" => "; the API is described at /docs",
+        "/metrics" => "; metrics are at the address of the setting metrics_listen",
+        _ => elsewhere,
+    };
+    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found")
+        .detail(format!("there is nothing at {path}{elsewhere}"))
 }
 
 fn no_method(elsewhere: &str) -> Problem {

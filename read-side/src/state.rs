@@ -47,13 +47,16 @@ impl Settings {
     /// What is wrong, and what is right.
     pub fn check(&self) -> Result<(), String> {
         let is_origin = |entry: &str| match entry.split_once("://") {
+            // Browsers leave out the port that a scheme has anyway.
+            Some(("https", host)) if host.ends_with(":443") => false,
+            Some(("http", host)) if host.ends_with(":80") => false,
             Some((scheme, host)) => !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', '?', '#']),
             None => entry == "loopback",
         };
         match self.allowed_origins.split(',').map(str::trim).find(|entry| !entry.is_empty() && !is_origin(entry)) {
             None => Ok(()),
             Some(entry) => Err(format!(
-                "allowed_origins: `{entry}` is no origin: give each as https://shop.example, without a path, or loopback"
+                "allowed_origins: `{entry}` is no origin that a browser sends: give each as https://shop.example, without a path or the port of its scheme, or loopback"
             )),
         }
     }

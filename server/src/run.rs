@@ -170,7 +170,7 @@ fn connections_max(asked: usize) -> usize {
     };
     let room = files.map_or(usize::MAX, |files| (files as usize).saturating_sub(OTHER_FILES).max(OTHER_FILES));
     if room < asked {
-        tracing::info!(files, connections_max = room, "fewer connections than http_connections_max: see ulimit -n");
+        tracing::info!(files, connections_max = room, "takes as many connections as ulimit -n has room for");
     }
     asked.min(room)
 }

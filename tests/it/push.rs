@@ -265,7 +265,9 @@ async fn a_ticket_opens_one_connection(system: TestSystem) {
     let mut socket = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.expect("101");
     socket.call("connect", json!({})).await;
     assert_eq!(socket.subscribe("order:o-1").await["view"]["version"], 1);
-    assert_eq!(Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.err(), Some(401));
+    let mut again = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.expect("101");
+    again.send(&json!({"id": 1, "connect": {}})).await;
+    assert_eq!(again.closed().await, 3500);
     system.reader().post("/v1/tickets").anonymous().send().await.expect_problem(401, "authentication-required");
 }
 
@@ -296,15 +298,21 @@ async fn a_page_of_an_allowed_origin_may_ask_anything(system: TestSystem) {
     }
 }
 
+/// A customer's token that has ended.
+fn expired(subject: &str) -> String {
+    let now = jiff::Timestamp::now().as_second();
+    let (issued, expires) = (now - 100, now - 50);
+    signed(
+        &json!({"sub": subject, "role": "customer", "iss": "docket", "aud": "docket", "iat": issued, "exp": expires}),
+    )
+}
+
 /// A socket that sends what cannot be used is told so, and by what.
 async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
     let reader = system.reader();
     let url = format!("{}/ws", reader.base());
-    let now = jiff::Timestamp::now().as_second();
-    let claims =
-        json!({"sub": "c", "role": "customer", "iss": "docket", "aud": "docket", "iat": now - 100, "exp": now - 50});
     let mut late = Socket::open(&url, &[]).await.expect("a WebSocket");
-    let reply = late.call("connect", json!({"token": signed(&claims)})).await;
+    let reply = late.call("connect", json!({"token": expired("c")})).await;
     assert_eq!(reply["error"]["code"], 109, "SDKs ask for a fresh token then: {reply}");
     let reply = late.call("connect", json!({"token": token("c", "customer")})).await;
     assert!(reply["connect"]["client"].is_string(), "{reply}");
@@ -431,7 +439,19 @@ async fn a_page_may_listen_from_allowed_origins_only(system: TestSystem) {
     let mut socket = Socket::open(&url, &[("sec-websocket-protocol", &bearer)]).await.expect("101");
     socket.call("connect", json!({})).await;
     socket.subscribe("order:o-1").await;
-    assert_eq!(Socket::open(&url, &[("sec-websocket-protocol", "bearer.bm9uc2Vuc2U")]).await.err(), Some(401));
+    let mut socket = Socket::open(&url, &[("sec-websocket-protocol", "bearer.bm9uc2Vuc2U")]).await.expect("101");
+    socket.send(&json!({"id": 1, "connect": {}})).await;
+    assert_eq!(socket.closed().await, 3500);
+    // What an old cookie says, or another token that is not believed, is nothing to who brings a better one.
+    let old = format!("docket_token={}", expired("ada"));
+    for (name, value) in [("cookie", old.as_str()), ("authorization", "Bearer nonsense")] {
+        let mut socket = Socket::open(&url, &[own, (name, value)]).await.expect("101");
+        socket.call("connect", json!({"token": ada})).await;
+        socket.subscribe("order:o-1").await;
+    }
+    let mut socket = Socket::open(&url, &[own, ("cookie", &old)]).await.expect("101");
+    assert_eq!(socket.call("connect", json!({})).await["error"]["code"], 109, "SDKs ask for a fresh token then");
+    assert_eq!(Socket::open(&url, &[("sec-websocket-protocol", "centrifuge-protobuf")]).await.err(), Some(400));
     // Admins have a door of their own.
     let admins = format!("{base}/ws/admin");
     let header = |token: &str| format!("Bearer {token}");

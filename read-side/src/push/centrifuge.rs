@@ -67,6 +67,8 @@ const TTL_MAX: i64 = 10 * 365 * 86_400;
 const MERGE_PATCH: &str = "merge-patch";
 /// The subprotocol that SDKs offer for JSON.
 const JSON_PROTOCOL: &str = "centrifuge-json";
+/// The one for what is not spoken here.
+const PROTOBUF_PROTOCOL: &str = "centrifuge-protobuf";
 
 /// Close codes: SDKs come back after 3000 to 3499 and 4000 to 4499, and stay away after the others.
 mod close {
@@ -77,7 +79,10 @@ mod close {
     pub(super) const INSUFFICIENT_STATE: (u16, &str) = (3010, "insufficient state");
     pub(super) const NO_PONG: (u16, &str) = (3012, "no pong");
     pub(super) const INVALID_TOKEN: (u16, &str) = (3500, "invalid token");
+    pub(super) const NO_TOKEN: (u16, &str) = (3500, "no token");
+    pub(super) const INVALID_TICKET: (u16, &str) = (3500, "invalid ticket");
     pub(super) const BAD_REQUEST: (u16, &str) = (3501, "bad request");
+    pub(super) const JSON_ONLY: (u16, &str) = (3501, "bad request: JSON in text frames only");
     pub(super) const STALE: (u16, &str) = (3502, "stale");
     pub(super) const CONNECTION_LIMIT: (u16, &str) = (3504, "connection limit");
     pub(super) const EXPIRED: (u16, &str) = (4401, "token expired");
@@ -92,6 +97,8 @@ mod close {
             NO_PONG => "no_pong",
             EXPIRED => "expired",
             FORBIDDEN | REVOKED => "forbidden",
+            INVALID_TOKEN | NO_TOKEN | INVALID_TICKET => "invalid_token",
+            CONNECTION_LIMIT => "limit",
             _ => "error",
         }
     }
@@ -135,8 +142,12 @@ async fn admin_socket(State(state): State<ReadSide>, request: Request) -> Result
 
 async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
-    let principal = identify(&state, &mut parts).await?;
-    if let (true, Some(principal)) = (admins, &principal) {
+    // Browsers and SDKs cannot read why an upgrade is refused, and `connect` may bring a better token: so it answers.
+    let principal = match identify(&state, &mut parts).await {
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => Err(problem),
+        identified => Ok(identified?),
+    };
+    if let (true, Ok(Some(principal))) = (admins, &principal) {
         principal.admin_only()?;
     }
     let ConnectInfo(peer) =
@@ -147,15 +158,19 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
             refusal.body_text()
         ))
     })?;
-    let ender = Ender::default();
-    let place = state.connections.enter(Transport::WebSocket, peer.ip(), &ender).map_err(|_| too_many_connections())?;
     // A browser gives up where none of the protocols it offered comes back.
     let offers = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-    if offers.flat_map(|offers| offers.split(',')).any(|offer| offer.trim() == JSON_PROTOCOL) {
+    let offers: Vec<_> = offers.flat_map(|offers| offers.split(',')).map(str::trim).collect();
+    if offers.contains(&JSON_PROTOCOL) {
         upgrade = upgrade.protocols([JSON_PROTOCOL]);
     } else if let Some(bearer) = bearer_protocol(&parts.headers) {
         upgrade = upgrade.protocols([bearer.to_owned()]);
+    } else if offers.contains(&PROTOBUF_PROTOCOL) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "json-only", "JSON only")
+            .detail("the Centrifuge protocol is spoken in JSON here, not in Protobuf: use the SDK's JSON client"));
     }
+    let ender = Ender::default();
+    let place = state.connections.enter(Transport::WebSocket, peer.ip(), &ender).map_err(|_| too_many_connections())?;
     Ok(set_up(upgrade, FRAME_BYTES_READ_MAX)
         .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
 }
@@ -178,8 +193,8 @@ pub fn too_many_connections() -> Problem {
 }
 
 struct Caller {
-    /// Who it is by what came with the upgrade.
-    principal: Option<Principal>,
+    /// Who it is by what came with the upgrade, or why that is not believed.
+    principal: Result<Option<Principal>, Problem>,
     /// Whether only admins may connect.
     admins: bool,
 }
@@ -328,7 +343,7 @@ impl Connection {
                     }
                     // Boxed: connections are many, and most of them are silent.
                     Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text, deliveries)).await?,
-                    Some(Ok(Message::Binary(_))) => return Err(Some(close::BAD_REQUEST)),
+                    Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     Some(Ok(Message::Close(_))) => {
                         // The answer to it is written already, and goes out.
@@ -470,15 +485,19 @@ impl Connection {
     }
 
     fn connect(&mut self, token: &str) -> Handled<Result<Value, Code>> {
-        let principal = match (token, self.caller.principal.take()) {
-            ("", Some(principal)) => principal,
-            (token, _) => match self.state.authenticator.verify(token) {
-                Ok(principal) => principal,
-                Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
-                Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
-                Err(problem) => return Err(Some(why_refused(&problem))),
-            },
+        let verified = match (token, &self.caller.principal) {
+            ("", Ok(Some(principal))) => Ok(principal.clone()),
+            ("", Ok(None)) => return Err(Some(close::NO_TOKEN)),
+            ("", Err(problem)) => Err(problem.clone()),
+            (token, _) => self.state.authenticator.verify(token),
         };
+        let principal = match verified {
+            Ok(principal) => principal,
+            Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
+            Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
+            Err(problem) => return Err(Some(why_refused(&problem))),
+        };
+        self.caller.principal = Ok(None);
         if self.caller.admins && !principal.is_admin() {
             return Err(Some(close::FORBIDDEN));
         }
@@ -655,6 +674,7 @@ fn why_refused(problem: &Problem) -> Close {
     match problem.slug() {
         "token-expired" => close::EXPIRED,
         "token-revoked" => close::REVOKED,
+        "invalid-ticket" => close::INVALID_TICKET,
         _ => close::INVALID_TOKEN,
     }
 }

@@ -178,7 +178,7 @@ pub fn channels() -> &'static [Channel] {
 pub fn find(name: &str) -> Result<(&'static Channel, &str), Refused> {
     for channel in channels() {
         match name.strip_prefix(channel.name) {
-            Some(id) if channel.has_id && !is_id(id) => return Err(Refused::Denied),
+            Some(id) if channel.has_id && !is_id(id) => return Err(Refused::Unknown),
             Some(id) if channel.has_id || id.is_empty() => return Ok((channel, id)),
             _ => {}
         }

@@ -475,8 +475,10 @@ pub(super) mod tests {
         let hub = Hub::default();
         let (queue, mut end) = queue(Ender::default());
         let _all = hub.subscribe(ORDERS, &queue, true);
-        let publish = |position| hub.publish(&[created("a", position)], position);
-        (1..QUEUE_MESSAGES_MAX as i64).for_each(|position| drop(publish(position)));
+        let publish = |position| {
+            hub.publish(&[created("a", position)], position);
+        };
+        (1..QUEUE_MESSAGES_MAX as i64).for_each(publish);
         assert!(hub.is_crowded());
         std::thread::sleep(PATIENCE);
         assert!(!hub.is_crowded(), "it takes nothing");

@@ -28,7 +28,7 @@ use utoipa_axum::routes;
 
 use crate::push::access::identify;
 use crate::push::centrifuge::{believed_for, too_many_connections};
-use crate::push::channels::{Refused, find};
+use crate::push::channels::{Channel, Refused, channels, find};
 use crate::push::connections::{End, Ender, Place};
 use crate::push::hub::{Passing, queue};
 use crate::push::metrics::{METRICS, Transport};
@@ -270,7 +270,11 @@ impl Asked {
         let (mut parts, _) = request.into_parts();
         let principal = match identify(state, &mut parts).await? {
             Some(principal) => principal,
-            None => state.authenticator.authenticate(&mut parts)?,
+            None => state.authenticator.authenticate(&mut parts).map_err(|problem| {
+                problem.detail(
+                    "send the header Authorization: Bearer <JWT>, ?ticket= of POST /v1/tickets, or, from an allowed origin, the cookie docket_token",
+                )
+            })?,
         };
         let ConnectInfo(peer) =
             ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, state).await.map_err(|_| Problem::internal())?;
@@ -313,6 +317,11 @@ impl Asked {
     }
 }
 
+fn channel_names() -> String {
+    let name = |channel: &Channel| format!("{}{}", channel.name, if channel.has_id { "ID" } else { "" });
+    channels().iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 fn refused((channel, refused): (String, Refused)) -> Problem {
     match refused {
         Refused::Denied if ["orders", "reports:sales"].contains(&&*channel) => forbidden("staff"),
@@ -320,6 +329,9 @@ fn refused((channel, refused): (String, Refused)) -> Problem {
         Refused::Denied | Refused::Unknown => {
             not_found("channel-not-found", "There is no such channel").detail(match channel.contains(',') {
                 true => format!("there is no channel {channel}: give each one as channel=…"),
+                false if find(&channel).is_err() => {
+                    format!("there is no channel {channel}: there are {}", channel_names())
+                }
                 false => format!("there is no channel {channel}"),
             })
         }

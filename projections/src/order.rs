@@ -78,8 +78,7 @@ pub struct ByBytes;
 
 impl Weighter<String, Arc<OrderState>> for ByBytes {
     fn weight(&self, _: &String, state: &Arc<OrderState>) -> u64 {
-        let attributes: usize = state.order.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        ((attributes + state.order.lines.len() * BYTES_PER_LINE) as u64).max(BYTES_PER_ORDER)
+        (state.bytes() as u64).max(BYTES_PER_ORDER)
     }
 }
 
@@ -93,6 +92,12 @@ pub fn occurred_at(event: &RecordedEvent) -> i64 {
 }
 
 impl OrderState {
+    /// About how many bytes it has.
+    pub fn bytes(&self) -> usize {
+        let attributes: usize = self.order.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        attributes + self.order.lines.len() * BYTES_PER_LINE
+    }
+
     /// Folds one event.
     ///
     /// # Errors

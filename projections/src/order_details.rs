@@ -46,6 +46,13 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
+/// Whose an order is.
+pub async fn owner(mut from: impl Read, order_id: &str) -> Result<Option<String>, Error> {
+    let sql = "select customer_id from order_details where order_id = $1";
+    let rows: Vec<(String,)> = from.rows(sql, vec![order_id.into()]).await?;
+    Ok(rows.into_iter().next().map(|(owner,)| owner))
+}
+
 /// One order.
 pub async fn find(mut from: impl Read, order_id: &str) -> Result<Option<OrderDetails>, Error> {
     let sql = "select customer_id, version, view from order_details where order_id = $1";

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderName;
@@ -17,6 +18,22 @@ use crate::client::Client;
 
 /// How long a reply or a push may take.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A connection whose system keeps little of what is not read.
+async fn small(client: &Client) -> TcpStream {
+    let tcp = TcpSocket::new_v4().expect("a socket");
+    tcp.set_recv_buffer_size(16 * 1024).expect("a small buffer");
+    let address = client.base().trim_start_matches("http://").parse().expect("an address");
+    tcp.connect(address).await.expect("the process listens")
+}
+
+/// Sends a GET over such a connection, and leaves the answer where it is.
+pub async fn ask_and_read_nothing(client: &Client, path: &str, token: &str) -> TcpStream {
+    let mut tcp = small(client).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.expect("it is taken");
+    tcp
+}
 
 /// A connected client.
 pub struct Socket {
@@ -38,11 +55,8 @@ impl Socket {
 
     /// The same over a connection whose system keeps little of what is not read.
     pub async fn connect_slowly(client: &Client, token: &str) -> Self {
-        let tcp = TcpSocket::new_v4().expect("a socket");
-        tcp.set_recv_buffer_size(16 * 1024).expect("a small buffer");
-        let address = client.base().trim_start_matches("http://").parse().expect("an address");
-        let tcp = MaybeTlsStream::Plain(tcp.connect(address).await.expect("the process listens"));
-        let url = format!("ws://{address}/ws");
+        let tcp = MaybeTlsStream::Plain(small(client).await);
+        let url = format!("{}/ws", client.base().replacen("http", "ws", 1));
         let (stream, _) = tokio_tungstenite::client_async(url, tcp).await.expect("a WebSocket");
         let mut socket = Self::over(stream);
         socket.hello(token).await;

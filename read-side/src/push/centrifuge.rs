@@ -44,6 +44,8 @@ const FRAME_BYTES_READ_MAX: usize = 128 * 1024;
 /// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
 const READ_BUFFER_BYTES: usize = 512;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
+/// Bytes of changes after which commands and deadlines get their turn.
+const DELIVERED_AT_ONCE: usize = 256 * 1024;
 /// Channels of one connection, at most.
 const CHANNELS_MAX: usize = 128;
 /// How long a client may take to send `connect`.
@@ -337,14 +339,13 @@ impl Connection {
             tokio::select! {
                 () = &mut timer => self.due(socket).await?,
                 message = socket.recv() => match message {
-                    Some(Ok(Message::Text(text))) if text.trim() == "{}" => self.pong_by = None,
                     Some(Ok(Message::Text(text))) if text.len() > FRAME_BYTES_MAX => {
                         return Err(Some(close::TOO_LONG));
                     }
                     // Boxed: connections are many, and most of them are silent.
                     Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text, deliveries)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.took_nothing()?,
                     Some(Ok(Message::Close(_))) => {
                         // The answer to it is written already, and goes out.
                         let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
@@ -383,10 +384,7 @@ impl Connection {
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
             if line.trim() == "{}" {
                 self.pong_by = None;
-                // No more work than any other command.
-                if !self.is_allowed_another() {
-                    return Err(Some(close::BAD_REQUEST));
-                }
+                self.took_nothing()?;
                 continue;
             }
             if !line.trim_start().starts_with('{') {
@@ -437,6 +435,11 @@ impl Connection {
         let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
         self.allowance = ((left - 1.0).max(0.0), Instant::now());
         left >= 1.0
+    }
+
+    /// What asks for nothing is no more welcome than any other command.
+    fn took_nothing(&mut self) -> Handled<()> {
+        if self.is_allowed_another() { Ok(()) } else { Err(Some(close::BAD_REQUEST)) }
     }
 
     /// The reply's field, as JSON text.
@@ -627,14 +630,17 @@ impl Connection {
         Ok(reply)
     }
 
-    /// Sends what is queued: written one after the other, flushed once.
+    /// Sends what is queued: written one after the other, flushed once; not so much that commands and deadlines would have
+    /// to wait.
     async fn deliver(&mut self, socket: &mut WebSocket, first: Delivery, queued: &mut Deliveries) -> Handled<()> {
         let mut next = Some(first);
+        let mut bytes = 0;
         while let Some(delivery) = next {
             if let Some(frame) = self.frame(&delivery)? {
+                bytes += frame.len();
                 socket.feed(Message::Text(frame)).await.map_err(|_| None)?;
             }
-            next = queued.try_next();
+            next = if bytes < DELIVERED_AT_ONCE { queued.try_next() } else { None };
         }
         socket.flush().await.map_err(|_| None)
     }

@@ -11,8 +11,7 @@ use futures::future::BoxFuture;
 use platform::auth::Principal;
 use projections::order::ORDER;
 use projections::{customers, order_details, order_summaries, sales};
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::push::publication::Publication;
 use crate::push::session::RECOVERED_MAX;
@@ -59,8 +58,11 @@ impl From<Error> for Refused {
 /// Orders whose streams hold what a channel missed; `None` where that is too much to look through.
 pub type Missed = Option<Vec<String>>;
 
+/// What a snapshot shows: `view` or `items`, and its JSON text. It may be large, so it is not taken apart.
+pub type Shown = (&'static str, String);
+
 type Allows = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
-type Snapshot = for<'a> fn(&'a ReadSide, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Value, Error>>;
+type Snapshot = for<'a> fn(&'a ReadSide, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Shown, Error>>;
 type Orders = for<'a> fn(&'a ReadSide, &'a str, i64, i64) -> BoxFuture<'a, Result<Missed, Error>>;
 
 /// A kind of channel.
@@ -192,32 +194,32 @@ fn is_id(id: &str) -> bool {
 }
 
 async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Refused> {
-    let mut order = order_details::find(state.store.db(), id).await?;
-    if order.is_none() {
+    let mut owner = order_details::owner(state.store.db(), id).await?;
+    if owner.is_none() {
         // Perhaps it was created a moment ago.
         let (name, head) = (order_details::PROJECTION.name, state.store.head().await?);
         if state.progress.position(name) < head {
             let position = state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
-            order = order_details::find(state.store.db(), id).await?;
-            if order.is_none() && position < head {
+            owner = order_details::owner(state.store.db(), id).await?;
+            if owner.is_none() && position < head {
                 return Err(Refused::Behind);
             }
         }
     }
-    Ok(order.is_some_and(|order| principal.may_see(&order.customer_id)))
+    Ok(owner.is_some_and(|owner| principal.may_see(&owner)))
 }
 
-async fn order(tx: &mut Tx, id: &str) -> Result<Value, Error> {
-    let view = order_details::find(tx, id).await?.and_then(|order| RawValue::from_string(order.view).ok());
-    Ok(json!({"view": view}))
+async fn order(tx: &mut Tx, id: &str) -> Result<Shown, Error> {
+    let order = order_details::find(tx, id).await?;
+    Ok(("view", order.map_or_else(|| "null".to_owned(), |order| order.view)))
 }
 
-async fn customer(tx: &mut Tx, id: &str) -> Result<Value, Error> {
-    Ok(json!({"view": customers::find(tx, id).await?}))
+async fn customer(tx: &mut Tx, id: &str) -> Result<Shown, Error> {
+    Ok(("view", text(&customers::find(tx, id).await?)))
 }
 
 /// The orders placed last.
-async fn orders(tx: &mut Tx) -> Result<Value, Error> {
+async fn orders(tx: &mut Tx) -> Result<Shown, Error> {
     let query = order_summaries::Query {
         status: None,
         customer_id: None,
@@ -232,16 +234,21 @@ async fn orders(tx: &mut Tx) -> Result<Value, Error> {
         limit: 50,
         after: None,
     };
-    Ok(json!({"items": order_summaries::list(tx, &query).await?.0}))
+    Ok(("items", text(&order_summaries::list(tx, &query).await?.0)))
 }
 
-async fn sales_by_day(tx: &mut Tx) -> Result<Value, Error> {
-    Ok(json!({"items": sales::report(tx, sales::Dimension::Day, None, None).await?}))
+async fn sales_by_day(tx: &mut Tx) -> Result<Shown, Error> {
+    Ok(("items", text(&sales::report(tx, sales::Dimension::Day, None, None).await?)))
 }
 
 /// How the projections stand.
-pub async fn projections(state: &ReadSide) -> Result<Value, Error> {
-    Ok(json!({"items": state.progress.status(&state.store).await?.0}))
+pub async fn projections(state: &ReadSide) -> Result<Shown, Error> {
+    Ok(("items", text(&state.progress.status(&state.store).await?.0)))
+}
+
+fn text(shown: &impl Serialize) -> String {
+    // Structs of texts and numbers always serialize.
+    serde_json::to_string(shown).unwrap_or_default()
 }
 
 fn is_confirmation(event: &RecordedEvent) -> bool {

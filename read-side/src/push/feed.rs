@@ -33,6 +33,9 @@ const REST_MAX: Duration = Duration::from_millis(25);
 /// How long changes wait for those who have not read the ones before, and how often that is looked at.
 const CROWDED_MAX: Duration = Duration::from_millis(20);
 const CROWDED_LOOK: Duration = Duration::from_millis(2);
+/// How long they wait for them at once, and which part of the time: others shall not notice it.
+const PATIENCE_MAX: Duration = Duration::from_millis(300);
+const PATIENCE_PART: u32 = 20;
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 
@@ -57,8 +60,8 @@ pub async fn tell_projections(state: ReadSide) {
             continue;
         }
         match projections(&state).await {
-            Ok(now) => {
-                let now = now.to_string();
+            Ok((field, items)) => {
+                let now = format!(r#"{{"{field}":{items}}}"#);
                 if told != now {
                     state.hub.pass(PROJECTIONS, "pub", now.clone(), false);
                     told = now;
@@ -71,7 +74,8 @@ pub async fn tell_projections(state: ReadSide) {
 
 async fn follow(state: &ReadSide) {
     let room = ORDERS_IN_MEMORY_MAX as u64 * BYTES_PER_ORDER;
-    let mut feed = Feed { state, orders: Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByBytes) };
+    let orders = Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByBytes);
+    let mut feed = Feed { state, orders, patience: PATIENCE_MAX, counted: Instant::now() };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
     // listens, the feed need not read: it begins there.
     let mut position = state.progress.slowest();
@@ -111,6 +115,9 @@ async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) ->
 struct Feed<'a> {
     state: &'a ReadSide,
     orders: Cache<String, Arc<OrderState>, ByBytes>,
+    /// How long readers may be waited for now, and when that was counted.
+    patience: Duration,
+    counted: Instant,
 }
 
 impl Feed<'_> {
@@ -159,17 +166,21 @@ impl Feed<'_> {
     }
 
     /// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
-    async fn rest(&self, reached: usize) {
+    async fn rest(&mut self, reached: usize) {
         match reached {
             0 => {}
             1..FEW => tokio::task::yield_now().await,
             many => tokio::time::sleep((SENT_WITHIN * many as u32).min(REST_MAX)).await,
         }
         // Changes fill a queue faster than a client can read them.
-        let until = Instant::now() + CROWDED_MAX;
-        while reached > 0 && self.state.hub.is_crowded() && Instant::now() < until {
+        let now = Instant::now();
+        self.patience = (self.patience + (now - self.counted) / PATIENCE_PART).min(PATIENCE_MAX);
+        let wait = self.patience.min(CROWDED_MAX);
+        while reached > 0 && now.elapsed() < wait && self.state.hub.is_crowded() {
             tokio::time::sleep(CROWDED_LOOK).await;
         }
+        self.patience = self.patience.saturating_sub(now.elapsed());
+        self.counted = Instant::now();
     }
 
     /// Waits until every read model has a position.

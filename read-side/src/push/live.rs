@@ -19,8 +19,8 @@ use platform::auth::{Principal, forbidden};
 use platform::problem::Problem;
 use platform::request_id;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -48,6 +48,9 @@ const WAIT: u64 = 25;
 const WAIT_MAX: u64 = 60;
 /// How often a poll tells again what is in no log.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(1);
+
+/// Of a large answer, what is handed out at once.
+const PIECE_BYTES: usize = 64 * 1024;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx to pass on what it gets.
@@ -136,9 +139,8 @@ impl Event {
         Self { event: passing.event, channel: Some(passing.channel.clone()), offset: None, prev: None, data }
     }
 
-    fn other(event: &'static str, channel: Option<Arc<str>>, data: &Value) -> Self {
-        // A value always serializes.
-        let data = serde_json::value::to_raw_value(data).unwrap_or_default();
+    fn other(event: &'static str, channel: Option<Arc<str>>, data: String) -> Self {
+        let data = RawValue::from_string(data).unwrap_or_default();
         Self { event, channel, offset: None, prev: None, data }
     }
 }
@@ -172,7 +174,7 @@ async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> 
     // What is no cursor of ours is answered with a reset: an EventSource cannot be told to forget its id.
     let after = after.filter(|id| !id.is_empty()).map(|id| id.parse().ok());
     let (merged, opened) = asked.open(&state, after.clone().flatten().as_ref()).await?;
-    let starts = Starts::new(&state, &opened, after.is_some());
+    let starts = Starts::new(&state, opened, after.is_some());
     let mut stream = Live {
         cursor: starts.cursor,
         merged,
@@ -216,7 +218,7 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
         ),
     };
     let (mut merged, opened) = asked.open(&state, after.as_ref()).await?;
-    let mut starts = Starts::new(&state, &opened, after.is_some());
+    let mut starts = Starts::new(&state, opened, after.is_some());
     // What is in no log comes as a snapshot every time: not sooner than it may have changed.
     let only_unlogged = after.is_some() && starts.are_unlogged();
     let until = if only_unlogged { until.min(now + UNLOGGED_EVERY) } else { until };
@@ -252,8 +254,25 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     }
     let cursor = Cursor { epoch: state.store.incarnation().to_owned(), position: starts.cursor };
     let polled = Polled { cursor: cursor.to_string(), events: starts.events };
-    let headers = [(CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-    Ok((headers, axum::Json(polled)).into_response())
+    // Texts and numbers always serialize.
+    let text = Bytes::from(serde_json::to_vec(&polled).unwrap_or_default());
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, held_until_sent(text, asked.place)).into_response())
+}
+
+/// A body during which a client has its place: who does not read its answers shall not get many.
+fn held_until_sent(text: Bytes, place: Place) -> Body {
+    if text.len() <= PIECE_BYTES {
+        return text.into();
+    }
+    let pieces = futures::stream::unfold((text, place), async |(mut text, place)| {
+        let piece = text.split_to(PIECE_BYTES.min(text.len()));
+        (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), (text, place)))
+    });
+    Body::from_stream(pieces)
 }
 
 /// A request for channels.
@@ -342,7 +361,7 @@ fn refused((channel, refused): (String, Refused)) -> Problem {
         }
         Refused::TooMuch => {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "These channels begin with too much")
-                .detail("What several channels of one request begin with may have 2 MiB: open fewer of them at once.")
+                .detail("What several channels of one request begin with may have 1 MiB: open fewer of them at once.")
         }
         Refused::Unavailable(error) => unavailable(error),
     }
@@ -368,25 +387,27 @@ impl Starts {
     }
 
     /// `resuming` says that there was a cursor: then snapshots are what could not be avoided.
-    fn new(state: &ReadSide, opened: &[Opened], resuming: bool) -> Self {
+    fn new(state: &ReadSide, opened: Vec<Opened>, resuming: bool) -> Self {
+        let cursor = opened.iter().map(|opened| opened.position).min().unwrap_or(0);
         let mut events = Vec::new();
         let mut changes = Vec::new();
         for Opened { channel, start, .. } in opened {
             match start {
-                Start::Snapshot(data) => events.push(Event::other("snapshot", Some(channel.clone()), data)),
-                Start::Recovered(recovered) => changes.extend(recovered.iter().map(|change| (channel, change))),
+                Start::Snapshot(data) => events.push(Event::other("snapshot", Some(channel), data)),
+                Start::Recovered(recovered) => {
+                    changes.extend(recovered.into_iter().map(|change| (channel.clone(), change)));
+                }
             }
         }
         let lost =
             |event: &Event| event.channel.clone().filter(|name| find(name).is_ok_and(|(kind, _)| !kind.is_in_no_log()));
         let channels: Vec<_> = events.iter().filter_map(lost).collect();
         if resuming && !channels.is_empty() {
-            let why = json!({"channels": channels, "epoch": state.store.incarnation()});
-            events.insert(0, Event::other("reset", None, &why));
+            let why = json!({"channels": channels, "epoch": state.store.incarnation()}).to_string();
+            events.insert(0, Event::other("reset", None, why));
         }
         changes.sort_by_key(|(_, (_, change))| change.position);
-        events.extend(changes.into_iter().map(|(channel, change)| Event::change(channel, change)));
-        let cursor = opened.iter().map(|opened| opened.position).min().unwrap_or(0);
+        events.extend(changes.iter().map(|(channel, change)| Event::change(channel, change)));
         Self { events, cursor }
     }
 }

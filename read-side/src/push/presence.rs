@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -30,7 +30,7 @@ const REST: Duration = Duration::from_millis(50);
 const TOLD_AT_ONCE: usize = 2_000;
 
 /// A client of a channel.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Seat {
     channel: Arc<str>,
     client: Arc<str>,
@@ -66,8 +66,8 @@ type Clients = HashMap<Arc<str>, (Arc<str>, Option<Instant>)>;
 #[derive(Default)]
 struct Seats {
     channels: HashMap<Arc<str>, Clients>,
-    /// What the other processes have not been told.
-    untold: Told,
+    /// What the other processes have not been told: of each client of a channel, whether it is there.
+    untold: HashMap<Seat, bool>,
     /// The users that are shown, and since when they are gone.
     shown: HashMap<Arc<str>, HashMap<Arc<str>, Option<Instant>>>,
 }
@@ -90,7 +90,7 @@ impl Presence {
         let seat = Seat { channel: channel.clone(), client: client.clone(), user: user.into() };
         let mut seats = self.lock();
         seats.take(&seat, None);
-        seats.untold.here.push(seat.clone());
+        seats.untold.insert(seat.clone(), true);
         drop(seats);
         self.0.moved.notify_one();
         Present { presence: self.clone(), seat }
@@ -123,9 +123,14 @@ impl Presence {
         loop {
             tokio::select! {
                 Some(message) = told.next() => {
-                    if let Ok(message) = serde_json::from_slice::<Told>(&message) && message.process != this.0.process {
-                        tell_at = if message.asks { Instant::now() } else { tell_at };
-                        this.hear(message);
+                    // All that have come: others may tell more often than this looks.
+                    let mut next = Some(message);
+                    while let Some(message) = next {
+                        if let Ok(message) = serde_json::from_slice::<Told>(&message) && message.process != this.0.process {
+                            tell_at = if message.asks { Instant::now() } else { tell_at };
+                            this.hear(message);
+                        }
+                        next = told.next().now_or_never().flatten();
                     }
                 }
                 () = this.0.moved.notified() => {}
@@ -156,7 +161,10 @@ impl Presence {
     /// What the others have to be told now: what changed, and, every few seconds, all.
     fn untold(&self, tell_at: &mut Instant) -> Vec<Told> {
         let mut seats = self.lock();
-        let mut told = std::mem::take(&mut seats.untold);
+        let mut told = Told::default();
+        for (seat, is_here) in std::mem::take(&mut seats.untold) {
+            if is_here { &mut told.here } else { &mut told.left }.push(seat);
+        }
         if Instant::now() >= *tell_at {
             *tell_at = Instant::now() + TELL_EVERY;
             told.here = seats.own();
@@ -254,7 +262,7 @@ impl Drop for Present {
     fn drop(&mut self) {
         let mut seats = self.presence.lock();
         seats.leave(&self.seat);
-        seats.untold.left.push(self.seat.clone());
+        seats.untold.insert(self.seat.clone(), false);
         drop(seats);
         self.presence.0.moved.notify_one();
     }
@@ -285,6 +293,24 @@ mod tests {
         assert_eq!(users(presence.changes()), Vec::<String>::new());
         tokio::time::advance(GRACE).await;
         assert_eq!(users(presence.changes()), ["order:a leave ada"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_and_goes_at_once_is_where_they_were_last() {
+        let (here, there) = (Presence::default(), Presence::default());
+        let (channel, client): (Arc<str>, Arc<str>) = ("order:a".into(), "9".into());
+        let mut at = Instant::now() + TELL_EVERY;
+        let mut bob = there.enter(&channel, &client, "bob");
+        for _ in 0..2 {
+            drop(bob);
+            bob = there.enter(&channel, &client, "bob");
+        }
+        there.untold(&mut at).into_iter().for_each(|told| here.hear(told));
+        assert_eq!(here.count("order:a"), (1, 1));
+        drop(there.enter(&channel, &"10".into(), "eve"));
+        drop(bob);
+        there.untold(&mut at).into_iter().for_each(|told| here.hear(told));
+        assert_eq!(here.count("order:a"), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

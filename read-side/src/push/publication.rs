@@ -62,6 +62,11 @@ impl Publication {
         Ok((Self { position: event.position, data, before, after: after.clone(), recorded, patched }, after))
     }
 
+    /// About how many bytes it has: its text, and the order that it was made of.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.after.bytes()
+    }
+
     /// Whether there is an order to tell of.
     pub fn has_order(&self) -> bool {
         self.after.exists()
@@ -177,9 +182,9 @@ impl Batch {
         self.changes.last().map_or(0, |(_, publication)| publication.position)
     }
 
-    /// Bytes of its data.
+    /// About how many bytes wait with it.
     pub fn bytes(&self) -> usize {
-        self.changes.iter().map(|(_, publication)| publication.data.len()).sum()
+        self.changes.iter().map(|(_, publication)| publication.bytes()).sum()
     }
 
     /// All of it as one frame of the Centrifuge protocol.
@@ -190,7 +195,8 @@ impl Batch {
 
     /// The changes after a position, as one frame.
     pub fn frame_after(&self, position: i64, patched: bool) -> Utf8Bytes {
-        let mut frame = String::with_capacity(self.bytes() + self.changes.len() * 128);
+        let data: usize = self.changes.iter().map(|(_, publication)| publication.data.len()).sum();
+        let mut frame = String::with_capacity(data + self.changes.len() * 128);
         for (previous, publication) in self.changes.iter().filter(|(_, change)| change.position > position) {
             if !frame.is_empty() {
                 frame.push('\n');

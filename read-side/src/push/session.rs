@@ -12,7 +12,6 @@ use futures::future::BoxFuture;
 use platform::auth::Principal;
 use projections::order::{ORDER, OrderState};
 use projections::{dead_letters, generation, order_summaries};
-use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::push::allowance::FOLDED_MAX;
@@ -27,7 +26,7 @@ pub const RECOVERED_MAX: i64 = 300;
 const RECOVERED_BYTES_MAX: usize = 256 * 1024;
 
 /// Bytes with which several channels of one request may begin.
-const START_BYTES_MAX: usize = 2 * 1024 * 1024;
+const START_BYTES_MAX: usize = 1024 * 1024;
 
 /// Events that are folded before others get their turn.
 const FOLDED_AT_ONCE: usize = 500;
@@ -79,8 +78,8 @@ pub struct Opened {
 
 /// What a listener gets first.
 pub enum Start {
-    /// How it is now.
-    Snapshot(Value),
+    /// How it is now: JSON text.
+    Snapshot(String),
     /// What it missed, in order.
     Recovered(Vec<Change>),
 }
@@ -181,20 +180,14 @@ async fn starts(
             } else if position < queued {
                 return Err(Refused::Behind);
             }
-            let mut data = json!({"type": "snapshot"});
-            let shown = (channel.snapshot)(state, &mut tx, id).await?;
-            if let (Value::Object(data), Value::Object(shown)) = (&mut data, shown) {
-                data.extend(shown);
-                data.insert("position".to_owned(), position.into());
-            }
-            if channels.len() > 1 {
-                bytes += serde_json::to_vec(&data).map_or(0, |text| text.len());
-                if bytes > START_BYTES_MAX {
-                    if after.take().is_some() {
-                        continue 'again;
-                    }
-                    return Err(Refused::TooMuch);
+            let (field, shown) = (channel.snapshot)(state, &mut tx, id).await?;
+            let data = format!(r#"{{"type":"snapshot","{field}":{shown},"position":{position}}}"#);
+            bytes += data.len();
+            if bytes > START_BYTES_MAX && channels.len() > 1 {
+                if after.take().is_some() {
+                    continue 'again;
                 }
+                return Err(Refused::TooMuch);
             }
             starts.push((position, Start::Snapshot(data)));
             seen = Some((tx, serving));

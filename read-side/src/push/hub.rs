@@ -16,7 +16,7 @@ use crate::push::connections::{End, Ender};
 use crate::push::metrics::METRICS;
 use crate::push::publication::{Batch, Publication};
 
-/// Changes that may wait for one connection.
+/// Messages that may wait for one connection; one holds the changes of a channel that were published together.
 pub const QUEUE_MESSAGES_MAX: usize = 256;
 /// Bytes that may wait for one connection, whatever waits for others.
 pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -46,11 +46,10 @@ pub struct Passing {
 }
 
 impl Delivery {
-    /// Messages and bytes of it.
-    fn weight(&self) -> (usize, usize) {
+    fn bytes(&self) -> usize {
         match self {
-            Self::Changes(batch) => (batch.changes.len(), batch.bytes()),
-            Self::Passing(passing) => (1, passing.data.len()),
+            Self::Changes(batch) => batch.bytes(),
+            Self::Passing(passing) => passing.data.len(),
         }
     }
 }
@@ -71,7 +70,6 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     deliveries: VecDeque<Delivery>,
-    messages: usize,
     bytes: usize,
     /// Since when the hub waits for its reader, who has taken nothing since.
     awaited: Option<Instant>,
@@ -93,7 +91,7 @@ impl Shared {
 
 impl Waiting {
     fn is_much(&self, bytes_count: bool) -> bool {
-        self.messages > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > QUEUE_BYTES_MAX)
+        self.deliveries.len() > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > QUEUE_BYTES_MAX)
     }
 
     fn close(&mut self) {
@@ -103,18 +101,16 @@ impl Waiting {
 
 impl Queue {
     /// Whether much waits now.
-    fn push(&self, delivery: Delivery, (messages, bytes): (usize, usize)) -> bool {
+    fn push(&self, delivery: Delivery, bytes: usize) -> bool {
         let mut waiting = self.0.lock();
         if waiting.closed {
             return false;
         }
-        // An empty queue takes whatever comes.
-        if waiting.messages > 0 && waiting.messages + messages > QUEUE_MESSAGES_MAX {
+        if waiting.deliveries.len() == QUEUE_MESSAGES_MAX {
             drop(waiting);
             self.cut_off();
             return false;
         }
-        waiting.messages += messages;
         waiting.bytes += bytes;
         waiting.deliveries.push_back(delivery);
         let is_much = waiting.is_much(true);
@@ -156,9 +152,7 @@ impl Deliveries {
     pub fn try_next(&mut self) -> Option<Delivery> {
         let mut waiting = self.0.lock();
         let delivery = waiting.deliveries.pop_front()?;
-        let (messages, bytes) = delivery.weight();
-        waiting.messages -= messages;
-        waiting.bytes -= bytes;
+        waiting.bytes -= delivery.bytes();
         waiting.awaited = None;
         Some(delivery)
     }
@@ -376,9 +370,9 @@ impl Channels {
 impl Channel {
     /// Whether much waits for somebody now.
     fn queue(&self, delivery: &Delivery, staff_only: bool) -> bool {
-        let weight = delivery.weight();
+        let bytes = delivery.bytes();
         let subscribers = self.subscribers.values().filter(|subscriber| subscriber.staff || !staff_only);
-        subscribers.fold(false, |much, subscriber| subscriber.queue.push(delivery.clone(), weight) | much)
+        subscribers.fold(false, |much, subscriber| subscriber.queue.push(delivery.clone(), bytes) | much)
     }
 }
 
@@ -485,7 +479,7 @@ pub(super) mod tests {
         end.try_next();
         publish(QUEUE_MESSAGES_MAX as i64);
         assert!(hub.is_crowded(), "it reads");
-        while end.0.lock().messages > QUEUE_MESSAGES_MAX / 2 {
+        while end.0.lock().deliveries.len() > QUEUE_MESSAGES_MAX / 2 {
             end.try_next();
         }
         assert!(!hub.is_crowded());

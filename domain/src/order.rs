@@ -314,7 +314,16 @@ impl Error {
 
 // ---- decide ----
 
+/// About how many bytes a line takes in memory.
+const BYTES_PER_LINE: usize = 240;
+
 impl Order {
+    /// About how many bytes it takes in memory: what caches go by.
+    pub fn bytes(&self) -> usize {
+        let attributes: usize = self.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        attributes + self.lines.len() * BYTES_PER_LINE
+    }
+
     /// The events that the command makes of this state. They are not applied here. A command that changes nothing
     /// succeeds with no event.
     ///

@@ -5,10 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
 use cqrs_es::{Aggregate, DomainEvent};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 use crate::error::Error;
 use crate::log::Database;
 use crate::metrics::{HITS, MISSES};
+use crate::settings::Settings;
 use crate::store::Store;
 use crate::upcast::{Upcasters, lift_serialized};
 
@@ -24,16 +27,35 @@ pub struct Loaded<A> {
 /// too; an append on a stale version is refused, so staleness costs a retry and never an event.
 pub struct Aggregates<A: Aggregate> {
     store: Store,
-    cache: quick_cache::sync::Cache<String, Arc<Loaded<A>>>,
+    cache: Cache<String, Arc<Loaded<A>>, ByBytes<A>>,
     snapshot_every_events: i64,
+}
+
+/// Bytes for which each aggregate has room in the cache; a larger one takes the place of several.
+const BYTES_PER_AGGREGATE: usize = 4_096;
+
+struct ByBytes<A>(fn(&A) -> usize);
+
+impl<A> Clone for ByBytes<A> {
+    fn clone(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl<A> Weighter<String, Arc<Loaded<A>>> for ByBytes<A> {
+    fn weight(&self, _: &String, loaded: &Arc<Loaded<A>>) -> u64 {
+        (self.0)(&loaded.state).max(BYTES_PER_AGGREGATE) as u64
+    }
 }
 
 impl<A: Aggregate + Clone + 'static> Aggregates<A>
 where
     A::Event: DomainEvent,
 {
-    pub(crate) fn new(store: Store, cache_max: usize, snapshot_every_events: i64) -> Self {
-        Self { store, cache: quick_cache::sync::Cache::new(cache_max), snapshot_every_events }
+    pub(crate) fn new(store: Store, settings: &Settings, bytes: fn(&A) -> usize) -> Self {
+        let most = settings.cache_aggregates_max;
+        let cache = Cache::with_weighter(most, most.saturating_mul(BYTES_PER_AGGREGATE) as u64, ByBytes(bytes));
+        Self { store, cache, snapshot_every_events: settings.snapshot_every_events }
     }
 
     /// The aggregate as last seen in this process, if it is hot.

@@ -143,10 +143,9 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Aggregates of one kind, with a cache of the hot ones.
-    pub fn aggregates<A: Aggregate + Clone + 'static>(&self) -> Aggregates<A> {
-        let settings = &self.inner.settings;
-        Aggregates::new(self.clone(), settings.cache_aggregates_max, settings.snapshot_every_events)
+    /// Aggregates of one kind, with a cache of the hot ones; `bytes` says about how many one takes in memory.
+    pub fn aggregates<A: Aggregate + Clone + 'static>(&self, bytes: fn(&A) -> usize) -> Aggregates<A> {
+        Aggregates::new(self.clone(), &self.inner.settings, bytes)
     }
 
     /// Position of the last event.

@@ -234,7 +234,7 @@ async fn streams_and_log_agree(backend: Backend) {
 }
 
 async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
-    let counters = backend.store.aggregates::<Counter>();
+    let counters = backend.store.aggregates::<Counter>(|_| 0);
     let mut state = Counter::default();
     for version in 0..12 {
         let appended = backend.store.append(append("a", version, &[version])).await.unwrap();
@@ -242,13 +242,13 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
         counters.keep("a", state.clone(), appended.version, 1).await;
     }
     assert_eq!(counters.cached("a").unwrap().version, 12);
-    let loaded = backend.store.aggregates::<Counter>().load("a").await.unwrap();
+    let loaded = backend.store.aggregates::<Counter>(|_| 0).load("a").await.unwrap();
     assert_eq!((&loaded.state, loaded.version), (&state, 12));
-    assert_eq!(backend.store.aggregates::<Counter>().load("none").await.unwrap().version, 0);
+    assert_eq!(backend.store.aggregates::<Counter>(|_| 0).load("none").await.unwrap().version, 0);
 }
 
 async fn a_stale_cache_costs_a_conflict_and_no_event(backend: Backend) {
-    let (here, there) = (backend.store.aggregates::<Counter>(), backend.store.aggregates::<Counter>());
+    let (here, there) = (backend.store.aggregates::<Counter>(|_| 0), backend.store.aggregates::<Counter>(|_| 0));
     backend.store.append(append("a", 0, &[1])).await.unwrap();
     here.load("a").await.unwrap();
     let elsewhere = there.load("a").await.unwrap();
@@ -293,7 +293,7 @@ async fn foreign_rows_get_positions(backend: Backend) {
     assert_eq!(log.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(log.iter().all(|event| event.recorded_at > 0));
     assert_eq!(log.iter().map(|event| event.id()).collect::<HashSet<_>>().len(), 4);
-    assert_eq!(backend.store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 121);
+    assert_eq!(backend.store.aggregates::<Counter>(|_| 0).load("a").await.unwrap().state.sum, 121);
 }
 
 async fn a_subscription_sees_everything_once(backend: Backend) {
@@ -368,7 +368,7 @@ async fn an_old_version_is_lifted_whoever_reads_it(backend: Backend) {
         let [event] = &events[..] else { panic!("{events:?}") };
         assert_eq!((&*event.event_version, &*event.payload), ("1", r#"{"Added":{"by":5}}"#));
     }
-    assert_eq!(store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 5);
+    assert_eq!(store.aggregates::<Counter>(|_| 0).load("a").await.unwrap().state.sum, 5);
     let stored = store.read_stored(0, 10).await.unwrap();
     assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
 }

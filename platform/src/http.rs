@@ -34,7 +34,7 @@ use tower::Service;
 use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
-use crate::metrics::Active;
+use crate::metrics::{self, Active};
 use crate::problem::Problem;
 use crate::proxies::Proxies;
 use crate::request_id::{Context, X_REQUEST_ID};
@@ -128,6 +128,7 @@ impl Default for Door {
 impl Door {
     fn turn_away(&mut self, mut stream: TcpStream, connections_max: usize) {
         self.turned_away += 1;
+        metrics::turned_away();
         if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             tracing::warn!(connections_max, turned_away = self.turned_away, "connections are turned away");
             (self.said, self.turned_away) = (Some(Instant::now()), 0);

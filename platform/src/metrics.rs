@@ -37,6 +37,7 @@ static ACTIVE: AtomicI64 = AtomicI64::new(0);
 /// Sendings over OTLP that failed.
 static OTLP_FAILURES: OnceLock<Counter<u64>> = OnceLock::new();
 /// There once metrics run: the provider itself logs while it is set, and must not be asked for by that.
+static TURNED_AWAY: OnceLock<Counter<u64>> = OnceLock::new();
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
 /// Starts counting, for `/metrics` and, where there is a sender, for OTLP. `None` when it runs already.
@@ -65,7 +66,20 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
         .build();
     failures.add(0, &[]);
     let _ = OTLP_FAILURES.set(failures);
+    let turned_away = global::meter("docket")
+        .u64_counter("docket.http.turned_away")
+        .with_description("Connections for which there was no place.")
+        .build();
+    turned_away.add(0, &[]);
+    let _ = TURNED_AWAY.set(turned_away);
     Some(provider)
+}
+
+/// Counts a connection for which there was no place.
+pub(crate) fn turned_away() {
+    if let Some(counter) = TURNED_AWAY.get() {
+        counter.add(1, &[]);
+    }
 }
 
 /// `GET /metrics`, in Prometheus's text format.

@@ -69,8 +69,6 @@ pub struct OrderState {
 
 /// Bytes that an order is taken to have, where room for a number of orders is made.
 pub const BYTES_PER_ORDER: u64 = 4_096;
-/// About what a line takes.
-const BYTES_PER_LINE: usize = 240;
 
 /// What an order weighs in a cache, in bytes: a large one takes the place of several.
 #[derive(Clone)]
@@ -78,7 +76,7 @@ pub struct ByBytes;
 
 impl Weighter<String, Arc<OrderState>> for ByBytes {
     fn weight(&self, _: &String, state: &Arc<OrderState>) -> u64 {
-        (state.bytes() as u64).max(BYTES_PER_ORDER)
+        (state.order.bytes() as u64).max(BYTES_PER_ORDER)
     }
 }
 
@@ -92,12 +90,6 @@ pub fn occurred_at(event: &RecordedEvent) -> i64 {
 }
 
 impl OrderState {
-    /// About how many bytes it has.
-    pub fn bytes(&self) -> usize {
-        let attributes: usize = self.order.attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        attributes + self.order.lines.len() * BYTES_PER_LINE
-    }
-
     /// Folds one event.
     ///
     /// # Errors

@@ -108,7 +108,7 @@ impl WriteSide {
     /// Over a store, for the principals that the authenticator knows.
     pub fn new(store: Store, authenticator: Authenticator, stop: CancellationToken) -> Self {
         let inner = Inner {
-            orders: store.aggregates(),
+            orders: store.aggregates(Order::bytes),
             store,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             in_flight: InFlight::default(),

@@ -64,7 +64,7 @@ impl Publication {
 
     /// About how many bytes it has: its text, and the order that it was made of.
     pub fn bytes(&self) -> usize {
-        self.data.len() + self.after.bytes()
+        self.data.len() + self.after.order.bytes()
     }
 
     /// Whether there is an order to tell of.

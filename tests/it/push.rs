@@ -1,9 +1,10 @@
 //! The push layer's promise: who comes back with a position misses nothing and sees nothing twice, whatever died in
 //! between, on whichever process it lands.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, Stream, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Client, signed, token};
@@ -16,6 +17,7 @@ use tests::system::{Mode, TestSystem};
 tests::stories![
     a_socket_goes_on_from_the_log,
     a_stream_and_a_poll_go_on_from_the_log,
+    a_stream_is_cut_between_the_events_of_one_change,
     a_poll_of_large_changes_misses_nothing,
     what_was_missed_may_be_more_than_there_is,
     large_orders_take_no_memory,
@@ -214,6 +216,61 @@ async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count
         }
     }
     ids
+}
+
+/// A change is told on each of its channels, one after the other: who is cut off in between gets the rest.
+async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
+    create(&system, "o-1", "ada").await;
+    add(&system, "o-1", "pen").await;
+    system.settled().await;
+    let channels = ["order:o-1", "customer:ada", "orders", "reports:sales"];
+    let query = channels.map(|channel| format!("channel={channel}")).join("&");
+    let first = system.get(&format!("/v1/poll?{query}&wait=0")).send().await.expect(200).json();
+    let start = first["cursor"].as_str().expect("a cursor").to_owned();
+    let mut live = events(system.reader(), &query, &start);
+    let added = add(&system, "o-1", "ink").await;
+    let confirmed = system.post("/v1/orders/o-1/confirm").send().await.expect(200).position();
+    let told: Vec<_> = channels.iter().take(3).map(|channel| (added, *channel)).collect();
+    let all = [told, channels.map(|channel| (confirmed, channel)).to_vec()].concat();
+    let seen: Vec<_> = live.by_ref().take(all.len()).collect().await;
+    let names = |events: &[(String, u64, String)]| -> Vec<(u64, String)> {
+        events.iter().map(|(_, position, channel)| (*position, channel.clone())).collect()
+    };
+    let expected: Vec<_> = all.iter().map(|(position, channel)| (*position, (*channel).to_owned())).collect();
+    assert_eq!(names(&seen), expected);
+    for (at, (id, _, _)) in seen.iter().enumerate() {
+        let rest: Vec<_> = events(system.reader(), &query, id).take(all.len() - at - 1).collect().await;
+        assert_eq!(names(&rest), expected[at + 1..], "after {id}");
+        // And of a part of its channels.
+        let fewer: Vec<_> =
+            expected[at + 1..].iter().filter(|(_, channel)| channel.starts_with("or")).cloned().collect();
+        let query = "channel=orders&channel=order:o-1";
+        let rest: Vec<_> = events(system.reader(), query, id).take(fewer.len()).collect().await;
+        assert_eq!(names(&rest), fewer, "after {id}");
+    }
+}
+
+/// The changes of a stream that goes on after an id: the id, the position and the channel of each.
+fn events(client: &Client, query: &str, id: &str) -> Pin<Box<dyn Stream<Item = (String, u64, String)>>> {
+    let url = format!("{}/v1/live?{query}", client.base());
+    let request = reqwest::Client::new().get(url).bearer_auth(token("clerk", "staff")).header("last-event-id", id);
+    let body = async { request.send().await.expect("an answer").error_for_status().expect("200").bytes_stream() };
+    let text =
+        body.flatten_stream().map(|bytes| String::from_utf8(bytes.expect("it goes on").to_vec()).expect("UTF-8"));
+    let blocks = text.scan(String::new(), |held, text| {
+        held.push_str(&text);
+        let whole: Vec<_> = held.split("\n\n").map(str::to_owned).collect();
+        let (rest, blocks) = whole.split_last().expect("one at least");
+        *held = rest.clone();
+        std::future::ready(Some(futures::stream::iter(blocks.to_vec())))
+    });
+    let change = |block: String| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        let data: Value = serde_json::from_str(&field("data: ")?).expect("JSON");
+        assert_eq!(data["event"], "pub", "{data}");
+        Some((field("id: ")?, data["offset"].as_u64()?, data["channel"].as_str()?.to_owned()))
+    };
+    Box::pin(blocks.flatten().filter_map(move |block| std::future::ready(change(block))))
 }
 
 async fn every_transport_survives_a_crash(mut system: TestSystem) {

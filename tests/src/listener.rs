@@ -216,7 +216,8 @@ impl Run {
 
     /// A cursor says how far all channels are known.
     fn known_through(&self, cursor: &str) -> Option<()> {
-        let position = cursor.split_once('.')?.0.parse().ok()?;
+        // `7+2`: of what follows 7, some is known.
+        let position = cursor.split_once('.')?.0.split('+').next()?.parse().ok()?;
         let mut channels = self.channels.lock().expect("not poisoned");
         channels.values_mut().for_each(|told| told.through = told.through.max(position));
         Some(())

@@ -586,7 +586,7 @@ impl Connection {
             Some(MERGE_PATCH) => true,
             Some(_) => return Err(code::BAD_REQUEST),
         };
-        let after = recover.then(|| Cursor { epoch, position: i64::try_from(offset).unwrap_or(i64::MAX) });
+        let after = recover.then(|| Cursor::at(i64::try_from(offset).unwrap_or(i64::MAX), &epoch));
         let opened = open(&self.state, principal, &[&channel], after.as_ref(), &self.queue).await;
         let opened = opened.map_err(|(_, refused)| match refused {
             Refused::Denied => code::DENIED,

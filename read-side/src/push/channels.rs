@@ -97,13 +97,18 @@ impl Channel {
         self.name == CUSTOMER_PREFIX
     }
 
+    /// Its place in the list of all kinds.
+    pub fn rank(&self) -> usize {
+        channels().iter().position(|kind| kind.name == self.name).unwrap_or(usize::MAX)
+    }
+
     /// Whether it shows what no event tells of.
     pub fn is_in_no_log(&self) -> bool {
         self.name == PROJECTIONS
     }
 }
 
-/// Every kind of channel.
+/// Every kind of channel. Their order is part of cursors: a new one comes last.
 pub fn channels() -> &'static [Channel] {
     &[
         Channel {
@@ -186,6 +191,11 @@ pub fn find(name: &str) -> Result<(&'static Channel, &str), Refused> {
         }
     }
     Err(Refused::Unknown)
+}
+
+/// Where a channel's kind stands among the others: in this order a change is told.
+pub fn rank(name: &str) -> usize {
+    find(name).map_or(usize::MAX, |(kind, _)| kind.rank())
 }
 
 /// Whether an order or a customer could have this id.

@@ -28,7 +28,7 @@ use utoipa_axum::routes;
 
 use crate::push::access::identify;
 use crate::push::centrifuge::{believed_for, too_many_connections};
-use crate::push::channels::{Channel, Refused, channels, find};
+use crate::push::channels::{Channel, Refused, channels, find, rank};
 use crate::push::connections::{End, Ender, Place};
 use crate::push::hub::{Passing, queue};
 use crate::push::metrics::{METRICS, Transport};
@@ -252,7 +252,7 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
             None => starts.cursor = merged.idle_at().map_or(starts.cursor, |at| at.max(starts.cursor)),
         }
     }
-    let cursor = Cursor { epoch: state.store.incarnation().to_owned(), position: starts.cursor };
+    let cursor = Cursor::at(starts.cursor, state.store.incarnation());
     let polled = Polled { cursor: cursor.to_string(), events: starts.events };
     // Texts and numbers always serialize.
     let text = Bytes::from(serde_json::to_vec(&polled).unwrap_or_default());
@@ -406,7 +406,7 @@ impl Starts {
             let why = json!({"channels": channels, "epoch": state.store.incarnation()}).to_string();
             events.insert(0, Event::other("reset", None, why));
         }
-        changes.sort_by_key(|(_, (_, change))| change.position);
+        changes.sort_by_key(|(channel, (_, change))| (change.position, rank(channel)));
         events.extend(changes.iter().map(|(channel, change)| Event::change(channel, change)));
         Self { events, cursor }
     }
@@ -443,8 +443,8 @@ impl Live {
         let only_changes = events.iter().all(|event| event.offset.is_some());
         for (at, event) in events.iter().enumerate() {
             let id = match events.get(at + 1) {
-                None => Some(self.cursor),
-                Some(next) if only_changes && next.offset != event.offset => event.offset,
+                None => Some(self.at(self.cursor)),
+                Some(next) if only_changes => Some(self.after(event, next.offset)),
                 Some(_) => None,
             };
             self.write(&mut text, event, id);
@@ -455,10 +455,23 @@ impl Live {
         self.ready.push_back(text.into());
     }
 
-    fn write(&self, text: &mut String, event: &Event, id: Option<i64>) {
+    fn at(&self, position: i64) -> Cursor {
+        Cursor::at(position, &self.epoch)
+    }
+
+    /// How far a client has come with a change, after which one at another position comes, or the same on another channel.
+    fn after(&self, event: &Event, next: Option<i64>) -> Cursor {
+        let position = event.offset.unwrap_or(self.cursor);
+        match &event.channel {
+            Some(channel) if next == Some(position) => Cursor { kinds: rank(channel) + 1, ..self.at(position - 1) },
+            _ => self.at(position),
+        }
+    }
+
+    fn write(&self, text: &mut String, event: &Event, id: Option<Cursor>) {
         let _ = writeln!(text, "event: {}", event.event);
-        if let Some(position) = id {
-            let _ = writeln!(text, "id: {position}.{}", self.epoch);
+        if let Some(cursor) = id {
+            let _ = writeln!(text, "id: {cursor}");
         }
         // JSON on one line.
         let _ = writeln!(text, "data: {}\n", serde_json::to_string(event).unwrap_or_default());
@@ -466,7 +479,7 @@ impl Live {
 
     /// Moves the id of the client on, without an event.
     fn write_cursor(&self, text: &mut String) {
-        let _ = writeln!(text, ": alive\nid: {}.{}\n", self.cursor, self.epoch);
+        let _ = writeln!(text, ": alive\nid: {}\n", self.at(self.cursor));
     }
 
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
@@ -513,12 +526,11 @@ impl Live {
             }
             Some(Next::Changes(changes)) => {
                 for (at, (channel, change)) in changes.iter().enumerate() {
-                    let position = change.1.position;
-                    // The same change on another channel follows: the client knows it by then.
-                    let last = changes.get(at + 1).is_none_or(|(_, (_, next))| next.position != position);
-                    self.cursor = if last { position.max(self.cursor) } else { self.cursor };
-                    self.write(&mut text, &Event::change(channel, change), last.then_some(self.cursor));
+                    let event = Event::change(channel, change);
+                    let next = changes.get(at + 1).map(|(_, (_, next))| next.position);
+                    self.write(&mut text, &event, Some(self.after(&event, next)));
                 }
+                self.cursor = changes.last().map_or(self.cursor, |(_, (_, last))| last.position.max(self.cursor));
             }
             None => {
                 self.cursor = self.merged.idle_at().map_or(self.cursor, |at| at.max(self.cursor));

@@ -15,7 +15,7 @@ use projections::{dead_letters, generation, order_summaries};
 use tokio::sync::watch;
 
 use crate::push::allowance::FOLDED_MAX;
-use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find};
+use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find, rank};
 use crate::push::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
 use crate::push::publication::Publication;
 use crate::state::ReadSide;
@@ -34,17 +34,34 @@ const FOLDED_AT_ONCE: usize = 500;
 const SNAPSHOTS_MAX: u32 = 3;
 
 /// How far a listener has come: a position in the log of an epoch. The same for any set of channels, on any process.
+/// As text `7.EPOCH`, or `7+2.EPOCH`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cursor {
     /// The log's incarnation.
     pub epoch: String,
     /// Whatever lies at or before it is known.
     pub position: i64,
+    /// A change is told on one channel after the other: on so many kinds of channel, in their order, the one at the next
+    /// position is known, too.
+    pub kinds: usize,
+}
+
+impl Cursor {
+    /// All up to a position is known.
+    pub fn at(position: i64, epoch: &str) -> Self {
+        Self { epoch: epoch.to_owned(), position, kinds: 0 }
+    }
+
+    /// Whatever lies at or before it is known on a kind of channel.
+    fn position_of(&self, channel: &Channel) -> i64 {
+        self.position.saturating_add(i64::from(channel.rank() < self.kinds))
+    }
 }
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.position, self.epoch)
+        let Self { epoch, position, kinds } = self;
+        if *kinds > 0 { write!(f, "{position}+{kinds}.{epoch}") } else { write!(f, "{position}.{epoch}") }
     }
 }
 
@@ -52,12 +69,14 @@ impl FromStr for Cursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (position, epoch) = text.split_once('.').ok_or(())?;
+        let (known, epoch) = text.split_once('.').ok_or(())?;
+        let (position, kinds) = known.split_once('+').unwrap_or((known, "0"));
         let position: i64 = position.parse().map_err(|_| ())?;
+        let kinds = kinds.parse().map_err(|_| ())?;
         if position < 0 || epoch.is_empty() || epoch.len() > 64 {
             return Err(());
         }
-        Ok(Self { epoch: epoch.to_owned(), position })
+        Ok(Self { epoch: epoch.to_owned(), position, kinds })
     }
 }
 
@@ -140,20 +159,20 @@ async fn starts(
     after: Option<&Cursor>,
 ) -> Result<Vec<(i64, Start)>, Refused> {
     let mut after = match after {
-        Some(cursor) => resumable(state, cursor).await?,
-        None => None,
+        Some(cursor) if is_of_this_log(state, cursor).await? => Some(cursor),
+        _ => None,
     };
     // Whatever lies beyond is in the queue.
     let queued = *state.hub.through().borrow();
     // Another process may be further than this one, and the listener may come from there.
-    let mut until = state.progress.slowest().max(queued).max(after.unwrap_or(0));
+    let mut until = state.progress.slowest().max(queued).max(after.map_or(0, |after| after.position));
     'again: for _ in 0..SNAPSHOTS_MAX {
         let mut starts = Vec::new();
         let mut bytes = 0;
         // Opened for the first snapshot: all are of one state of the database.
         let mut seen = None;
         for (channel, id) in channels {
-            if let Some(known) = after
+            if let Some(known) = after.map(|after| after.position_of(channel))
                 && let Some(changes) = recover(state, principal, channel, id, known, until).await?
             {
                 bytes += changes.iter().map(|(_, change)| change.data.len()).sum::<usize>();
@@ -207,7 +226,8 @@ async fn starts(
         for ((position, start), (channel, id)) in starts.iter_mut().zip(channels) {
             let (Start::Recovered(changes), Some(after)) = (start, after) else { continue };
             if *position < read_at {
-                let Some(rest) = recover(state, principal, channel, id, after, read_at).await? else {
+                let known = after.position_of(channel);
+                let Some(rest) = recover(state, principal, channel, id, known, read_at).await? else {
                     until = read_at;
                     continue 'again;
                 };
@@ -219,11 +239,10 @@ async fn starts(
     Err(Refused::Behind)
 }
 
-/// The position to go on from, if the log has it.
-async fn resumable(state: &ReadSide, cursor: &Cursor) -> Result<Option<i64>, Error> {
-    let known = cursor.epoch == state.store.incarnation()
-        && (cursor.position <= state.progress.slowest() || cursor.position <= state.store.head().await?);
-    Ok(known.then_some(cursor.position))
+/// Whether there is such a position to go on from.
+async fn is_of_this_log(state: &ReadSide, cursor: &Cursor) -> Result<bool, Error> {
+    Ok(cursor.epoch == state.store.incarnation()
+        && (cursor.position <= state.progress.slowest() || cursor.position <= state.store.head().await?))
 }
 
 /// What happened on a channel after a position, up to another one; `None` where it is too much.
@@ -370,7 +389,7 @@ impl Merged {
                 self.held.drain(..).partition(|(_, (_, change))| change.position <= through);
             self.held = held;
             if !ready.is_empty() {
-                ready.sort_by_key(|(_, (_, change))| change.position);
+                ready.sort_by_key(|(channel, (_, change))| (change.position, rank(channel)));
                 return Next::Changes(ready);
             }
         }
@@ -391,6 +410,16 @@ mod tests {
     use crate::push::connections::{End, Ender};
     use crate::push::hub::tests::created;
     use crate::push::hub::{Hub, queue};
+
+    #[test]
+    fn a_cursor_is_read_as_it_is_written() {
+        for text in ["7.epoch", "7+2.epoch", "0.e-1"] {
+            assert_eq!(text.parse::<Cursor>().unwrap().to_string(), text);
+        }
+        for text in ["", "7", "-1.e", "7+.e", "7+-1.e", "+2.e", "7.", "x.e", "99999999999999999999.e"] {
+            assert!(text.parse::<Cursor>().is_err(), "{text}");
+        }
+    }
 
     /// The hub says that it has queued a round, of which this queue has not got everything.
     #[tokio::test]

@@ -149,9 +149,6 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
         Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => Err(problem),
         identified => Ok(identified?),
     };
-    if let (true, Ok(Some(principal))) = (admins, &principal) {
-        principal.admin_only()?;
-    }
     let ConnectInfo(peer) =
         ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &state).await.map_err(|_| Problem::internal())?;
     let mut upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &state).await.map_err(|refusal| {
@@ -345,7 +342,8 @@ impl Connection {
                     // Boxed: connections are many, and most of them are silent.
                     Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text, deliveries)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.took_nothing()?,
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.is_allowed_another() => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
                     Some(Ok(Message::Close(_))) => {
                         // The answer to it is written already, and goes out.
                         let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
@@ -383,8 +381,10 @@ impl Connection {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
             if line.trim() == "{}" {
-                self.pong_by = None;
-                self.took_nothing()?;
+                // One for each ping is asked for.
+                if self.pong_by.take().is_none() && !self.is_allowed_another() {
+                    self.refuse()?;
+                }
                 continue;
             }
             if !line.trim_start().starts_with('{') {
@@ -393,11 +393,7 @@ impl Connection {
             let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
             let reply = match serde_json::from_str::<Command>(line) {
                 _ if !self.is_allowed_another() => {
-                    self.refusals += 1;
-                    // Who has not said who it is gets no more than that, nor who does not listen to the refusals.
-                    if self.principal.is_none() || self.refusals > REFUSALS_MAX {
-                        return Err(Some(close::BAD_REQUEST));
-                    }
+                    self.refuse()?;
                     Err(code::TOO_MANY_REQUESTS)
                 }
                 Ok(command) => self.command(command).await?,
@@ -433,13 +429,15 @@ impl Connection {
     fn is_allowed_another(&mut self) -> bool {
         let (left, counted) = self.allowance;
         let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
-        self.allowance = ((left - 1.0).max(0.0), Instant::now());
-        left >= 1.0
+        let allowed = left >= 1.0;
+        self.allowance = (left - f64::from(u8::from(allowed)), Instant::now());
+        allowed
     }
 
-    /// What asks for nothing is no more welcome than any other command.
-    fn took_nothing(&mut self) -> Handled<()> {
-        if self.is_allowed_another() { Ok(()) } else { Err(Some(close::BAD_REQUEST)) }
+    /// One command too many. Who has not said who it is gets no more than those, nor who does not listen to the refusals.
+    fn refuse(&mut self) -> Handled<()> {
+        self.refusals += 1;
+        if self.principal.is_none() || self.refusals > REFUSALS_MAX { Err(Some(close::BAD_REQUEST)) } else { Ok(()) }
     }
 
     /// The reply's field, as JSON text.
@@ -488,11 +486,14 @@ impl Connection {
     }
 
     fn connect(&mut self, token: &str) -> Handled<Result<Value, Code>> {
-        let verified = match (token, &self.caller.principal) {
-            ("", Ok(Some(principal))) => Ok(principal.clone()),
-            ("", Ok(None)) => return Err(Some(close::NO_TOKEN)),
-            ("", Err(problem)) => Err(problem.clone()),
-            (token, _) => self.state.authenticator.verify(token),
+        if !token.is_empty() {
+            // It counts in place of whatever came before, also where it is not believed.
+            self.caller.principal = self.state.authenticator.verify(token).map(Some);
+        }
+        let verified = match &self.caller.principal {
+            Ok(Some(principal)) => Ok(principal.clone()),
+            Ok(None) => return Err(Some(close::NO_TOKEN)),
+            Err(problem) => Err(problem.clone()),
         };
         let principal = match verified {
             Ok(principal) => principal,

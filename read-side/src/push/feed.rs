@@ -22,7 +22,7 @@ const ORDERS_IN_MEMORY_MAX: usize = 10_000;
 /// How often it is asked whether anybody listens.
 const LOOK_AROUND: Duration = Duration::from_millis(20);
 /// Changes, and bytes of them, that are queued before the connections get a chance to send them.
-const PUBLISHED_AT_ONCE: usize = 32;
+const PUBLISHED_AT_ONCE: usize = 128;
 const BYTES_AT_ONCE: usize = 64 * 1024;
 /// How often the projections are looked at while somebody listens to how they stand.
 const LOOK_AT_PROJECTIONS: Duration = Duration::from_secs(1);
@@ -34,8 +34,8 @@ const REST_MAX: Duration = Duration::from_millis(25);
 const CROWDED_MAX: Duration = Duration::from_millis(20);
 const CROWDED_LOOK: Duration = Duration::from_millis(2);
 /// How long they wait for them at once, and which part of the time: others shall not notice it.
-const PATIENCE_MAX: Duration = Duration::from_millis(300);
-const PATIENCE_PART: u32 = 20;
+const PATIENCE_MAX: Duration = Duration::from_millis(100);
+const PATIENCE_PART: u32 = 100;
 /// Wait after a failure.
 const RETRY: Duration = Duration::from_millis(300);
 

@@ -16,13 +16,13 @@ use crate::push::connections::{End, Ender};
 use crate::push::metrics::METRICS;
 use crate::push::publication::{Batch, Publication};
 
-/// Messages that may wait for one connection; one holds the changes of a channel that were published together.
+/// Messages that may wait for one connection: what was published together counts as one.
 pub const QUEUE_MESSAGES_MAX: usize = 256;
-/// Bytes that may wait for one connection, whatever waits for others.
-pub const QUEUE_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes that may wait in this process; what waits for many on one channel counts once. Beyond it those are cut off for
-/// whom most waits: large changes need more than [`QUEUE_BYTES_MAX`], and mostly there is room for them.
+/// Bytes that may wait in this process; what waits for many on one channel counts once. Beyond it those are cut off who are
+/// furthest behind.
 pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Where so many bytes wait for one connection, and half of what may wait in the process, its reader is waited for.
+const MUCH_BYTES: usize = 1024 * 1024;
 /// How long a reader is waited for that has taken nothing.
 const PATIENCE: Duration = Duration::from_millis(40);
 
@@ -52,6 +52,11 @@ impl Delivery {
             Self::Passing(passing) => passing.data.len(),
         }
     }
+
+    /// Whether it was published together with the one after it.
+    fn is_of_one_round_with(&self, next: Option<&Self>) -> bool {
+        matches!((self, next), (Self::Changes(this), Some(Self::Changes(next))) if this.round == next.round)
+    }
 }
 
 /// The end of a connection's queue that the hub writes to.
@@ -70,6 +75,7 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     deliveries: VecDeque<Delivery>,
+    messages: usize,
     bytes: usize,
     /// Since when the hub waits for its reader, who has taken nothing since.
     awaited: Option<Instant>,
@@ -91,7 +97,15 @@ impl Shared {
 
 impl Waiting {
     fn is_much(&self, bytes_count: bool) -> bool {
-        self.deliveries.len() > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > QUEUE_BYTES_MAX)
+        self.messages > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > MUCH_BYTES)
+    }
+
+    fn take(&mut self) -> Option<Delivery> {
+        let delivery = self.deliveries.pop_front()?;
+        self.messages -= usize::from(!delivery.is_of_one_round_with(self.deliveries.front()));
+        self.bytes -= delivery.bytes();
+        self.awaited = None;
+        Some(delivery)
     }
 
     fn close(&mut self) {
@@ -106,10 +120,13 @@ impl Queue {
         if waiting.closed {
             return false;
         }
-        if waiting.deliveries.len() == QUEUE_MESSAGES_MAX {
-            drop(waiting);
-            self.cut_off();
-            return false;
+        if !waiting.deliveries.back().is_some_and(|last| last.is_of_one_round_with(Some(&delivery))) {
+            if waiting.messages == QUEUE_MESSAGES_MAX {
+                drop(waiting);
+                self.cut_off();
+                return false;
+            }
+            waiting.messages += 1;
         }
         waiting.bytes += bytes;
         waiting.deliveries.push_back(delivery);
@@ -126,8 +143,12 @@ impl Queue {
         self.0.connection.wake();
     }
 
-    fn bytes(&self) -> usize {
-        self.0.lock().bytes
+    /// Position of the first change that waits.
+    fn behind_at(&self) -> Option<i64> {
+        self.0.lock().deliveries.iter().find_map(|delivery| match delivery {
+            Delivery::Changes(batch) => Some(batch.first()),
+            Delivery::Passing(_) => None,
+        })
     }
 
     /// Whether much waits for its reader, who may be expected to read on.
@@ -150,11 +171,20 @@ impl Deliveries {
 
     /// The next one, if there is one.
     pub fn try_next(&mut self) -> Option<Delivery> {
+        self.0.lock().take()
+    }
+
+    /// The next one, if it holds changes that were published together with those that came last.
+    pub fn try_next_of(&mut self, round: i64) -> Option<Arc<Batch>> {
         let mut waiting = self.0.lock();
-        let delivery = waiting.deliveries.pop_front()?;
-        waiting.bytes -= delivery.bytes();
-        waiting.awaited = None;
-        Some(delivery)
+        match waiting.deliveries.front() {
+            Some(Delivery::Changes(batch)) if batch.round == round => {
+                let batch = batch.clone();
+                waiting.take();
+                Some(batch)
+            }
+            _ => None,
+        }
     }
 
     /// Whether nothing that was meant for it may be missing.
@@ -306,13 +336,15 @@ impl Hub {
                 channel.last = change.position;
             }
             METRICS.deliveries.add((of_channel.len() * channel.subscribers.len()) as u64, &[]);
-            let batch = Batch::new(name, of_channel, &self.0.waiting);
+            let batch = Batch::new(name, through, of_channel, &self.0.waiting);
             if channel.queue(&Delivery::Changes(Arc::new(batch)), false) {
                 self.0.crowded.store(true, Relaxed);
             }
             reached += channel.subscribers.len();
         }
-        while self.0.waiting.load(Relaxed) > WAITING_BYTES_MAX && channels.cut_off_the_slowest() {}
+        if self.0.waiting.load(Relaxed) > WAITING_BYTES_MAX {
+            channels.make_room(&self.0.waiting);
+        }
         drop(channels);
         self.0.through.send_replace(through);
         reached
@@ -355,15 +387,16 @@ impl Channels {
         self.open.values().flat_map(|channel| channel.subscribers.values().map(|subscriber| &subscriber.queue))
     }
 
-    /// Cuts off those for whom most waits, if it is more than may wait for each; whether there were any.
-    fn cut_off_the_slowest(&self) -> bool {
-        let most = self.queues().map(Queue::bytes).max().unwrap_or(0);
-        if most <= QUEUE_BYTES_MAX {
-            return false;
+    /// Cuts off those who are furthest behind, until a quarter of what may wait is free.
+    fn make_room(&self, waiting: &AtomicUsize) {
+        let mut behind: Vec<_> = self.queues().filter_map(|queue| Some((queue.behind_at()?, queue))).collect();
+        behind.sort_unstable_by_key(|(position, _)| *position);
+        for (_, queue) in behind {
+            if waiting.load(Relaxed) <= WAITING_BYTES_MAX / 4 * 3 {
+                break;
+            }
+            queue.cut_off();
         }
-        let slowest = self.queues().filter(|queue| queue.bytes() > QUEUE_BYTES_MAX.max(most / 2));
-        slowest.for_each(Queue::cut_off);
-        true
     }
 }
 
@@ -437,31 +470,53 @@ pub(super) mod tests {
 
     #[test]
     fn large_changes_may_wait_while_there_is_room() {
+        const LARGE: usize = 1024 * 1024;
         let hub = Hub::default();
         let enders = [Ender::default(), Ender::default(), Ender::default()];
         let queues = enders.clone().map(queue);
         let _places: Vec<_> = queues.iter().map(|(queue, _)| hub.subscribe(ORDERS, queue, true)).collect();
         let [(_, unread), (_, mut late), (_, mut fine)] = queues;
         let ended = || enders.each_ref().map(Ender::has_ended);
-        let large = || {
-            let mut change = Arc::into_inner(created("a", 1)).unwrap();
-            change.data = "x".repeat(QUEUE_BYTES_MAX);
-            Arc::new(change)
+        let publish_large = |position| {
+            let mut change = Arc::into_inner(created("a", position)).unwrap();
+            change.data = "x".repeat(LARGE);
+            hub.publish(&[Arc::new(change)], position);
         };
-        let room = WAITING_BYTES_MAX / QUEUE_BYTES_MAX;
-        for number in 0..room {
-            hub.publish(&[large()], 1);
+        for position in 1..=(WAITING_BYTES_MAX / LARGE) as i64 {
+            publish_large(position);
             assert!(fine.try_next().is_some());
-            // Two thirds behind, and then nearly there.
-            assert!(number < room - 2 || late.try_next().is_some());
-        }
-        while late.0.lock().deliveries.len() > 2 {
-            late.try_next();
+            assert!(position < 10 || late.try_next().is_some());
         }
         assert_eq!(ended(), [false; 3]);
-        hub.publish(&[large()], 1);
-        assert_eq!(ended(), [true, false, false], "the slowest alone");
-        assert!(unread.is_empty() && hub.0.waiting.load(Relaxed) <= 3 * QUEUE_BYTES_MAX, "its changes are let go");
+        publish_large(1_000);
+        assert_eq!(ended(), [true, false, false], "who is furthest behind, alone");
+        assert!(unread.is_empty() && hub.0.waiting.load(Relaxed) <= 11 * LARGE, "its changes are let go");
+    }
+
+    #[test]
+    fn what_is_published_together_is_one_message() {
+        let hub = Hub::default();
+        let (ender, other) = (Ender::default(), Ender::default());
+        let ((queue_of_many, mut end), (queue_of_one, _end)) = (queue(ender.clone()), queue(other.clone()));
+        let channels = [ORDERS, "order:a", "order:b", "customer:ada"];
+        let _places = channels.map(|channel| hub.subscribe(channel, &queue_of_many, true));
+        let _place = hub.subscribe("order:a", &queue_of_one, true);
+        let publish = |times: usize| {
+            for _ in 0..times {
+                hub.publish(&[created("a", 1), created("b", 2)], 2);
+                // Another round, in which there was nothing.
+                hub.pass(ORDERS, "pub", "{}".to_owned(), false);
+            }
+        };
+        publish(QUEUE_MESSAGES_MAX / 2);
+        assert!(!ender.has_ended());
+        for _ in 0..5 {
+            end.try_next();
+        }
+        publish(1);
+        assert!(!ender.has_ended() && !other.has_ended(), "two messages went, and two came");
+        publish(1);
+        assert!(ender.has_ended() && !other.has_ended());
     }
 
     #[test]
@@ -479,7 +534,7 @@ pub(super) mod tests {
         end.try_next();
         publish(QUEUE_MESSAGES_MAX as i64);
         assert!(hub.is_crowded(), "it reads");
-        while end.0.lock().deliveries.len() > QUEUE_MESSAGES_MAX / 2 {
+        while end.0.lock().messages > QUEUE_MESSAGES_MAX / 2 {
             end.try_next();
         }
         assert!(!hub.is_crowded());

@@ -144,6 +144,8 @@ fn merge_patch(before: &Value, after: &Value) -> Value {
 pub struct Batch {
     /// The channel.
     pub channel: Arc<str>,
+    /// What was published together with it has the same number: the position up to which all is told then.
+    pub round: i64,
     /// Each change, with the position of the one before it on this channel.
     pub changes: Vec<(i64, Arc<Publication>)>,
     frame: OnceLock<Utf8Bytes>,
@@ -160,9 +162,9 @@ impl Drop for Batch {
 
 impl Batch {
     /// Not empty, in order. Counts in `held` for as long as somebody holds it.
-    pub fn new(channel: Arc<str>, changes: Vec<(i64, Arc<Publication>)>, held: &Arc<AtomicUsize>) -> Self {
+    pub fn new(channel: Arc<str>, round: i64, changes: Vec<(i64, Arc<Publication>)>, held: &Arc<AtomicUsize>) -> Self {
         let (frame, patch_frame) = Default::default();
-        let batch = Self { channel, changes, frame, patch_frame, held: held.clone() };
+        let batch = Self { channel, round, changes, frame, patch_frame, held: held.clone() };
         held.fetch_add(batch.bytes(), Relaxed);
         batch
     }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::push::allowance::FOLDED_MAX;
 use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find, rank};
 use crate::push::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
-use crate::push::publication::Publication;
+use crate::push::publication::{Batch, Publication};
 use crate::state::ReadSide;
 
 /// Changes that are handed out of the log at once; who missed more gets a fresh snapshot.
@@ -326,8 +326,9 @@ pub struct Merged {
     through: watch::Receiver<i64>,
     /// Position of the last change, a channel.
     last: HashMap<Arc<str>, i64>,
-    /// Changes that others may still come before.
+    /// Changes of a round, of which others may still come.
     held: Vec<(Arc<str>, Change)>,
+    round: Option<i64>,
     _subscriptions: Vec<Subscription>,
 }
 
@@ -346,48 +347,40 @@ impl Merged {
     pub fn new(state: &ReadSide, deliveries: Deliveries, opened: &mut [Opened]) -> Self {
         let last = opened.iter().map(|opened| (opened.channel.clone(), opened.position)).collect();
         let subscriptions = opened.iter_mut().filter_map(|opened| opened.subscription.take()).collect();
-        Self { deliveries, through: state.hub.through(), last, held: Vec::new(), _subscriptions: subscriptions }
+        let (through, held) = (state.hub.through(), Vec::new());
+        Self { deliveries, through, last, held, round: None, _subscriptions: subscriptions }
     }
 
-    /// Waits for what comes next. Nothing is lost when the wait is given up.
+    /// Waits for what comes next: what was published together, and no more, for the client may be slow to take it. Nothing
+    /// is lost when the wait is given up.
     pub async fn next(&mut self) -> Next {
         loop {
-            let waited_for = self.held.iter().map(|(_, (_, change))| change.position).max();
-            let delivery = match waited_for {
-                // Their round is being queued.
-                Some(position) => {
-                    // The hub lives as long as the process.
-                    let _ = self.through.wait_for(|through| *through >= position).await;
-                    None
-                }
-                None => Some(self.deliveries.next().await),
-            };
-            // Whatever lies at or before it is in the queue by now, or was.
-            let through = *self.through.borrow_and_update();
-            let mut next = delivery.or_else(|| self.deliveries.try_next());
-            while let Some(delivery) = next {
-                match delivery {
+            let round = match self.round {
+                Some(round) => round,
+                None => match self.deliveries.next().await {
                     Delivery::Passing(passing) => return Next::Passing(passing),
                     Delivery::Changes(batch) => {
-                        // Every channel that is subscribed has its place here.
-                        let last = self.last.entry(batch.channel.clone()).or_default();
-                        if batch.follows() > *last {
+                        self.round = Some(batch.round);
+                        if !self.hold(&batch) {
                             return Next::Gap;
                         }
-                        let new = batch.changes.iter().filter(|(_, change)| change.position > *last);
-                        self.held.extend(new.map(|change| (batch.channel.clone(), change.clone())));
-                        *last = batch.last().max(*last);
+                        batch.round
                     }
+                },
+            };
+            // Its other channels are being queued. The hub lives as long as the process.
+            let _ = self.through.wait_for(|through| *through >= round).await;
+            while let Some(batch) = self.deliveries.try_next_of(round) {
+                if !self.hold(&batch) {
+                    return Next::Gap;
                 }
-                next = self.deliveries.try_next();
             }
             // Cut off in the middle of a round, the queue lacks what the hub says it has queued.
             if !self.deliveries.is_whole() {
                 return Next::Gap;
             }
-            let (mut ready, held): (Vec<_>, Vec<_>) =
-                self.held.drain(..).partition(|(_, (_, change))| change.position <= through);
-            self.held = held;
+            self.round = None;
+            let mut ready = std::mem::take(&mut self.held);
             if !ready.is_empty() {
                 ready.sort_by_key(|(channel, (_, change))| (change.position, rank(channel)));
                 return Next::Changes(ready);
@@ -395,10 +388,23 @@ impl Merged {
         }
     }
 
+    /// Keeps what is new of a batch; false where something is missing before it.
+    fn hold(&mut self, batch: &Batch) -> bool {
+        // Every channel that is subscribed has its place here.
+        let last = self.last.entry(batch.channel.clone()).or_default();
+        if batch.follows() > *last {
+            return false;
+        }
+        let new = batch.changes.iter().filter(|(_, change)| change.position > *last);
+        self.held.extend(new.map(|change| (batch.channel.clone(), change.clone())));
+        *last = batch.last().max(*last);
+        true
+    }
+
     /// A position up to which everything has been handed out, if nothing waits.
     pub fn idle_at(&mut self) -> Option<i64> {
         let through = *self.through.borrow_and_update();
-        (self.held.is_empty() && self.deliveries.is_empty() && self.deliveries.is_whole()).then_some(through)
+        (self.round.is_none() && self.deliveries.is_empty() && self.deliveries.is_whole()).then_some(through)
     }
 }
 
@@ -429,7 +435,7 @@ mod tests {
         let subscription = hub.subscribe(ORDERS, &queue, true);
         let last = HashMap::from([(subscription.channel().clone(), 0)]);
         let (through, held) = (hub.through(), Vec::new());
-        let mut merged = Merged { deliveries, through, last, held, _subscriptions: vec![subscription] };
+        let mut merged = Merged { deliveries, through, last, held, round: None, _subscriptions: vec![subscription] };
         hub.publish(&[created("a", 1)], 1);
         ender.end(End::Slow);
         assert!(matches!(merged.next().await, Next::Gap));

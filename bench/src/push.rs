@@ -187,10 +187,10 @@ impl<'a> Docket<'a> {
     async fn idle(&self, count: usize) -> anyhow::Result<Sockets> {
         // One socket first: what is made once does not count.
         drop(Sockets::open(&self.address, 1, &self.hello).await?);
-        let before = resident_kib()?;
+        let before = self.memory_kib();
         let sockets = Sockets::open(&self.address, count, &self.hello).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let each = (resident_kib()? - before) / count as f64;
+        let each = (self.memory_kib() - before) / count as f64;
         println!("idle: {count} sockets, {each:.1} KiB of the server's memory each");
         Ok(sockets)
     }
@@ -211,7 +211,7 @@ impl<'a> Docket<'a> {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 times.push(started.elapsed().as_secs_f64() * 1_000.0);
-                most = most.max(resident_kib()? / 1_024.0);
+                most = most.max(self.memory_kib() / 1_024.0);
                 tokio::time::sleep_until(started + BURST_EVERY).await;
             }
             times.sort_unstable_by(f64::total_cmp);
@@ -226,6 +226,11 @@ impl<'a> Docket<'a> {
         table::print(&["beside", "p50", "p99", "memory"], &rows);
         println!("{cut} were cut off as slow");
         Ok(())
+    }
+
+    /// The memory that the server holds now, in KiB.
+    fn memory_kib(&self) -> f64 {
+        self.system.dockets[0].memory_kib() as f64
     }
 
     /// Connections that were ended as slow.
@@ -246,14 +251,6 @@ impl<'a> Docket<'a> {
             json!({"data": event["data"], "offset": event["offset"], "tags": {"prev": event["prev"].to_string()}});
         Ok(json!({"push": {"channel": "orders", "pub": publication}}).to_string())
     }
-}
-
-/// The memory that the server holds now, in KiB.
-fn resident_kib() -> anyhow::Result<f64> {
-    let process = crate::systems::docket_process().context("no `docket serve` runs")?;
-    let status = std::fs::read_to_string(process.join("status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().split(' ').next().context("a number")?.parse()?)
 }
 
 struct Bare {

@@ -172,7 +172,7 @@ pub fn peak_memory_mib() -> anyhow::Result<f64> {
 }
 
 /// The directory in `/proc` of a `docket serve` that this process has started.
-pub fn docket_process() -> Option<PathBuf> {
+fn docket_process() -> Option<PathBuf> {
     let own = std::process::id().to_string();
     std::fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path()).find(|process| serves(process, &own))
 }

@@ -60,18 +60,14 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
     let lines =
         global::meter("docket").u64_counter("docket.log.lines").with_description("Log lines, by level.").build();
     let _ = LINES.set(lines);
-    let failures = global::meter("docket")
-        .u64_counter("docket.otlp.failures")
-        .with_description("Batches of traces, logs or metrics that the OTLP receiver did not take.")
-        .build();
-    failures.add(0, &[]);
-    let _ = OTLP_FAILURES.set(failures);
-    let turned_away = global::meter("docket")
-        .u64_counter("docket.http.turned_away")
-        .with_description("Connections for which there was no place.")
-        .build();
-    turned_away.add(0, &[]);
-    let _ = TURNED_AWAY.set(turned_away);
+    let from_zero = |name, description| {
+        let counter = global::meter("docket").u64_counter(name).with_description(description).build();
+        counter.add(0, &[]);
+        counter
+    };
+    let failures = "Batches of traces, logs or metrics that the OTLP receiver did not take.";
+    let _ = OTLP_FAILURES.set(from_zero("docket.otlp.failures", failures));
+    let _ = TURNED_AWAY.set(from_zero("docket.http.turned_away", "Connections for which there was no place."));
     Some(provider)
 }
 

@@ -332,15 +332,15 @@ impl Docket {
         text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
     }
 
-    /// The memory that it holds now, in MiB.
+    /// The memory that it holds now, in KiB.
     ///
     /// # Panics
     /// If it does not run.
-    pub fn memory_mib(&self) -> u64 {
+    pub fn memory_kib(&self) -> u64 {
         let id = self.process.id().expect("it runs");
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("Linux tells of processes");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next());
-        resident.and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB") / 1024
+        resident.and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB")
     }
 
     /// Everything that it has logged on its console.

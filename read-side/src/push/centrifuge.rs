@@ -490,16 +490,12 @@ impl Connection {
             // It counts in place of whatever came before, also where it is not believed.
             self.caller.principal = self.state.authenticator.verify(token).map(Some);
         }
-        let verified = match &self.caller.principal {
-            Ok(Some(principal)) => Ok(principal.clone()),
+        let principal = match &self.caller.principal {
+            Ok(Some(principal)) => principal.clone(),
             Ok(None) => return Err(Some(close::NO_TOKEN)),
-            Err(problem) => Err(problem.clone()),
-        };
-        let principal = match verified {
-            Ok(principal) => principal,
             Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
             Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
-            Err(problem) => return Err(Some(why_refused(&problem))),
+            Err(problem) => return Err(Some(why_refused(problem))),
         };
         self.caller.principal = Ok(None);
         if self.caller.admins && !principal.is_admin() {

@@ -32,7 +32,7 @@ use crate::push::channels::{Channel, Refused, channels, find, rank};
 use crate::push::connections::{End, Ender, Place};
 use crate::push::hub::{Passing, queue};
 use crate::push::metrics::{METRICS, Transport};
-use crate::push::session::{Change, Cursor, Merged, Next, Opened, Start, open};
+use crate::push::session::{Change, Cursor, Merged, Next, Opened, Start, in_order, open};
 use crate::state::{ReadSide, invalid, not_found, unavailable};
 
 /// Channels of one request, at most.
@@ -406,7 +406,7 @@ impl Starts {
             let why = json!({"channels": channels, "epoch": state.store.incarnation()}).to_string();
             events.insert(0, Event::other("reset", None, why));
         }
-        changes.sort_by_key(|(channel, (_, change))| (change.position, rank(channel)));
+        in_order(&mut changes);
         events.extend(changes.iter().map(|(channel, change)| Event::change(channel, change)));
         Self { events, cursor }
     }

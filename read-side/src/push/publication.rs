@@ -150,13 +150,14 @@ pub struct Batch {
     pub changes: Vec<(i64, Arc<Publication>)>,
     frame: OnceLock<Utf8Bytes>,
     patch_frame: OnceLock<Utf8Bytes>,
+    bytes: usize,
     /// Bytes of all batches that somebody still holds.
     held: Arc<AtomicUsize>,
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        self.held.fetch_sub(self.bytes(), Relaxed);
+        self.held.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -164,9 +165,9 @@ impl Batch {
     /// Not empty, in order. Counts in `held` for as long as somebody holds it.
     pub fn new(channel: Arc<str>, round: i64, changes: Vec<(i64, Arc<Publication>)>, held: &Arc<AtomicUsize>) -> Self {
         let (frame, patch_frame) = Default::default();
-        let batch = Self { channel, round, changes, frame, patch_frame, held: held.clone() };
-        held.fetch_add(batch.bytes(), Relaxed);
-        batch
+        let bytes = changes.iter().map(|(_, publication)| publication.bytes()).sum();
+        held.fetch_add(bytes, Relaxed);
+        Self { channel, round, changes, frame, patch_frame, bytes, held: held.clone() }
     }
 
     /// Position before the first: nothing of this channel lies between.
@@ -186,7 +187,7 @@ impl Batch {
 
     /// About how many bytes wait with it.
     pub fn bytes(&self) -> usize {
-        self.changes.iter().map(|(_, publication)| publication.bytes()).sum()
+        self.bytes
     }
 
     /// All of it as one frame of the Centrifuge protocol.

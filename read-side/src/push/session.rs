@@ -319,6 +319,13 @@ async fn recover(
     Ok(Some(changes.into_iter().map(with_previous).collect()))
 }
 
+/// Sorts changes by position, and one change's channels by their kind.
+pub fn in_order(changes: &mut [(Arc<str>, Change)]) {
+    changes.sort_by(|(this, (_, a)), (other, (_, b))| {
+        a.position.cmp(&b.position).then_with(|| rank(this).cmp(&rank(other)))
+    });
+}
+
 /// Channels whose changes are merged in the order of the log, so that one position says how far a listener has come in
 /// all of them.
 pub struct Merged {
@@ -382,7 +389,7 @@ impl Merged {
             self.round = None;
             let mut ready = std::mem::take(&mut self.held);
             if !ready.is_empty() {
-                ready.sort_by_key(|(channel, (_, change))| (change.position, rank(channel)));
+                in_order(&mut ready);
                 return Next::Changes(ready);
             }
         }

@@ -7,6 +7,7 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Arguments, FromRow, Postgres, Sqlite, Transaction};
 
 use crate::error::Error;
+use crate::postgres::primary::Primary;
 
 /// A column's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -217,7 +218,14 @@ pub enum Db {
         read: SqlitePool,
     },
     /// Tables beside the log's.
-    Postgres(PgPool),
+    Postgres {
+        /// For queries.
+        read: PgPool,
+        /// For transactions that write: a burst of queries does not take their place.
+        write: PgPool,
+        /// Where the connections lead.
+        primary: Primary,
+    },
 }
 
 /// Where rows are read: the database as it is, or one state of it.
@@ -243,7 +251,9 @@ impl Db {
     pub async fn fetch_all<T: Row>(&self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(read).await?,
-            Self::Postgres(pool) => sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(pool).await?,
+            Self::Postgres { read, .. } => {
+                sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read).await?
+            }
         })
     }
 
@@ -251,7 +261,7 @@ impl Db {
     pub async fn begin(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
-            Self::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Self::Postgres { write, .. } => Tx::Postgres(write.begin().await?),
         })
     }
 
@@ -259,20 +269,30 @@ impl Db {
     pub async fn begin_durably(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { durable, .. } => Tx::Sqlite(durable.begin_with("begin immediate").await?),
-            Self::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
+            Self::Postgres { write, .. } => {
+                let mut tx = write.begin().await?;
                 sqlx::query("set local synchronous_commit = on").execute(&mut *tx).await?;
                 Tx::Postgres(tx)
             }
         })
     }
 
+    /// Changes whenever the database may have lost commits that did not wait for the disk: PostgreSQL ends every connection
+    /// when it crashes, so a new number is given with each connection that is opened.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            // A crash of the machine ends this process too.
+            Self::Sqlite { .. } => 0,
+            Self::Postgres { primary, .. } => primary.epoch(),
+        }
+    }
+
     /// Opens a transaction that sees one state of the database throughout, and writes nothing.
     pub async fn snapshot(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
-            Self::Postgres(pool) => {
-                let mut tx = pool.begin_with("begin isolation level repeatable read read only").await?;
+            Self::Postgres { read, .. } => {
+                let mut tx = read.begin_with("begin isolation level repeatable read read only").await?;
                 // However long its owner works on what it has read.
                 for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
                     sqlx::query(&format!("set local {setting} = 0")).execute(&mut *tx).await?;

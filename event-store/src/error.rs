@@ -70,6 +70,12 @@ pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
     }
 }
 
+/// Whether the transaction lost to another one (serialization failure or deadlock) and may be tried again as it is.
+pub(crate) fn is_rollback(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "40001" || code == "40P01")
+}
+
 /// Why an append did not happen. Nothing of it was written, unless the store answered [`Error::Database`] at commit:
 /// then the outcome is unknown, and only an idempotency key makes asking again safe.
 #[derive(Debug, thiserror::Error)]

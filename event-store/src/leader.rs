@@ -7,11 +7,11 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
-use sqlx::{Connection, PgConnection};
 
 use crate::error::Error;
 use crate::log::{Database, Log};
 use crate::metrics::METRICS;
+use crate::postgres::primary::{Primary, Purpose, Reserved};
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -29,7 +29,7 @@ pub struct Leadership {
 /// What frees the role when its holder dies.
 enum Hold {
     /// The lock belongs to this connection, which is none of the pool's.
-    Connection(PgConnection),
+    Connection(Reserved, Primary),
     /// A locked file beside the log.
     #[expect(dead_code, reason = "held, never read")]
     File(File),
@@ -75,31 +75,43 @@ impl Leadership {
     }
 
     /// Asks once, over the connection of the last time where there is one.
-    async fn ask(log: &Log, role: &str, asking: &mut Option<PgConnection>) -> Result<Option<Self>, Error> {
+    async fn ask(log: &Log, role: &str, asking: &mut Option<Reserved>) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file)))),
             Database::Postgres(log) => log,
         };
-        let mut connection = match asking.take() {
-            Some(connection) => connection,
-            None => PgConnection::connect_with(&log.pool.connect_options()).await?,
+        let mut reserved = match asking.take() {
+            Some(reserved) if reserved.is_current(&log.primary) => reserved,
+            _ => log.primary.connect(Purpose::Lead).await?,
         };
-        let sql = "select pg_try_advisory_lock(hashtextextended('docket ' || $1, 0))";
-        let (won,): (bool,) = sqlx::query_as(sql).bind(role).fetch_one(&mut connection).await?;
+        let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
+        let won = sqlx::query_as(sql).bind(lock_name(log.primary.schema(), role)).fetch_one(&mut reserved.connection);
+        let (won,): (bool,) = won.await?;
         if won {
-            return Ok(Some(Self::new(role, Hold::Connection(connection))));
+            return Ok(Some(Self::new(role, Hold::Connection(reserved, log.primary.clone()))));
         }
-        *asking = Some(connection);
+        *asking = Some(reserved);
         Ok(None)
     }
 
-    /// Whether the lock is still held: its connection answers.
+    /// Whether the lock is still held: its connection answers, and leads to the server that takes writes.
     pub async fn check(&mut self) -> Result<(), Error> {
-        if let Hold::Connection(connection) = &mut self.hold {
-            let silent = |_| sqlx::Error::Protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
-            tokio::time::timeout(ANSWER_WITHIN, connection.ping()).await.map_err(silent)??;
+        if let Hold::Connection(reserved, primary) = &mut self.hold {
+            reserved.ping().await?;
+            if !reserved.is_current(primary) {
+                return Err(sqlx::Error::Protocol("the lock is held on a server that was replaced".into()).into());
+            }
         }
         Ok(())
+    }
+}
+
+/// Advisory locks belong to the database, and a database may hold a store in each of its schemas. The lock of the schema
+/// `public` has the name that earlier releases take, so that both releases of an upgrade agree on one leader.
+fn lock_name(schema: &str, role: &str) -> String {
+    match schema {
+        "public" => format!("docket {role}"),
+        schema => format!("docket {schema} {role}"),
     }
 }
 

@@ -85,6 +85,11 @@ impl Log {
         each!(self, log => log.append(batch))
     }
 
+    /// Whether an append would be written now.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        each!(self, log => log.probe())
+    }
+
     /// Writes events with their positions, which must follow the head.
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
         each!(self, log => log.restore(events))

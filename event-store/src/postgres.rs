@@ -1,20 +1,22 @@
 //! The log in PostgreSQL.
 
+pub(crate) mod primary;
+
 use std::collections::HashSet;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::PgPool;
 use sqlx::{Connection, PgExecutor};
 use tokio::sync::Mutex;
 
 use crate::append::{Append, Found, Plan, aggregate_key, assumed, plan};
 use crate::db::Db;
-use crate::error::{Error, is_about_the_data};
+use crate::error::{Error, is_about_the_data, is_rollback};
 use crate::event::RecordedEvent;
 use crate::log::Remembered;
+use crate::postgres::primary::{Primary, Purpose, Reserved};
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read");
@@ -22,44 +24,42 @@ static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read")
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
 
+/// The log's head. Under a long snapshot the row has many dead versions: by the index the newest is found at once.
+const HEAD: &str = "select position, incarnation from log_head order by position desc limit 1";
+
 /// How long an append may take before its connection is given up: a server that vanished says nothing.
 const APPEND_WITHIN: Duration = Duration::from_secs(14);
 /// A connection that rested longer is asked whether it still stands.
 const RESTED: Duration = Duration::from_secs(1);
 
+/// Connections that write read models: the pump, a rebuild, and short writes of queries and operators.
+const VIEW_WRITERS: u32 = 4;
+/// How often a batch is appended again that lost to a deadlock or a serialization failure.
+const APPEND_RETRIES: u32 = 5;
+
 #[derive(Clone)]
 pub(crate) struct Log {
     /// Reads, and loads of aggregates.
     pub(crate) pool: PgPool,
-    /// The appender's own connection, made when it is needed: it never waits behind a query.
+    pub(crate) primary: Primary,
+    /// The appender's own connection, opened when it is needed: it never waits behind a query.
     writer: Arc<Mutex<Option<Writer>>>,
-    writer_options: Arc<PgConnectOptions>,
 }
 
 impl Log {
     pub(crate) async fn open(url: &str, connections_max: u32) -> Result<(Self, Db), Error> {
-        // The server must not hold locks for a process that vanished or was paused, nor wait for it for long.
-        let options = PgConnectOptions::from_str(url)?.application_name("docket").options([
-            ("idle_in_transaction_session_timeout", "15s"),
-            ("tcp_keepalives_idle", "10"),
-            ("tcp_keepalives_interval", "5"),
-            ("tcp_keepalives_count", "3"),
-            ("tcp_user_timeout", "30s"),
-        ]);
-        let pool = || PgPoolOptions::new().max_connections(connections_max).acquire_timeout(Duration::from_secs(5));
-        // The wait for the head's lock is bounded: a foreign transaction that holds it too long costs a 503.
-        let writer_options = options.clone().options([("lock_timeout", "10s"), ("statement_timeout", "30s")]);
-        let reads = options.clone().options([("statement_timeout", "30s")]);
-        // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
-        let views = options.options([("synchronous_commit", "off"), ("statement_timeout", "30s")]);
-        // Once without the pool, which would try again until its time is up and not say why.
-        sqlx::PgConnection::connect_with(&reads).await?.close().await?;
+        let primary = Primary::find(url).await?;
         let log = Self {
-            pool: pool().connect_with(reads).await?,
+            pool: primary.pool(Purpose::Log, connections_max),
+            primary: primary.clone(),
             writer: Arc::default(),
-            writer_options: Arc::new(writer_options),
         };
-        Ok((log, Db::Postgres(pool().connect_lazy_with(views))))
+        let db = Db::Postgres {
+            read: primary.pool(Purpose::Views, connections_max),
+            write: primary.reserved_pool(Purpose::Views, VIEW_WRITERS),
+            primary,
+        };
+        Ok((log, db))
     }
 
     pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
@@ -68,14 +68,8 @@ impl Log {
         let migrations = std::borrow::Cow::Owned(all);
         let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
         // On a connection of its own: to number the events of a large existing database may take long.
-        let options = self
-            .pool
-            .connect_options()
-            .as_ref()
-            .clone()
-            .options([("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")]);
-        let mut connection = sqlx::PgConnection::connect_with(&options).await?;
-        Ok(migrator.run(&mut connection).await?)
+        let mut reserved = self.primary.connect(Purpose::Migrate).await?;
+        Ok(migrator.run(&mut reserved.connection).await?)
     }
 
     /// Makes sure that the schema is this release's, or a newer one's.
@@ -99,14 +93,14 @@ impl Log {
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
         let mut place = self.writer.lock().await;
         let appended = async {
-            let mut writer = match place.take() {
-                Some(writer) => writer,
-                None => Writer::connect(&self.writer_options).await?,
+            let mut writer = self.usable(place.take()).await?;
+            let mut retries = 0;
+            let outcome = loop {
+                match writer.append(batch).await {
+                    Err(error) if is_rollback(&error) && retries < APPEND_RETRIES => retries += 1,
+                    outcome => break outcome,
+                }
             };
-            if writer.used.elapsed() > RESTED && writer.connection.ping().await.is_err() {
-                writer = Writer::connect(&self.writer_options).await?;
-            }
-            let outcome = writer.append(batch).await;
             // After any other failure nobody knows what state the connection is in.
             if outcome.as_ref().err().is_none_or(is_about_the_data) {
                 writer.used = Instant::now();
@@ -118,6 +112,35 @@ impl Log {
             Ok(outcome) => Ok(outcome?),
             Err(_) => Err(Error::Silent(APPEND_WITHIN)),
         }
+    }
+
+    /// Whether an append would be written now, tried over the appender's own connection and rolled back.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        let mut place = self.writer.lock().await;
+        let mut writer = self.usable(place.take()).await?;
+        let mut tx = writer.reserved.connection.begin().await?;
+        sqlx::query(
+            "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
+             values ('', 'readiness probe', '', 0, '', 0, 0, 0) on conflict do nothing",
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        writer.used = Instant::now();
+        *place = Some(writer);
+        Ok(())
+    }
+
+    /// The appender's connection, opened again where it is not usable.
+    async fn usable(&self, known: Option<Writer>) -> Result<Writer, sqlx::Error> {
+        if let Some(mut writer) = known
+            && writer.reserved.is_current(&self.primary)
+            && (writer.used.elapsed() <= RESTED || writer.reserved.ping().await.is_ok())
+        {
+            return Ok(writer);
+        }
+        let reserved = self.primary.connect(Purpose::Append).await?;
+        Ok(Writer { reserved, head: None, used: Instant::now() })
     }
 
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
@@ -153,7 +176,7 @@ impl Log {
     }
 
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
-        sqlx::query_as("select position, incarnation from log_head").fetch_one(&self.pool).await
+        sqlx::query_as(HEAD).fetch_one(&self.pool).await
     }
 
     pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
@@ -254,17 +277,13 @@ impl Log {
 
 /// The appender's connection.
 struct Writer {
-    connection: PgConnection,
+    reserved: Reserved,
     /// The log's head as this connection's last append left it; a guess, checked by the statement that relies on it.
     head: Option<i64>,
     used: Instant,
 }
 
 impl Writer {
-    async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
-        Ok(Self { connection: PgConnection::connect_with(options).await?, head: None, used: Instant::now() })
-    }
-
     async fn append(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
         let guess = self.head.take();
         let plan = match guess.and_then(|head| Some((assumed(batch, head)?, head))) {
@@ -277,7 +296,7 @@ impl Writer {
 
     /// Writes what was [`assumed`], in one round trip; false, and nothing written, where it was not so.
     async fn append_at_once(&mut self, batch: &[&Append], plan: &Plan, head: i64) -> Result<bool, sqlx::Error> {
-        match write(&mut self.connection, batch, plan, head).await {
+        match write(&mut self.reserved.connection, batch, plan, head).await {
             Err(error) if is_about_the_data(&error) => Ok(false),
             outcome => outcome,
         }
@@ -285,8 +304,8 @@ impl Writer {
 
     /// Locks the head, looks, decides, writes.
     async fn append_under_lock(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
-        let mut tx = self.connection.begin().await?;
-        let (head,): (i64,) = sqlx::query_as("select position from log_head for update").fetch_one(&mut *tx).await?;
+        let mut tx = self.reserved.connection.begin().await?;
+        let (head, _): (i64, String) = sqlx::query_as(&format!("{HEAD} for update")).fetch_one(&mut *tx).await?;
         let types: Vec<&str> = batch.iter().map(|a| a.aggregate_type).collect();
         let ids: Vec<&str> = batch.iter().map(|a| &*a.aggregate_id).collect();
         // Under the lock: whoever inserted before has committed, and read committed shows it.

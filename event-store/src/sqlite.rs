@@ -156,6 +156,13 @@ impl Log {
         Ok(plan)
     }
 
+    /// Whether an append would be written now; rolled back.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        let mut tx = self.write.begin_with("begin immediate").await.map_err(silent)?;
+        sqlx::query("update log_head set position = position").execute(&mut *tx).await?;
+        Ok(tx.rollback().await?)
+    }
+
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
         let mut tx = self.write.begin_with("begin immediate").await?;

@@ -18,7 +18,7 @@ use crate::error::{AppendError, Error};
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::leader::Leadership;
-use crate::log::{Log, Remembered};
+use crate::log::{Database, Log, Remembered};
 use crate::metrics::METRICS;
 use crate::now_us;
 use crate::settings::Settings;
@@ -73,6 +73,9 @@ async fn start(
     stop: CancellationToken,
     tracker: TaskTracker,
 ) -> Result<Store, Error> {
+    if let Database::Postgres(log) = &log.database {
+        tracker.spawn(log.primary.clone().watch(stop.clone()));
+    }
     let (position, incarnation) = log.head().await?;
     let (head, _) = watch::channel(position);
     let tail = Tail::default();
@@ -151,6 +154,23 @@ impl Store {
     /// Position of the last event.
     pub async fn head(&self) -> Result<i64, Error> {
         Ok(self.inner.log.head().await?.0)
+    }
+
+    /// Makes sure that a command would be stored now: something is written over the appender's own connection and rolled
+    /// back.
+    ///
+    /// # Errors
+    /// The database is away, read-only, or does not give the appender a connection.
+    pub async fn probe(&self) -> Result<(), Error> {
+        self.inner.log.probe().await
+    }
+
+    /// Whether the database syncs what it commits to its disk.
+    pub fn is_durable(&self) -> bool {
+        match &self.inner.log.database {
+            Database::Sqlite(_) => true,
+            Database::Postgres(log) => log.primary.is_durable(),
+        }
     }
 
     /// Measures where the log stands, and the connection to NATS.

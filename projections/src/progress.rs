@@ -1,7 +1,9 @@
 //! How far the read models have come, as every process of the read side knows it.
 //!
 //! The pump tells it after each commit: in its own process at once, in others by a hint over the bus, and, because hints
-//! may be lost, by a look at the checkpoints. So a position known here is always one that a query will see.
+//! may be lost, by a look at the checkpoints. PostgreSQL may lose its last commits in a crash, and checkpoints go back with
+//! the rows. So a position is known together with the epoch of the database in which it was read, and [`Progress::read_at`]
+//! answers with a position only if the rows were read in the same epoch.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -27,12 +29,16 @@ use crate::{dead_letters, order_summaries};
 pub(crate) const HINT: &str = "projected";
 /// How often the checkpoints are read whatever the hints say.
 const POLL: Duration = Duration::from_millis(250);
+/// How often a query is repeated because the database may have crashed while it ran.
+const READS_MAX: u32 = 20;
 /// Over which time a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
 /// Where the projections are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Positions {
+    /// Epoch of the database in which they were read.
+    epoch: u64,
     by_name: BTreeMap<String, i64>,
     /// Those that serve in a version of another release, and wait until they are built anew.
     frozen: BTreeSet<String>,
@@ -68,7 +74,7 @@ pub struct Progress {
 impl Default for Progress {
     fn default() -> Self {
         let by_name = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
-        let positions = Positions { by_name, frozen: BTreeSet::new() };
+        let positions = Positions { epoch: 0, by_name, frozen: BTreeSet::new() };
         Self {
             positions: Arc::new(watch::channel(positions).0),
             commits: Arc::default(),
@@ -142,6 +148,7 @@ impl Progress {
     /// Reads the checkpoints. They may stand before what is known: a database that crashed has lost the last commits.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let commits = self.commits.load(Relaxed);
+        let epoch = db.epoch();
         let checkpoints = checkpoints(db).await?;
         // What only another release knows does not concern this one.
         let of_release = |row: &&Checkpoint| row.state == LIVE && find(&row.projection).is_some();
@@ -149,7 +156,7 @@ impl Progress {
         let frozen = live.clone().filter(|row| is_frozen(row)).map(|row| row.projection.clone()).collect();
         let generations: BTreeMap<_, _> = live.clone().map(|row| (row.projection.clone(), row.generation)).collect();
         let by_name = live.map(|row| (row.projection.clone(), row.position)).collect();
-        let mut positions = Positions { by_name, frozen };
+        let mut positions = Positions { epoch, by_name, frozen };
         let before = {
             let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             std::mem::replace(&mut *known, generations.clone())
@@ -166,7 +173,7 @@ impl Progress {
         }
         self.positions.send_if_modified(|known| {
             // Where the pump of this process has committed since, it knows better.
-            let overtaken = self.commits.load(Relaxed) != commits;
+            let overtaken = self.commits.load(Relaxed) != commits && known.epoch == epoch;
             for (name, read) in &mut positions.by_name {
                 if overtaken && before.get(name) == generations.get(name) {
                     *read = known.of(name).max(*read);
@@ -179,19 +186,63 @@ impl Progress {
         Ok(())
     }
 
-    /// The pump has committed.
-    pub(crate) fn committed(&self, names: &[&str], position: i64) {
-        self.positions.send_modify(|known| {
+    /// The pump has committed, in a transaction that began in this epoch of the database.
+    pub(crate) fn committed(&self, names: &[&str], position: i64, epoch: u64) {
+        self.positions.send_if_modified(|known| {
+            if known.epoch != epoch {
+                // The next look at the checkpoints shows whether the commit is still there.
+                return false;
+            }
             self.commits.fetch_add(1, Relaxed);
             for name in names {
                 known.by_name.insert((*name).to_owned(), position);
             }
+            true
         });
     }
 
-    /// Position of one projection.
-    pub fn position(&self, projection: &str) -> i64 {
-        self.positions.borrow().of(projection)
+    /// Runs a query, and gives its rows with a position that they are not older than.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn read_at<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        db: &Db,
+        projection: &str,
+        query: impl Fn() -> F,
+    ) -> Result<(i64, T), Error> {
+        for _ in 0..READS_MAX {
+            let (epoch, position) = {
+                let known = self.positions.borrow();
+                (known.epoch, known.of(projection))
+            };
+            if epoch != db.epoch() {
+                self.refresh(db).await?;
+                continue;
+            }
+            let rows = query().await?;
+            if db.epoch() == epoch {
+                return Ok((position, rows));
+            }
+        }
+        Err(sqlx::Error::Protocol("connections to the database are opened again and again".into()).into())
+    }
+
+    /// Position that every read model has reached that follows the log, as the database has it now.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn slowest_in(&self, db: &Db) -> Result<i64, Error> {
+        loop {
+            let (epoch, slowest) = {
+                let known = self.positions.borrow();
+                (known.epoch, known.slowest())
+            };
+            if epoch == db.epoch() {
+                return Ok(slowest);
+            }
+            self.refresh(db).await?;
+        }
     }
 
     /// Position that every read model has reached that follows the log.
@@ -205,7 +256,7 @@ impl Progress {
         let there = positions.wait_for(|known| known.of(projection) >= position);
         match tokio::time::timeout(at_most, there).await {
             Ok(Ok(known)) => known.of(projection),
-            _ => self.position(projection),
+            _ => self.positions.borrow().of(projection),
         }
     }
 

@@ -177,6 +177,7 @@ impl Pump {
 
     /// Takes the live checkpoints under a new epoch. The slowest lane comes first.
     async fn acquire(&mut self, stand_back: bool) -> Result<Vec<Lane>, Error> {
+        let database_epoch = self.store.db().epoch();
         let mut tx = self.store.db().begin().await?;
         self.epoch = take_over(&mut tx, &[LIVE]).await?;
         let rows = checkpoints(&mut tx).await?;
@@ -205,7 +206,7 @@ impl Pump {
         self.fold.forget();
         self.fold.left_out = left_out;
         for (member, position) in &members {
-            self.progress.committed(&[member.projection.name], *position);
+            self.progress.committed(&[member.projection.name], *position, database_epoch);
         }
         Ok(lanes(members))
     }
@@ -222,6 +223,7 @@ impl Pump {
             let _spans: Vec<_> =
                 events.iter().filter_map(|event| trace::of_event("project", SpanKind::Consumer, event)).collect();
             let changes = self.fold.changes(events).await?;
+            let database_epoch = self.store.db().epoch();
             match lane.commit(&self.store, self.epoch, &changes, last).await {
                 Err(Error::Store(error)) if error.is_about_the_data() => {
                     return Err(self.culprit(lane, events, &changes).await?.map_or(error.into(), Error::Fold));
@@ -238,7 +240,7 @@ impl Pump {
             self.fold.keep(&changes);
             lane.position = last.position;
             let names: Vec<_> = lane.members.iter().map(|member| member.projection.name).collect();
-            self.progress.committed(&names, last.position);
+            self.progress.committed(&names, last.position, database_epoch);
         }
         let position = lanes[0].position;
         if position == next_lane {

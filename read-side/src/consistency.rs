@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use event_store::error::Error;
 use platform::problem::Problem;
 
 use crate::state::{ReadSide, invalid, unavailable};
@@ -18,27 +19,39 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const WAIT_MS: u64 = 1_000;
 
 impl ReadSide {
-    /// Waits until the read model has `min_position`, and gives the position that it has now. Read before the rows are,
-    /// so that the rows are never older than the answer says.
+    /// Waits until the read model has `min_position`, then runs a query. Gives its rows with the position that they are
+    /// not older than.
     ///
     /// # Errors
-    /// 503 `projection-behind` with both positions, when the wait is over.
-    pub async fn at_least(
+    /// 503 `projection-behind` with both positions, when the wait is over; the database is away.
+    pub async fn read_at<T, F: Future<Output = Result<T, Error>>>(
         &self,
         projection: &'static str,
         min_position: Option<i64>,
         wait_ms: Option<u64>,
-    ) -> Result<i64, Problem> {
-        let at_most = patience(wait_ms)?;
-        let Some(wanted) = min_position else { return Ok(self.progress.position(projection)) };
-        let position = self.progress.wait_for(projection, wanted, at_most).await;
-        reached(projection, position, wanted)
+        query: impl Fn() -> F,
+    ) -> Result<(i64, T), Problem> {
+        let until = Instant::now() + patience(wait_ms)?;
+        loop {
+            if let Some(wanted) = min_position {
+                let left = until.saturating_duration_since(Instant::now());
+                self.progress.wait_for(projection, wanted, left).await;
+            }
+            let read = self.progress.read_at(self.store.db(), projection, &query).await;
+            let (position, rows) = read.map_err(unavailable)?;
+            // It may be less than was waited for: PostgreSQL crashed, and the read model went back.
+            match min_position.map_or(Ok(position), |wanted| reached(projection, position, wanted)) {
+                Ok(position) => return Ok((position, rows)),
+                Err(behind) if Instant::now() >= until => return Err(behind),
+                Err(_) => {}
+            }
+        }
     }
 
     /// The same for an answer that is made from the log itself.
     ///
     /// # Errors
-    /// As [`Self::at_least`].
+    /// As [`Self::read_at`].
     pub async fn log_at_least(&self, min_position: Option<i64>, wait_ms: Option<u64>) -> Result<i64, Problem> {
         let until = Instant::now() + patience(wait_ms)?;
         let wanted = min_position.unwrap_or(0);

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::consistency::at;
-use crate::state::{ReadSide, not_found, unavailable};
+use crate::state::{ReadSide, not_found};
 
 /// The route.
 pub fn router() -> OpenApiRouter<ReadSide> {
@@ -43,7 +43,8 @@ async fn customer(
     if !principal.may_see(&id) {
         return Err(missing());
     }
-    let position = state.at_least(customers::PROJECTION.name, query.min_position, query.wait_ms).await?;
-    let customer = customers::find(state.store.db(), &id).await.map_err(unavailable)?.ok_or_else(missing)?;
-    Ok(at(position, axum::Json(customer)))
+    let find = || customers::find(state.store.db(), &id);
+    let (position, customer) =
+        state.read_at(customers::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
+    Ok(at(position, axum::Json(customer.ok_or_else(missing)?)))
 }

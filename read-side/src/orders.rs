@@ -91,11 +91,14 @@ async fn list(
         }
         query.customer_id = Some(principal.subject);
     }
-    let position = state.at_least(order_summaries::PROJECTION.name, min_position, wait_ms).await?;
-    if query.limit == 0 {
-        return Ok(at(position, axum::Json(Page { items: Vec::new(), next_cursor: None })));
-    }
-    let (items, next) = order_summaries::list(state.store.db(), &query).await.map_err(unavailable)?;
+    let list = || async {
+        match query.limit {
+            0 => Ok((Vec::new(), None)),
+            _ => order_summaries::list(state.store.db(), &query).await,
+        }
+    };
+    let (position, (items, next)) =
+        state.read_at(order_summaries::PROJECTION.name, min_position, wait_ms, list).await?;
     let next_cursor = next.map(|cursor| URL_SAFE_NO_PAD.encode(serde_json::to_vec(&cursor).unwrap_or_default()));
     Ok(at(position, axum::Json(Page { items, next_cursor })))
 }
@@ -192,10 +195,10 @@ async fn order(
         let position = state.log_at_least(query.min_position, query.wait_ms).await?;
         return order_as_of(&state, &principal, &id, &as_of, position).await;
     }
-    let position = state.at_least(order_details::PROJECTION.name, query.min_position, query.wait_ms).await?;
-    let order = order_details::find(state.store.db(), &id)
-        .await
-        .map_err(unavailable)?
+    let find = || order_details::find(state.store.db(), &id);
+    let (position, order) =
+        state.read_at(order_details::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
+    let order = order
         .filter(|order| principal.may_see(&order.customer_id))
         .ok_or_else(no_such_order)?;
     let etag = format!("\"{}\"", order.version);

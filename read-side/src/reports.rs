@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::consistency::at;
-use crate::state::{ReadSide, invalid, unavailable};
+use crate::state::{ReadSide, invalid};
 
 /// Products in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
@@ -52,10 +52,10 @@ async fn sales_report(
     Query(query): Query<SalesQuery>,
 ) -> Result<Response, Problem> {
     principal.staff_only()?;
-    let position = state.at_least(sales::PROJECTION.name, query.min_position, query.wait_ms).await?;
     let day = |date: Option<Date>| date.map(|date| date.to_string());
-    let report =
-        sales::report(state.store.db(), query.by, day(query.from), day(query.to)).await.map_err(unavailable)?;
+    let report = || sales::report(state.store.db(), query.by, day(query.from), day(query.to));
+    let (position, report) =
+        state.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
     Ok(at(position, axum::Json(report)))
 }
 
@@ -87,7 +87,7 @@ async fn top_products(
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
     }
-    let position = state.at_least(products::PROJECTION.name, query.min_position, query.wait_ms).await?;
-    let top = products::top(state.store.db(), query.by, limit).await.map_err(unavailable)?;
+    let top = || products::top(state.store.db(), query.by, limit);
+    let (position, top) = state.read_at(products::PROJECTION.name, query.min_position, query.wait_ms, top).await?;
     Ok(at(position, axum::Json(top)))
 }

@@ -204,19 +204,20 @@ fn is_id(id: &str) -> bool {
 }
 
 async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Refused> {
-    let mut owner = order_details::owner(state.store.db(), id).await?;
-    if owner.is_none() {
-        // Perhaps it was created a moment ago.
-        let (name, head) = (order_details::PROJECTION.name, state.store.head().await?);
-        if state.progress.position(name) < head {
-            let position = state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
-            owner = order_details::owner(state.store.db(), id).await?;
-            if owner.is_none() && position < head {
-                return Err(Refused::Behind);
-            }
+    let name = order_details::PROJECTION.name;
+    let owner = || order_details::owner(state.store.db(), id);
+    let mut found = owner().await?;
+    if found.is_none() {
+        // It may have been created a moment ago.
+        let head = state.store.head().await?;
+        state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
+        let (position, now) = state.progress.read_at(state.store.db(), name, owner).await?;
+        if now.is_none() && position < head {
+            return Err(Refused::Behind);
         }
+        found = now;
     }
-    Ok(owner.is_some_and(|owner| principal.may_see(&owner)))
+    Ok(found.is_some_and(|owner| principal.may_see(&owner)))
 }
 
 async fn order(tx: &mut Tx, id: &str) -> Result<Shown, Error> {

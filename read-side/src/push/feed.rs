@@ -186,8 +186,19 @@ impl Feed<'_> {
     /// Waits until every read model has a position.
     async fn projected(&self, position: i64) {
         let mut changes = self.state.progress.changes();
-        // The sender lives as long as the process.
-        let _ = changes.wait_for(|known| known.slowest() >= position).await;
+        loop {
+            // The sender lives as long as the process.
+            let _ = changes.wait_for(|known| known.slowest() >= position).await;
+            // What is known may be of before a crash of PostgreSQL, which took read models back.
+            match self.state.progress.slowest_in(self.state.store.db()).await {
+                Ok(slowest) if slowest >= position => return,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "live updates wait for the store");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
     }
 
     /// Each order as it was before its first event in the batch.

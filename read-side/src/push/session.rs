@@ -260,14 +260,19 @@ async fn recover(
     if after >= until {
         return Ok(Some(Vec::new()));
     }
-    // Read before the rows: they are at least as far.
-    let projected = state.progress.position(order_summaries::PROJECTION.name);
+    let db = state.store.db();
+    let read = || async {
+        let Some(orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
+        let lengths = order_summaries::lengths(db, &orders).await?;
+        Ok(Some((orders, lengths)))
+    };
+    // The position and the rows belong together: after a crash of PostgreSQL both go back.
+    let (projected, missed) = state.progress.read_at(db, order_summaries::PROJECTION.name, read).await?;
     if channel.looks_up_orders() && projected < until {
-        // While that read model is built anew, nobody knows which orders they are.
+        // While that read model is behind, nobody knows which orders they are.
         return Ok(None);
     }
-    let Some(mut orders) = (channel.missed)(state, id, after, until).await? else { return Ok(None) };
-    let mut lengths = order_summaries::lengths(state.store.db(), &orders).await?;
+    let Some((mut orders, mut lengths)) = missed else { return Ok(None) };
     if projected >= until {
         lengths.retain(|order| order.position > after);
         orders = lengths.iter().map(|order| order.order_id.clone()).collect();
@@ -279,7 +284,7 @@ async fn recover(
     if orders.is_empty() {
         return Ok(Some(Vec::new()));
     }
-    let discarded = dead_letters::discarded(state.store.db()).await?;
+    let discarded = dead_letters::discarded(db).await?;
     let (mut changes, mut bytes) = (Vec::new(), 0);
     let mut order = None;
     for (number, event) in state.store.read_streams(ORDER, &orders, until + 1).await?.into_iter().enumerate() {

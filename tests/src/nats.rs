@@ -50,6 +50,11 @@ impl Nats {
         self.process.kill9();
     }
 
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
     /// Starts the server again (ending it first where it runs) and waits until JetStream is there.
     pub async fn restart(&mut self) {
         self.process.kill9();

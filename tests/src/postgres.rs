@@ -2,23 +2,30 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::ports::free_port;
-use crate::process::{Process, find_on_path, lock_file, run_to_end, target_directory};
+use crate::process::{POLL, Process, find_on_path, lock_file, run_to_end, target_directory};
 
 const MISSING: &str = "no PostgreSQL server found; install it with: apt-get install -y postgresql";
 /// Nobody asks for it; no log may show it.
 pub const PASSWORD: &str = "canary-postgres";
 const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a standby may take to follow its primary.
+const FOLLOW_DEADLINE: Duration = Duration::from_secs(30);
+/// The name by which a primary knows its standby.
+const STANDBY: &str = "standby";
 
 /// A PostgreSQL server with the empty database `docket`.
 pub struct Postgres {
     process: Process,
     port: u16,
+    durable: bool,
+    frozen: bool,
     /// Holds data and socket; removed when the test ends, so it must be dropped after the process.
     _directory: TempDir,
 }
@@ -27,11 +34,33 @@ impl Postgres {
     /// Starts a server on throw-away data. Without `durable` it does not wait for the disk (`fsync=off`), which
     /// a killed process survives and only a power loss does not.
     pub async fn start(durable: bool) -> Self {
-        let programs = programs();
-        let directory = tempfile::Builder::new().prefix("docket-pg-").tempdir().expect("a temporary directory");
-        let data = directory.path().join("data");
-        run_to_end(Command::new("cp").arg("-a").arg(template(&programs)).arg(&data));
-        own(directory.path());
+        let directory = scratch("docket-pg-");
+        run_to_end(Command::new("cp").arg("-a").arg(template(&programs())).arg(directory.path().join("data")));
+        Self::run(directory, durable).await
+    }
+
+    /// Copies a running primary and starts a synchronous standby of it: from now on the primary answers a commit when
+    /// the standby has it on its disk, too. With the standby gone, the primary's commits wait.
+    pub async fn start_standby(primary: &Self) -> Self {
+        let directory = scratch("docket-pg-");
+        let (program, mut arguments) = as_postgres(&programs().join("pg_basebackup"));
+        let source = format!("host=127.0.0.1 port={} user=postgres application_name={STANDBY}", primary.port);
+        arguments
+            .extend(["-X", "stream", "-c", "fast", "--no-sync", "-R", "-d", &source, "-D", "data"].map(str::to_owned));
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(directory.path());
+        tokio::task::spawn_blocking(move || run_to_end(&mut command)).await.expect("pg_basebackup copies the primary");
+        let standby = Self::run(directory, primary.durable).await;
+        primary.sql(&[&format!("alter system set synchronous_standby_names = '{STANDBY}'"), RELOAD]).await;
+        let started = Instant::now();
+        while primary.sql(&["select sync_state from pg_stat_replication"]).await.trim() != "sync" {
+            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby does not follow{}", standby.process.log_tail());
+            tokio::time::sleep(POLL).await;
+        }
+        standby
+    }
+
+    async fn run(directory: TempDir, durable: bool) -> Self {
         let port = free_port();
         let sync = if durable { "on" } else { "off" };
         let settings = [
@@ -45,13 +74,13 @@ impl Postgres {
             "max_wal_size=256MB".to_owned(),
             "log_min_messages=warning".to_owned(),
         ];
-        let (program, mut arguments) = as_postgres(&programs.join("postgres"));
-        arguments.extend(["-D".to_owned(), data.display().to_string()]);
+        let (program, mut arguments) = as_postgres(&programs().join("postgres"));
+        arguments.extend(["-D".to_owned(), directory.path().join("data").display().to_string()]);
         arguments.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
         // SIGQUIT ends the backends too and frees the shared memory.
         let process =
             Process::new("postgres", program, directory.path().join("log")).args(arguments).drop_signal("QUIT");
-        let mut postgres = Self { process, port, _directory: directory };
+        let mut postgres = Self { process, port, durable, frozen: false, _directory: directory };
         postgres.restart().await;
         postgres
     }
@@ -61,16 +90,108 @@ impl Postgres {
         format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/docket", self.port)
     }
 
-    /// Kills the server without warning.
+    /// Where it listens, as `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Whether it takes connections.
+    pub async fn answers(&self) -> bool {
+        !self.frozen && self.process.id().is_some() && answers(self.port).await
+    }
+
+    /// Runs statements as the superuser, each in a transaction of its own; the rows of all.
+    ///
+    /// # Panics
+    /// If one fails.
+    pub async fn sql(&self, statements: &[&str]) -> String {
+        let mut psql = tokio::process::Command::new(programs().join("psql"));
+        psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", "docket", "-XAtq"]);
+        psql.args(["-v", "ON_ERROR_STOP=1"]);
+        psql.args(statements.iter().flat_map(|statement| ["-c", statement]));
+        let output = psql.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("psql starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{statements:?}: {error}{}", self.process.log_tail());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Kills the postmaster. Its other processes notice and end a moment later, what they have not written included.
     pub fn kill9(&mut self) {
+        if self.frozen {
+            self.thaw();
+        }
         self.process.kill9();
+    }
+
+    /// Kills every process of the server at one moment, as the end of a machine does. Commits that do not wait for the
+    /// disk (`synchronous_commit=off`) are lost where they were of the last moments.
+    pub fn kill_all(&mut self) {
+        // Stopped first, the postmaster starts nothing while its processes are listed.
+        self.process.signal("STOP");
+        let children = self.children();
+        send_signal("KILL", &children);
+        self.process.kill9();
+        let started = Instant::now();
+        while children.iter().any(|child| is_alive(*child)) {
+            assert!(started.elapsed() < STOP_DEADLINE, "processes of a killed server live on");
+            std::thread::sleep(POLL);
+        }
+        self.frozen = false;
+    }
+
+    /// Stops the server as `pg_ctl stop -m immediate` does: without a checkpoint, so the next start recovers.
+    pub async fn stop_immediate(&mut self) {
+        self.process.stop("QUIT", STOP_DEADLINE).await;
+    }
+
+    /// Stops the server as `pg_ctl stop -m fast` does: sessions end, all is written.
+    pub async fn stop_fast(&mut self) {
+        self.process.stop("INT", STOP_DEADLINE).await;
+    }
+
+    /// Stops every process in the middle of what it does; connections stay open and get no answer.
+    pub fn freeze(&mut self) {
+        self.process.signal("STOP");
+        send_signal("STOP", &self.children());
+        self.frozen = true;
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&mut self) {
+        send_signal("CONT", &self.children());
+        self.process.signal("CONT");
+        self.frozen = false;
+    }
+
+    /// Refuses all further changes, as a primary does that was replaced and lives on. Running transactions end as they
+    /// began.
+    pub async fn set_read_only(&self) {
+        self.sql(&["alter system set default_transaction_read_only = on", RELOAD]).await;
+    }
+
+    /// Makes a standby a primary without a standby.
+    pub async fn promote(&self) {
+        self.sql(&["alter system reset synchronous_standby_names", RELOAD, "select pg_promote()"]).await;
+        let started = Instant::now();
+        while self.sql(&["select pg_is_in_recovery()"]).await.trim() != "f" {
+            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby is not promoted{}", self.process.log_tail());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The process ids of all but the postmaster, which is the parent of each.
+    fn children(&self) -> Vec<u32> {
+        let Some(postmaster) = self.process.id() else { return vec![] };
+        let processes = std::fs::read_dir("/proc").expect("Linux lists processes").flatten();
+        let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        ids.filter(|id| process_state(*id).is_some_and(|(_, parent)| parent == postmaster)).collect()
     }
 
     /// Starts the server again (ending it first where it runs) and waits until it answers.
     pub async fn restart(&mut self) {
-        self.process.kill9();
+        self.kill9();
         // Backends of a killed server end by themselves a moment later; until then a new one refuses to start.
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         self.process.start();
         while !answers(self.port).await {
             assert!(started.elapsed() < START_DEADLINE, "postgres does not answer{}", self.process.log_tail());
@@ -78,9 +199,46 @@ impl Postgres {
                 self.process.kill9();
                 self.process.start();
             }
-            tokio::time::sleep(crate::process::POLL).await;
+            tokio::time::sleep(POLL).await;
         }
     }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // A stopped process takes no signal but SIGKILL, and only the postmaster would get that.
+        if self.frozen {
+            self.thaw();
+        }
+    }
+}
+
+const RELOAD: &str = "select pg_reload_conf()";
+
+/// Sends a signal to those of these processes that still run.
+fn send_signal(name: &str, processes: &[u32]) {
+    let ids = processes.iter().map(u32::to_string);
+    let _ = Command::new("kill").arg(format!("-{name}")).args(ids).stderr(Stdio::null()).status();
+}
+
+/// The state (`R`, `S`, `T`, `Z`, …) and the parent of a process.
+fn process_state(id: u32) -> Option<(char, u32)> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name before it, in parentheses, may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process is there and has not ended: a dead one may wait for its parent to collect it.
+fn is_alive(id: u32) -> bool {
+    process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// A new directory that PostgreSQL's user owns.
+fn scratch(prefix: &str) -> TempDir {
+    let directory = tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary directory");
+    own(directory.path());
+    directory
 }
 
 /// Whether the server takes connections: it answers a start-up packet with something other than "starting up" (57P03).
@@ -122,8 +280,7 @@ fn template(programs: &Path) -> PathBuf {
         return template;
     }
     // Not made in place: the user postgres may not enter the target directory.
-    let scratch = tempfile::Builder::new().prefix("docket-initdb-").tempdir().expect("a temporary directory");
-    own(scratch.path());
+    let scratch = scratch("docket-initdb-");
     let data = scratch.path().join("data");
     let run = |program: &str, arguments: &[&str]| {
         let (wrapper, before) = as_postgres(&programs.join(program));

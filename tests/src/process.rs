@@ -100,20 +100,20 @@ impl Process {
         }
     }
 
-    /// Sends SIGTERM and waits for the end: the exit status and the time it took.
+    /// Sends a signal and waits for the end: the exit status and the time it took.
     ///
     /// # Panics
     /// If the process does not run or is not gone within `deadline`.
-    pub async fn terminate(&mut self, deadline: Duration) -> (ExitStatus, Duration) {
+    pub async fn stop(&mut self, signal: &str, deadline: Duration) -> (ExitStatus, Duration) {
         assert!(self.child.is_some(), "{} does not run", self.name);
         let started = Instant::now();
-        self.signal("TERM");
+        self.signal(signal);
         loop {
             if let Some(status) = self.exited() {
                 self.child = None;
                 return (status, started.elapsed());
             }
-            assert!(started.elapsed() < deadline, "{} still runs {deadline:?} after SIGTERM", self.name);
+            assert!(started.elapsed() < deadline, "{} still runs {deadline:?} after SIG{signal}", self.name);
             tokio::time::sleep(POLL).await;
         }
     }

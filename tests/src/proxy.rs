@@ -1,4 +1,4 @@
-//! A network that can be cut: a TCP proxy in front of one address.
+//! A network that can be cut: a TCP proxy in front of one address, or of one after the other.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 /// Passes connections on to one address, until it is cut.
 pub struct Proxy {
     address: SocketAddr,
+    target: watch::Sender<String>,
     /// Raised with each cut; `true` while the network is away.
     cut: watch::Sender<bool>,
 }
@@ -20,10 +21,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it listens");
         let (cut, watched) = watch::channel(false);
-        let target = target.to_owned();
+        let (target, targets) = watch::channel(target.to_owned());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let (mut watched, target) = (watched.clone(), target.clone());
+                let (mut watched, target) = (watched.clone(), targets.borrow().clone());
                 tokio::spawn(async move {
                     let passed = async {
                         let mut server = TcpStream::connect(&target).await?;
@@ -36,12 +37,22 @@ impl Proxy {
                 });
             }
         });
-        Self { address, cut }
+        Self { address, target, cut }
     }
 
     /// Where it listens, as a base of URLs.
     pub fn base(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where it listens, as `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Passes new connections on to another address; those that are open stay where they are.
+    pub fn switch(&self, target: String) {
+        self.target.send_replace(target);
     }
 
     /// Ends every connection, and takes none for a while.

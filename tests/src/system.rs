@@ -12,6 +12,7 @@ use crate::nats::Nats;
 use crate::ports::free_port;
 use crate::postgres::Postgres;
 use crate::process::{POLL, Process, clean_command, profile_directory};
+use crate::proxy::Proxy;
 
 /// How long the read models may stand still on their way to the head of the log.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
@@ -35,6 +36,7 @@ pub enum Mode {
 pub struct Builder {
     mode: Mode,
     durable: bool,
+    standby: bool,
     processes: Vec<String>,
     settings: Vec<(String, String)>,
 }
@@ -44,6 +46,13 @@ impl Builder {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self
+    }
+
+    /// Gives PostgreSQL a synchronous standby, and puts a proxy before both that [`TestSystem::fail_over`] switches.
+    #[must_use]
+    pub fn standby(mut self) -> Self {
+        self.standby = true;
         self
     }
 
@@ -70,9 +79,16 @@ impl Builder {
             Mode::Embedded => (None, None),
             Mode::Scaled => (Some(Postgres::start(self.durable).await), Some(Nats::start().await)),
         };
-        let database_url = match &postgres {
-            Some(postgres) => postgres.url(),
-            None => format!("sqlite:{}", directory.path().join("docket.db").display()),
+        let (standby, database) = match &postgres {
+            Some(postgres) if self.standby => {
+                (Some(Postgres::start_standby(postgres).await), Some(Proxy::start(&postgres.address()).await))
+            }
+            _ => (None, None),
+        };
+        let database_url = match (&postgres, &database) {
+            (Some(postgres), Some(proxy)) => postgres.url().replace(&postgres.address(), &proxy.address()),
+            (Some(postgres), None) => postgres.url(),
+            (None, _) => format!("sqlite:{}", directory.path().join("docket.db").display()),
         };
         let mut environment = vec![
             ("DOCKET_DATABASE_URL".to_owned(), database_url.clone()),
@@ -91,6 +107,8 @@ impl Builder {
             dockets,
             nats,
             postgres,
+            standby,
+            database,
             binary,
             environment,
             database_url,
@@ -116,6 +134,10 @@ pub struct TestSystem {
     pub nats: Option<Nats>,
     /// The PostgreSQL server of a scaled system.
     pub postgres: Option<Postgres>,
+    /// Its synchronous standby, while there is one.
+    pub standby: Option<Postgres>,
+    /// The proxy that `DOCKET_DATABASE_URL` names, where the system was built with a standby.
+    pub database: Option<Proxy>,
     binary: PathBuf,
     environment: Vec<(String, String)>,
     database_url: String,
@@ -135,7 +157,13 @@ impl TestSystem {
 
     /// One process with all roles, to be changed.
     pub fn builder(mode: Mode) -> Builder {
-        Builder { mode, durable: false, processes: vec!["write,project,read".to_owned()], settings: vec![] }
+        Builder {
+            mode,
+            durable: false,
+            standby: false,
+            processes: vec!["write,project,read".to_owned()],
+            settings: vec![],
+        }
     }
 
     /// Brings the schema up to date, as an operator does, and starts every process.
@@ -165,6 +193,32 @@ impl TestSystem {
             ends.push(docket.terminate().await);
         }
         ends
+    }
+
+    /// Makes the standby the primary, as an operator or a failover manager does, and hands back the old primary: read-only
+    /// where it still answers, and with the connections that it has. New connections go to the new primary.
+    ///
+    /// ```ignore
+    /// let mut system = TestSystem::builder(Mode::Scaled).standby().start().await;
+    /// let old = system.fail_over().await; // or before it: system.postgres.as_mut().unwrap().kill_all(), or freeze()
+    /// system.post("/v1/orders").json(order).send().await.expect(201);
+    /// drop(old); // its connections end only now
+    /// system.add_standby().await; // for the next time
+    /// ```
+    pub async fn fail_over(&mut self) -> Postgres {
+        let standby = self.standby.take().expect("a system with a standby");
+        let old = self.postgres.as_ref().expect("a scaled system");
+        if old.answers().await {
+            old.set_read_only().await;
+        }
+        standby.promote().await;
+        self.database.as_ref().expect("a system with a standby").switch(standby.address());
+        self.postgres.replace(standby).expect("a scaled system")
+    }
+
+    /// Gives the primary a standby again.
+    pub async fn add_standby(&mut self) {
+        self.standby = Some(Postgres::start_standby(self.postgres.as_ref().expect("a scaled system")).await);
     }
 
     /// A client of the first process that takes commands.
@@ -366,6 +420,6 @@ impl Docket {
 
     /// Sends SIGTERM; the exit status and the time it took.
     pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
-        self.process.terminate(STOP_DEADLINE).await
+        self.process.stop("TERM", STOP_DEADLINE).await
     }
 }

@@ -251,9 +251,7 @@ impl Db {
     pub async fn fetch_all<T: Row>(&self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(read).await?,
-            Self::Postgres { read, .. } => {
-                sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read).await?
-            }
+            Self::Postgres { read, .. } => sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read).await?,
         })
     }
 

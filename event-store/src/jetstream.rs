@@ -39,6 +39,8 @@ pub(crate) const RETRY: Duration = Duration::from_millis(300);
 const SAY_EVERY: Duration = Duration::from_secs(30);
 /// How long NATS may take to say whether there is a stream.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
+/// How long NATS may take to answer a check of the settings.
+const CHECKED_WITHIN: Duration = Duration::from_secs(5);
 /// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
 const SERVER_MIN: (u32, u32) = (2, 10);
 /// Which log a stream belongs to, in the stream's metadata.
@@ -51,6 +53,7 @@ pub(crate) struct Bus {
     context: jetstream::Context,
     stream: String,
     bytes_max: i64,
+    replicas: usize,
     incarnation: String,
     /// Why the relay cannot publish, as long as it cannot.
     trouble: Arc<Mutex<Option<String>>>,
@@ -60,13 +63,14 @@ impl Bus {
     /// Connects. A server that is away is no failure: commands and queries do without it, and the connection is retried
     /// for ever. A server that is too old is refused.
     pub(crate) async fn connect(settings: &Settings, incarnation: String) -> Result<Self, Error> {
-        let client = with_credentials(&settings.nats_url)?
+        let urls = settings.nats_urls().collect::<Vec<_>>();
+        let client = with_credentials(&urls)?
             .name("docket")
             .retry_on_initial_connect()
             .connection_timeout(Duration::from_secs(5))
             .request_timeout(Some(Duration::from_secs(5)))
             .reconnect_delay_callback(|attempts| Duration::from_millis(50 * attempts.min(20) as u64))
-            .connect(&settings.nats_url)
+            .connect(&urls[..])
             .await
             .map_err(|e| Error::Settings(format!("nats_url: {e}")))?;
         let context = jetstream::context::ContextBuilder::new()
@@ -78,17 +82,27 @@ impl Bus {
             context,
             stream: settings.nats_stream.clone(),
             bytes_max: settings.nats_stream_bytes_max,
+            replicas: settings.nats_replicas,
             incarnation,
             trouble: Arc::default(),
         };
         match tokio::time::timeout(Duration::from_secs(3), bus.client.flush()).await {
             Ok(Ok(())) => bus.check_version()?,
             _ => {
-                let server = settings.nats_url.rsplit(['@', '/']).next();
-                tracing::warn!(server, "NATS is away: going on without it, projections read the log");
+                let servers: Vec<_> = urls.iter().filter_map(|url| url.rsplit(['@', '/']).next()).collect();
+                tracing::warn!(?servers, "NATS is away: going on without it, projections read the log");
             }
         }
         Ok(bus)
+    }
+
+    /// Makes sure that a server with JetStream answers.
+    pub(crate) async fn check(&self) -> Result<(), Error> {
+        let away = |_| Error::Nats("no server of nats_url answers".to_owned());
+        tokio::time::timeout(CHECKED_WITHIN, self.client.flush()).await.map_err(away)?.map_err(nats)?;
+        self.check_version()?;
+        let account = tokio::time::timeout(CHECKED_WITHIN, self.context.query_account()).await.map_err(away)?;
+        account.map(drop).map_err(|error| Error::Nats(format!("JetStream does not answer: {error}")))
     }
 
     /// Why events do not get into the stream, if they do not.
@@ -131,6 +145,7 @@ impl Bus {
                         name: self.stream.clone(),
                         subjects: vec![format!("{}.events.>", self.stream)],
                         max_bytes: self.bytes_max,
+                        num_replicas: self.replicas,
                         discard: stream::DiscardPolicy::Old,
                         first_sequence: (first > 1).then_some(first),
                         allow_direct: true,
@@ -149,7 +164,7 @@ impl Bus {
             }
         };
         match found.cached_info().config.metadata.get(INCARNATION) {
-            Some(owner) if *owner == self.incarnation => Ok(found),
+            Some(owner) if *owner == self.incarnation => self.with_replicas(found).await,
             _ => Err(Error::Settings(format!(
                 "the JetStream stream `{0}` belongs to another store: give this store its own name in nats_stream, or, \
                  where that other store is gone or is what this one was before it was restored, delete the stream \
@@ -157,6 +172,17 @@ impl Bus {
                 self.stream
             ))),
         }
+    }
+
+    /// Gives the stream as many replicas as the settings say.
+    async fn with_replicas(&self, stream: stream::Stream) -> Result<stream::Stream, Error> {
+        let config = stream.cached_info().config.clone();
+        if config.num_replicas == self.replicas {
+            return Ok(stream);
+        }
+        let config = stream::Config { num_replicas: self.replicas, ..config };
+        self.context.update_stream(config).await.map_err(nats)?;
+        self.context.get_stream(&self.stream).await.map_err(nats)
     }
 
     /// Removes the stream, if there is one and it is this log's, or `of_anybody`; whether it was there.
@@ -200,7 +226,7 @@ impl Bus {
 
     /// Tells the other processes something that may be lost. It reaches this process as well.
     pub(crate) async fn tell(&self, topic: &str, message: Vec<u8>) {
-        let subject = format!("{}.hint.{topic}", self.stream);
+        let subject = self.hint_subject(topic);
         if self.is_connected()
             && let Err(error) = self.client.publish(subject, message.into()).await
         {
@@ -208,9 +234,14 @@ impl Bus {
         }
     }
 
+    /// Two stores may have one NATS, and a name of their streams that is not decided yet: neither hears the other.
+    fn hint_subject(&self, topic: &str) -> String {
+        format!("{}.hint.{}.{topic}", self.stream, self.incarnation)
+    }
+
     /// What processes tell under a topic.
     pub(crate) async fn told(&self, topic: &str) -> Result<impl futures::Stream<Item = Vec<u8>> + use<>, Error> {
-        let subscription = self.client.subscribe(format!("{}.hint.{topic}", self.stream)).await.map_err(nats)?;
+        let subscription = self.client.subscribe(self.hint_subject(topic)).await.map_err(nats)?;
         Ok(subscription.map(|message| message.payload.into()))
     }
 
@@ -335,7 +366,7 @@ impl Bus {
 }
 
 /// User and password, or a token, that stand in the URL: the client does not look there itself.
-fn with_credentials(urls: &str) -> Result<ConnectOptions, Error> {
+fn with_credentials(urls: &[&str]) -> Result<ConnectOptions, Error> {
     let options = ConnectOptions::new();
     let addresses = urls.to_server_addrs().map_err(|e| Error::Settings(format!("nats_url: {e}")))?;
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();

@@ -37,6 +37,12 @@ const VIEW_WRITERS: u32 = 4;
 /// How often a batch is appended again that lost to a deadlock or a serialization failure.
 const APPEND_RETRIES: u32 = 5;
 
+/// Connections that one process opens, at most: two pools for queries, the writers of read models, the appender, the
+/// watch over the server, and two leads.
+pub(crate) fn connections(connections_max: u32) -> u32 {
+    2 * connections_max + VIEW_WRITERS + 4
+}
+
 #[derive(Clone)]
 pub(crate) struct Log {
     /// Reads, and loads of aggregates.

@@ -13,10 +13,12 @@ const WAITING_MAX: usize = 1_000_000;
 pub struct Settings {
     /// `sqlite:PATH` (embedded) or `postgres://…` (scaled).
     pub database_url: String,
-    /// `nats://host:port`; empty: the stream runs in process, read from the log.
+    /// `nats://host:port`, several separated by commas; empty: the stream runs in process, read from the log.
     pub nats_url: String,
     /// Name of the JetStream stream, and first token of its subjects.
     pub nats_stream: String,
+    /// Servers of the NATS cluster that keep the JetStream stream: 1 to 5.
+    pub nats_replicas: usize,
     /// Bytes that the JetStream stream may keep; readers that come later read the log.
     pub nats_stream_bytes_max: i64,
     /// Events in one append transaction, at most (one command's events always stay together).
@@ -50,8 +52,15 @@ impl Settings {
         if path.is_none() && !schemes.iter().any(|scheme| self.database_url.starts_with(scheme)) {
             return refused("database_url must be `sqlite:PATH` or `postgres://…`".into());
         }
-        if !self.nats_url.is_empty() && !["nats://", "tls://"].iter().any(|scheme| self.nats_url.starts_with(scheme)) {
-            return refused("nats_url must be `nats://HOST:PORT` or `tls://HOST:PORT`, or empty".into());
+        let is_nats = |url: &str| ["nats://", "tls://"].iter().any(|scheme| url.starts_with(scheme));
+        if !self.nats_url.is_empty() && !self.nats_urls().all(is_nats) {
+            return refused(
+                "nats_url must be `nats://HOST:PORT` or `tls://HOST:PORT`, several separated by commas, or empty"
+                    .into(),
+            );
+        }
+        if !(1..=5).contains(&self.nats_replicas) {
+            return refused("nats_replicas must be 1 to 5".into());
         }
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if self.nats_stream.is_empty() || !self.nats_stream.bytes().all(is_name) {
@@ -81,12 +90,20 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Each URL of `nats_url`.
+    pub(crate) fn nats_urls(&self) -> impl Iterator<Item = &str> {
+        self.nats_url.split(',').map(str::trim)
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             database_url: "sqlite:data/docket.db".into(),
             nats_url: String::new(),
             nats_stream: "docket".into(),
+            nats_replicas: 1,
             nats_stream_bytes_max: 1 << 30,
             append_batch_events_max: 4_000,
             append_queue_max: 8_192,

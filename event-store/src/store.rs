@@ -66,6 +66,27 @@ pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Sto
     start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
 }
 
+/// Connects to the database and to NATS and looks whether a server could work with them. Gives what an operator should
+/// know, a sentence each; nothing is changed.
+///
+/// # Errors
+/// What keeps a server from starting.
+pub async fn check(settings: &Settings) -> Result<Vec<String>, Error> {
+    settings.check()?;
+    let mut notes = Vec::new();
+    if !settings.database_url.starts_with("sqlite:") {
+        let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
+        if let Err(Error::Settings(reason)) = log.is_migrated().await {
+            notes.push(format!("Not ready to serve: {reason}."));
+        }
+        notes.extend(log.primary.notes(crate::postgres::connections(settings.connections_max)).await?);
+    }
+    if !settings.nats_url.is_empty() {
+        Bus::connect(settings, String::new()).await?.check().await?;
+    }
+    Ok(notes)
+}
+
 async fn start(
     log: Log,
     db: Db,

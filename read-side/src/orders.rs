@@ -198,9 +198,7 @@ async fn order(
     let find = || order_details::find(state.store.db(), &id);
     let (position, order) =
         state.read_at(order_details::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
-    let order = order
-        .filter(|order| principal.may_see(&order.customer_id))
-        .ok_or_else(no_such_order)?;
+    let order = order.filter(|order| principal.may_see(&order.customer_id)).ok_or_else(no_such_order)?;
     let etag = format!("\"{}\"", order.version);
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
         return Ok(at(position, (StatusCode::NOT_MODIFIED, [(ETAG, etag)])));

@@ -54,8 +54,7 @@ async fn sales_report(
     principal.staff_only()?;
     let day = |date: Option<Date>| date.map(|date| date.to_string());
     let report = || sales::report(state.store.db(), query.by, day(query.from), day(query.to));
-    let (position, report) =
-        state.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
+    let (position, report) = state.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
     Ok(at(position, axum::Json(report)))
 }
 

@@ -324,11 +324,20 @@ struct Tail {
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Exit 0 where the settings can be used, else say what is wrong.
-    #[command(before_help = "Examples:\n  docket config check --config docket.toml")]
-    Check(Common),
+    #[command(before_help = "Examples:\n  docket config check --config docket.toml\n  docket config check --connect")]
+    Check(ConfigCheck),
     /// Print every setting with its value, as TOML; secrets are left out.
     #[command(before_help = "Examples:\n  docket config show > docket.toml")]
     Show(Common),
+}
+
+#[derive(Debug, Args)]
+struct ConfigCheck {
+    #[command(flatten)]
+    common: Common,
+    /// Connect to the database and to NATS, too, and print what an operator should know of them.
+    #[arg(long)]
+    connect: bool,
 }
 
 /// Parses the command line and runs it; gives the exit code.
@@ -357,7 +366,7 @@ pub async fn main() -> u8 {
         Command::Events(Events::Import(restore)) => events::import(restore).await,
         Command::Events(Events::Restored(common)) => events::restored(common).await,
         Command::Events(Events::Tail(tail)) => events::tail(tail).await,
-        Command::Config(ConfigCommand::Check(common)) => admin::config_check(common),
+        Command::Config(ConfigCommand::Check(check)) => admin::config_check(check).await,
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
         Command::Health { url } => admin::health(&url).await,
         Command::Completions { shell } => {

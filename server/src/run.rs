@@ -122,7 +122,7 @@ pub async fn serve(
     }
     app = app.merge(api::everywhere().with_state(authenticator.clone()).split_for_parts().0);
     let app = Limiter::new(&settings.limits, authenticator).limit(app).merge(connections);
-    let health = health(&store, &progress);
+    let health = health(&store, &progress, roles);
     let mut app = app.merge(api::docs()).merge(health.router());
     match metrics_listener {
         Some(listener) => {
@@ -259,7 +259,7 @@ async fn observe(store: Store, progress: Progress, roles: Roles, stop: tokio_uti
     }
 }
 
-fn health(store: &Store, progress: &Progress) -> Health {
+fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
     let health = Health::new();
     let (projecting, progress) = (store.clone(), progress.clone());
     // What is behind is served as it is; `min_position` says so to whom it matters.
@@ -288,6 +288,27 @@ fn health(store: &Store, progress: &Progress) -> Health {
             async move { store.head().await.map(|_| ()).map_err(|e| e.to_string()) }
         },
         true,
+    );
+    if roles.write {
+        let appending = store.clone();
+        // A database that only answers queries takes no commands.
+        health.register(
+            "append",
+            move || {
+                let store = appending.clone();
+                async move { store.probe().await.map_err(|e| e.to_string()) }
+            },
+            true,
+        );
+    }
+    let syncing = store.clone();
+    health.register(
+        "durability",
+        move || {
+            let lost = "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands";
+            std::future::ready(if syncing.is_durable() { Ok(()) } else { Err(lost.to_owned()) })
+        },
+        false,
     );
     let parked = store.clone();
     // Everything but the parked orders goes on.

@@ -257,7 +257,9 @@ impl Primary {
                 async move {
                     let answers = is_current
                         && (about.idle_for < TEST_AFTER
-                            || tokio::time::timeout(TEST_WITHIN, connection.ping()).await.is_ok_and(|ping| ping.is_ok()));
+                            || tokio::time::timeout(TEST_WITHIN, connection.ping())
+                                .await
+                                .is_ok_and(|ping| ping.is_ok()));
                     Ok(answers)
                 }
                 .boxed()
@@ -271,7 +273,8 @@ impl Primary {
     /// The server is read-only, or did not take a setting.
     async fn prepare(&self, connection: &mut PgConnection, purpose: Purpose) -> Result<(), Error> {
         let settings = purpose.settings(self.schema());
-        let (names, values): (Vec<_>, Vec<_>) = settings.into_iter().map(|(name, value)| (name, value.into_owned())).unzip();
+        let (names, values): (Vec<_>, Vec<_>) =
+            settings.into_iter().map(|(name, value)| (name, value.into_owned())).unzip();
         // `remote_apply` promises more than `on` and stays; whatever promises less does not.
         let (read_only, server, durable, applied, commits): (bool, String, bool, Vec<String>, String) = sqlx::query_as(
             "select current_setting('transaction_read_only') = 'on',
@@ -302,7 +305,9 @@ impl Primary {
             return Err(protocol(format!("the session setting synchronous_commit is {commits}, not on")));
         }
         if self.0.durable.swap(durable, Ordering::Relaxed) && !durable {
-            tracing::warn!("PostgreSQL does not sync its commits: turn fsync and full_page_writes on, or a power loss takes acknowledged commands");
+            tracing::warn!(
+                "PostgreSQL does not sync its commits: turn fsync and full_page_writes on, or a power loss takes acknowledged commands"
+            );
         }
         let mut known = lock(&self.0.server);
         if *known != server {
@@ -314,6 +319,42 @@ impl Primary {
         }
         self.0.opened.fetch_add(1, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// What an operator should know of the server, a sentence each. `needed`: the connections that a process may open.
+    ///
+    /// # Errors
+    /// The server is away.
+    pub(crate) async fn notes(&self, needed: u32) -> Result<Vec<String>, Error> {
+        let mut reserved = self.connect(Purpose::Log).await?;
+        let (room, limit, collation, actual): (i64, i64, Option<String>, Option<String>) = sqlx::query_as(
+            "select current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint,
+                    least(d.datconnlimit, r.rolconnlimit)::bigint, datcollversion,
+                    pg_database_collation_actual_version(d.oid)
+             from pg_database d, pg_roles r where d.datname = current_database() and r.rolname = current_user",
+        )
+        .fetch_one(&mut reserved.connection)
+        .await?;
+        let room = if limit >= 0 { room.min(limit) } else { room };
+        let mut notes = Vec::new();
+        if room < i64::from(needed) {
+            notes.push(format!(
+                "PostgreSQL gives this role {room} connections; one process may open {needed}: raise the limit, or lower connections_max."
+            ));
+        }
+        if !self.is_durable() {
+            notes.push(
+                "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands.".into(),
+            );
+        }
+        if collation.is_some() && actual.is_some() && collation != actual {
+            notes.push(
+                "The collation of the database has another version than the operating system's: run `reindex database`, \
+                 then `alter database … refresh collation version`."
+                    .into(),
+            );
+        }
+        Ok(notes)
     }
 
     /// Closes every connection that is open now before its next use.
@@ -456,7 +497,9 @@ fn hosts(url: &str) -> Result<Vec<PgConnectOptions>, StoreError> {
     if let Some(place) = parameters.iter().position(|parameter| parameter.starts_with("target_session_attrs=")) {
         let wanted = parameters.remove(place);
         if !["target_session_attrs=read-write", "target_session_attrs=primary"].contains(&wanted) {
-            return Err(bad("target_session_attrs can be read-write or primary: Docket needs a server that takes writes"));
+            return Err(bad(
+                "target_session_attrs can be read-write or primary: Docket needs a server that takes writes",
+            ));
         }
     }
     let query = if parameters.is_empty() { String::new() } else { format!("?{}", parameters.join("&")) };

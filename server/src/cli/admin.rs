@@ -11,7 +11,7 @@ use projections::order::upcasters;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, EXIT_FAILED, RoleName, Serve, Token, Usage, dev, load, say};
+use crate::cli::{Common, ConfigCheck, EXIT_FAILED, RoleName, Serve, Token, Usage, dev, load, say};
 use crate::run;
 use crate::settings::{Settings, without_password};
 
@@ -74,9 +74,16 @@ pub fn token(token: Token) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub fn config_check(common: Common) -> anyhow::Result<u8> {
-    let settings = load(&common, &[])?;
+pub async fn config_check(check: ConfigCheck) -> anyhow::Result<u8> {
+    let settings = load(&check.common, &[])?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
+    if check.connect {
+        let database = without_password(&settings.store.database_url);
+        let notes = event_store::store::check(&settings.store).await;
+        for note in notes.with_context(|| format!("the settings name {database}"))? {
+            eprintln!("{note}");
+        }
+    }
     if std::io::stderr().is_terminal() {
         eprintln!("The settings can be used.");
     }

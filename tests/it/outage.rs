@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tests::fold::Event;
 use tests::load::{Load, Shape};
 use tests::nats::Nats;
 use tests::process::POLL;
+use tests::stream::{STREAM, stream_equals_the_log};
 use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
 
@@ -15,33 +15,10 @@ async fn by_role() -> TestSystem {
     TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
 }
 
-/// The JetStream stream that the relay writes.
-const STREAM: &str = "docket";
 const REBUILD_DEADLINE: Duration = Duration::from_secs(60);
 
 fn nats(system: &mut TestSystem) -> &mut Nats {
     system.nats.as_mut().expect("a scaled system")
-}
-
-/// Waits until the stream's last sequence is the head of the log, then compares each message in it with the log.
-async fn stream_equals_the_log(system: &TestSystem, log: &[Event]) {
-    let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
-    let (started, head) = (Instant::now(), log.len() as u64);
-    let state = loop {
-        let found = jetstream.get_stream(STREAM).await.map(|stream| stream.cached_info().state.clone());
-        match found {
-            Ok(state) if state.last_sequence == head => break state,
-            found => assert!(started.elapsed() < REBUILD_DEADLINE, "the head is {head}, but the stream is {found:?}"),
-        }
-        tokio::time::sleep(POLL).await;
-    };
-    let stream = jetstream.get_stream(STREAM).await.expect("just seen");
-    for sequence in state.first_sequence..=state.last_sequence {
-        let message = stream.get_raw_message(sequence).await.expect("the stream has no gaps");
-        let id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str());
-        let event = &log[usize::try_from(sequence).expect("a position") - 1];
-        assert_eq!(id, Some(event.event_id.as_str()), "the message at {sequence}");
-    }
 }
 
 /// One more command, and everything is as the log says: on the bus too.

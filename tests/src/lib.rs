@@ -6,6 +6,7 @@
 pub mod client;
 pub mod collector;
 pub mod deployment;
+pub mod dice;
 pub mod fold;
 pub mod follower;
 pub mod listener;
@@ -16,6 +17,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod socket;
+pub mod stream;
 pub mod system;
 pub mod verify;
 

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::client::{Answer, Client};
+use crate::dice::Dice;
 use crate::fold::money;
 use crate::process::POLL;
 
@@ -58,9 +60,31 @@ pub struct Sent {
     pub outcome: Outcome,
 }
 
+/// Which of several loads of one shape on one system, and how fast.
+#[derive(Clone, Copy, Default)]
+pub struct Run {
+    /// Commands of another run have other keys, and are for the same orders.
+    pub number: u64,
+    /// Between two commands of one client.
+    pub pause: Duration,
+}
+
+/// The last acknowledgement of a load.
+#[derive(Clone, Debug)]
+pub struct Latest {
+    /// The order.
+    pub order_id: String,
+    /// Its version after the command.
+    pub version: u64,
+    /// The position that the answer named.
+    pub position: u64,
+}
+
 struct Shared {
     shape: Shape,
+    run: Run,
     client: Client,
+    latest: watch::Sender<Option<Latest>>,
     /// For each place, how many orders were finished there before the open one.
     generations: Vec<AtomicU64>,
     acknowledged: AtomicU64,
@@ -77,9 +101,15 @@ impl Load {
     /// Starts the clients. They ride out a restart of the server: a command without an answer is sent again under its
     /// key.
     pub fn start(client: &Client, shape: Shape) -> Self {
+        Self::start_run(client, shape, Run::default())
+    }
+
+    /// Starts one of several loads of one shape.
+    pub fn start_run(client: &Client, shape: Shape, run: Run) -> Self {
         let generations = (0..shape.orders).map(|_| AtomicU64::new(0)).collect();
         let (acknowledged, stopping) = (AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { shape, client: client.clone(), generations, acknowledged, stopping });
+        let (client, latest) = (client.clone(), watch::Sender::default());
+        let shared = Arc::new(Shared { shape, run, client, latest, generations, acknowledged, stopping });
         let clients = (0..shape.clients).map(|number| tokio::spawn(run_client(Arc::clone(&shared), number))).collect();
         Self { shared, clients }
     }
@@ -100,6 +130,11 @@ impl Load {
         }
     }
 
+    /// Shows the last acknowledgement.
+    pub fn latest(&self) -> watch::Receiver<Option<Latest>> {
+        self.shared.latest.subscribe()
+    }
+
     /// Waits until every client has sent all its commands and knows what became of them.
     pub async fn finish(self) -> Vec<Sent> {
         let mut sent = vec![];
@@ -117,7 +152,7 @@ impl Load {
 }
 
 async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
-    let mut dice = Dice(0x9E37_79B9_7F4A_7C15 ^ (number + 1).wrapping_mul(0xD134_2543_DE82_EF95));
+    let mut dice = Dice::new(shared.run.number << 32 | number);
     let mut sent = vec![];
     let mut missing = None;
     for count in 0..shared.shape.commands_each {
@@ -131,9 +166,10 @@ async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
             Some(_) => create(&mut dice, place, &order_id),
             None => change(&mut dice, place, &order_id),
         };
-        let key = format!("{}-{number}-{count}", shared.shape.name);
+        let key = format!("{}-{}-{number}-{count}", shared.shape.name, shared.run.number);
         let (done, problem) = send(&shared, &order_id, &key, command).await;
         sent.push(done);
+        tokio::time::sleep(shared.run.pause).await;
         match problem.as_deref() {
             Some("/problems/order-not-found") => missing = Some(place),
             Some("/problems/order-not-draft") => {
@@ -159,8 +195,9 @@ async fn send(shared: &Shared, order_id: &str, key: &str, command: Command) -> (
         sent.request_ids.push(request_id);
         let request = if command.body.is_null() { request } else { request.json(command.body.clone()) };
         if let Some((outcome, problem)) = request.try_send().await.ok().as_ref().and_then(read_outcome) {
-            if matches!(outcome, Outcome::Acknowledged { .. }) {
+            if let Outcome::Acknowledged { version, position } = outcome {
                 shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+                shared.latest.send_replace(Some(Latest { order_id: order_id.to_owned(), version, position }));
             }
             sent.outcome = outcome;
             return (sent, problem);
@@ -235,16 +272,4 @@ fn item(dice: &mut Dice, place: u64, sku: u64) -> Value {
 
 fn currency(place: u64) -> &'static str {
     if place % 4 == 3 { "JPY" } else { "USD" }
-}
-
-/// A small generator of numbers that are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) % bound
-    }
 }

@@ -1,0 +1,388 @@
+//! Faults at random moments, one after the other, and what must be true after each.
+//!
+//! A cycle is a short load, a fault in the middle of it, and a resume; listeners of every transport come and go all the
+//! time, and an asker wants to read each acknowledged change. Then everything that was acknowledged and everything that
+//! was told is compared with the log. `DOCKET_CAMPAIGN_CYCLES` says how many cycles each kind has,
+//! `DOCKET_CAMPAIGN_SEED` which ones; a failure prints the seed, the cycle and what was done.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tests::client::{Client, token};
+use tests::dice::Dice;
+use tests::fold::Event;
+use tests::listener::{Listener, Transport};
+use tests::load::{Latest, Load, Run, Sent, Shape};
+use tests::nats::Nats;
+use tests::postgres::Postgres;
+use tests::process::POLL;
+use tests::stream::stream_equals_the_log;
+use tests::system::{Builder, Mode, TestSystem};
+use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+const CYCLES: u64 = 10;
+/// A system is thrown away after so many cycles, so that a long campaign compares short logs.
+const CYCLES_OF_A_SYSTEM: u64 = 10;
+const SHAPE: Shape = Shape { name: "campaign", clients: 4, orders: 6, commands_each: 40 };
+/// Between two commands of a client: what a listener misses fits into what is handed out of the log at once.
+const PAUSE: Duration = Duration::from_millis(8);
+/// How long a listener may take to know the end of the log.
+const TOLD_DEADLINE: Duration = Duration::from_secs(20);
+const CHANNELS: [&[&str]; 3] =
+    [&["orders"], &["order:campaign-0-0", "customer:customer-1"], &["customer:customer-2", "orders"]];
+
+/// What goes wrong in a cycle.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// `kill -9` of one Docket process, and its start.
+    DocketDies,
+    /// The same, and again while it starts.
+    DocketDiesTwice,
+    /// SIGSTOP of one Docket process, and SIGCONT.
+    DocketFreezes,
+    /// Every process of PostgreSQL is killed: commits that did not wait for the disk are lost.
+    PostgresDies,
+    /// Only the postmaster is killed.
+    PostmasterDies,
+    PostgresStopsImmediately,
+    PostgresStopsFast,
+    PostgresFreezes,
+    /// The standby takes over; the old primary lives on, read-only, with the connections that it has.
+    PostgresIsReplaced,
+    /// The same after the death of the primary.
+    PostgresDiesAndIsReplaced,
+    /// The same while the primary does not answer; it is killed later.
+    PostgresFreezesAndIsReplaced,
+    NatsDies,
+    /// It comes back without what it had stored.
+    NatsIsWiped,
+    NatsFreezes,
+}
+
+use Fault::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_embedded_process_dies() {
+    let builder = || TestSystem::builder(Mode::Embedded);
+    campaign(builder, &[DocketDies, DocketDiesTwice, DocketFreezes]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_every_role_die() {
+    campaign(by_role, &[DocketDies, DocketDiesTwice, DocketFreezes]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_crashes() {
+    let faults =
+        [PostgresDies, PostgresDies, PostgresStopsImmediately, PostgresStopsFast, PostmasterDies, PostgresFreezes];
+    campaign(|| by_role().durable(), &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_fails_over() {
+    let faults = [PostgresIsReplaced, PostgresDiesAndIsReplaced, PostgresFreezesAndIsReplaced];
+    campaign(|| by_role().standby(), &faults).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_crashes() {
+    campaign(by_role, &[NatsDies, NatsIsWiped, NatsFreezes]).await;
+}
+
+fn by_role() -> Builder {
+    TestSystem::builder(Mode::Scaled).processes(&["write", "project", "project", "read", "read"])
+}
+
+async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {
+    let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
+    let seed = variable("DOCKET_CAMPAIGN_SEED").unwrap_or_else(|| u64::from(now()));
+    let mut cycles = variable("DOCKET_CAMPAIGN_CYCLES").unwrap_or(CYCLES);
+    let mut dice = Dice::new(seed);
+    let mut record = Record { seed, lines: vec![] };
+    while cycles > 0 {
+        let part = cycles.min(CYCLES_OF_A_SYSTEM);
+        cycles -= part;
+        let mut stage = Stage::start(builder()).await;
+        for cycle in 1..=part {
+            let fault = dice.pick(faults);
+            record.begin(cycle, fault);
+            stage.cycle(cycle, fault, &mut dice, &mut record).await;
+        }
+        if stage.system.mode == Mode::Scaled {
+            stream_equals_the_log(&stage.system, &stage.log).await;
+        }
+        stage.system.cli(&["verify"]).await;
+    }
+}
+
+/// What was done, printed when the campaign fails.
+struct Record {
+    seed: u64,
+    lines: Vec<String>,
+}
+
+impl Record {
+    /// A cycle begins; with the first one of a system the record is begun again.
+    fn begin(&mut self, cycle: u64, fault: Fault) {
+        if cycle == 1 {
+            self.lines.clear();
+        }
+        self.lines.push(format!("cycle {cycle}: {fault:?}"));
+    }
+
+    fn add(&mut self, text: &str) {
+        let line = self.lines.last_mut().expect("a cycle has begun");
+        *line = format!("{line}, {text}");
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let failed = if std::thread::panicking() { "failed in the last of these cycles" } else { "ended" };
+        eprintln!("The campaign of DOCKET_CAMPAIGN_SEED={} {failed}:\n{}", self.seed, self.lines.join("\n"));
+    }
+}
+
+/// A system with its listeners.
+struct Stage {
+    system: TestSystem,
+    listeners: Vec<(Transport, Listener, &'static [&'static str])>,
+    /// Commands of all cycles.
+    sent: Vec<Sent>,
+    log: Vec<Event>,
+}
+
+impl Stage {
+    async fn start(builder: Builder) -> Self {
+        let system = builder.start().await;
+        // The orders that listeners follow.
+        let first = Load::start(system.writer(), Shape { commands_each: 10, ..SHAPE });
+        let sent = first.finish().await;
+        let log = read_models_equal_the_fold(&system).await;
+        let bases: Vec<_> = readers(&system).iter().map(|reader| reader.base().to_owned()).collect();
+        let staff = token("clerk", "staff");
+        let mut listeners = vec![];
+        for (number, channels) in (0..).zip(CHANNELS) {
+            for transport in [Transport::Socket, Transport::Stream, Transport::Poll] {
+                let mut bases = bases.clone();
+                let first = number % bases.len();
+                bases.rotate_left(first);
+                listeners.push((transport, Listener::start(transport, bases.clone(), &staff, channels), channels));
+                for stay in [60, 170, 450] {
+                    bases.rotate_left(1);
+                    let stay = Duration::from_millis(stay);
+                    let listener = Listener::restless(transport, bases.clone(), &staff, channels, stay);
+                    listeners.push((transport, listener, channels));
+                }
+            }
+        }
+        for (_, listener, channels) in &listeners {
+            listener.listening(channels).await;
+        }
+        Self { system, listeners, sent, log }
+    }
+
+    async fn cycle(&mut self, cycle: u64, fault: Fault, dice: &mut Dice, record: &mut Record) {
+        let load = Load::start_run(self.system.writer(), SHAPE, Run { number: cycle, pause: PAUSE });
+        let askers: Vec<_> =
+            readers(&self.system).into_iter().map(|reader| Asker::start(reader, load.latest())).collect();
+        let acknowledged = 5 + dice.below(40);
+        load.acknowledged(acknowledged).await;
+        pause(dice, 0, 20).await;
+        record.add(&format!("after {acknowledged} acknowledgements"));
+        let started = Instant::now();
+        let replaced = self.play(fault, dice, record).await;
+        record.add(&format!("played in {:?}", started.elapsed()));
+        self.sent.extend(load.finish().await);
+        record.add(&format!("all answered after {:?}", started.elapsed()));
+        self.system.settled().await;
+        record.add(&format!("settled after {:?}", started.elapsed()));
+        self.check().await;
+        let wrong: Vec<_> = askers.iter().flat_map(Asker::faults).collect();
+        assert_eq!(wrong, Vec::<String>::new(), "an acknowledged change was not to be read");
+        if replaced.is_some() {
+            drop(replaced);
+            self.system.add_standby().await;
+        }
+    }
+
+    /// Does what the fault says, and mends it; the old primary where there is a new one.
+    async fn play(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
+        match fault {
+            DocketDies | DocketDiesTwice | DocketFreezes => self.play_docket(fault, dice, record).await,
+            NatsDies | NatsIsWiped | NatsFreezes => self.play_nats(fault, dice).await,
+            _ => return self.play_postgres(fault, dice, record).await,
+        }
+        None
+    }
+
+    async fn play_docket(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) {
+        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("few processes");
+        let docket = &mut self.system.dockets[number];
+        record.add(&format!("process {number} ({})", docket.roles));
+        match fault {
+            DocketFreezes => {
+                docket.signal("STOP");
+                pause(dice, 50, 1_500).await;
+                docket.signal("CONT");
+            }
+            DocketDiesTwice => {
+                docket.kill9();
+                let _ = tokio::time::timeout(Duration::from_millis(5 + dice.below(150)), docket.start()).await;
+                docket.restart().await;
+            }
+            _ => {
+                docket.kill9();
+                pause(dice, 0, 300).await;
+                docket.start().await;
+            }
+        }
+    }
+
+    async fn play_nats(&mut self, fault: Fault, dice: &mut Dice) {
+        let nats: &mut Nats = self.system.nats.as_mut().expect("a scaled system");
+        match fault {
+            NatsFreezes => {
+                nats.signal("STOP");
+                pause(dice, 50, 1_500).await;
+                nats.signal("CONT");
+            }
+            _ => {
+                nats.kill9();
+                if matches!(fault, NatsIsWiped) {
+                    nats.wipe();
+                }
+                pause(dice, 0, 500).await;
+                nats.restart().await;
+            }
+        }
+    }
+
+    async fn play_postgres(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
+        let postgres = self.system.postgres.as_mut().expect("a scaled system");
+        match fault {
+            PostgresFreezes => {
+                postgres.freeze();
+                pause(dice, 50, 2_000).await;
+                postgres.thaw();
+                return None;
+            }
+            PostgresIsReplaced => return Some(self.system.fail_over().await),
+            PostgresDiesAndIsReplaced => {
+                postgres.kill_all();
+                pause(dice, 0, 300).await;
+                return Some(self.system.fail_over().await);
+            }
+            PostgresFreezesAndIsReplaced => {
+                postgres.freeze();
+                pause(dice, 0, 300).await;
+                let mut old = self.system.fail_over().await;
+                pause(dice, 0, 1_000).await;
+                old.kill_all();
+                return Some(old);
+            }
+            PostgresStopsImmediately => postgres.stop_immediate().await,
+            PostgresStopsFast => postgres.stop_fast().await,
+            PostmasterDies => postgres.kill9(),
+            _ => postgres.kill_all(),
+        }
+        pause(dice, 0, 300).await;
+        // Also a process of Docket dies in the meantime, now and then.
+        let dies = dice.below(4) == 0;
+        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("few processes");
+        if dies {
+            record.add(&format!("process {number} dies, too"));
+            self.system.dockets[number].kill9();
+        }
+        self.system.postgres.as_mut().expect("a scaled system").restart().await;
+        if dies {
+            self.system.dockets[number].start().await;
+        }
+        None
+    }
+
+    /// Everything acknowledged is in the log, the read models are as the log says, and so is each listener's history.
+    async fn check(&mut self) {
+        self.log = read_models_equal_the_fold(&self.system).await;
+        outcomes_are_true(&self.log, &self.sent);
+        let mut customers = HashMap::new();
+        for event in &self.log {
+            if let Some(customer) = event.payload["customer_id"].as_str() {
+                customers.insert(event.order_id.as_str(), customer.to_owned());
+            }
+        }
+        let of_channel = |channel: &str, event: &Event| match channel.split_once(':') {
+            Some(("order", id)) => event.order_id == id,
+            Some((_, id)) => customers[event.order_id.as_str()] == id,
+            None => true,
+        };
+        let mut wrong = vec![];
+        for (transport, listener, channels) in &self.listeners {
+            for channel in *channels {
+                let events = self.log.iter().filter(|event| of_channel(channel, event));
+                let expected: Vec<_> = events.map(|event| event.position).collect();
+                if let Err(difference) = listener.try_ends_with(channel, &expected, TOLD_DEADLINE).await {
+                    wrong.push(format!("{transport:?} {difference}"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{} of {} listeners:\n{}", wrong.len(), self.listeners.len(), wrong.join("\n"));
+    }
+}
+
+fn readers(system: &TestSystem) -> Vec<Client> {
+    let reads = system.dockets.iter().filter(|docket| docket.roles.contains("read"));
+    reads.map(|docket| docket.client.clone()).collect()
+}
+
+async fn pause(dice: &mut Dice, from: u64, to: u64) {
+    tokio::time::sleep(Duration::from_millis(from + dice.below(to - from + 1))).await;
+}
+
+/// Reads each change as soon as it is acknowledged: it is there, or the answer says that it is not yet.
+struct Asker {
+    faults: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Asker {
+    fn start(reader: Client, mut latest: watch::Receiver<Option<Latest>>) -> Self {
+        let faults = Arc::<Mutex<Vec<String>>>::default();
+        let found = Arc::clone(&faults);
+        let task = tokio::spawn(async move {
+            while latest.wait_for(Option::is_some).await.is_ok() {
+                let change = latest.borrow_and_update().clone().expect("waited for");
+                let path = format!("/v1/orders/{}?min_position={}&wait_ms=500", change.order_id, change.position);
+                if let Ok(answer) = reader.get(&path).try_send().await {
+                    let position = answer.header("docket-position").and_then(|text| text.parse::<u64>().ok());
+                    let fresh = match answer.status {
+                        200 => answer.version() >= change.version && position >= Some(change.position),
+                        status => status == 503,
+                    };
+                    if !fresh {
+                        let body = String::from_utf8_lossy(&answer.body);
+                        let text = format!("{change:?}: {} at {position:?}: {body}", answer.status);
+                        found.lock().expect("not poisoned").push(text);
+                    }
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        });
+        Self { faults, task }
+    }
+
+    fn faults(&self) -> Vec<String> {
+        self.faults.lock().expect("not poisoned").clone()
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -2,6 +2,7 @@
 
 mod campaign;
 mod concurrency;
+mod database;
 mod idempotency;
 mod import;
 mod live;

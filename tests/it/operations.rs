@@ -412,7 +412,7 @@ async fn dashboards_ask_for_what_there_is() {
 /// What answers while NATS is away, what says so, and that all recovers by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_away_is_degraded_and_comes_back() {
-    let mut system = TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await;
+    let mut system = TestSystem::builder(Mode::Scaled).durable().processes(&["write", "project", "read"]).start().await;
     let made = system.post("/v1/orders").json(order("before")).send().await.expect(201).position();
     system.settled().await;
     let writer = &system.dockets[0];

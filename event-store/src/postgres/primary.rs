@@ -62,7 +62,15 @@ impl Purpose {
             // The server must not hold locks for a process that vanished.
             Self::Log | Self::Views | Self::Lead => ("30s", "15s", "0"),
         };
+        let name = match self {
+            Self::Append => "docket append",
+            Self::Log => "docket log",
+            Self::Views => "docket views",
+            Self::Lead => "docket lead",
+            Self::Migrate => "docket migrate",
+        };
         let mut settings: Vec<(_, Cow<_>)> = vec![
+            ("application_name", name.into()),
             // The server notices a process that vanished.
             ("tcp_keepalives_idle", "10".into()),
             ("tcp_keepalives_interval", "5".into()),

@@ -1,0 +1,262 @@
+//! PostgreSQL as operators really have it: it fails over, its connections run out, its defaults are not ours, another
+//! store lives beside, somebody holds a snapshot for hours.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use tests::load::{Load, Shape};
+use tests::postgres::{PASSWORD, Postgres};
+use tests::process::POLL;
+use tests::system::{Mode, TestSystem};
+use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+
+/// How long a process may stay on a server that was replaced.
+const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
+/// How long a state may take to come on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn order(id: &str) -> Value {
+    json!({"order_id": id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]})
+}
+
+fn postgres(system: &TestSystem) -> &Postgres {
+    system.postgres.as_ref().expect("a scaled system")
+}
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.expect("postgres runs")
+}
+
+/// Creates orders until one is taken; its id.
+async fn create_until_taken(system: &TestSystem, name: &str, deadline: Duration) -> String {
+    let started = Instant::now();
+    for number in 0.. {
+        let id = format!("{name}-{number}");
+        let answer = system.post("/v1/orders").json(order(&id)).try_send().await;
+        if answer.is_ok_and(|answer| answer.status == 201) {
+            return id;
+        }
+        assert!(started.elapsed() < deadline, "no command is taken within {deadline:?}");
+        tokio::time::sleep(POLL).await;
+    }
+    unreachable!("the loop ends by itself")
+}
+
+/// What readiness says of a process.
+async fn readiness(system: &TestSystem, docket: usize) -> Value {
+    system.dockets[docket].client.get("/health/ready").anonymous().send().await.json()
+}
+
+/// The old primary keeps answering, read-only, on the connections that it has: nobody may stay there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_leaves_nobody_on_the_old_server() {
+    let mut system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
+    let load = Load::start(system.writer(), Shape { name: "failover", clients: 8, orders: 8, commands_each: 200 });
+    load.acknowledged(200).await;
+    let _old = system.fail_over().await;
+    let started = Instant::now();
+    let id = create_until_taken(&system, "after", FOLLOW_WITHIN).await;
+    // The order is read as soon as it is there: no reader of the old server's rows is left.
+    loop {
+        let answer = system.get(&format!("/v1/orders/{id}")).send().await;
+        if answer.status == 200 {
+            break;
+        }
+        assert!(started.elapsed() < FOLLOW_WITHIN, "{} after {:?}", answer.status, started.elapsed());
+        tokio::time::sleep(POLL).await;
+    }
+    let sent = load.finish().await;
+    let log = read_models_equal_the_fold(&system).await;
+    outcomes_are_true(&log, &sent);
+    for docket in 0..3 {
+        let ready = readiness(&system, docket).await;
+        assert_eq!(ready["checks"]["database"]["status"], "ok", "{ready}");
+    }
+}
+
+/// The URL names both servers, and the first is the standby: the one that takes writes is found, also after a failover.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_with_two_hosts_finds_the_primary() {
+    let mut first = Postgres::start(false).await;
+    let second = Postgres::start_standby(&first).await;
+    let url = format!(
+        "postgres://postgres:{PASSWORD}@{},{}/docket?target_session_attrs=read-write",
+        second.address(),
+        first.address()
+    );
+    let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).start().await;
+    system.post("/v1/orders").json(order("before")).send().await.expect(201);
+    system.settled().await;
+    first.kill_all();
+    second.promote().await;
+    create_until_taken(&system, "after", FOLLOW_WITHIN).await;
+    read_models_equal_the_fold(&system).await;
+    system.get("/v1/orders/before").send().await.expect(200);
+}
+
+/// The appender's connection ends while the role has as many connections as it may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_appender_gets_its_connection_back_at_the_limit() {
+    let postgres = Postgres::start(false).await;
+    let own = ["create role shop login password 'shop'", "alter database docket owner to shop"];
+    postgres.sql(&own).await;
+    postgres.sql(&["alter schema public owner to shop"]).await;
+    let url = format!("postgres://shop:shop@{}/docket", postgres.address());
+    let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).start().await;
+    system.post("/v1/orders").json(order("first")).send().await.expect(201);
+    // Every pool is as large as it gets.
+    join_all((0..64).map(|_| system.get("/v1/orders").send())).await;
+    system.settled().await;
+    let count = "select count(*) from pg_stat_activity where usename = 'shop'";
+    let held: u32 = postgres.sql(&[count]).await.trim().parse().expect("a number");
+    postgres.sql(&[&format!("alter role shop connection limit {held}")]).await;
+    let appender = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                    where usename = 'shop' and application_name = 'docket append'";
+    assert_eq!(postgres.sql(&[appender]).await.trim(), "1", "one connection appends");
+    // Somebody else of the role takes its place at once.
+    let started = Instant::now();
+    let _taken = loop {
+        match PgConnection::connect(&url).await {
+            Ok(taken) => break taken,
+            Err(error) => assert!(started.elapsed() < DEADLINE, "the place does not come free: {error}"),
+        }
+    };
+    create_until_taken(&system, "again", Duration::from_secs(10)).await;
+    read_models_equal_the_fold(&system).await;
+    let ready = readiness(&system, 0).await;
+    assert_eq!(ready["checks"]["append"]["status"], "ok", "{ready}");
+}
+
+/// Whether another process leads is a question of a store, not of the database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_schemas_hold_two_stores() {
+    let first = TestSystem::scaled().await;
+    postgres(&first).sql(&["create schema second"]).await;
+    let url = format!("{}?options=-csearch_path%3Dsecond", first.database_url());
+    let second = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).start().await;
+    first.post("/v1/orders").json(order("one")).send().await.expect(201);
+    second.post("/v1/orders").json(order("two")).send().await.expect(201);
+    for (system, own, other) in [(&first, "one", "two"), (&second, "two", "one")] {
+        read_models_equal_the_fold(system).await;
+        system.get(&format!("/v1/orders/{own}")).send().await.expect(200);
+        system.get(&format!("/v1/orders/{other}")).send().await.expect(404);
+    }
+}
+
+/// A database or a role may come with any defaults: durability and the append do not rest on them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_defaults_do_not_count() {
+    let mut system = TestSystem::builder(Mode::Scaled).durable().stopped().await;
+    let defaults = [
+        "alter database docket set synchronous_commit = off",
+        "alter database docket set default_transaction_isolation = 'serializable'",
+        "alter database docket set idle_session_timeout = '1s'",
+        "alter role postgres set timezone = 'Asia/Kathmandu'",
+        "alter role postgres set datestyle = 'German'",
+    ];
+    postgres(&system).sql(&defaults).await;
+    system.start().await;
+    for cycle in 0..3 {
+        let name = ["first", "second", "third"][cycle];
+        let load = Load::start(system.writer(), Shape { name, clients: 12, orders: 4, commands_each: 60 });
+        load.acknowledged(200).await;
+        // What an acknowledgement rests on is on the disk.
+        system.postgres.as_mut().expect("a scaled system").kill_all();
+        system.postgres.as_mut().expect("a scaled system").restart().await;
+        let sent = load.finish().await;
+        let log = read_models_equal_the_fold(&system).await;
+        outcomes_are_true(&log, &sent);
+    }
+    // Without a crash no command of a contended order is answered as if the store were away.
+    let load = Load::start(system.writer(), Shape { name: "quiet", clients: 12, orders: 2, commands_each: 40 });
+    let before = system.dockets[0].metric("docket_append_failures_total").await.unwrap_or(0.0);
+    load.finish().await;
+    assert_eq!(system.dockets[0].metric("docket_append_failures_total").await.unwrap_or(0.0), before);
+}
+
+/// A server that does not sync is said so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_sync_is_not_called_ready() {
+    let system = TestSystem::scaled().await;
+    let ready = readiness(&system, 0).await;
+    assert_eq!((&ready["status"], &ready["checks"]["durability"]["status"]), (&json!("degraded"), &json!("failed")));
+    let check = system.try_cli(&["config", "check", "--connect"]).await;
+    let notes = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert!(check.status.success() && notes.contains("fsync"), "{notes}");
+}
+
+/// Text that the database cannot hold is no reason to try again for ever: such a database is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_cannot_hold_every_text_is_refused() {
+    let postgres = Postgres::start(false).await;
+    let create = "create database narrow encoding 'LATIN1' locale 'C' template template0";
+    postgres.sql(&[create]).await;
+    let url = postgres.url().replace("/docket", "/narrow");
+    let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).stopped().await;
+    for command in [&["migrate"][..], &["config", "check", "--connect"]] {
+        let output = system.try_cli(command).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("LATIN1") && error.contains("encoding 'UTF8'"), "{error}");
+    }
+}
+
+/// Under a snapshot that somebody holds, every version of the log's head stays: an append does not look through them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_snapshot_does_not_slow_appends() {
+    let system = TestSystem::scaled().await;
+    system.post("/v1/orders").json(order("before")).send().await.expect(201);
+    let mut holder = connect(system.database_url()).await;
+    sqlx::raw_sql("begin isolation level repeatable read; select count(*) from events")
+        .execute(&mut holder)
+        .await
+        .expect("a snapshot");
+    // Each foreign event is a version of the head.
+    let append = async |from: u32, to: u32| {
+        let sql = format!(
+            "do $$ begin for number in {from}..{to} loop
+             insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+             values ('foreign', 'one', number, 'Happened', '1', '{{}}', '{{}}'); end loop; end $$"
+        );
+        let started = Instant::now();
+        postgres(&system).sql(&[&sql]).await;
+        started.elapsed()
+    };
+    let first = append(1, 1_000).await;
+    append(1_001, 20_000).await;
+    let last = append(20_001, 21_000).await;
+    assert!(last < first * 6, "1,000 foreign events took {first:?}, and {last:?} after 20,000 others");
+    let read = "select pg_stat_force_next_flush(), seq_tup_read + idx_tup_fetch from pg_stat_user_tables
+                where relname = 'log_head'";
+    let rows_read = async || {
+        let row = postgres(&system).sql(&[read]).await;
+        row.trim().rsplit('|').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
+    };
+    let before = rows_read().await;
+    for number in 0..50 {
+        system.post("/v1/orders").json(order(&format!("under-{number}"))).send().await.expect(201);
+    }
+    system.settled().await;
+    let read = rows_read().await - before;
+    assert!(read < 20_000, "50 commands read {read} versions of the log's head");
+}
+
+/// The first of several NATS servers may be down, also when a process starts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_nats_server_may_be_down() {
+    let nats = tests::nats::Nats::start().await;
+    let nobody = tests::ports::free_port();
+    let urls = format!("nats://127.0.0.1:{nobody},{}", nats.url());
+    let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_NATS_URL", &urls).start().await;
+    system.post("/v1/orders").json(order("one")).send().await.expect(201);
+    read_models_equal_the_fold(&system).await;
+    system.cli(&["config", "check", "--connect"]).await;
+    let started = Instant::now();
+    while nats.jetstream().await.get_stream("docket").await.map(|stream| stream.cached_info().state.last_sequence).ok()
+        != Some(2)
+    {
+        assert!(started.elapsed() < DEADLINE, "the relay does not publish");
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -23,7 +23,8 @@ use uuid::Uuid;
 use crate::problem::Problem;
 use crate::request_id;
 
-const SECRET_BYTES_MIN: usize = 32;
+/// The least length of a shared secret.
+pub const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const SUBJECT_CHARS_MAX: usize = 255;
 /// How long a token is still believed after its end, in seconds: clocks differ.

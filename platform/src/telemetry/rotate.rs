@@ -3,7 +3,7 @@
 //! `docket.log` is written; `docket.log.2026-11-23T091502.123456Z` is what it was until then, soon `….gz`;
 //! `docket.log.audit` says a line of JSON for each file rotated or removed. A line is always whole and in one file.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+
+use crate::files::{self, private, with_suffix};
 
 /// When a file was rotated, in its name: in UTC, and sorting by time.
 const STAMP: &str = "%Y-%m-%dT%H%M%S.%6fZ";
@@ -69,9 +71,9 @@ impl RotatingFile {
     /// A folder that cannot be made, a file that cannot be opened or that another process writes.
     pub fn open(path: &Path, limits: Limits) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+            files::create_folder(folder)?;
         }
-        let audit = OpenOptions::new().create(true).append(true).open(with_suffix(path, ".audit"))?;
+        let audit = private().create(true).append(true).open(with_suffix(path, ".audit"))?;
         match audit.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -179,7 +181,7 @@ impl Drop for RotatingFile {
 
 /// The file, its bytes, lines and day. A line that a crash has cut off is ended.
 fn open_at_end(path: &Path) -> io::Result<(File, u64, u64, Date)> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = private().create(true).read(true).append(true).open(path)?;
     let meta = file.metadata()?;
     let day = date_of(if meta.len() > 0 { meta.modified()? } else { SystemTime::now() });
     let (mut lines, mut last, mut buffer) = (0, b'\n', vec![0; 64 * 1024]);
@@ -224,10 +226,9 @@ fn pack(file: &Path) {
     let work = || -> io::Result<()> {
         if !packed.exists() {
             let mut from = BufReader::new(File::open(file)?);
-            let mut to = GzEncoder::new(BufWriter::new(File::create(&part)?), Compression::fast());
+            let mut to = GzEncoder::new(BufWriter::new(files::create(&part)?), Compression::fast());
             io::copy(&mut from, &mut to)?;
-            to.finish()?.into_inner()?.sync_all()?;
-            fs::rename(&part, &packed)?;
+            files::publish(&to.finish()?.into_inner()?, &part, &packed)?;
         }
         fs::remove_file(file)
     };
@@ -266,12 +267,6 @@ fn date_of(time: SystemTime) -> Date {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! `docket dev`, and the key that it makes for itself.
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
-use platform::auth::{Authenticator, Role};
+use anyhow::{Context, ensure};
+use platform::auth::{Authenticator, Role, SECRET_BYTES_MIN};
+use platform::files;
 use platform::telemetry::Environment;
 
 use crate::cli::Usage;
@@ -54,20 +54,61 @@ pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Resul
 }
 
 /// The secret in a data folder, made at first start and readable by its owner only.
+///
+/// # Errors
+/// A file that holds no secret, or that cannot be read or written; the text names it and says what to do.
 pub fn own_secret(data: &Path) -> anyhow::Result<String> {
     let path = data.join("jwt-secret");
-    if let Ok(secret) = std::fs::read_to_string(&path) {
-        return Ok(secret.trim().to_owned());
+    let cannot = |what: &str| format!("cannot {what} {}", path.display());
+    if !path.try_exists().with_context(|| cannot("read"))? {
+        files::create_folder(data).with_context(|| format!("cannot make the folder {}", data.display()))?;
+        // 244 random bits: two version 4 UUIDs.
+        let secret = format!("{}{}\n", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+        // Where another process makes one at the same time, that one counts for both.
+        files::write_once(&path, secret.as_bytes()).with_context(|| cannot("write"))?;
     }
-    std::fs::create_dir_all(data).with_context(|| format!("cannot make the folder {}", data.display()))?;
-    // 244 random bits: two version 4 UUIDs.
-    let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    writeln!(file, "{secret}")?;
-    Ok(secret)
+    let contents = std::fs::read(&path).with_context(|| cannot("read"))?;
+    let secret = std::str::from_utf8(&contents).unwrap_or_default().trim();
+    ensure!(
+        secret.len() >= SECRET_BYTES_MIN && !secret.contains(char::is_control),
+        "{} is empty or damaged: it must hold one line of at least {SECRET_BYTES_MIN} characters. Restore it from a \
+         backup, or delete it and start `docket dev` again: it makes a new key, and tokens signed with the old one are \
+         no longer valid.",
+        path.display()
+    );
+    Ok(secret.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_starts_at_once_agree_on_one_key() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("data");
+        let start = std::sync::Barrier::new(8);
+        let keys: Vec<String> = std::thread::scope(|scope| {
+            let begin = || {
+                start.wait();
+                own_secret(&folder).unwrap()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0] && key.len() == 64), "{keys:?}");
+        assert_eq!(own_secret(&folder).unwrap(), keys[0], "the next start has the same one");
+    }
+
+    #[test]
+    fn a_key_that_a_power_cut_has_emptied_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("jwt-secret");
+        for left in [&b""[..], b"\n", b"short", &[0; 65], &[0xff; 65]] {
+            std::fs::write(&path, left).unwrap();
+            let error = own_secret(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(&path.display().to_string()) && error.contains("delete it"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), left, "nothing is replaced without being asked");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use event_store::store::{Store, open, open_beside};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
+use platform::files;
 use projections::order::{rfc3339, upcasters};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -115,42 +116,44 @@ pub async fn export(export: Export) -> anyhow::Result<u8> {
             }
             written?
         }
-        Some(path) => {
-            // A part of a log reads like a whole one: it has another name until it is whole, and what was there before stays.
-            let is_special = path.metadata().is_ok_and(|about| !about.is_file());
-            let part = if is_special { path.clone() } else { path.with_added_extension("part") };
-            match write_file(&store, &part, is_packed(path)).await {
-                Ok(head) if is_special => head,
-                Ok(head) => {
-                    std::fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))?;
-                    head
-                }
-                Err(error) => {
-                    if !is_special {
-                        let _ = std::fs::remove_file(&part);
-                    }
-                    return Err(error);
-                }
-            }
-        }
+        Some(path) => write_file(&store, path).await?,
     };
     eprintln!("{head} events.");
     Ok(0)
 }
 
-async fn write_file(store: &Store, path: &Path, packed: bool) -> anyhow::Result<i64> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let (head, file) = if packed {
+/// Writes a log into a file, or into what is no file, such as a pipe.
+async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
+    let cannot = || format!("cannot write {}", path.display());
+    if path.metadata().is_ok_and(|about| !about.is_file()) {
+        let file = File::options().write(true).open(path).with_context(cannot)?;
+        return Ok(write_packed(store, file, is_packed(path)).await?.0);
+    }
+    // A part of a log reads like a whole one: it has another name until it is whole, and what was there before stays.
+    let part = files::with_suffix(path, ".part");
+    let file = files::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
+    let written = async {
+        let (head, file) = write_packed(store, file, is_packed(path)).await?;
+        files::publish(&file, &part, path).with_context(cannot)?;
+        Ok(head)
+    };
+    let written = written.await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+async fn write_packed(store: &Store, file: File, packed: bool) -> anyhow::Result<(i64, File)> {
+    if packed {
         let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
         let head = write_log(store, &mut output).await?;
-        (head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?)
+        Ok((head, output.into_inner().map_err(IntoInnerError::into_error)?.finish()?))
     } else {
         let mut output = BufWriter::new(file);
         let head = write_log(store, &mut output).await?;
-        (head, output.into_inner().map_err(IntoInnerError::into_error)?)
-    };
-    file.sync_all()?;
-    Ok(head)
+        Ok((head, output.into_inner().map_err(IntoInnerError::into_error)?))
+    }
 }
 
 /// Every event, a line each; their number.

@@ -1,0 +1,168 @@
+//! Files and folders that only their owner may read, and files that are there whole or not at all, also after a power
+//! cut.
+
+use std::fs::{DirBuilder, File, OpenOptions, hard_link, remove_file, rename};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Permissions of a new file, and of a new folder.
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
+
+/// The folder that a path is in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A path with something added to its last part.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Options that give a new file to its owner only. A file that exists keeps its permissions.
+pub fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(FILE_MODE);
+    options
+}
+
+/// Makes an empty file for its owner only, in place of one that has the name.
+///
+/// # Errors
+/// What the file system says.
+pub fn create(path: &Path) -> io::Result<File> {
+    match remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => private().write(true).create_new(true).open(path),
+    }
+}
+
+/// Makes a folder, and those above it that are missing, for their owner only. They survive a power cut. A folder that
+/// exists keeps its permissions.
+///
+/// # Errors
+/// What the file system says; something else that has the name.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = folder_of(path);
+    create_folder(parent)?;
+    match DirBuilder::new().mode(FOLDER_MODE).create(path) {
+        // Another process has made it meanwhile.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    sync_folder(parent)
+}
+
+/// Writes a file that is never changed again, for its owner only: the name exists once the contents are on the disk.
+/// Returns false, and changes nothing, where the name is taken: of two processes that write it at once, one wins.
+///
+/// # Errors
+/// What the file system says; the name is then not taken.
+pub fn write_once(path: &Path, contents: &[u8]) -> io::Result<bool> {
+    let part = with_suffix(path, &format!(".{}.part", uuid::Uuid::new_v4().simple()));
+    let write = || {
+        let mut file = create(&part)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        // Unlike `rename`, this never replaces a file.
+        match hard_link(&part, path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            linked => linked.map(|()| true),
+        }
+    };
+    let written = write();
+    let removed = remove_file(&part);
+    let written = written?;
+    removed?;
+    sync_folder(folder_of(path))?;
+    Ok(written)
+}
+
+/// Gives a file that was written under another name its own one, in place of what has it. After a power cut the name
+/// leads to the one file or to the other, whole.
+///
+/// # Errors
+/// What the file system says.
+pub fn publish(file: &File, part: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    rename(part, path)?;
+    sync_folder(folder_of(path))
+}
+
+/// Waits until the names in a folder are on the disk.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // A folder that may be entered and not be listed, and file systems that sync no folders.
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => Ok(()),
+        synced => synced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn only_the_owner_reads_what_is_made() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("a/b");
+        create_folder(&folder).unwrap();
+        create_folder(&folder).unwrap();
+        let file = folder.join("key");
+        assert!(write_once(&file, b"secret").unwrap());
+        assert_eq!((mode(&scratch.path().join("a")), mode(&folder), mode(&file)), (0o700, 0o700, 0o600));
+        fs::write(&file, "other").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        create(&file).unwrap();
+        assert_eq!((mode(&file), fs::read(&file).unwrap().len()), (0o600, 0));
+        let error = create_folder(&file.join("c")).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists), "{error}");
+    }
+
+    #[test]
+    fn of_many_that_write_a_file_once_one_wins() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("key");
+        let start = Barrier::new(8);
+        let writers = 0..8_u8;
+        let won: Vec<u8> = std::thread::scope(|scope| {
+            let write = |number| {
+                let (file, start) = (&file, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    write_once(file, &[number; 64]).unwrap().then_some(number)
+                })
+            };
+            let threads: Vec<_> = writers.map(write).collect();
+            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(won.len(), 1, "{won:?}");
+        assert_eq!(fs::read(&file).unwrap(), [won[0]; 64]);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "no other file is left");
+    }
+
+    #[test]
+    fn a_published_file_replaces_the_one_before() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (part, path) = (scratch.path().join("log.part"), scratch.path().join("log"));
+        fs::write(&path, "before").unwrap();
+        let mut file = create(&part).unwrap();
+        file.write_all(b"after").unwrap();
+        publish(&file, &part, &path).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), part.exists()), (b"after".to_vec(), false));
+    }
+}

@@ -12,7 +12,7 @@ COPY --from=build /out/docket /usr/local/bin/docket
 # What TLS to NATS and to an OTLP receiver is checked against.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 # For embedded mode, whose databases lie in ./data.
-RUN install -d -o 10001 -g 10001 /var/lib/docket
+RUN install -d -m 700 -o 10001 -g 10001 /var/lib/docket
 WORKDIR /var/lib/docket
 USER 10001:10001
 ENV DOCKET_LISTEN=0.0.0.0:8080 DOCKET_METRICS_LISTEN=0.0.0.0:9464

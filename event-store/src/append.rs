@@ -239,6 +239,7 @@ impl Committer {
                 for pending in batch {
                     let of_each = match &error {
                         Error::Silent(waited) => Error::Silent(*waited),
+                        Error::Storage(reason) => Error::Storage(reason.clone()),
                         Error::Database(error) => Error::Database(sqlx::Error::Protocol(error.to_string())),
                         other => Error::Stored(other.to_string()),
                     };

@@ -23,6 +23,19 @@ pub enum Error {
     /// Another process has the store open for writing.
     #[error("{0} is in use by another docket process: stop it first")]
     InUse(String),
+    /// The disk is nearly full, full, or cannot be written. Nothing was written; it passes when there is room.
+    #[error("{0}")]
+    Storage(String),
+    /// What must go is needed by what operators have made.
+    #[error(
+        "{object} cannot be removed, because other objects need it: {dependents}. Drop them, repeat this, and create them again"
+    )]
+    Dependents {
+        /// The view or table.
+        object: String,
+        /// What needs it, as PostgreSQL says it.
+        dependents: String,
+    },
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
     Stored(String),

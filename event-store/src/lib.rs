@@ -6,6 +6,7 @@
 pub mod aggregates;
 pub mod append;
 pub mod db;
+pub mod disk;
 pub mod error;
 pub mod event;
 mod jetstream;

@@ -55,7 +55,7 @@ impl Log {
     ) -> Result<(Self, Db), Error> {
         let url = &settings.database_url;
         let (database, db) = if let Some(path) = url.strip_prefix("sqlite:") {
-            let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings.connections_max, access).await?;
+            let (log, db) = sqlite::Log::open(path.trim_start_matches("//"), settings, access).await?;
             (Database::Sqlite(log), db)
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             let (log, db) = postgres::Log::open(url, settings.connections_max).await?;

@@ -33,6 +33,8 @@ pub struct Settings {
     pub snapshot_every_events: i64,
     /// How long an idempotency key is kept, in hours; at least 24.
     pub idempotency_hours: i64,
+    /// Free bytes on the disk of an SQLite store, below which no command is taken; 0: no limit.
+    pub disk_free_bytes_min: u64,
 }
 
 impl Settings {
@@ -111,6 +113,7 @@ impl Default for Settings {
             cache_aggregates_max: 10_000,
             snapshot_every_events: 200,
             idempotency_hours: 48,
+            disk_free_bytes_min: 128 << 20,
         }
     }
 }

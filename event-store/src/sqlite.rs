@@ -1,11 +1,15 @@
 //! The log in SQLite: one writer, `synchronous=FULL`, and the read models in a file of their own beside it.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use platform::files::{self, folder_of};
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
@@ -14,9 +18,11 @@ use sqlx::sqlite::{
 
 use crate::append::{Append, Found, Plan, assumed, plan};
 use crate::db::{Db, sqlite_chunks};
+use crate::disk::Disk;
 use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
 use crate::log::Remembered;
+use crate::settings::Settings;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/read");
@@ -26,6 +32,8 @@ const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, ev
 
 /// No position.
 const UNKNOWN: i64 = -1;
+/// Symbolic links that are followed on the way to a database.
+const SYMLINKS_MAX: usize = 40;
 /// How long a connection is waited for.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -37,9 +45,11 @@ pub(crate) struct Log {
     write: SqlitePool,
     /// The log's head as the last append of this process left it; a guess, checked by the statement that relies on it.
     head: Arc<AtomicI64>,
+    /// The log's database: the one path that every other path to it leads to.
     file: Arc<Path>,
-    /// Held by the one process that appends.
-    _lock: Option<Arc<std::fs::File>>,
+    pub(crate) disk: Disk,
+    /// Held by the one process that appends: one lock for the log, one for the read models.
+    _lock: Option<Arc<[File; 2]>>,
 }
 
 /// How a process stands to the files.
@@ -52,33 +62,36 @@ pub(crate) enum Access {
 }
 
 impl Log {
-    pub(crate) async fn open(path: &str, connections_max: u32, access: Access) -> Result<(Self, Db), Error> {
-        let settings = |reason: String| Error::Settings(reason);
+    pub(crate) async fn open(path: &str, settings: &Settings, access: Access) -> Result<(Self, Db), Error> {
         if path.is_empty() || path.contains(":memory:") {
-            return Err(settings(
+            return Err(Error::Settings(
                 "database_url `sqlite:PATH` needs the path of a file: a log in memory would not be durable".into(),
             ));
         }
-        let file = Path::new(path);
-        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .map_err(|e| settings(format!("cannot make the folder {}: {e}", folder.display())))?;
-        }
+        let (file, views) = databases(Path::new(path))?;
         let lock = match access {
-            Access::Owner => Some(lock(file, "lock")?.ok_or_else(|| Error::InUse(path.to_owned()))?.into()),
+            Access::Owner => {
+                let locks = (lock(&file, "lock")?, lock(&views, "lock")?);
+                let (Some(log), Some(views)) = locks else { return Err(Error::InUse(path.to_owned())) };
+                Some(Arc::new([log, views]))
+            }
             Access::Beside => None,
         };
-        let (write, read) = pools(file, SqliteSynchronous::Full, connections_max).await?;
-        let views = file.with_file_name(format!("{}-read.db", file.file_stem().unwrap_or_default().to_string_lossy()));
+        for database in [&file, &views] {
+            create(database, access)?;
+        }
+        let (write, read) = pools(&file, SqliteSynchronous::Full, settings.connections_max).await?;
         // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
-        let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, connections_max).await?;
+        let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, settings.connections_max).await?;
         let durable = pool(1).connect_lazy_with(options(&views, SqliteSynchronous::Full));
-        let log = Self { read, write, head: Arc::new(AtomicI64::new(UNKNOWN)), file: file.into(), _lock: lock };
+        let disk = Disk::new(vec![file.clone(), views], settings.disk_free_bytes_min);
+        let head = Arc::new(AtomicI64::new(UNKNOWN));
+        let log = Self { read, write, head, file: file.into(), disk, _lock: lock };
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
     /// Takes a role's lock file; `None` while another process, or another task of this one, has it.
-    pub(crate) fn try_lead(&self, role: &str) -> Result<Option<std::fs::File>, Error> {
+    pub(crate) fn try_lead(&self, role: &str) -> Result<Option<File>, Error> {
         lock(&self.file, &format!("{role}.lock"))
     }
 
@@ -95,8 +108,8 @@ impl Log {
         // Only of new streams: for others a look is as cheap as making sure that they have the version assumed.
         let all_new = batch.iter().all(|append| append.expected_version == 0);
         let plan = match assumed(batch, guess).filter(|_| guess != UNKNOWN && all_new) {
-            Some(plan) if self.append_at_once(batch, &plan, guess).await.map_err(silent)? => plan,
-            _ => self.append_after_a_look(batch).await.map_err(silent)?,
+            Some(plan) if self.append_at_once(batch, &plan, guess).await.map_err(failed)? => plan,
+            _ => self.append_after_a_look(batch).await.map_err(failed)?,
         };
         self.head.store(plan.head, Ordering::Relaxed);
         Ok(plan)
@@ -291,11 +304,83 @@ impl Log {
     }
 }
 
+/// The log's database and that of the read models beside it, each by the one path that every other path to it leads to:
+/// locks and journals have their names.
+fn databases(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
+    let read_models =
+        |log: &Path| log.with_file_name(format!("{}-read.db", log.file_stem().unwrap_or_default().to_string_lossy()));
+    let log = resolve(path)?;
+    let views = resolve(&read_models(&log))?;
+    // Earlier releases had them beside a symbolic link, and only they know what was revoked.
+    let beside_link = read_models(path);
+    if !views.exists() && beside_link.exists() {
+        return Err(Error::Settings(format!(
+            "{} leads to {}, whose read models belong beside it: move {} to {} (with its -wal file, if there is one) and \
+             start again",
+            path.display(),
+            log.display(),
+            beside_link.display(),
+            views.display()
+        )));
+    }
+    Ok((log, views))
+}
+
+/// Follows symbolic links, also to a file that does not exist yet, and makes the folder that it is in.
+fn resolve(path: &Path) -> Result<PathBuf, Error> {
+    let refused = |what: String| Error::Settings(format!("{}: {what}", path.display()));
+    let mut file = path.to_owned();
+    for _ in 0..SYMLINKS_MAX {
+        let folder = folder_of(&file).to_owned();
+        match std::fs::read_link(&file) {
+            Ok(target) => file = folder.join(target),
+            Err(_) => {
+                let name = file.file_name().ok_or_else(|| refused("this is no path of a file".into()))?;
+                let made = files::create_folder(&folder).and_then(|()| folder.canonicalize());
+                let folder = made.map_err(|e| refused(format!("cannot make the folder {}: {e}", folder.display())))?;
+                return Ok(folder.join(name));
+            }
+        }
+    }
+    Err(refused("there are too many symbolic links on the way to it".into()))
+}
+
+/// Makes a database that does not exist, for its owner only: SQLite gives its journals the same permissions. One that
+/// exists must have no second name, and keeps its permissions.
+fn create(database: &Path, access: Access) -> Result<(), Error> {
+    let shown = database.display();
+    match files::private().write(true).create_new(true).open(database) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made.map(drop).map_err(|e| Error::Settings(format!("cannot make {shown}: {e}"))),
+    }
+    let about = |path: &Path| path.metadata().map_err(|e| Error::Settings(format!("cannot read {shown}: {e}")));
+    let (file, folder) = (about(database)?, about(folder_of(database))?);
+    if file.nlink() > 1 {
+        return Err(Error::Settings(format!(
+            "{shown} has {} names (hard links). SQLite's journal belongs to one name, so a server for each name would \
+             destroy the database. Find the others with `find FOLDER -samefile {shown}` and remove them; to copy the \
+             database, use `sqlite3 {shown} \".backup 'COPY'\"`",
+            file.nlink()
+        )));
+    }
+    if access == Access::Owner && file.mode() & 0o004 != 0 && folder.mode() & 0o001 != 0 {
+        tracing::warn!(
+            file = %shown,
+            "every user of this machine may read the database: `chmod 600` it, its -wal and its -shm, or `chmod 700` the folder"
+        );
+    }
+    Ok(())
+}
+
 /// Locks a file beside another; `None` where it is locked. The system frees it when its holder dies.
-fn lock(file: &Path, extension: &str) -> Result<Option<std::fs::File>, Error> {
+fn lock(file: &Path, extension: &str) -> Result<Option<File>, Error> {
     let path = file.with_extension(extension);
-    let lock =
-        std::fs::File::create(&path).map_err(|e| Error::Settings(format!("cannot write {}: {e}", path.display())))?;
+    let lock = files::private()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::Settings(format!("cannot write {}: {e}", path.display())))?;
     Ok(lock.try_lock().is_ok().then_some(lock))
 }
 
@@ -327,11 +412,17 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
         .after_release(move |connection, _| Box::pin(std::future::ready(Ok(usable(connection)))))
 }
 
-/// No connection came free.
-fn silent(error: sqlx::Error) -> Error {
-    match error {
-        sqlx::Error::PoolTimedOut => Error::Silent(ACQUIRE_WITHIN),
-        other => other.into(),
+/// Why an append failed: no connection came free, or SQLite could not write and has rolled back.
+fn failed(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    match (code, error) {
+        (_, sqlx::Error::PoolTimedOut) => Error::Silent(ACQUIRE_WITHIN),
+        // SQLITE_FULL, SQLITE_READONLY; of SQLITE_IOERR those of a write, which a quota causes, and of the journal's
+        // index. After one of a sync the outcome is unknown.
+        (Some(code), error) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 4_874) => {
+            Error::Storage(format!("the disk is full or cannot be written: {error}"))
+        }
+        (_, other) => other.into(),
     }
 }
 

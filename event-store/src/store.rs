@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::aggregates::Aggregates;
 use crate::append::{Append, Appended, Appender};
 use crate::db::Db;
+use crate::disk::Disk;
 use crate::error::{AppendError, Error};
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
@@ -112,6 +113,9 @@ async fn start(
         tail.clone(),
         &tracker,
     );
+    if let Database::Sqlite(log) = &log.database {
+        tracker.spawn(log.disk.clone().watch(stop.clone()));
+    }
     let inner = Inner { log, db, bus, appender, head, tail, writes: AtomicBool::new(false), incarnation, settings };
     Ok(Store { inner: Arc::new(inner), stop, tracker })
 }
@@ -144,6 +148,10 @@ impl Store {
     /// [`AppendError::Conflict`] and [`AppendError::KeyUsed`] wrote nothing; after a [`AppendError::Store`] the outcome
     /// may be unknown.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        if let Some(trouble) = self.disk().and_then(Disk::trouble) {
+            METRICS.failures.add(1, &[]);
+            return Err(Error::Storage(trouble).into());
+        }
         self.inner.appender.append(append).await
     }
 
@@ -265,6 +273,14 @@ impl Store {
     /// The read models' database.
     pub fn db(&self) -> &Db {
         &self.inner.db
+    }
+
+    /// The disk of a store in SQLite.
+    pub fn disk(&self) -> Option<&Disk> {
+        match &self.inner.log.database {
+            Database::Sqlite(log) => Some(&log.disk),
+            Database::Postgres(_) => None,
+        }
     }
 
     /// Whether the connection to NATS stands; `None` where the stream runs in process.

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use event_store::db::Tx;
+use event_store::disk::Disk;
 use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
@@ -325,6 +326,10 @@ impl<'a> Build<'a> {
             }
             if checked.elapsed() > Duration::from_secs(2) {
                 leadership.check().await?;
+                // Beside a server, which would take no commands any more.
+                if let Some(trouble) = self.store.disk().and_then(Disk::trouble) {
+                    return Err(StoreError::Storage(trouble).into());
+                }
                 checked = Instant::now();
             }
         }

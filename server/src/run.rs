@@ -310,6 +310,13 @@ fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
         },
         false,
     );
+    if let Some(disk) = store.disk().cloned() {
+        let probe = move || {
+            let disk = disk.clone();
+            async move { disk.probe().await }
+        };
+        health.register("storage", probe, true);
+    }
     let parked = store.clone();
     // Everything but the parked orders goes on.
     health.register(

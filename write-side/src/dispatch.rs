@@ -268,6 +268,16 @@ pub(crate) fn unavailable(error: StoreError) -> Problem {
             .detail("Nothing was written. Try again in a moment.")
             .retry_after(1);
     }
+    if let StoreError::Storage(_) = error {
+        // The store has said so once.
+        tracing::debug!(%error, "store");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "disk-low", "The server's disk is full")
+            .detail(
+                "Nothing was written. The server takes commands again when its disk has room and can be written. Try \
+                 again later.",
+            )
+            .retry_after(10);
+    }
     tracing::error!(%error, "store");
     if let StoreError::Stored(_) = error {
         return Problem::internal()

@@ -1,0 +1,144 @@
+//! Whether the file systems of an SQLite store have room and can be written: so that commands are refused before SQLite
+//! fails in the middle of one, and are taken again by themselves.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use platform::files::{self, folder_of};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use tokio_util::sync::CancellationToken;
+
+/// How often the file systems are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// What a probe writes: about as much as a commit.
+const PROBE_BYTES: usize = 64 * 1024;
+
+/// The disk of an SQLite store. Clones share what is known of it.
+#[derive(Clone)]
+pub struct Disk(Arc<Inner>);
+
+struct Inner {
+    /// The databases; they may be on different file systems.
+    databases: Vec<PathBuf>,
+    /// Free bytes below which no command is taken; 0: no limit.
+    free_bytes_min: u64,
+    /// Why nothing may be written, as the last look has found.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Disk {
+    /// Looks at the file systems of these databases.
+    pub(crate) fn new(databases: Vec<PathBuf>, free_bytes_min: u64) -> Self {
+        let disk = Self(Arc::new(Inner { databases, free_bytes_min, trouble: Mutex::default() }));
+        disk.look();
+        disk
+    }
+
+    /// Why no command can be taken, at most about a second ago.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes a file beside each database and removes it again: what a look does not see are permissions, quotas and
+    /// broken disks.
+    ///
+    /// # Errors
+    /// Why the store cannot be written now.
+    pub async fn probe(&self) -> Result<(), String> {
+        let disk = self.clone();
+        let probe = move || {
+            disk.look();
+            match disk.trouble() {
+                Some(trouble) => Err(trouble),
+                None => disk.0.databases.iter().try_for_each(|database| {
+                    write_probe(database).map_err(|error| format!("{} cannot be written: {error}", folder(database)))
+                }),
+            }
+        };
+        tokio::task::spawn_blocking(probe).await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    /// Looks every second, until `stop`.
+    pub(crate) async fn watch(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stop.cancelled() => return,
+            }
+            let disk = self.clone();
+            // A network's file system may take its time.
+            let _ = tokio::task::spawn_blocking(move || disk.look()).await;
+        }
+    }
+
+    fn look(&self) {
+        let now = self.0.databases.iter().find_map(|database| self.trouble_of(database));
+        let mut known = self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*known, &now) {
+            (None, Some(trouble)) => tracing::error!(trouble, "commands are refused"),
+            (Some(_), None) => tracing::info!("commands are taken again: the disk has room and can be written"),
+            _ => {}
+        }
+        *known = now;
+    }
+
+    fn trouble_of(&self, database: &Path) -> Option<String> {
+        // What cannot be looked at is for SQLite to judge.
+        let about = statvfs(folder_of(database)).ok()?;
+        let (free, min) = (about.f_bavail.saturating_mul(about.f_frsize), self.0.free_bytes_min);
+        if about.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Some(format!("the file system of {} is read-only", folder(database)));
+        }
+        (free < min).then(|| {
+            format!(
+                "the disk of {} has less than disk_free_bytes_min ({min}) bytes free: make room, or lower the setting",
+                folder(database)
+            )
+        })
+    }
+}
+
+fn folder(database: &Path) -> std::path::Display<'_> {
+    folder_of(database).display()
+}
+
+fn write_probe(database: &Path) -> io::Result<()> {
+    let path = database.with_extension("probe");
+    let written = files::create(&path)?.write_all(&[0; PROBE_BYTES]);
+    std::fs::remove_file(&path)?;
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_with_too_little_room_is_trouble() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("store.db");
+        let disk = |free_bytes_min| Disk::new(vec![database.clone()], free_bytes_min);
+        assert_eq!((disk(0).trouble(), disk(1).trouble()), (None, None));
+        disk(1).probe().await.unwrap();
+        let full = disk(u64::MAX);
+        let trouble = full.trouble().unwrap();
+        assert!(
+            trouble.contains("disk_free_bytes_min") && trouble.contains(folder.path().to_str().unwrap()),
+            "{trouble}"
+        );
+        assert_eq!(full.probe().await, Err(trouble));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a probe leaves nothing");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_written_fails_the_probe() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::new(vec![folder.path().join("gone/store.db")], 0);
+        assert!(disk.probe().await.unwrap_err().contains("gone cannot be written"));
+        // Also a name that is taken by something else.
+        std::fs::create_dir(folder.path().join("store.probe")).unwrap();
+        assert!(Disk::new(vec![folder.path().join("store.db")], 0).probe().await.is_err());
+    }
+}

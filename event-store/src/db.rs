@@ -2,7 +2,7 @@
 //! and SQLite share, and the two ways to write many rows at once stand side by side here.
 
 use futures::TryStreamExt;
-use sqlx::postgres::{PgArguments, PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgDatabaseError, PgPool, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Arguments, FromRow, Postgres, Sqlite, Transaction};
 
@@ -372,21 +372,79 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes queries read this generation, from this transaction's commit on.
+    /// Makes queries read this generation, from this transaction's commit on. In PostgreSQL the view keeps what operators
+    /// have granted on it, and what depends on it.
+    ///
+    /// # Errors
+    /// [`Error::Dependents`] where the view's columns change and something depends on it.
     pub async fn serve(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let (view, columns) = (table.name, table.column_names());
-        if let Self::Postgres(_) = self {
-            // Behind a transaction that reads the view for long, all other queries would wait for this one.
-            self.execute("set local lock_timeout = '500ms'", vec![]).await?;
+        let definition = format!("view {view} as select {columns} from {}", table.of(generation));
+        if let Self::Sqlite(_) = self {
+            // Nothing is granted there, and what depends on it finds it by its name.
+            self.drop("view", view).await?;
+            return self.execute(&format!("create {definition}"), vec![]).await.map(drop);
         }
-        self.execute(&format!("drop view if exists {view}"), vec![]).await?;
-        let sql = format!("create view {view} as select {columns} from {}", table.of(generation));
-        self.execute(&sql, vec![]).await.map(drop)
+        // Behind a transaction that reads the view for long, all other queries would wait for this one.
+        self.execute("set local lock_timeout = '500ms'", vec![]).await?;
+        if self.has_columns_of(table).await? {
+            return self.execute(&format!("create or replace {definition}"), vec![]).await.map(drop);
+        }
+        let grants = self.grants(table).await?;
+        self.drop("view", view).await?;
+        self.execute(&format!("create {definition}"), vec![]).await?;
+        for grant in grants {
+            self.execute(&grant, vec![]).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether PostgreSQL can replace the view of a table: it may get more columns, at the end. True where there is none.
+    async fn has_columns_of(&mut self, table: &Table) -> Result<bool, Error> {
+        let sql = "select attname::text, format_type(atttypid, atttypmod) from pg_attribute
+                   where attrelid = to_regclass(quote_ident(current_schema()) || '.' || $1)
+                   and attnum > 0 and not attisdropped order by attnum";
+        let known: Vec<(String, String)> = self.fetch_all(sql, vec![table.name.into()]).await?;
+        let columns = table.columns.iter().map(|column| (column.name, if column.int { "bigint" } else { "text" }));
+        let mut new = columns.map(Some).chain(std::iter::repeat(None));
+        Ok(known.iter().all(|(name, kind)| new.next().flatten() == Some((name.as_str(), kind.as_str()))))
+    }
+
+    /// The statements that give others again what they may do with a view; of columns, where the table still has them.
+    async fn grants(&mut self, table: &Table) -> Result<Vec<String>, Error> {
+        let to = "case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
+                  || case when a.is_grantable then ' with grant option' else '' end";
+        let is_of_others =
+            "v.oid = to_regclass(quote_ident(current_schema()) || '.' || $1) and a.grantee <> v.relowner";
+        let sql = format!(
+            "select format('grant %s on %I to ', a.privilege_type, v.relname) || {to}
+             from pg_class v, aclexplode(v.relacl) a where {is_of_others}
+             union all
+             select format('grant %s (%I) on %I to ', a.privilege_type, c.attname, v.relname) || {to}
+             from pg_class v join pg_attribute c on c.attrelid = v.oid, aclexplode(c.attacl) a
+             where {is_of_others} and c.attname = any(string_to_array($2, ', '))"
+        );
+        let rows: Vec<(String,)> = self.fetch_all(&sql, vec![table.name.into(), table.column_names().into()]).await?;
+        Ok(rows.into_iter().map(|(grant,)| grant).collect())
     }
 
     /// Removes a generation that no view shows.
+    ///
+    /// # Errors
+    /// [`Error::Dependents`] where something depends on the table itself.
     pub async fn remove(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
-        self.execute(&format!("drop table if exists {}", table.of(generation)), vec![]).await.map(drop)
+        self.drop("table", &table.of(generation)).await
+    }
+
+    /// Drops a table or a view; what depends on it stays and is named.
+    async fn drop(&mut self, kind: &str, name: &str) -> Result<(), Error> {
+        match self.execute(&format!("drop {kind} if exists {name}"), vec![]).await {
+            Err(Error::Database(error)) => Err(match dependents(&error) {
+                Some(dependents) => Error::Dependents { object: format!("{kind} {name}"), dependents },
+                None => error.into(),
+            }),
+            dropped => dropped.map(drop),
+        }
     }
 
     /// Number of rows that are in one of two generations and not, or not the same, in the other.
@@ -489,6 +547,12 @@ impl Tx {
         }
         Ok(())
     }
+}
+
+/// What keeps PostgreSQL from dropping something.
+fn dependents(error: &sqlx::Error) -> Option<String> {
+    let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
+    (error.code() == "2BP01").then(|| error.detail().unwrap_or(error.message()).replace('\n', ", "))
 }
 
 fn values<'r, R: sqlx::Row>(table: &Table, row: &'r R) -> Result<Vec<Value>, sqlx::Error>

@@ -14,6 +14,7 @@ pub mod leader;
 pub mod log;
 mod metrics;
 mod postgres;
+mod privileges;
 pub mod settings;
 mod sqlite;
 pub mod store;

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgPool;
 use sqlx::{Connection, PgExecutor};
 use tokio::sync::Mutex;
@@ -17,6 +17,7 @@ use crate::error::{Error, is_about_the_data, is_rollback};
 use crate::event::RecordedEvent;
 use crate::log::Remembered;
 use crate::postgres::primary::{Primary, Purpose, Reserved};
+use crate::privileges::is_denied;
 
 static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/log");
 static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read");
@@ -69,13 +70,25 @@ impl Log {
     }
 
     pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
+        // A role that owns nothing can serve, as long as nothing is missing.
+        if self.is_migrated().await.is_ok() {
+            return Ok(());
+        }
         let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
         // Migrations only add: what a newer release has added does not stop this one.
         let migrations = std::borrow::Cow::Owned(all);
         let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
         // On a connection of its own: to number the events of a large existing database may take long.
         let mut reserved = self.primary.connect(Purpose::Migrate).await?;
-        Ok(migrator.run(&mut reserved.connection).await?)
+        match migrator.run(&mut reserved.connection).await {
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) if is_denied(&error) => {
+                Err(Error::Settings(format!(
+                    "the schema is not this release's, and this role may not change it ({error}): run `docket migrate \
+                     --grant-to ROLE` as the role that owns the tables, with this one for ROLE"
+                )))
+            }
+            migrated => Ok(migrated?),
+        }
     }
 
     /// Makes sure that the schema is this release's, or a newer one's.
@@ -87,10 +100,12 @@ impl Log {
         if !there {
             return missing("holds no store");
         }
-        let applied: Vec<(i64,)> =
-            sqlx::query_as("select version from _sqlx_migrations where success").fetch_all(&self.pool).await?;
+        let applied: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("select version, checksum from _sqlx_migrations where success")
+                .fetch_all(&self.pool)
+                .await?;
         let mut all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter());
-        match all.all(|migration| applied.contains(&(migration.version,))) {
+        match all.all(|migration| applied.contains(&(migration.version, migration.checksum.to_vec()))) {
             true => Ok(()),
             false => missing("is of an older release"),
         }

@@ -60,9 +60,9 @@ enum Command {
     Serve(Serve),
     /// Bring the database's schema up to date, also that of an existing cqrs-es database.
     #[command(
-        before_help = "Examples:\n  docket migrate\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket migrate"
+        before_help = "Examples:\n  docket migrate\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket migrate\n  DOCKET_DATABASE_URL=postgres://docket_owner@db/docket docket migrate --grant-to docket"
     )]
-    Migrate(Common),
+    Migrate(Migrate),
     /// Print a token, signed with the server's key.
     #[command(
         before_help = "Examples:\n  docket token --sub c-1 --role customer --ttl 8h\n  TOKEN=$(docket token --sub me --role admin)"
@@ -140,6 +140,16 @@ struct Serve {
     /// What this process does: write, project, read, separated by commas.
     #[arg(long, value_name = "ROLES")]
     roles: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Migrate {
+    #[command(flatten)]
+    common: Common,
+    /// Then give this role of PostgreSQL, which servers connect as, what they need and nothing else: it can append events,
+    /// and neither change nor remove them. To be repeated with each release.
+    #[arg(long, value_name = "ROLE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    grant_to: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -352,7 +362,7 @@ pub async fn main() -> u8 {
     let outcome = match cli.command {
         Command::Dev(dev) => dev::dev(dev.listen, dev.data).await,
         Command::Serve(serve) => admin::serve(serve).await,
-        Command::Migrate(common) => admin::migrate(common).await,
+        Command::Migrate(migrate) => admin::migrate(migrate).await,
         Command::Token(token) => admin::token(token),
         Command::Import(import) => import::import(import).await,
         Command::Replay(replay) => operate::replay(replay).await,

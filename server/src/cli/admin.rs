@@ -8,10 +8,11 @@ use event_store::store::open;
 use platform::auth::{Authenticator, Role};
 use projections::generation::prepare;
 use projections::order::upcasters;
+use projections::projection::all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, ConfigCheck, EXIT_FAILED, RoleName, Serve, Token, Usage, dev, load, say};
+use crate::cli::{Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, say};
 use crate::run;
 use crate::settings::{Settings, without_password};
 
@@ -39,14 +40,22 @@ pub async fn health(url: &str) -> anyhow::Result<u8> {
     Ok(if ready { 0 } else { EXIT_FAILED })
 }
 
-pub async fn migrate(common: Common) -> anyhow::Result<u8> {
-    let mut settings = load(&common, &[])?;
+pub async fn migrate(migrate: Migrate) -> anyhow::Result<u8> {
+    let mut settings = load(&migrate.common, &[])?;
     settings.store.nats_url.clear();
     let database = without_password(&settings.store.database_url);
     let store = open(settings.store, upcasters(), CancellationToken::new(), TaskTracker::new())
         .await
         .with_context(|| format!("cannot open {database}"))?;
-    prepare(&store).await?;
+    match &migrate.grant_to {
+        // That role makes the tables of read models that are missing: then they are its own.
+        Some(role) => {
+            let tables: Vec<_> = all().iter().flat_map(|projection| projection.tables).copied().collect();
+            store.grant_to(role, &tables).await?;
+            eprintln!("{role} may serve: it can append events, and neither change nor remove them.");
+        }
+        None => prepare(&store).await?,
+    }
     eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
     Ok(0)
 }

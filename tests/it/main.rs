@@ -14,4 +14,5 @@ mod roles;
 mod shutdown;
 mod slow_transaction;
 mod stock;
+mod storage;
 mod tour;

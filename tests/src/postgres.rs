@@ -87,7 +87,12 @@ impl Postgres {
 
     /// The connection string of the database `docket`.
     pub fn url(&self) -> String {
-        format!("postgres://postgres:{PASSWORD}@127.0.0.1:{}/docket", self.port)
+        self.url_as("postgres")
+    }
+
+    /// The same for another role, which must exist.
+    pub fn url_as(&self, role: &str) -> String {
+        format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/docket", self.port)
     }
 
     /// Where it listens, as `127.0.0.1:PORT`.
@@ -333,6 +338,7 @@ fn own(directory: &Path) {
     }
 }
 
-fn is_root() -> bool {
+/// Whether the tests run as root.
+pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }

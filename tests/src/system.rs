@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::client::{Client, JWT_SECRET, Request, token};
 use crate::nats::Nats;
 use crate::ports::free_port;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, is_root};
 use crate::process::{POLL, Process, clean_command, profile_directory};
 use crate::proxy::Proxy;
 
@@ -39,6 +39,10 @@ pub struct Builder {
     standby: bool,
     processes: Vec<String>,
     settings: Vec<(String, String)>,
+    /// Role of PostgreSQL that Docket connects as.
+    role: String,
+    /// Bytes of the disk that the process has for itself.
+    disk: Option<u64>,
 }
 
 impl Builder {
@@ -60,6 +64,31 @@ impl Builder {
     #[must_use]
     pub fn processes(mut self, roles: &[&str]) -> Self {
         self.processes = roles.iter().map(|&role| role.to_owned()).collect();
+        self
+    }
+
+    /// Connects as another role of PostgreSQL than its superuser. The story makes it before Docket starts.
+    #[must_use]
+    pub fn database_role(mut self, role: &str) -> Self {
+        self.role = role.to_owned();
+        self
+    }
+
+    /// Gives an embedded process a file system of so many bytes in place of the folder of its data; it is empty at each
+    /// start, and no other process sees it.
+    ///
+    /// # Panics
+    /// Where neither root nor a user may mount one.
+    #[must_use]
+    pub fn disk(mut self, bytes: u64) -> Self {
+        let mut mount = clean_command(Path::new("unshare"));
+        mount.args(unshare()).args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"]).stdin(Stdio::null());
+        assert!(
+            mount.output().is_ok_and(|output| output.status.success()),
+            "a small disk needs root with CAP_SYS_ADMIN, or user namespaces for everybody \
+             (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
+        );
+        self.disk = Some(bytes);
         self
     }
 
@@ -86,8 +115,10 @@ impl Builder {
             _ => (None, None),
         };
         let database_url = match (&postgres, &database) {
-            (Some(postgres), Some(proxy)) => postgres.url().replace(&postgres.address(), &proxy.address()),
-            (Some(postgres), None) => postgres.url(),
+            (Some(postgres), Some(proxy)) => {
+                postgres.url_as(&self.role).replace(&postgres.address(), &proxy.address())
+            }
+            (Some(postgres), None) => postgres.url_as(&self.role),
             (None, _) => format!("sqlite:{}", directory.path().join("docket.db").display()),
         };
         let mut environment = vec![
@@ -100,8 +131,11 @@ impl Builder {
         ];
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
         environment.extend(self.settings);
-        let dockets =
-            self.processes.iter().map(|roles| Docket::new(&binary, &directory, roles, &environment)).collect();
+        let dockets = self
+            .processes
+            .iter()
+            .map(|roles| Docket::new(&binary, &directory, roles, &environment, self.disk))
+            .collect();
         TestSystem {
             mode: self.mode,
             dockets,
@@ -112,7 +146,7 @@ impl Builder {
             binary,
             environment,
             database_url,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -141,7 +175,7 @@ pub struct TestSystem {
     binary: PathBuf,
     environment: Vec<(String, String)>,
     database_url: String,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl TestSystem {
@@ -163,6 +197,8 @@ impl TestSystem {
             standby: false,
             processes: vec!["write,project,read".to_owned()],
             settings: vec![],
+            role: "postgres".into(),
+            disk: None,
         }
     }
 
@@ -261,6 +297,21 @@ impl TestSystem {
         &self.database_url
     }
 
+    /// The folder of its data.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The same as the first process sees it, which has a disk of its own.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn disk(&self) -> PathBuf {
+        let id = self.dockets[0].process.id().expect("it runs");
+        let inside = self.directory.path().strip_prefix("/").expect("an absolute path");
+        Path::new("/proc").join(id.to_string()).join("root").join(inside)
+    }
+
     /// Runs a subcommand of `docket` with the system's settings; what it printed on stdout.
     ///
     /// # Panics
@@ -278,6 +329,14 @@ impl TestSystem {
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
 
+    /// Runs a subcommand of `docket` as an operator whose database URL is another one.
+    pub async fn try_cli_on(&self, database_url: &str, arguments: &[&str]) -> Output {
+        let mut command = self.command(arguments);
+        command.env("DOCKET_DATABASE_URL", database_url);
+        let output = tokio::time::timeout(CLI_DEADLINE, command.output()).await;
+        output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
+    }
+
     /// Sends a file of orders by `docket import`; how that ended.
     pub async fn import(&self, file: &Path) -> Output {
         let (url, admin) = (self.writer().base(), token("import", "admin"));
@@ -292,10 +351,14 @@ impl TestSystem {
 
     /// Starts a subcommand of `docket`; dropped, it is killed.
     pub fn spawn_cli(&self, arguments: &[&str]) -> tokio::process::Child {
+        self.command(arguments).spawn().expect("docket starts")
+    }
+
+    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(clean_command(&self.binary));
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        command.spawn().expect("docket starts")
+        command
     }
 
     /// Waits until every projection stands at the head of the log; the head.
@@ -328,6 +391,12 @@ pub fn sample(kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("data/grocery-orders-sample.{kind}"))
 }
 
+/// Arguments of `unshare` that let this user mount what only one process sees.
+fn unshare() -> Vec<&'static str> {
+    let own = is_root().then_some(vec!["--mount"]);
+    own.unwrap_or_else(|| vec!["--user", "--map-root-user", "--mount"])
+}
+
 /// One Docket process at its own address.
 pub struct Docket {
     /// Its roles, separated by commas.
@@ -339,7 +408,13 @@ pub struct Docket {
 }
 
 impl Docket {
-    fn new(binary: &Path, directory: &TempDir, roles: &str, environment: &[(String, String)]) -> Self {
+    fn new(
+        binary: &Path,
+        directory: &TempDir,
+        roles: &str,
+        environment: &[(String, String)],
+        disk: Option<u64>,
+    ) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         let name = format!("docket-{}", roles.replace(',', "-"));
         let metrics = format!("127.0.0.1:{}", free_port());
@@ -349,7 +424,16 @@ impl Docket {
             ("DOCKET_ROLES".to_owned(), roles.to_owned()),
         ];
         let log = directory.path().join(format!("{name}.log"));
-        let process = Process::new(name, binary.to_owned(), log).args(["serve"]).envs(environment).envs(&own);
+        let process = match disk {
+            None => Process::new(name, binary.to_owned(), log).args(["serve"]),
+            Some(bytes) => {
+                let (binary, folder) = (binary.display().to_string(), directory.path().display().to_string());
+                let mount = format!("mount -t tmpfs -o size={bytes},mode=700 tmpfs \"$1\" && exec \"$0\" serve");
+                let command = ["sh".to_owned(), "-c".to_owned(), mount, binary, folder];
+                Process::new(name, "unshare".into(), log).args(unshare()).args(command)
+            }
+        };
+        let process = process.envs(environment).envs(&own);
         let (client, metrics) = (Client::new(format!("http://{listen}")), Client::new(format!("http://{metrics}")));
         Self { roles: roles.to_owned(), client, metrics, process }
     }

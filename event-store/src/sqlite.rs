@@ -171,7 +171,7 @@ impl Log {
 
     /// Whether an append would be written now; rolled back.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
-        let mut tx = self.write.begin_with("begin immediate").await.map_err(silent)?;
+        let mut tx = self.write.begin_with("begin immediate").await.map_err(failed)?;
         sqlx::query("update log_head set position = position").execute(&mut *tx).await?;
         Ok(tx.rollback().await?)
     }

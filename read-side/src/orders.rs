@@ -1,7 +1,7 @@
 //! Orders: the list, one order now or as of a point, its history.
 
 use axum::extract::{Path, State};
-use axum::http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::header::{CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body::Query;
+use platform::conditional::{etag, if_none_match};
 use platform::problem::Problem;
 use projections::dead_letters;
 use projections::order::{ORDER, OrderState, occurred_at, payload_view, rfc3339};
@@ -181,7 +182,8 @@ fn no_such_order() -> Problem {
 }
 
 /// One order with its lines: now, or as of a version or time.
-#[utoipa::path(get, path = "/v1/orders/{id}", tag = "queries", params(("id" = String, Path), OrderQuery),
+#[utoipa::path(get, path = "/v1/orders/{id}", tag = "queries",
+    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that are known already, or *")),
     responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match names the present version"),
               (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn order(
@@ -193,38 +195,30 @@ async fn order(
 ) -> Result<Response, Problem> {
     if let Some(as_of) = query.as_of {
         let position = state.log_at_least(query.min_position, query.wait_ms).await?;
-        return order_as_of(&state, &principal, &id, &as_of, position).await;
+        let (json, version) = order_as_of(&state, &principal, &id, &as_of).await?;
+        return Ok(at(position, view(&headers, json, version)));
     }
     let find = || order_details::find(state.store.db(), &id);
     let (position, order) =
         state.read_at(order_details::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
     let order = order.filter(|order| principal.may_see(&order.customer_id)).ok_or_else(no_such_order)?;
-    let etag = format!("\"{}\"", order.version);
-    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
-        return Ok(at(position, (StatusCode::NOT_MODIFIED, [(ETAG, etag)])));
-    }
-    Ok(at(position, view(order.view, order.version)))
+    Ok(at(position, view(&headers, order.view, order.version)))
 }
 
-/// An order's JSON with its version as `ETag`.
-fn view(json: String, version: i64) -> Response {
+/// An order's JSON with its version as `ETag`, or 304 where the client has it.
+fn view(request: &HeaderMap, json: String, version: i64) -> Response {
+    if if_none_match(request).is_some_and(|known| known.include(version)) {
+        return (StatusCode::NOT_MODIFIED, [(ETAG, etag(version))]).into_response();
+    }
     let mut response = json.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(etag) = HeaderValue::try_from(format!("\"{version}\"")) {
-        headers.insert(ETAG, etag);
-    }
+    headers.insert(ETAG, etag(version));
     response
 }
 
-/// `position`: what the log held before it is read.
-async fn order_as_of(
-    state: &ReadSide,
-    principal: &Principal,
-    id: &str,
-    as_of: &str,
-    position: i64,
-) -> Result<Response, Problem> {
+/// The order's JSON and version as of a point.
+async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
     let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
         (Ok(version), _) if version > 0 => (version, i64::MAX),
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
@@ -256,7 +250,7 @@ async fn order_as_of(
             .detail(format!("The order is at version {}.", order.version)));
     }
     let json = serde_json::to_string(&order.view()).map_err(|e| unreadable(e.to_string()))?;
-    Ok(at(position, view(json, order.version)))
+    Ok((json, order.version))
 }
 
 fn unreadable(error: impl std::fmt::Display) -> Problem {

@@ -19,6 +19,7 @@ use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body;
+use platform::conditional::Versions;
 use platform::problem::Problem;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -275,7 +276,8 @@ fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestCon
         let expected_version = match fields.remove("expected_version") {
             None | Some(Value::Null) => None,
             Some(version) => {
-                Some(version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?)
+                let version = version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?;
+                Some(Versions::Listed(vec![version]))
             }
         };
         let Some(Value::String(kind)) = fields.remove("type") else {

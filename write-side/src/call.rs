@@ -1,7 +1,7 @@
 //! What every command request brings along: who, which version, under which idempotency key, and the body.
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::header::{ETAG, IF_MATCH, LOCATION};
+use axum::http::header::{ETAG, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use domain::order::Command;
@@ -9,6 +9,7 @@ use domain::values::OrderId;
 use event_store::append::Idempotency;
 use event_store::log::Remembered;
 use platform::auth::Principal;
+use platform::conditional::{Versions, etag, if_match};
 use platform::problem::Problem;
 use platform::{body, request_id};
 use serde::de::DeserializeOwned;
@@ -26,7 +27,7 @@ pub struct Call<T> {
     pub principal: Principal,
     /// The body.
     pub body: T,
-    expected_version: Option<i64>,
+    expected_version: Option<Versions>,
     key: Option<(String, String)>,
 }
 
@@ -36,7 +37,7 @@ impl<T: DeserializeOwned> FromRequest<WriteSide> for Call<T> {
     async fn from_request(request: Request, state: &WriteSide) -> Result<Self, Problem> {
         let (mut parts, content) = request.into_parts();
         let principal = Principal::from_request_parts(&mut parts, state).await?;
-        let expected_version = expected_version(&parts.headers)?;
+        let expected_version = if_match(&parts.headers)?;
         let key = idempotency_key(&parts.headers)?;
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         let bytes = body::read(Request::from_parts(parts, content), state).await?;
@@ -51,23 +52,6 @@ impl<T: DeserializeOwned> FromRequest<WriteSide> for Call<T> {
         let body = body::parse(if bytes.is_empty() { b"{}" } else { &bytes }, "")?;
         Ok(Self { principal, body, expected_version, key })
     }
-}
-
-/// `If-Match: "<version>"`; `*` asks for nothing more than that the order exists, which every command does.
-fn expected_version(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
-    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(None);
-    }
-    text.strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .and_then(|text| text.parse().ok())
-        .map(Some)
-        .ok_or_else(|| {
-            Problem::new(StatusCode::BAD_REQUEST, "invalid-if-match", "If-Match cannot be read")
-                .detail("If-Match takes one version in double quotes, as ETag gives it, e.g. If-Match: \"3\".")
-        })
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -158,10 +142,8 @@ fn replay(found: Remembered, request_hash: &str) -> Result<Response, Problem> {
 fn success(status: StatusCode, accepted: &Accepted) -> Response {
     let mut response = (status, axum::Json(accepted)).into_response();
     let headers = response.headers_mut();
-    // Both are made of an order's id and a number: ASCII without control characters.
-    if let Ok(etag) = HeaderValue::try_from(format!("\"{}\"", accepted.version)) {
-        headers.insert(ETAG, etag);
-    }
+    headers.insert(ETAG, etag(accepted.version));
+    // An order's id is ASCII without control characters.
     if status == StatusCode::CREATED
         && let Ok(location) = HeaderValue::try_from(format!("/v1/orders/{}", accepted.order_id))
     {

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use platform::auth::{Authenticator, Principal};
+use platform::conditional::Versions;
 use platform::problem::Problem;
 use platform::trace;
 use serde::Serialize;
@@ -66,8 +67,8 @@ pub struct Given {
     pub order_id: OrderId,
     /// What.
     pub command: Command,
-    /// Only at this version (`If-Match`).
-    pub expected_version: Option<i64>,
+    /// Only at one of these versions (`If-Match`).
+    pub expected_version: Option<Versions>,
     /// What to remember the answer under.
     pub idempotency: Option<Idempotency>,
     /// When it happened; now, unless staff say otherwise.
@@ -227,9 +228,9 @@ fn decide(loaded: &Loaded<Order>, given: &Given) -> Result<Vec<Event>, Problem> 
         return Err(refused(&Refused::NotFound));
     }
     // A create names no version: what an order's version is, is only for those who may see it.
-    if let Some(expected) = given.expected_version
+    if let Some(expected) = &given.expected_version
         && !creates
-        && expected != loaded.version
+        && !expected.include(loaded.version)
     {
         return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "version-mismatch", "The order has another version")
             .detail(format!("The order is at version {}, the request names {expected}. Read it again.", loaded.version))

@@ -440,8 +440,12 @@ fn bearer(parts: &Parts) -> Result<&str, Problem> {
 }
 
 fn decode(token: &str, key: &Key) -> Result<Claims, Problem> {
-    let data = jsonwebtoken::decode(token, &key.decoding, &key.validation);
-    data.map(|data| data.claims).map_err(|error| refusal(error.kind()))
+    let token = jsonwebtoken::decode(token, &key.decoding, &key.validation).map_err(|error| refusal(error.kind()))?;
+    // What its issuer calls critical changes what the token means, and no such extension is known here.
+    if token.header.crit.is_some() {
+        return Err(invalid("the token's header has crit, and no extension is supported"));
+    }
+    Ok(token.claims)
 }
 
 /// Tries the keys that a token names by `kid` and `alg`, or might mean when it has no `kid`. `None` where there is no such
@@ -697,6 +701,18 @@ JQIDAQAB
         claims["exp"] = json!(get_current_timestamp() - 3);
         claims["nbf"] = json!(get_current_timestamp() + 3);
         assert!(by_secret().verify(&sign(Algorithm::HS256, &claims)).is_ok());
+    }
+
+    #[test]
+    fn a_critical_header_parameter_is_refused() {
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        for crit in [vec!["b64"], vec!["exp"], vec!["https://example.org/unknown"], vec![]] {
+            let crit = crit.into_iter().map(str::to_owned).collect();
+            let header = Header { crit: Some(crit), ..Header::new(Algorithm::HS256) };
+            let token = jsonwebtoken::encode(&header, &claims(), &key).unwrap();
+            let problem = by_secret().verify(&token).unwrap_err();
+            assert_eq!((problem.slug(), problem.to_string().contains("crit")), ("invalid-token", true), "{problem}");
+        }
     }
 
     #[test]

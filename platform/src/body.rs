@@ -1,18 +1,20 @@
 //! What clients send, parsed: every failure is a problem that names the place and says what is allowed.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::error::Error as _;
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::error::Category;
+use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Segment;
 
 use crate::problem::Problem;
@@ -21,6 +23,10 @@ use crate::problem::Problem;
 const SHOWN_CHARS_MAX: usize = 500;
 /// How long a client may take to send a body that is read whole.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// What some programs write in front of a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Members of an object that are looked at without growing the set of their names.
+const MEMBERS_USUAL: usize = 14;
 
 /// A JSON body, of a request or of an answer. A request's size is limited by the `DefaultBodyLimit` of the route (1
 /// MiB, see [`crate::http::harden`]).
@@ -53,12 +59,7 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
         }
     };
     if !json && !bytes.is_empty() {
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported-media-type",
-            "Unsupported media type",
-        )
-        .detail("send JSON, with the header Content-Type: application/json"));
+        return Err(unsupported_media_type().detail("send JSON, with the header Content-Type: application/json"));
     }
     Ok(bytes)
 }
@@ -84,25 +85,39 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// Parses a JSON object that did not come as a body of its own, like a line of NDJSON. `pointer_prefix` (a JSON pointer or
-/// empty) goes before the pointers in the problem.
+/// Parses a JSON object: a body, or a line of NDJSON. `pointer_prefix` (a JSON pointer or empty) goes before the pointers
+/// in the problem. A byte order mark before it is passed over, as RFC 8259 allows.
 ///
 /// # Errors
-/// 400 (`malformed-json`) what is no JSON, 422 (`invalid-body`) JSON that does not fit `T`.
+/// 400 (`malformed-json`) what is no JSON, 422 (`invalid-body`) JSON that does not fit `T`, or that has two members of one
+/// name in an object, however deep.
 pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], pointer_prefix: &str) -> Result<T, Problem> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else { return Err(malformed("it is not UTF-8")) };
+    let mut doubled = None;
+    if let Err(error) = check_names(text, &mut doubled) {
+        // The syntax goes first: what is wrong with a member means nothing while the whole cannot be read.
+        if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+            return Err(match text.trim_ascii().is_empty() {
+                true => malformed("the body is empty"),
+                false => malformed(&error.to_string().replacen("EOF while parsing", "it ends within", 1)),
+            });
+        }
+        return Err(match doubled {
+            None => invalid_body::<T>(text, pointer_prefix, &error),
+            Some(place) => {
+                let pointer: String = place.iter().rev().map(|part| format!("/{}", escape(part))).collect();
+                let message = format!("duplicate field `{}`", place.first().map_or("", String::as_str));
+                invalid(format!("{pointer_prefix}{pointer}"), message)
+            }
+        });
+    }
     // Serde would take an array for the members in their order; nobody means that.
-    if bytes.trim_ascii_start().first() == Some(&b'[') && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
-    {
-        let message = "an object is expected, not an array";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body")
-            .detail(message)
-            .error(pointer_prefix, message));
+    if text.trim_ascii_start().starts_with('[') {
+        return Err(invalid(pointer_prefix.to_owned(), "must be an object, not an array".to_owned()));
     }
     // Keeping track of the path costs an allocation a key, so only a body that failed is read with it.
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        Category::Data => invalid_body::<T>(bytes, pointer_prefix, &error),
-        _ => malformed(bytes, &error),
-    })
+    serde_json::from_str(text).map_err(|error| invalid_body::<T>(text, pointer_prefix, &error))
 }
 
 /// As [`parse`], for a value that has been taken out of a larger one.
@@ -111,34 +126,146 @@ pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], pointer_prefix: &str) -
 /// 422 (`invalid-body`) where it does not fit `T`.
 pub fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Problem> {
     // Only a value that failed is written out again, to be read with its path.
-    T::deserialize(&value).map_err(|error| {
-        let text = value.to_string();
-        invalid_body::<T>(text.as_bytes(), "", &error)
-    })
+    T::deserialize(&value).map_err(|error| invalid_body::<T>(&value.to_string(), "", &error))
 }
 
-fn malformed(bytes: &[u8], error: &serde_json::Error) -> Problem {
-    let detail = match bytes.trim_ascii().is_empty() {
-        true => "the body is empty; JSON is expected".to_owned(),
-        false => error.to_string(),
-    };
-    Problem::new(StatusCode::BAD_REQUEST, "malformed-json", "Malformed JSON").detail(detail)
+/// Refuses what could not be read as the JSON that it claims to be: a compressed body, and one in another charset than
+/// UTF-8. For every route that reads a body, also those that read it piece by piece.
+///
+/// # Errors
+/// 415.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let encodings = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("?"));
+    let mut encodings = encodings.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    if let Some(encoding) = encodings.find(|name| !name.eq_ignore_ascii_case("identity")) {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-content-encoding",
+            "Unsupported content encoding",
+        )
+        .detail(format!(
+            "The body was sent with Content-Encoding: {}. Send it uncompressed, without that header.",
+            shortened(encoding.to_owned())
+        ))
+        .header(ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let parameters = content_type.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
+    let mut charsets = parameters
+        .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))
+        .map(|(_, value)| value.trim().trim_matches('"'));
+    let is_utf8 = |charset: &&str| ["utf-8", "utf8", "us-ascii"].iter().any(|name| charset.eq_ignore_ascii_case(name));
+    match charsets.find(|charset| !is_utf8(charset)) {
+        None => Ok(()),
+        Some(charset) => Err(unsupported_media_type()
+            .detail(format!("The body was sent with charset={}. Send it in UTF-8.", shortened(charset.to_owned())))),
+    }
 }
 
-fn invalid_body<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str, first: &serde_json::Error) -> Problem {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let traced = serde_path_to_error::deserialize::<_, T>(&mut deserializer).err();
-    let (mut pointer, message) = match &traced {
-        Some(error) => (format!("{prefix}{}", pointer(error.path())), message(error.inner())),
-        None => (prefix.to_owned(), message(first)),
-    };
-    // Serde reports a member that is unknown, missing or doubled at its parent. Clients look for the member.
-    if let Some(field) = named_field(&message) {
-        let last = format!("/{}", escape(field));
-        if message.starts_with("missing") || !pointer.ends_with(&last) {
-            pointer.push_str(&last);
+fn unsupported_media_type() -> Problem {
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
+}
+
+/// Reads a JSON text to its end. Of two members with one name, some readers believe the first and some the last: so such a
+/// text is an error, and `doubled` gets the place of the second one, its last part first.
+fn check_names(text: &str, doubled: &mut Option<Vec<String>>) -> serde_json::Result<()> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    UniqueNames(doubled).deserialize(&mut deserializer)?;
+    deserializer.end()
+}
+
+struct UniqueNames<'a>(&'a mut Option<Vec<String>>);
+
+impl UniqueNames<'_> {
+    /// On the way out of a doubled member, adds the part of its place that is here.
+    fn within(&mut self, part: impl ToString) {
+        if let Some(place) = self.0 {
+            place.push(part.to_string());
         }
     }
+}
+
+/// Borrowed wherever it holds no escape.
+#[derive(PartialEq, Eq, Hash, Deserialize)]
+#[serde(transparent)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> DeserializeSeed<'de> for UniqueNames<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for UniqueNames<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any valid JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        for at in 0.. {
+            match items.next_element_seed(UniqueNames(self.0)) {
+                Ok(Some(())) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    self.within(at);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        let mut names = HashSet::with_capacity(MEMBERS_USUAL);
+        while let Some(name) = members.next_key::<Name<'de>>()? {
+            if names.contains(&name) {
+                *self.0 = Some(vec![name.0.into_owned()]);
+                return Err(serde::de::Error::custom("duplicate field"));
+            }
+            if let Err(error) = members.next_value_seed(UniqueNames(self.0)) {
+                self.within(name.0);
+                return Err(error);
+            }
+            names.insert(name);
+        }
+        Ok(())
+    }
+}
+
+fn malformed(reason: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "malformed-json", "Malformed JSON")
+        .detail(format!("JSON is expected, but {reason}."))
+}
+
+fn invalid(pointer: String, message: String) -> Problem {
     // What a client sent comes back, but not a megabyte of it.
     let (pointer, message) = (shortened(pointer), shortened(message));
     let detail = match pointer.as_str() {
@@ -148,6 +275,23 @@ fn invalid_body<'de, T: Deserialize<'de>>(bytes: &'de [u8], prefix: &str, first:
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body")
         .detail(detail)
         .error(pointer, message)
+}
+
+fn invalid_body<'de, T: Deserialize<'de>>(text: &'de str, prefix: &str, first: &serde_json::Error) -> Problem {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let traced = serde_path_to_error::deserialize::<_, T>(&mut deserializer).err();
+    let (mut pointer, message) = match &traced {
+        Some(error) => (format!("{prefix}{}", pointer(error.path())), message(error.inner())),
+        None => (prefix.to_owned(), message(first)),
+    };
+    // Serde reports a member that is unknown or missing at its parent. Clients look for the member.
+    if let Some(field) = named_field(&message) {
+        let last = format!("/{}", escape(field));
+        if message.starts_with("missing") || !pointer.ends_with(&last) {
+            pointer.push_str(&last);
+        }
+    }
+    invalid(pointer, message)
 }
 
 fn shortened(mut text: String) -> String {
@@ -175,11 +319,64 @@ fn escape(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
-/// The message without its line and column: the pointer says the place better.
+/// The message without its line and column, which the pointer says better, and without names of Rust's types.
 fn message(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
-    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+    plain(text.strip_suffix(&place).unwrap_or(&text))
+}
+
+/// What serde says, in the words of JSON.
+fn plain(message: &str) -> String {
+    let mismatch =
+        ["invalid type: ", "invalid value: ", "invalid length "].iter().find_map(|start| message.strip_prefix(start));
+    if let Some((found, expected)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) {
+        let found = match found {
+            "map" => "an object",
+            "sequence" => "an array",
+            "unit value" | "Option value" => "null",
+            found => ["integer ", "floating point ", "boolean ", "string "]
+                .iter()
+                .find_map(|kind| found.strip_prefix(kind))
+                .map_or(found, |value| value.trim_matches('`')),
+        };
+        return format!("must be {}, not {found}", in_json(expected));
+    }
+    match message {
+        "number out of range" | "number too large to fit in target type" | "number too small to fit in target type" => {
+            "the number is out of range".to_owned()
+        }
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "must be a whole number".to_owned()
+        }
+        "recursion limit exceeded" => "is nested too deeply".to_owned(),
+        "lone leading surrogate in hex escape" | "unexpected end of hex escape" => {
+            "has an escape (\\u) that is no character".to_owned()
+        }
+        other => match other.strip_prefix("unknown variant ") {
+            Some(rest) => format!("unknown name {rest}"),
+            None => other.to_owned(),
+        },
+    }
+}
+
+/// A type that serde names, as a client knows it.
+fn in_json(expected: &str) -> &str {
+    match expected {
+        "a map" | "map" | "an object" => "an object",
+        "a sequence" | "sequence" => "an array",
+        "a boolean" | "bool" => "true or false",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "u128" | "usize" => "a whole number that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "i128" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        _ if expected.starts_with("struct ") => "an object",
+        _ if expected.starts_with("tuple ") || expected.starts_with("a tuple") => "an array",
+        _ if expected.starts_with("enum ") => "one of the names that the API lists",
+        other => other,
+    }
 }
 
 fn named_field(message: &str) -> Option<&str> {
@@ -201,7 +398,7 @@ fn invalid_query(rejection: &axum::extract::rejection::QueryRejection) -> Proble
         .find_map(|error| error.downcast_ref::<Cause>());
     let problem = Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "Invalid query");
     let Some(cause) = cause else { return problem.detail(rejection.body_text()) };
-    let message = cause.inner().to_string();
+    let message = plain(&cause.inner().to_string());
     let parameter = match named_field(&message) {
         Some(field) => field.to_owned(),
         None => cause.path().to_string(),
@@ -264,16 +461,21 @@ mod tests {
     #[test]
     fn a_data_error_names_the_place() {
         let cases = [
-            (r#"{"customer":5}"#, "/customer", "invalid type: integer `5`, expected a string"),
+            (r#"{"customer":5}"#, "/customer", "must be a string, not 5"),
             (
                 r#"{"customer":"c","items":[{"a/b~c":1},{"a/b~c":"2"}]}"#,
                 "/items/1/a~1b~0c",
-                "invalid type: string \"2\", expected u32",
+                "must be a whole number from 0 to 4294967295, not \"2\"",
             ),
             (r#"{"customer":"c","price":1}"#, "/price", "unknown field `price`, expected `customer` or `items`"),
             (r#"{"customer":"c","items":[{"x/y":1}]}"#, "/items/0/x~1y", "unknown field `x/y`, expected `a/b~c`"),
             (r#"{"customer":"c","items":[{}]}"#, "/items/0/a~1b~0c", "missing field `a/b~c`"),
             (r#"{"customer":"c","customer":"d"}"#, "/customer", "duplicate field `customer`"),
+            (r#"{"customer":"c","items":{}}"#, "/items", "must be an array, not an object"),
+            (r#"{"customer":"c","items":[5]}"#, "/items/0", "must be an object, not 5"),
+            (r#"{"customer":null}"#, "/customer", "must be a string, not null"),
+            (r#"{"customer":"c","items":[{"a/b~c":1e999}]}"#, "/items/0/a~1b~0c", "the number is out of range"),
+            (r#"{"customer":"\ud800"}"#, "/customer", r"has an escape (\u) that is no character"),
             (r#"{"items":[]}"#, "/customer", "missing field `customer`"),
         ];
         for (text, pointer, message) in cases {
@@ -282,8 +484,8 @@ mod tests {
             assert_eq!(problem["errors"], json!([{"pointer": pointer, "message": message}]), "{text}");
         }
         // Serde reads an array as a struct's fields in order.
-        assert_eq!(fail("[1]", "").2["errors"][0]["message"], "an object is expected, not an array");
-        assert_eq!(fail("7", "").2["errors"][0]["pointer"], "");
+        assert_eq!(fail("[1]", "").2["errors"][0]["message"], "must be an object, not an array");
+        assert_eq!(fail("7", "").2["errors"], json!([{"pointer": "", "message": "must be an object, not 7"}]));
     }
 
     #[test]
@@ -293,14 +495,146 @@ mod tests {
 
     #[test]
     fn a_syntax_error_says_where() {
-        for text in ["{", r#"{"customer":"c"} x"#, "{'a':1}", "\u{feff}{}"] {
+        // A syntax error comes before what is wrong with a member.
+        for text in ["{", r#"{"customer":"c"} x"#, "{'a':1}", "[[[[", r#"{"customer":5"#, r#"{"customer":[[["#] {
             let (status, slug, problem) = fail(text, "");
             assert_eq!((status, slug), (400, "malformed-json"), "{text}");
+            assert!(problem["errors"].is_null(), "{problem}");
             assert!(problem["detail"].as_str().unwrap().contains("line 1"), "{problem}");
         }
         assert_eq!(parse::<Value>("[".repeat(1000).as_bytes(), "").unwrap_err().slug(), "malformed-json");
         assert!(fail(" ", "").2["detail"].as_str().unwrap().contains("empty"));
-        assert!(parse::<Order>(b"{\"customer\":\"\xff\"}", "").is_err());
+        let problem = parse::<Order>(b"{\"customer\":\"\xff\"}", "").unwrap_err();
+        assert_eq!((problem.slug(), problem.to_string().contains("UTF-8")), ("malformed-json", true), "{problem}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_once() {
+        assert!(parse::<Order>("\u{feff}{\"customer\":\"c\"}".as_bytes(), "").is_ok());
+        assert_eq!(fail("\u{feff}\u{feff}{}", "").1, "malformed-json");
+        assert_eq!(fail("{\u{feff}}", "").1, "malformed-json");
+    }
+
+    #[test]
+    fn a_member_that_comes_twice_is_refused_at_any_depth() {
+        let cases = [
+            (r#"{"a":1,"b":2,"a":1}"#, "/a"),
+            (r#"{"a":{"b":1,"b":1}}"#, "/a/b"),
+            (r#"{"a":{"b":1},"b":[{"c":1},[{"c/~":1,"c/~":2}]]}"#, "/b/1/0/c~1~0"),
+            (r#"{"a":1,"\u0061":1}"#, "/a"),
+            (r#"{"":1,"":1}"#, "/"),
+        ];
+        for (text, pointer) in cases {
+            for prefix in ["", "/lines/3"] {
+                let problem = parse::<Value>(text.as_bytes(), prefix).unwrap_err();
+                assert_eq!((problem.status().as_u16(), problem.slug()), (422, "invalid-body"), "{text}");
+                let problem = serde_json::to_value(&problem).unwrap();
+                assert_eq!(problem["errors"][0]["pointer"], format!("{prefix}{pointer}"), "{text}");
+                assert!(problem["detail"].as_str().unwrap().contains("duplicate field"), "{problem}");
+            }
+        }
+        assert!(parse::<Value>(br#"{"a":{"a":[{"a":1},{"a":1}]},"b":"a"}"#, "").is_ok());
+        let members: Vec<_> = (0..50_000).map(|number| format!("\"{number}\":0")).collect();
+        let started = std::time::Instant::now();
+        assert!(parse::<Value>(format!("{{{}}}", members.join(",")).as_bytes(), "").is_ok());
+        assert!(started.elapsed() < Duration::from_secs(5), "the time does not grow with the square");
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_no_crash() {
+        let deep = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let problem = parse::<Value>(deep.as_bytes(), "").unwrap_err();
+        assert_eq!(problem.slug(), "invalid-body");
+        assert!(problem.to_string().contains("nested too deeply"), "{problem}");
+    }
+
+    /// Every way in which serde names a type, so that none reaches a client.
+    #[test]
+    fn no_message_names_a_type_of_rust() {
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(default)]
+        #[allow(dead_code)]
+        struct All {
+            byte: u8,
+            short: u16,
+            int: u32,
+            long: u64,
+            signed: i64,
+            float: f64,
+            flag: bool,
+            text: String,
+            list: Vec<u8>,
+            map: std::collections::BTreeMap<String, u8>,
+            nested: Option<Box<All>>,
+            pair: (u8, u8),
+            kind: Kind,
+        }
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Kind {
+            #[default]
+            One,
+        }
+        let names = [
+            "byte", "short", "int", "long", "signed", "float", "flag", "text", "list", "map", "nested", "pair", "kind",
+        ];
+        let values =
+            ["null", "true", "-1", "1e300", "1.5", "\"x\"", "[]", "[{}]", "{}", "{\"x\":[]}", "99999999999999999999"];
+        for (name, value) in names.iter().flat_map(|name| values.map(|value| (name, value))) {
+            let Err(problem) = parse::<All>(format!("{{\"{name}\":{value}}}").as_bytes(), "") else { continue };
+            let text = problem.to_string();
+            for word in [
+                "struct",
+                "enum",
+                "All",
+                "Kind",
+                "tuple",
+                "sequence",
+                "map",
+                "u8",
+                "u16",
+                "u32",
+                "u64",
+                "i64",
+                "f64",
+                "invalid type",
+            ] {
+                let words: Vec<_> = text.split(|c: char| !c.is_alphanumeric()).collect();
+                assert!(name == &word || !words.contains(&word), "{name} {value}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_plain_bodies_in_utf_8_are_read() {
+        let headers = |pairs: &[(&'static str, &str)]| {
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap())).collect()
+        };
+        for good in [
+            &[][..],
+            &[("content-encoding", "identity")],
+            &[("content-encoding", " Identity , ")],
+            &[("content-type", "application/json; charset=UTF-8")],
+            &[("content-type", "application/json;charset=\"utf-8\"; x=y")],
+            &[("content-type", "text/plain; format=charset")],
+        ] {
+            assert!(check_encoding(&headers(good)).is_ok(), "{good:?}");
+        }
+        for (bad, slug, named) in [
+            (&[("content-encoding", "gzip")][..], "unsupported-content-encoding", "gzip"),
+            (&[("content-encoding", "identity, br")], "unsupported-content-encoding", "br"),
+            (&[("content-encoding", "identity"), ("content-encoding", "zstd")], "unsupported-content-encoding", "zstd"),
+            (&[("content-type", "application/json; charset=utf-16")], "unsupported-media-type", "utf-16"),
+            (
+                &[("content-type", "application/x-ndjson; a=b; Charset=\"ISO-8859-1\"")],
+                "unsupported-media-type",
+                "ISO-8859-1",
+            ),
+        ] {
+            let problem = check_encoding(&headers(bad)).unwrap_err();
+            assert_eq!((problem.status().as_u16(), problem.slug()), (415, slug), "{bad:?}");
+            assert!(problem.to_string().contains(named), "{problem}");
+        }
     }
 
     async fn send(content_type: Option<&str>, body: &str) -> Result<Json<Order>, Problem> {
@@ -332,6 +666,16 @@ mod tests {
     struct Page {
         #[allow(dead_code)]
         limit: Option<u8>,
+    }
+
+    #[test]
+    fn a_parameter_is_refused_in_plain_words() {
+        for (query, words) in [("limit=x", "whole number"), ("limit=300", "out of range"), ("limit=", "whole number")] {
+            let uri = format!("/?{query}").parse().unwrap();
+            let rejection = axum::extract::Query::<Page>::try_from_uri(&uri).unwrap_err();
+            let text = invalid_query(&rejection).to_string();
+            assert!(text.contains(words), "{query}: {text}");
+        }
     }
 
     #[tokio::test]

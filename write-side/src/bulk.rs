@@ -21,8 +21,7 @@ use platform::auth::Principal;
 use platform::body;
 use platform::conditional::Versions;
 use platform::problem::Problem;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use utoipa_axum::router::OpenApiRouter;
@@ -228,42 +227,18 @@ fn worker(state: WriteSide) -> mpsc::Sender<Task> {
     tasks
 }
 
-/// A line's members, each of them once.
-struct Fields(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Fields;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Fields, A::Error> {
-                let mut fields = Map::new();
-                while let Some((name, value)) = members.next_entry::<String, Value>()? {
-                    if fields.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("duplicate field `{name}`")));
-                    }
-                    fields.insert(name, value);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
-}
-
 fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestContext) -> Envelope {
     let mut id = None;
     let mut status = StatusCode::OK;
     let given = (|| {
-        let Fields(mut fields) = body::parse(bytes, "")?;
+        let mut fields: Map<String, Value> = body::parse(bytes, "")?;
         id = match fields.remove("id") {
             Some(Value::String(text)) if text.chars().count() > ID_CHARS_MAX => {
                 return Err(field("/id", "may have 255 characters"));
+            }
+            // Another number would come back in another form: 1e2 as 100.0, one of 20 digits rounded.
+            Some(Value::Number(number)) if !number.is_i64() && !number.is_u64() => {
+                return Err(field("/id", "must be a text or a whole number of at most 64 bits"));
             }
             id @ (None | Some(Value::Null | Value::String(_) | Value::Number(_))) => id,
             Some(_) => return Err(field("/id", "must be a text or a number")),
@@ -276,7 +251,8 @@ fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestCon
         let expected_version = match fields.remove("expected_version") {
             None | Some(Value::Null) => None,
             Some(version) => {
-                let version = version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?;
+                let version =
+                    version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?;
                 Some(Versions::Listed(vec![version]))
             }
         };

@@ -5,14 +5,18 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -23,17 +27,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry::KeyValue;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
-use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
+use crate::body::check_encoding;
 use crate::metrics::{self, Active};
 use crate::problem::Problem;
 use crate::proxies::Proxies;
@@ -65,10 +69,23 @@ const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
 /// What is left of a body when its request has been answered, and how long it may take to come.
 const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 const UNREAD_WITHIN: Duration = Duration::from_secs(2);
+/// Headers of which a request may have one only. Of two, a proxy in front may believe the other one.
+const SINGLE_HEADERS: &[&str] =
+    &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];
+/// What every answer says, unless its route says otherwise: it is no page, it is in no frame of another page, its address
+/// is told to nobody, and nobody keeps it, because most answers are about a person.
+static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+];
 
 /// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
-/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`. Beyond
-/// `connections_max`, upgraded ones among them, a connection is answered 503 and ended.
+/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`; and the
+/// connection's [`ReadLimit`] beside it. Beyond `connections_max`, upgraded ones among them, a connection is answered 503 and
+/// ended.
 ///
 /// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
 /// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
@@ -137,7 +154,7 @@ impl Door {
             tokio::spawn(async move {
                 let answer = format!(
                     "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-                     content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{TURNED_AWAY}",
+                     cache-control: no-store\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{TURNED_AWAY}",
                     TURNED_AWAY.len()
                 );
                 let told = async {
@@ -166,13 +183,12 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    // The place goes where the stream goes, also when it is upgraded.
-    let stream = InspectReader::new(stream, move |_: &[u8]| {
-        let _ = &place;
-    });
+    let limit = ReadLimit::default();
+    let stream = ClientStream { stream: Some(Box::pin(stream)), place: Some(place), limit: limit.clone() };
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let client = proxies.client(request.headers(), peer);
         request.extensions_mut().insert(ConnectInfo(client));
+        request.extensions_mut().insert(limit.clone());
         let mut app = app.clone();
         async move { app.call(request).await }
     });
@@ -180,7 +196,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_TIMEOUT)
         .max_buf_size(HEADERS_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
@@ -198,9 +214,114 @@ async fn connection(
     }
 }
 
+/// How many bytes a connection may still send: all there are, until somebody sets it. For upgraded connections, whose
+/// protocol may let a client send without end what makes no whole message.
+#[derive(Clone)]
+pub struct ReadLimit(Arc<AtomicUsize>);
+
+impl Default for ReadLimit {
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(usize::MAX)))
+    }
+}
+
+impl ReadLimit {
+    /// From now on so many bytes may come; at the next one, reading fails with [`io::ErrorKind::QuotaExceeded`].
+    pub fn set(&self, bytes: usize) {
+        self.0.store(bytes, Relaxed);
+    }
+
+    fn take(&self, bytes: usize) -> io::Result<()> {
+        match self.0.load(Relaxed) {
+            usize::MAX => Ok(()),
+            left if left < bytes => Err(io::ErrorKind::QuotaExceeded.into()),
+            left => {
+                self.0.store(left - bytes, Relaxed);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A client's connection, with its place among all. Both go where the connection goes, also when it is upgraded.
+struct ClientStream {
+    /// None only while it is dropped.
+    stream: Option<Pin<Box<TimeoutStream<TcpStream>>>>,
+    place: Option<OwnedSemaphorePermit>,
+    limit: ReadLimit,
+}
+
+impl ClientStream {
+    fn stream(&mut self) -> Pin<&mut TimeoutStream<TcpStream>> {
+        self.stream.as_mut().expect("it is taken when this is dropped").as_mut()
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(self.stream().poll_read(context, buffer))?;
+        Poll::Ready(self.limit.take(buffer.filled().len() - before))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream().poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream().poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_shutdown(context)
+    }
+}
+
+/// A connection that ends before all was read that its client sent (headers too long, a frame that breaks the protocol)
+/// would be reset by the system, and the client would lose the answer: so the rest is read, within limits.
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        let (Some(mut stream), place) = (self.stream.take(), self.place.take()) else { return };
+        let is_read = !matches!(stream.get_ref().try_read(&mut [0; 1]), Ok(1));
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if is_read {
+            return;
+        }
+        runtime.spawn(tokio::time::timeout(UNREAD_WITHIN, async move {
+            let _place = place;
+            stream.shutdown().await?;
+            let rest = stream.take(UNREAD_BYTES_MAX);
+            tokio::io::copy(&mut std::pin::pin!(rest), &mut tokio::io::sink()).await
+        }));
+    }
+}
+
 /// Gives every route a request id and span, a 500 problem for a panic, problems for what axum itself refuses (no such
-/// route or method, a bad path), a body limit of 1 MiB that a route may change by its own `DefaultBodyLimit`, and
-/// `nosniff`.
+/// route or method, a bad path), a body limit of 1 MiB that a route may change by its own `DefaultBodyLimit`, and the
+/// headers of [`ANSWER_HEADERS`] that it does not set itself. Refuses requests whose headers are ambiguous or whose body is
+/// encoded, before any route sees them.
 ///
 /// `elsewhere` is added to what an unknown path is told: where else to ask.
 ///
@@ -211,6 +332,7 @@ pub fn harden(router: Router, elsewhere: &'static str, cors: Option<CorsLayer>) 
     router
         .fallback(async move |uri: Uri| no_route(&uri, elsewhere))
         .method_not_allowed_fallback(async move || no_method(elsewhere))
+        .layer(from_fn(screen))
         // Around the answer to an unknown method: OPTIONS is one for every route.
         .layer(option_layer(cors))
         .layer(from_fn(guard))
@@ -267,8 +389,38 @@ async fn guard(request: Request, next: Next) -> Response {
         .await;
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    for (name, value) in &ANSWER_HEADERS {
+        headers.entry(name).or_insert_with(|| value.clone());
+    }
     response
+}
+
+/// Within CORS, so that a page can read why its request is refused.
+async fn screen(request: Request, next: Next) -> Response {
+    match check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+fn check(request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    // In most requests no header comes twice, and two numbers say so.
+    if headers.len() != headers.keys_len()
+        && let Some(name) = SINGLE_HEADERS.iter().find(|name| headers.get_all(**name).iter().nth(1).is_some())
+    {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "duplicate-header", "The header comes twice")
+            .detail(format!("The request has more than one header {name}. Send it once.")));
+    }
+    let has_host = match headers.get(HOST) {
+        None => request.version() < Version::HTTP_11,
+        Some(host) => !host.as_bytes().iter().any(|byte| b" \t,/\\@?#".contains(byte)),
+    };
+    if !has_host {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-host", "The header Host cannot be used")
+            .detail("HTTP/1.1 needs a header Host with the server's name, and its port where it has one."));
+    }
+    if request.body().is_end_stream() { Ok(()) } else { check_encoding(headers) }
 }
 
 /// A request on its way to an answer. Dropped without one, its client has gone (or the drain's deadline has come): it is
@@ -416,6 +568,7 @@ mod tests {
                 .route("/number/{n}", get(async |Path(n): Path<u8>| n.to_string()))
                 .route("/body", post(body))
                 .route("/large", post(body).layer(DefaultBodyLimit::max(2 * BODY_BYTES_MAX)))
+                .route("/own", get(async || [(CACHE_CONTROL, "max-age=60")]))
                 .route("/id", get(async || crate::request_id::current().unwrap_or_default()))
                 .route("/socket", any(async |upgrade: WebSocketUpgrade| upgrade.on_upgrade(echo)))
                 .route("/stopping", get(async move || token.cancelled().await)),
@@ -468,12 +621,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_answer_carries_the_request_id_and_nosniff() {
+    async fn every_answer_carries_the_request_id_and_guards() {
         let server = start().await;
         let (head, body) = ask(server.address, "GET /", b"").await;
         assert!(head.starts_with("http/1.1 200") && head.contains("x-request-id: r-1"), "{head}");
-        assert!(head.contains("x-content-type-options: nosniff"), "{head}");
         assert_eq!(body, "127.0.0.1");
+        for path in ["/", "/nowhere", "/panic", "/own"] {
+            let (head, _) = ask(server.address, &format!("GET {path}"), b"").await;
+            for (name, value) in &ANSWER_HEADERS {
+                let value = value.to_str().unwrap().to_lowercase();
+                let own = path == "/own" && name == CACHE_CONTROL;
+                let value = if own { "max-age=60" } else { &value };
+                assert_eq!(head.matches(&format!("\r\n{name}: ")).count(), 1, "{path}: {head}");
+                assert!(head.contains(&format!("\r\n{name}: {value}")), "{path}: {head}");
+            }
+        }
         assert_eq!(ask(server.address, "GET /id", b"").await.1, "r-1");
     }
 
@@ -506,6 +668,72 @@ mod tests {
         assert!(ask(server.address, "POST /body", &body[1..]).await.0.starts_with("http/1.1 200"));
         assert!(ask(server.address, "POST /large", &body).await.0.starts_with("http/1.1 200"));
         assert!(ask(server.address, "POST /body", &body).await.0.starts_with("http/1.1 413"));
+    }
+
+    /// The raw answer to a request, and that the server ended the connection in good order.
+    async fn raw(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn ambiguous_headers_and_encoded_bodies_are_refused() {
+        let server = start().await;
+        let post = "POST /body HTTP/1.1\r\nconnection: close\r\ncontent-length: 2\r\n";
+        let cases = [
+            ("GET / HTTP/1.1\r\nconnection: close\r\n".to_owned(), 400, "invalid-host"),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: a\r\nhost: a\r\n".to_owned(), 400, "duplicate-header"),
+            ("GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n".to_owned(), 400, "duplicate-header"),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: a, b\r\n".to_owned(), 400, "invalid-host"),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: me@a\r\n".to_owned(), 400, "invalid-host"),
+            (format!("{post}host: x\r\nauthorization: a\r\nAuthorization: b\r\n"), 400, "duplicate-header"),
+            (format!("{post}host: x\r\nidempotency-key: a\r\nidempotency-key: a\r\n"), 400, "duplicate-header"),
+            (format!("{post}host: x\r\ncontent-type: a/b\r\ncontent-type: a/b\r\n"), 400, "duplicate-header"),
+            (format!("{post}host: x\r\ncontent-encoding: gzip\r\n"), 415, "unsupported-content-encoding"),
+            (format!("{post}host: x\r\ncontent-type: text/plain; charset=utf-16\r\n"), 415, "unsupported-media-type"),
+        ];
+        for (head, status, slug) in cases {
+            let body = if head.starts_with("POST") { "{}" } else { "" };
+            let answer = raw(server.address, &format!("{head}\r\n{body}")).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")) || answer.starts_with("HTTP/1.0 400 "),
+                "{head}: {answer}"
+            );
+            assert!(answer.contains(&format!("/problems/{slug}\"")), "{head}: {answer}");
+            assert_eq!(
+                answer.contains("accept-encoding: identity"),
+                slug == "unsupported-content-encoding",
+                "{answer}"
+            );
+        }
+        for (head, body) in [
+            ("GET / HTTP/1.0\r\n".to_owned(), ""),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost:\r\n".to_owned(), ""),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: [::1]:80\r\naccept: a/b\r\naccept: c/d\r\n".to_owned(), ""),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: a\r\ncontent-encoding: gzip\r\n".to_owned(), ""),
+            (format!("{post}host: x\r\ncontent-encoding: identity\r\ncontent-type: a/b; charset=utf-8\r\n"), "{}"),
+        ] {
+            let answer = raw(server.address, &format!("{head}\r\n{body}")).await;
+            assert!(answer.contains(" 200 OK\r\n"), "{head}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn headers_beyond_the_limits_are_answered_431() {
+        let server = start().await;
+        let many: String = (0..101).map(|number| format!("x-{number}: y\r\n")).collect();
+        // Much more than the server reads, so that what it leaves must not cost the client the answer.
+        let large = format!("x: {}\r\n", "y".repeat(2 * HEADERS_BYTES_MAX));
+        for headers in [many, large] {
+            let answer = raw(server.address, &format!("GET / HTTP/1.1\r\nhost: x\r\n{headers}\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        }
+        let some: String = (0..90).map(|number| format!("x-{number}: {}\r\n", "y".repeat(600))).collect();
+        let within = format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{some}\r\n");
+        assert!(raw(server.address, &within).await.starts_with("HTTP/1.1 200 "));
     }
 
     #[tokio::test]

@@ -35,10 +35,11 @@ struct Told {
 }
 
 impl Context {
-    /// Takes `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 _ - .`); makes a UUIDv7 where there is no good one. `trace` is the
+    /// Takes `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 _ - .`); makes a UUIDv7 where there is not exactly one good one. `trace` is the
     /// request's span; where there is none, what a valid `traceparent` says.
     pub fn new(headers: &HeaderMap, trace: Option<&Trace>) -> Self {
-        let id = headers.get(X_REQUEST_ID).filter(|id| is_request_id(id.as_bytes())).cloned();
+        let mut ids = headers.get_all(X_REQUEST_ID).iter();
+        let id = ids.next().filter(|id| is_request_id(id.as_bytes()) && ids.next().is_none()).cloned();
         let given = || headers.contains_key("traceparent").then(|| trace::of_headers(headers)).flatten();
         let trace = trace.cloned().or_else(given);
         Self { id: id.unwrap_or_else(make), trace, told: Arc::default() }
@@ -137,6 +138,8 @@ mod tests {
             let made = context(X_REQUEST_ID, id);
             assert_eq!(Uuid::try_parse(text(made.id())).unwrap().get_version_num(), 7, "{id}");
         }
+        let two = ["a", "b"].map(|id| (X_REQUEST_ID, HeaderValue::from_static(id))).into_iter().collect();
+        assert!(Uuid::try_parse(text(Context::new(&two, None).id())).is_ok());
         let none = HeaderMap::new();
         assert!(Context::new(&none, None).id() != Context::new(&none, None).id());
     }

@@ -380,7 +380,10 @@ pub async fn main() -> u8 {
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
         Command::Health { url } => admin::health(&url).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "docket", &mut std::io::stdout());
+            // Not to stdout: it panics where nobody reads that to its end.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "docket", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end());
             Ok(0)
         }
     };

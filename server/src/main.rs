@@ -2,6 +2,14 @@
 //!
 //! It holds no logic of its own: what a command line does stands in its file under `cli`, what a server runs in `run.rs`.
 
+/// Prints a line on stderr. In place of std's, which panics where nobody reads that any more (`docket … 2>&1 | head -1`).
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod api;
 mod cli;
 mod run;

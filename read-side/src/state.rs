@@ -1,7 +1,7 @@
 //! What the queries and the push layer work with.
 
 use axum::extract::FromRef;
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode};
 use event_store::error::Error;
 use event_store::store::Store;
 use platform::auth::Authenticator;
@@ -23,6 +23,10 @@ pub struct Settings {
     /// Origins whose pages may call the API and listen, besides that of the server itself: `https://shop.example`, several
     /// separated by commas; `loopback` is any port of this machine.
     pub allowed_origins: String,
+    /// Request headers that those pages may send, besides the usual ones; separated by commas.
+    pub cors_request_headers: String,
+    /// Answer headers that those pages may read, besides the usual ones; separated by commas.
+    pub cors_answer_headers: String,
     /// Sockets, streams and polls of one address at a time; 0 is no limit. Behind a proxy that is not
     /// trusted all come from its address.
     pub push_connections_per_address_max: u32,
@@ -34,6 +38,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             allowed_origins: String::new(),
+            cors_request_headers: String::new(),
+            cors_answer_headers: String::new(),
             push_connections_per_address_max: 20_000,
             push_connections_per_customer_max: 64,
         }
@@ -41,7 +47,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Makes sure that an origin can be one that a browser sends.
+    /// Makes sure that an origin can be one that a browser sends, and that a header can be one.
     ///
     /// # Errors
     /// What is wrong, and what is right.
@@ -53,6 +59,15 @@ impl Settings {
             Some((scheme, host)) => !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', '?', '#']),
             None => entry == "loopback",
         };
+        for (setting, names) in
+            [("cors_request_headers", &self.cors_request_headers), ("cors_answer_headers", &self.cors_answer_headers)]
+        {
+            header_names(names).map_err(|name| {
+                format!(
+                    "{setting}: `{name}` is no header's name: give names separated by commas, e.g. x-tenant, x-version"
+                )
+            })?;
+        }
         match self.allowed_origins.split(',').map(str::trim).find(|entry| !entry.is_empty() && !is_origin(entry)) {
             None => Ok(()),
             Some(entry) => Err(format!(
@@ -60,6 +75,15 @@ impl Settings {
             )),
         }
     }
+}
+
+/// The headers that a setting lists.
+///
+/// # Errors
+/// What can be the name of none. `*` is among it: browsers take it for the header of that name where they send credentials.
+pub fn header_names(list: &str) -> Result<Vec<HeaderName>, &str> {
+    let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| name.parse().ok().filter(|_| name != "*").ok_or(name)).collect()
 }
 
 /// Cheap to clone.
@@ -131,4 +155,24 @@ pub fn invalid(parameter: &str, message: &str) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
         .detail(format!("{parameter}: {message}"))
         .error(format!("/{parameter}"), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_pages_are_checked_by_name() {
+        assert_eq!(header_names(" X-Tenant,, x-version ").unwrap(), ["x-tenant", "x-version"]);
+        for (setting, list, bad) in [("cors_request_headers", "x-a, x b", "x b"), ("cors_answer_headers", "*", "*")] {
+            let mut settings = Settings::default();
+            match setting {
+                "cors_request_headers" => settings.cors_request_headers = list.into(),
+                _ => settings.cors_answer_headers = list.into(),
+            }
+            let error = settings.check().unwrap_err();
+            assert!(error.starts_with(setting) && error.contains(&format!("`{bad}`")), "{error}");
+        }
+        assert!(Settings::default().check().is_ok());
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderValue, Method};
 use event_store::store::{Store, open};
 use platform::auth::Authenticator;
 use platform::health::Health;
@@ -21,7 +21,7 @@ use projections::pump;
 use read_side::push::presence::Presence;
 use read_side::push::{access, feed};
 use read_side::revocations;
-use read_side::state::ReadSide;
+use read_side::state::{ReadSide, header_names};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,19 +31,13 @@ use write_side::dispatch::WriteSide;
 use crate::api;
 use crate::settings::{Roles, Settings, without_password};
 
-/// Headers that pages of other origins may send, and those that they may read.
-const REQUEST_HEADERS: &[&str] =
-    &["authorization", "content-type", "idempotency-key", "if-match", "last-event-id", "traceparent", "x-request-id"];
-const ANSWER_HEADERS: &[&str] = &[
-    "docket-position",
-    "etag",
-    "idempotency-replayed",
-    "location",
-    "ratelimit",
-    "ratelimit-policy",
-    "retry-after",
-    "x-request-id",
-];
+/// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
+/// themselves, such as tracing agents and replacements of `EventSource`.
+const REQUEST_HEADERS: &str = "authorization, baggage, cache-control, content-type, idempotency-key, if-match, if-none-match, \
+     last-event-id, pragma, prefer, sentry-trace, traceparent, tracestate, x-request-id, x-requested-with";
+/// Headers that they may read.
+const ANSWER_HEADERS: &str = "allow, docket-position, etag, idempotency-replayed, location, ratelimit, ratelimit-policy, \
+     retry-after, www-authenticate, x-request-id";
 
 /// Where Prometheus looks for it, in scaled mode.
 const METRICS_LISTEN: &str = "127.0.0.1:9464";
@@ -135,7 +129,7 @@ pub async fn serve(
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
         None => {}
     }
-    let app = http::harden(app, roles.elsewhere(), cors(settings.push.allowed_origins));
+    let app = http::harden(app, roles.elsewhere(), cors(&settings.push)?);
     shutdown.tracker.spawn(observe(store.clone(), progress, roles, shutdown.token.clone()));
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "listening");
@@ -176,23 +170,26 @@ fn connections_max(asked: usize) -> usize {
 }
 
 /// Lets pages of the allowed origins call the API and read what it answers.
-fn cors(allowed_origins: String) -> Option<CorsLayer> {
+fn cors(settings: &read_side::state::Settings) -> anyhow::Result<Option<CorsLayer>> {
+    let allowed_origins = settings.allowed_origins.clone();
     if allowed_origins.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let names = |names: &'static [&str]| names.iter().map(|name| HeaderName::from_static(name)).collect::<Vec<_>>();
+    let names = |ours: &str, theirs: &str| {
+        header_names(&format!("{ours},{theirs}")).map_err(|name| anyhow!("`{name}` is no header's name"))
+    };
     let is_allowed = move |origin: &HeaderValue, _: &Parts| {
         origin.to_str().is_ok_and(|origin| access::is_allowed(&allowed_origins, origin, None))
     };
-    Some(
+    Ok(Some(
         CorsLayer::new()
             .allow_origin(AllowOrigin::predicate(is_allowed))
             .allow_credentials(true)
             .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-            .allow_headers(names(REQUEST_HEADERS))
-            .expose_headers(names(ANSWER_HEADERS))
+            .allow_headers(names(REQUEST_HEADERS, &settings.cors_request_headers)?)
+            .expose_headers(names(ANSWER_HEADERS, &settings.cors_answer_headers)?)
             .max_age(Duration::from_secs(600)),
-    )
+    ))
 }
 
 /// Where `/metrics` has an address of its own.

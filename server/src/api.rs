@@ -1,6 +1,10 @@
 //! The API of all roles in one document, and its page.
 
 use axum::Router;
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
+use axum::middleware::map_response;
+use axum::response::Response;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -70,9 +74,23 @@ pub fn document() -> utoipa::openapi::OpenApi {
     document
 }
 
+/// What the page at `/docs` may do: run its own scripts, ask its own server, and show itself in no other page. Its styles
+/// stand in its elements, and its icons are `data:`.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// `/openapi.json` and the page at `/docs`, which loads nothing from elsewhere.
 pub fn docs() -> Router {
-    SwaggerUi::new("/docs").url("/openapi.json", document()).into()
+    let router: Router = SwaggerUi::new("/docs").url("/openapi.json", document()).into();
+    router.layer(map_response(async |mut answer: Response| {
+        if answer.status().is_success() {
+            let headers = answer.headers_mut();
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+            // The same for everybody, and large.
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+        }
+        answer
+    }))
 }
 
 #[cfg(test)]

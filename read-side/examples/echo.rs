@@ -2,9 +2,9 @@
 //! larger than `/ws` takes, because the suite sends some of 16 MiB. Prints its address.
 
 use axum::Router;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::routing::get;
-use read_side::push::centrifuge::set_up;
+use read_side::push::centrifuge::{set_up, violation};
 
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -19,8 +19,19 @@ async fn main() -> std::io::Result<()> {
 }
 
 async fn echo(mut socket: WebSocket) {
-    while let Some(Ok(message)) = socket.recv().await {
-        if matches!(message, Message::Text(_) | Message::Binary(_)) && socket.send(message).await.is_err() {
+    loop {
+        let sent = match socket.recv().await {
+            Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => socket.send(message).await,
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => {
+                if let Some((code, reason)) = violation(&error) {
+                    let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+                }
+                return;
+            }
+            None => return,
+        };
+        if sent.is_err() {
             return;
         }
     }

@@ -6,6 +6,8 @@
 //! ping and is answered by `{}`. A publication's `offset` is its position in the log, `epoch` is the log's incarnation.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::io::ErrorKind::QuotaExceeded;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,10 +22,12 @@ use axum::routing::get;
 use futures::SinkExt;
 use jiff::Timestamp;
 use platform::auth::{LEEWAY_SECONDS, Principal};
+use platform::http::ReadLimit;
 use platform::problem::Problem;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
@@ -37,10 +41,10 @@ use crate::push::publication::push_publication;
 use crate::push::session::{Cursor, Opened, Start, open};
 use crate::state::ReadSide;
 
-/// Longest frame taken from a client, in bytes; also about how much is sent in one.
+/// Longest message taken from a client, in bytes, in one frame or in fragments; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Up to here a frame that is too long is read, so that its sender can be told; at a longer one the connection breaks.
-const FRAME_BYTES_READ_MAX: usize = 128 * 1024;
+/// What a client may send from one message to the next: headers of frames, fragments without content and pings among it.
+const MESSAGE_BYTES_SENT_MAX: usize = 4 * FRAME_BYTES_MAX;
 /// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
 const READ_BUFFER_BYTES: usize = 512;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
@@ -75,7 +79,10 @@ const PROTOBUF_PROTOCOL: &str = "centrifuge-protobuf";
 /// Close codes: SDKs come back after 3000 to 3499 and 4000 to 4499, and stay away after the others.
 mod close {
     /// Of WebSocket itself.
-    pub(super) const TOO_LONG: (u16, &str) = (1009, "a frame may have 64 KiB");
+    pub(super) const PROTOCOL: (u16, &str) = (1002, "protocol error");
+    pub(super) const NO_UTF_8: (u16, &str) = (1007, "a text must be UTF-8");
+    pub(super) const NO_MESSAGE: (u16, &str) = (1008, "too many frames without a whole message");
+    pub(super) const TOO_LONG: (u16, &str) = (1009, "a message may have 64 KiB");
     pub(super) const SHUTDOWN: (u16, &str) = (3001, "shutdown");
     pub(super) const SLOW: (u16, &str) = (3008, "slow");
     pub(super) const INSUFFICIENT_STATE: (u16, &str) = (3010, "insufficient state");
@@ -168,10 +175,11 @@ async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Resp
         return Err(Problem::new(StatusCode::BAD_REQUEST, "json-only", "JSON only")
             .detail("the Centrifuge protocol is spoken in JSON here, not in Protobuf: use the SDK's JSON client"));
     }
+    let read_limit = parts.extensions.remove::<ReadLimit>().unwrap_or_default();
     let ender = Ender::default();
     let place = state.connections.enter(Transport::WebSocket, peer.ip(), &ender).map_err(|_| too_many_connections())?;
-    Ok(set_up(upgrade, FRAME_BYTES_READ_MAX)
-        .on_upgrade(move |socket| run(socket, state, Caller { principal, admins }, ender, place)))
+    let caller = Caller { principal, admins, read_limit };
+    Ok(set_up(upgrade, FRAME_BYTES_MAX).on_upgrade(move |socket| run(socket, state, caller, ender, place)))
 }
 
 /// What every socket has: small buffers, and a limit to what it takes.
@@ -196,6 +204,8 @@ struct Caller {
     principal: Result<Option<Principal>, Problem>,
     /// Whether only admins may connect.
     admins: bool,
+    /// What may still come before the next message is whole.
+    read_limit: ReadLimit,
 }
 
 /// What a command needs so that it can be answered.
@@ -328,6 +338,7 @@ impl Connection {
         deliveries: &mut Deliveries,
     ) -> Handled<std::convert::Infallible> {
         let mut timer = pin!(sleep_until(self.next_ping));
+        self.caller.read_limit.set(MESSAGE_BYTES_SENT_MAX);
         loop {
             let due = [self.expires, self.pong_by].into_iter().flatten().fold(self.next_ping, Instant::min);
             if timer.deadline() != due {
@@ -336,11 +347,11 @@ impl Connection {
             tokio::select! {
                 () = &mut timer => self.due(socket).await?,
                 message = socket.recv() => match message {
-                    Some(Ok(Message::Text(text))) if text.len() > FRAME_BYTES_MAX => {
-                        return Err(Some(close::TOO_LONG));
+                    Some(Ok(Message::Text(text))) => {
+                        self.caller.read_limit.set(MESSAGE_BYTES_SENT_MAX);
+                        // Boxed: connections are many, and most of them are silent.
+                        Box::pin(self.commands(socket, &text, deliveries)).await?;
                     }
-                    // Boxed: connections are many, and most of them are silent.
-                    Some(Ok(Message::Text(text))) => Box::pin(self.commands(socket, &text, deliveries)).await?,
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.is_allowed_another() => {}
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
@@ -349,7 +360,8 @@ impl Connection {
                         let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
                         return Err(None);
                     }
-                    Some(Err(_)) | None => return Err(None),
+                    Some(Err(error)) => return Err(violation(&error)),
+                    None => return Err(None),
                 },
                 delivery = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
             }
@@ -669,6 +681,18 @@ impl Connection {
                 Ok(self.channels.contains_key(channel).then(frame))
             }
         }
+    }
+}
+
+/// How a connection is closed on which nothing more can be read; `None` where there is nobody left to be told.
+pub fn violation(error: &axum::Error) -> Option<(u16, &'static str)> {
+    match error.source().and_then(|cause| cause.downcast_ref()) {
+        Some(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => None,
+        Some(tungstenite::Error::Protocol(_)) => Some(close::PROTOCOL),
+        Some(tungstenite::Error::Utf8(_)) => Some(close::NO_UTF_8),
+        Some(tungstenite::Error::Capacity(_)) => Some(close::TOO_LONG),
+        Some(tungstenite::Error::Io(error)) if error.kind() == QuotaExceeded => Some(close::NO_MESSAGE),
+        _ => None,
     }
 }
 

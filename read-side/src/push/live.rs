@@ -164,7 +164,7 @@ async fn live(State(state): State<ReadSide>, request: Request) -> Result<Respons
 /// with the id that it has.
 fn come_back(problem: &Problem) -> Response {
     let text = format!("retry: {COME_BACK_MS}\n: {}\n\n", problem.slug());
-    ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache, no-transform")], text).into_response()
+    ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store, no-transform")], text).into_response()
 }
 
 async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> {
@@ -190,7 +190,7 @@ async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> 
     Ok((
         [
             (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-            (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
             (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
         ],
         Body::from_stream(stream.into_stream()),
@@ -256,11 +256,8 @@ async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Respons
     let polled = Polled { cursor: cursor.to_string(), events: starts.events };
     // Texts and numbers always serialize.
     let text = Bytes::from(serde_json::to_vec(&polled).unwrap_or_default());
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    Ok((headers, held_until_sent(text, asked.place)).into_response())
+    let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((json, held_until_sent(text, asked.place)).into_response())
 }
 
 /// A body during which a client has its place: who does not read its answers shall not get many.

@@ -3,6 +3,7 @@
 mod campaign;
 mod concurrency;
 mod database;
+mod edges;
 mod idempotency;
 mod import;
 mod live;

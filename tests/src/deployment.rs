@@ -29,6 +29,11 @@ pub struct Beside {
 /// # Panics
 /// If it is not installed, with the line that installs it.
 pub async fn nginx(dockets: &[Docket]) -> Beside {
+    nginx_with(dockets, "").await
+}
+
+/// The same with more directives for its server.
+pub async fn nginx_with(dockets: &[Docket], directives: &str) -> Beside {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
     fs::copy(deploy("nginx/nginx.conf"), folder.path().join("nginx.conf")).expect("it is there");
@@ -39,7 +44,7 @@ pub async fn nginx(dockets: &[Docket]) -> Beside {
         format!("upstream {role} {{ {} keepalive 16; keepalive_timeout 5s; }}\n", servers.join(" "))
     };
     fs::write(folder.path().join("upstreams.conf"), upstream("write") + &upstream("read")).expect("writable");
-    fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\naccess_log off;\n"))
+    fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\naccess_log off;\n{directives}\n"))
         .expect("writable");
     let prefix = format!("{}/", folder.path().display());
     let own = folder.path().join("nginx.conf").display().to_string();

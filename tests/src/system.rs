@@ -333,6 +333,7 @@ impl TestSystem {
     pub async fn try_cli_on(&self, database_url: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         command.env("DOCKET_DATABASE_URL", database_url);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = tokio::time::timeout(CLI_DEADLINE, command.output()).await;
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
@@ -351,13 +352,14 @@ impl TestSystem {
 
     /// Starts a subcommand of `docket`; dropped, it is killed.
     pub fn spawn_cli(&self, arguments: &[&str]) -> tokio::process::Child {
-        self.command(arguments).spawn().expect("docket starts")
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("docket starts")
     }
 
-    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
+    /// A subcommand of `docket` with the system's settings, to be started; dropped, it is killed.
+    pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(clean_command(&self.binary));
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 

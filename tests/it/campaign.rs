@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tests::client::{Client, token};
 use tests::dice::Dice;
@@ -17,6 +17,7 @@ use tests::load::{Latest, Load, Run, Sent, Shape};
 use tests::nats::Nats;
 use tests::postgres::Postgres;
 use tests::process::POLL;
+use tests::record::{Record, number};
 use tests::stream::stream_equals_the_log;
 use tests::system::{Builder, Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
@@ -26,7 +27,7 @@ use tokio::task::JoinHandle;
 const CYCLES: u64 = 10;
 /// A system is thrown away after so many cycles, so that a long campaign compares short logs.
 const CYCLES_OF_A_SYSTEM: u64 = 10;
-const SHAPE: Shape = Shape { name: "campaign", clients: 4, orders: 6, commands_each: 40 };
+const SHAPE: Shape = Shape { name: "campaign", clients: 4, orders: 6, commands_each: 60 };
 /// Between two commands of a client: what a listener misses fits into what is handed out of the log at once.
 const PAUSE: Duration = Duration::from_millis(8);
 /// How long a listener may take to know the end of the log.
@@ -98,53 +99,23 @@ fn by_role() -> Builder {
 }
 
 async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {
-    let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
-    let seed = variable("DOCKET_CAMPAIGN_SEED").unwrap_or_else(|| u64::from(now()));
-    let mut cycles = variable("DOCKET_CAMPAIGN_CYCLES").unwrap_or(CYCLES);
-    let mut dice = Dice::new(seed);
-    let mut record = Record { seed, lines: vec![] };
+    let mut record = Record::new("DOCKET_CAMPAIGN_SEED");
+    let mut dice = Dice::new(record.seed);
+    let mut cycles = number("DOCKET_CAMPAIGN_CYCLES").unwrap_or(CYCLES);
     while cycles > 0 {
         let part = cycles.min(CYCLES_OF_A_SYSTEM);
         cycles -= part;
+        record.clear();
         let mut stage = Stage::start(builder()).await;
         for cycle in 1..=part {
             let fault = dice.pick(faults);
-            record.begin(cycle, fault);
+            record.line(format!("cycle {cycle}: {fault:?}"));
             stage.cycle(cycle, fault, &mut dice, &mut record).await;
         }
         if stage.system.mode == Mode::Scaled {
             stream_equals_the_log(&stage.system, &stage.log).await;
         }
         stage.system.cli(&["verify"]).await;
-    }
-}
-
-/// What was done, printed when the campaign fails.
-struct Record {
-    seed: u64,
-    lines: Vec<String>,
-}
-
-impl Record {
-    /// A cycle begins; with the first one of a system the record is begun again.
-    fn begin(&mut self, cycle: u64, fault: Fault) {
-        if cycle == 1 {
-            self.lines.clear();
-        }
-        self.lines.push(format!("cycle {cycle}: {fault:?}"));
-    }
-
-    fn add(&mut self, text: &str) {
-        let line = self.lines.last_mut().expect("a cycle has begun");
-        *line = format!("{line}, {text}");
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let failed = if std::thread::panicking() { "failed in the last of these cycles" } else { "ended" };
-        eprintln!("The campaign of DOCKET_CAMPAIGN_SEED={} {failed}:\n{}", self.seed, self.lines.join("\n"));
     }
 }
 

@@ -9,6 +9,7 @@ mod import;
 mod live;
 mod operations;
 mod outage;
+mod power;
 mod push;
 mod replay;
 mod roles;

@@ -15,16 +15,26 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A signed token for a role (`customer`, `staff`, `admin`), good for an hour.
 pub fn token(subject: &str, role: &str) -> String {
+    token_of(JWT_SECRET, subject, role)
+}
+
+/// The same under another secret.
+pub fn token_of(secret: &str, subject: &str, role: &str) -> String {
     let now = jiff::Timestamp::now().as_second();
-    signed(&json!({
+    let claims = json!({
         "sub": subject, "role": role, "iss": "docket", "aud": "docket", "jti": format!("test-{subject}-{now}"),
         "iat": now, "nbf": now, "exp": now + 3600,
-    }))
+    });
+    sign(&claims, secret)
 }
 
 /// Any claims, signed with the secret of the tests.
 pub fn signed(claims: &Value) -> String {
-    let key = EncodingKey::from_secret(JWT_SECRET.as_bytes());
+    sign(claims, JWT_SECRET)
+}
+
+fn sign(claims: &Value, secret: &str) -> String {
+    let key = EncodingKey::from_secret(secret.as_bytes());
     encode(&Header::new(Algorithm::HS256), claims, &key).expect("HS256 signs any JSON object")
 }
 
@@ -41,6 +51,12 @@ impl Client {
     pub fn new(base: String) -> Self {
         let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build().expect("a plain client");
         Self { http, base, token: token("tests", "admin") }
+    }
+
+    /// The same client with another token.
+    #[must_use]
+    pub fn with_token(self, token: String) -> Self {
+        Self { token, ..self }
     }
 
     /// The address that this client speaks to.

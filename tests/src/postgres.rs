@@ -72,6 +72,8 @@ impl Postgres {
             "max_connections=200".to_owned(),
             "shared_buffers=64MB".to_owned(),
             "max_wal_size=256MB".to_owned(),
+            // A standby whose primary has died can be promoted at once.
+            "wal_retrieve_retry_interval=100ms".to_owned(),
             "log_min_messages=warning".to_owned(),
         ];
         let (program, mut arguments) = as_postgres(&programs().join("postgres"));

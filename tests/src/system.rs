@@ -364,27 +364,32 @@ impl TestSystem {
     }
 
     /// Waits until every projection stands at the head of the log; the head.
-    ///
-    /// # Panics
-    /// With both positions, if one that is behind stands still for a minute.
     pub async fn settled(&self) -> u64 {
-        let (mut moved, mut positions) = (Instant::now(), 0);
-        loop {
-            let answer = self.get("/v1/projections").send().await.expect(200).json();
-            let head = answer["head"].as_u64().unwrap_or_else(|| panic!("no head in {answer}"));
-            let items = answer["items"].as_array().unwrap_or_else(|| panic!("no items in {answer}"));
-            assert!(!items.is_empty(), "there are no projections");
-            let behind: Vec<&Value> = items.iter().filter(|item| item["position"].as_u64() != Some(head)).collect();
-            if behind.is_empty() {
-                return head;
-            }
-            let now = behind.iter().filter_map(|item| item["position"].as_u64()).sum();
-            if now != positions {
-                (moved, positions) = (Instant::now(), now);
-            }
-            assert!(moved.elapsed() < SETTLE_DEADLINE, "for {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}");
-            tokio::time::sleep(POLL).await;
+        settled(self.reader()).await
+    }
+}
+
+/// Waits until every projection of a system stands at the head of the log; the head.
+///
+/// # Panics
+/// With both positions, if one that is behind stands still for a minute.
+pub async fn settled(reader: &Client) -> u64 {
+    let (mut moved, mut positions) = (Instant::now(), 0);
+    loop {
+        let answer = reader.get("/v1/projections").send().await.expect(200).json();
+        let head = answer["head"].as_u64().unwrap_or_else(|| panic!("no head in {answer}"));
+        let items = answer["items"].as_array().unwrap_or_else(|| panic!("no items in {answer}"));
+        assert!(!items.is_empty(), "there are no projections");
+        let behind: Vec<&Value> = items.iter().filter(|item| item["position"].as_u64() != Some(head)).collect();
+        if behind.is_empty() {
+            return head;
         }
+        let now = behind.iter().filter_map(|item| item["position"].as_u64()).sum();
+        if now != positions {
+            (moved, positions) = (Instant::now(), now);
+        }
+        assert!(moved.elapsed() < SETTLE_DEADLINE, "for {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}");
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::fold::{Event, Report, customers, fold, normal, parse_report, products, read_log, sales};
 use crate::load::{Outcome, Sent};
-use crate::system::TestSystem;
+use crate::system::{TestSystem, settled};
 
 /// Positions are dense, sequences are 1..n for each order, event ids are unique.
 ///
@@ -72,11 +72,19 @@ pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
 /// # Panics
 /// At the first difference.
 pub async fn read_models_equal_the_fold(system: &TestSystem) -> Vec<Event> {
-    system.settled().await;
-    let log = read_log(system.reader()).await;
+    read_models_of(system.reader()).await
+}
+
+/// The same for whoever answers queries.
+///
+/// # Panics
+/// At the first difference.
+pub async fn read_models_of(reader: &Client) -> Vec<Event> {
+    settled(reader).await;
+    let log = read_log(reader).await;
     log_is_sound(&log);
     let orders = fold(&log);
-    let listed = list_orders(system.reader(), "").await;
+    let listed = list_orders(reader, "").await;
     assert_eq!(
         listed.keys().collect::<Vec<_>>(),
         orders.keys().collect::<Vec<_>>(),
@@ -85,24 +93,24 @@ pub async fn read_models_equal_the_fold(system: &TestSystem) -> Vec<Event> {
     for order in orders.values() {
         assert_eq!(listed[&order.order_id], normal(&order.list_item()), "the list and the log differ");
         let path = format!("/v1/orders/{}", order.order_id);
-        let answer = system.get(&path).send().await.expect(200);
+        let answer = reader.get(&path).send().await.expect(200);
         assert_eq!(answer.version(), order.version, "{path}");
         assert_eq!(normal(&answer.json()), order.view(), "{path} and the log differ");
     }
     for by in ["day", "category", "store"] {
-        let rows = system.get(&format!("/v1/reports/sales?by={by}")).send().await.expect(200).json();
+        let rows = reader.get(&format!("/v1/reports/sales?by={by}")).send().await.expect(200).json();
         assert_eq!(parse_report(&rows), sales(&orders, by), "sales by {by}");
     }
-    best_sellers_equal(system, &products(&orders)).await;
+    best_sellers_equal(reader, &products(&orders)).await;
     for (id, expected) in customers(&orders) {
-        let found = system.get(&format!("/v1/customers/{id}")).send().await.expect(200).json();
+        let found = reader.get(&format!("/v1/customers/{id}")).send().await.expect(200).json();
         assert_eq!(normal(&found), expected, "the customer {id}");
     }
     log
 }
 
-async fn best_sellers_equal(system: &TestSystem, expected: &Report) {
-    let top = system.get("/v1/products/top?by=quantity&limit=1000").send().await.expect(200).json();
+async fn best_sellers_equal(reader: &Client, expected: &Report) {
+    let top = reader.get("/v1/products/top?by=quantity&limit=1000").send().await.expect(200).json();
     let rows = top.as_array().expect("rows");
     let keyed = rows.iter().cloned().map(|mut row| {
         row["key"] = row["sku"].take();

@@ -1,0 +1,131 @@
+//! The power fails: what was synced is left of the embedded store's folder, and that is enough.
+//!
+//! `DOCKET_POWER_CYCLES` says how many cuts, `DOCKET_POWER_SEED` which ones; a failure prints the seed and what was done.
+
+use std::time::Duration;
+
+use tests::client::{Client, token_of};
+use tests::dice::Dice;
+use tests::fold::{Event, read_log};
+use tests::load::{Load, Outcome, Run, Sent, Shape};
+use tests::ports::free_port;
+use tests::power::{Disk, Rest};
+use tests::process::{Process, profile_directory};
+use tests::record::{Record, number};
+use tests::verify::{outcomes_are_true, read_models_of};
+
+const CYCLES: u64 = 100;
+const SHAPE: Shape = Shape { name: "power", clients: 8, orders: 6, commands_each: u64::MAX };
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(40);
+
+/// `docket dev` on a disk without a battery.
+struct Machine {
+    disk: Disk,
+    process: Process,
+    base: String,
+    /// Loads that it was given.
+    runs: u64,
+    sent: Vec<Sent>,
+}
+
+impl Machine {
+    fn new(environment: impl Fn(&Disk) -> Vec<(String, String)>) -> Self {
+        let disk = Disk::default();
+        let (binary, address) = (profile_directory().join("docket"), format!("127.0.0.1:{}", free_port()));
+        assert!(binary.is_file(), "{} is missing; build it with: cargo build -p server", binary.display());
+        let folder = disk.folder().display().to_string();
+        let process = Process::new("docket-dev", binary, disk.outside("log"))
+            .args(["dev", "--listen", &address, "--data", &folder])
+            .envs(&environment(&disk));
+        Self { disk, process, base: format!("http://{address}"), runs: 0, sent: vec![] }
+    }
+
+    /// Waits until it is ready; a client with the machine's own key.
+    async fn ready(&mut self) -> Client {
+        let client = Client::new(self.base.clone());
+        let ready = || async {
+            client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200)
+        };
+        self.process.wait_until(START_DEADLINE, ready).await;
+        let secret = std::fs::read_to_string(self.disk.folder().join("jwt-secret")).expect("docket dev has made it");
+        client.with_token(token_of(secret.trim(), "tests", "admin"))
+    }
+
+    /// Sends commands until so many are acknowledged, and cuts the power a moment later.
+    async fn cut_under_load(&mut self, client: &Client, rest: Rest, dice: &mut Dice) {
+        self.runs += 1;
+        let load = Load::start_run(client, SHAPE, Run { number: self.runs, ..Run::default() });
+        load.acknowledged(1 + dice.below(150)).await;
+        tokio::time::sleep(Duration::from_micros(dice.below(20_000))).await;
+        self.process.kill9();
+        self.sent.extend(load.stop().await);
+        self.disk.cut(rest, dice);
+    }
+}
+
+fn is_acknowledged(command: &&Sent) -> bool {
+    matches!(command.outcome, Outcome::Acknowledged { .. })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_a_power_cut() {
+    let mut record = Record::new("DOCKET_POWER_SEED");
+    let mut dice = Dice::new(record.seed);
+    let mut machine = None;
+    for cycle in 1..=number("DOCKET_POWER_CYCLES").unwrap_or(CYCLES) {
+        // A life of a machine begins with an empty folder.
+        if machine.is_none() || dice.below(6) == 0 {
+            record.clear();
+            machine = Some(Machine::new(Disk::environment));
+        }
+        let machine = machine.as_mut().expect("just made");
+        let rest = dice.pick(&[Rest::Synced, Rest::SyncedAndSome]);
+        record.line(format!("cut {cycle}: {rest:?}"));
+        machine.process.start();
+        if dice.below(4) == 0 {
+            let moment = Duration::from_micros(dice.below(250_000));
+            record.add(&format!("{moment:?} after the start"));
+            tokio::time::sleep(moment).await;
+            machine.process.kill9();
+            machine.disk.cut(rest, &mut dice);
+            continue;
+        }
+        let client = machine.ready().await;
+        let log = read_models_of(&client).await;
+        let acknowledged = machine.sent.iter().filter(is_acknowledged).count();
+        record.add(&format!("{} events, {acknowledged} commands acknowledged before", log.len()));
+        if acknowledged > 0 {
+            outcomes_are_true(&log, &machine.sent);
+        }
+        machine.cut_under_load(&client, rest, &mut dice).await;
+    }
+}
+
+/// The control: what this story would say of a store that does not sync its log at each commit, as SQLite does not with
+/// `synchronous=NORMAL`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
+    let mut record = Record::new("DOCKET_POWER_SEED");
+    let mut dice = Dice::new(record.seed);
+    let mut machine = Machine::new(|disk| disk.environment_without_syncs_of("docket.db-wal"));
+    machine.process.start();
+    machine.ready().await;
+    machine.process.stop("TERM", STOP_DEADLINE).await;
+    machine.disk.sync();
+    machine.process.start();
+    let client = machine.ready().await;
+    record.line("cut: Synced".to_owned());
+    machine.cut_under_load(&client, Rest::Synced, &mut dice).await;
+    machine.process.start();
+    let client = machine.ready().await;
+    let log = read_log(&client).await;
+    let lost = machine.sent.iter().filter(is_acknowledged).filter(|command| !is_in(&log, command)).count();
+    record.add(&format!("{lost} acknowledged commands are lost"));
+    assert!(lost > 0, "a log that is not synced keeps everything: the cut is none");
+}
+
+fn is_in(log: &[Event], command: &Sent) -> bool {
+    let Outcome::Acknowledged { version, .. } = command.outcome else { return false };
+    log.iter().any(|event| event.order_id == command.order_id && event.sequence == version)
+}

@@ -408,8 +408,12 @@ fn check(request: &Request) -> Result<(), Problem> {
     // The HTTP library's own limit is rough: what arrives in one piece may be twice as long.
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
     if bytes > HEADERS_BYTES_MAX {
-        return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", "Headers too large")
-            .detail(format!("The headers have {bytes} bytes; {HEADERS_BYTES_MAX} are allowed.")));
+        return Err(Problem::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers-too-large",
+            "Headers too large",
+        )
+        .detail(format!("The headers have {bytes} bytes; {HEADERS_BYTES_MAX} are allowed.")));
     }
     // In most requests no header comes twice, and two numbers say so.
     if headers.len() != headers.keys_len()

@@ -269,7 +269,10 @@ async fn ambiguous_headers_are_refused(system: TestSystem) {
     assert_eq!(status, 400, "{answer}");
     // What the documentation says of headers that are too many or too large.
     for headers in [format!("x: {}\r\n", "y".repeat(70_000)), "x: y\r\n".repeat(101)] {
-        assert_eq!(raw(system.reader(), &format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n")).await.0, 431);
+        assert_eq!(
+            raw(system.reader(), &format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n")).await.0,
+            431
+        );
     }
 }
 

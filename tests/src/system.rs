@@ -115,9 +115,7 @@ impl Builder {
             _ => (None, None),
         };
         let database_url = match (&postgres, &database) {
-            (Some(postgres), Some(proxy)) => {
-                postgres.url_as(&self.role).replace(&postgres.address(), &proxy.address())
-            }
+            (Some(postgres), Some(proxy)) => postgres.url_as(&self.role).replace(&postgres.address(), &proxy.address()),
             (Some(postgres), None) => postgres.url_as(&self.role),
             (None, _) => format!("sqlite:{}", directory.path().join("docket.db").display()),
         };

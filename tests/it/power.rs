@@ -52,14 +52,20 @@ impl Machine {
         client.with_token(token_of(secret.trim(), "tests", "admin"))
     }
 
-    /// Sends commands until so many are acknowledged, and cuts the power a moment later.
-    async fn cut_under_load(&mut self, client: &Client, rest: Rest, dice: &mut Dice) {
+    /// Sends commands, and goes on, until so many are acknowledged.
+    async fn load(&mut self, client: &Client, count: u64) -> Load {
         self.runs += 1;
         let load = Load::start_run(client, SHAPE, Run { number: self.runs, ..Run::default() });
-        load.acknowledged(1 + dice.below(150)).await;
-        tokio::time::sleep(Duration::from_micros(dice.below(20_000))).await;
+        load.acknowledged(count).await;
+        load
+    }
+
+    /// Cuts the power.
+    async fn cut(&mut self, load: Option<Load>, rest: Rest, dice: &mut Dice) {
         self.process.kill9();
-        self.sent.extend(load.stop().await);
+        if let Some(load) = load {
+            self.sent.extend(load.stop().await);
+        }
         self.disk.cut(rest, dice);
     }
 }
@@ -75,7 +81,7 @@ async fn what_was_acknowledged_survives_a_power_cut() {
     let mut machine = None;
     for cycle in 1..=number("DOCKET_POWER_CYCLES").unwrap_or(CYCLES) {
         // A life of a machine begins with an empty folder.
-        if machine.is_none() || dice.below(6) == 0 {
+        if machine.is_none() || dice.below(8) == 0 {
             record.clear();
             machine = Some(Machine::new(Disk::environment));
         }
@@ -87,8 +93,7 @@ async fn what_was_acknowledged_survives_a_power_cut() {
             let moment = Duration::from_micros(dice.below(250_000));
             record.add(&format!("{moment:?} after the start"));
             tokio::time::sleep(moment).await;
-            machine.process.kill9();
-            machine.disk.cut(rest, &mut dice);
+            machine.cut(None, rest, &mut dice).await;
             continue;
         }
         let client = machine.ready().await;
@@ -98,7 +103,18 @@ async fn what_was_acknowledged_survives_a_power_cut() {
         if acknowledged > 0 {
             outcomes_are_true(&log, &machine.sent);
         }
-        machine.cut_under_load(&client, rest, &mut dice).await;
+        // Now and then enough commands to fill a journal.
+        let most = dice.pick(&[150, 150, 150, 150, 150, 2_000]);
+        let load = machine.load(&client, 1 + dice.below(most)).await;
+        let mut moment = Duration::from_micros(dice.below(20_000));
+        if dice.below(4) == 0 {
+            // While it ends, a process copies its journals into its files.
+            machine.process.signal("TERM");
+            moment *= 4;
+            record.add(&format!("{moment:?} after SIGTERM"));
+        }
+        tokio::time::sleep(moment).await;
+        machine.cut(Some(load), rest, &mut dice).await;
     }
 }
 
@@ -106,8 +122,6 @@ async fn what_was_acknowledged_survives_a_power_cut() {
 /// `synchronous=NORMAL`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
-    let mut record = Record::new("DOCKET_POWER_SEED");
-    let mut dice = Dice::new(record.seed);
     let mut machine = Machine::new(|disk| disk.environment_without_syncs_of("docket.db-wal"));
     machine.process.start();
     machine.ready().await;
@@ -115,13 +129,12 @@ async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
     machine.disk.sync();
     machine.process.start();
     let client = machine.ready().await;
-    record.line("cut: Synced".to_owned());
-    machine.cut_under_load(&client, Rest::Synced, &mut dice).await;
+    let load = machine.load(&client, 50).await;
+    machine.cut(Some(load), Rest::Synced, &mut Dice::new(0)).await;
     machine.process.start();
     let client = machine.ready().await;
     let log = read_log(&client).await;
     let lost = machine.sent.iter().filter(is_acknowledged).filter(|command| !is_in(&log, command)).count();
-    record.add(&format!("{lost} acknowledged commands are lost"));
     assert!(lost > 0, "a log that is not synced keeps everything: the cut is none");
 }
 

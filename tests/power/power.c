@@ -128,14 +128,13 @@ static void sync_folder(int at, const char *id) {
     if (fclose(list) || rename(staged, path)) fail(path);
 }
 
-/* Everything below a folder counts as synced. */
+/* Everything below a folder counts as synced. Its own names come last: with those of POWER_FOLDER the shadow is whole. */
 static void sync_all(const char *from) {
     struct statx status;
     char id[64], path[PATH_MAX + 128];
     int at = open(from, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (at < 0 || identify(at, "", AT_EMPTY_PATH, &status, id)) fail(from);
-    sync_folder(at, id);
-    DIR *names = fdopendir(at);
+    DIR *names = at < 0 ? NULL : fdopendir(at);
+    if (!names) fail(from);
     for (struct dirent *entry; (entry = readdir(names));) {
         if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
         if (identify(dirfd(names), entry->d_name, AT_SYMLINK_NOFOLLOW, &status, id)) continue;
@@ -153,6 +152,8 @@ static void sync_all(const char *from) {
             close(out);
         }
     }
+    if (identify(at, "", AT_EMPTY_PATH, &status, id)) fail(from);
+    sync_folder(at, id);
     closedir(names);
 }
 
@@ -259,10 +260,12 @@ static int synced(int fd) {
         if (!file->ignored) {
             in_shadow(path, "files", file->id);
             int to = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-            /* The descriptor may be one that cannot read. */
+            /* Closing a second descriptor would give up the locks that the process has on the file, so it is opened
+               only where the first one cannot read. */
             char link[64];
             snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-            int from = open(link, O_RDONLY | O_CLOEXEC);
+            int is_blind = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+            int from = is_blind ? open(link, O_RDONLY | O_CLOEXEC) : fd;
             if (to < 0 || from < 0) fail(path);
             REAL(ftruncate64);
             struct stat before;
@@ -276,7 +279,7 @@ static int synced(int fd) {
             if (real(to, (off_t)status.stx_size)) fail(path);
             file->count = 0;
             file->shortest = LLONG_MAX;
-            close(from);
+            if (is_blind) close(from);
             close(to);
         }
     } else {

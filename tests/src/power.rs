@@ -26,7 +26,7 @@ pub enum Rest {
     SyncedAndSome,
 }
 
-/// A folder on such a disk.
+/// A folder on such a disk. The folder itself is there from the beginning; the names in it are subject to a cut.
 pub struct Disk {
     root: TempDir,
 }

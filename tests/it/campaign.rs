@@ -122,7 +122,8 @@ async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {
 /// A system with its listeners.
 struct Stage {
     system: TestSystem,
-    listeners: Vec<(Transport, Listener, &'static [&'static str])>,
+    /// With how each listens.
+    listeners: Vec<(String, Listener, &'static [&'static str])>,
     /// Commands of all cycles.
     sent: Vec<Sent>,
     log: Vec<Event>,
@@ -143,12 +144,13 @@ impl Stage {
                 let mut bases = bases.clone();
                 let first = number % bases.len();
                 bases.rotate_left(first);
-                listeners.push((transport, Listener::start(transport, bases.clone(), &staff, channels), channels));
+                let listener = Listener::start(transport, bases.clone(), &staff, channels);
+                listeners.push((format!("{transport:?}"), listener, channels));
                 for stay in [60, 170, 450] {
                     bases.rotate_left(1);
                     let stay = Duration::from_millis(stay);
                     let listener = Listener::restless(transport, bases.clone(), &staff, channels, stay);
-                    listeners.push((transport, listener, channels));
+                    listeners.push((format!("{transport:?} for {stay:?} each"), listener, channels));
                 }
             }
         }
@@ -293,12 +295,12 @@ impl Stage {
             None => true,
         };
         let mut wrong = vec![];
-        for (transport, listener, channels) in &self.listeners {
+        for (how, listener, channels) in &self.listeners {
             for channel in *channels {
                 let events = self.log.iter().filter(|event| of_channel(channel, event));
                 let expected: Vec<_> = events.map(|event| event.position).collect();
                 if let Err(difference) = listener.try_ends_with(channel, &expected, TOLD_DEADLINE).await {
-                    wrong.push(format!("{transport:?} {difference}"));
+                    wrong.push(format!("{how}: {difference}"));
                 }
             }
         }

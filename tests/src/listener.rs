@@ -15,6 +15,8 @@ use crate::process::POLL;
 
 /// Before a listener comes back.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a restless listener stays where it learns nothing.
+const STAY_MAX: Duration = Duration::from_secs(2);
 /// A silence after which a listener gives its connection up.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -152,7 +154,8 @@ impl Listener {
         Self::run(transport, bases, token, names, None)
     }
 
-    /// Starts to listen, and goes on to the next of `bases` after a while by itself, so that it resumes all the time.
+    /// Starts to listen, and goes on to the next of `bases` by itself when it has stayed for a while and learnt something,
+    /// so that it resumes all the time.
     pub fn restless(transport: Transport, bases: Vec<String>, token: &str, names: &[&str], stay: Duration) -> Self {
         Self::run(transport, bases, token, names, Some(stay))
     }
@@ -210,6 +213,7 @@ impl Run {
     async fn forever(self) {
         let http = reqwest::Client::new();
         let mut cursor = None;
+        let (mut pace, mut known) = (self.stay, 0);
         for base in self.bases.iter().cycle() {
             let connection = async {
                 match self.transport {
@@ -218,16 +222,17 @@ impl Run {
                     Transport::Poll => while self.poll(&http, base, &mut cursor).await.is_some() {},
                 }
             };
-            match self.stay {
-                None => {
-                    connection.await;
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Some(stay) => {
-                    let _ = tokio::time::timeout(stay, connection).await;
-                    tokio::time::sleep(POLL).await;
-                }
-            }
+            let Some(stay) = pace else {
+                connection.await;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            let _ = tokio::time::timeout(stay, connection).await;
+            let now = self.channels.lock().expect("not poisoned").values().map(Told::through).sum();
+            // A busy process may need longer for its first answer.
+            pace = if now == known { Some((stay * 2).min(STAY_MAX)) } else { self.stay };
+            known = now;
+            tokio::time::sleep(POLL).await;
         }
     }
 

@@ -55,11 +55,11 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
         Ok(bytes) => bytes.map_err(unreadable)?,
         Err(_) => {
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
-                .detail("the body did not arrive within 30 seconds"));
+                .detail("The body did not arrive within 30 seconds. Send it again."));
         }
     };
     if !json && !bytes.is_empty() {
-        return Err(unsupported_media_type().detail("send JSON, with the header Content-Type: application/json"));
+        return Err(unsupported_media_type().detail("Send JSON, with the header Content-Type: application/json."));
     }
     Ok(bytes)
 }
@@ -421,9 +421,10 @@ fn unreadable(rejection: BytesRejection) -> Problem {
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large")
-                .detail("the body is larger than this resource accepts")
+                .detail("The body is larger than this resource accepts.")
         }
-        _ => Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body").detail("the body ended early"),
+        _ => Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
+            .detail("The body ended early. Send it again."),
     }
 }
 

@@ -102,6 +102,10 @@ async fn conditional_requests_work_behind_a_proxy_that_compresses() {
     let add = || nginx.client.post("/v1/orders/zip/items").header("if-match", &tag).json(item.clone());
     add().send().await.expect(200);
     add().send().await.expect_problem(412, "version-mismatch");
+    // It also asks in HTTP/1.1 for clients of HTTP/1.0, which need not name the server.
+    let bearer = token("ada", "customer");
+    let request = format!("GET /v1/orders/zip HTTP/1.0\r\nauthorization: Bearer {bearer}\r\n\r\n");
+    assert_eq!(raw(&nginx.client, &request).await.0, 200);
 }
 
 /// What a body is refused with as one command, and as a line among others.
@@ -487,6 +491,23 @@ async fn a_browser_shows_the_docs_under_their_policy() {
     let answer = system.get("/docs/").send().await.expect(200);
     let policy = answer.header("content-security-policy").expect("a policy");
     assert!(policy.starts_with("default-src 'none'") && policy.contains("script-src 'self';"), "{policy}");
+}
+
+/// Some programs begin a text with a byte order mark, in files as in requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_may_begin_with_a_byte_order_mark() {
+    let system = TestSystem::builder(Mode::Embedded).stopped().await;
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let csv = "order_ref,customer_ref,store_id,placed_at,sku,product_name,department,quantity,unit_price\n\
+               r-1,ada,7,2017-01-01T11:53:26Z,pen,Pen,OFFICE,1,1.00\n";
+    let row = json!({"order_ref": "r-1", "customer_ref": "ada", "store_id": "7", "placed_at": "2017-01-01T11:53:26Z",
+        "sku": "pen", "product_name": "Pen", "department": "OFFICE", "quantity": "1", "unit_price": "1.00"});
+    for (name, text) in [("orders.csv", csv.to_owned()), ("orders.ndjson", row.to_string())] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("\u{feff}{text}")).expect("a file");
+        let output = system.try_cli(&["import", path.to_str().expect("UTF-8"), "--dry-run", "--json"]).await;
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    }
 }
 
 /// A reader that has seen enough (`docket … | head -1`) is no failure, and nothing is printed about it.

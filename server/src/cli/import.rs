@@ -226,7 +226,10 @@ fn rows(path: &Path, file: Counted) -> anyhow::Result<Rows> {
             !std::mem::replace(&mut broken, fails)
         });
         return Ok(Box::new(lines.map(|(line, number)| {
-            let row = line.map_err(|e| e.to_string()).and_then(|l| serde_json::from_str(&l).map_err(|e| e.to_string()));
+            let row = line.map_err(|e| e.to_string()).and_then(|l| {
+                // Some programs begin a file with a byte order mark. The reader of CSV passes over it by itself.
+                serde_json::from_str(l.strip_prefix('\u{feff}').unwrap_or(&l)).map_err(|e| e.to_string())
+            });
             (number, row)
         })));
     }

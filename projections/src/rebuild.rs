@@ -289,6 +289,10 @@ impl<'a> Build<'a> {
         let mut reading = Reading::new();
         let mut writing = Writing::default();
         loop {
+            // A server beside it takes no commands any more, until there is room.
+            if let Some(trouble) = self.store.disk().and_then(Disk::trouble) {
+                return Err(StoreError::Storage(trouble).into());
+            }
             let target = self.target().await?;
             let position = self.lanes[0].position;
             for lane in &self.lanes {
@@ -326,10 +330,6 @@ impl<'a> Build<'a> {
             }
             if checked.elapsed() > Duration::from_secs(2) {
                 leadership.check().await?;
-                // Beside a server, which would take no commands any more.
-                if let Some(trouble) = self.store.disk().and_then(Disk::trouble) {
-                    return Err(StoreError::Storage(trouble).into());
-                }
                 checked = Instant::now();
             }
         }

@@ -196,6 +196,18 @@ async fn a_full_disk_costs_a_503_and_no_restart() {
     assert!(system.dockets[0].log().contains("append failed"), "SQLite saw a full disk");
 }
 
+/// What a rebuild needs would be taken from the server beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_needs_room() {
+    let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", &(1_i64 << 60).to_string());
+    let system = builder.stopped().await;
+    done(system.try_cli(&["migrate"]).await);
+    let text = refusal(&system.try_cli(&["replay", "--all"]).await);
+    assert!(text.contains("disk_free_bytes_min") && text.contains("make room"), "{text}");
+    // The way to make room is open.
+    done(system.try_cli(&["replay", "--all", "--prune"]).await);
+}
+
 // ---- who may read files
 
 fn modes(folder: &Path) -> Vec<(PathBuf, u32)> {

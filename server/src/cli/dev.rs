@@ -86,18 +86,20 @@ mod tests {
     #[test]
     fn first_starts_at_once_agree_on_one_key() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = scratch.path().join("data");
-        let start = std::sync::Barrier::new(8);
-        let keys: Vec<String> = std::thread::scope(|scope| {
+        for round in 0..100 {
+            let folder = scratch.path().join(round.to_string());
+            let start = std::sync::Barrier::new(8);
             let begin = || {
                 start.wait();
                 own_secret(&folder).unwrap()
             };
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert!(keys.iter().all(|key| *key == keys[0] && key.len() == 64), "{keys:?}");
-        assert_eq!(own_secret(&folder).unwrap(), keys[0], "the next start has the same one");
+            let keys: Vec<String> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(keys.iter().all(|key| *key == keys[0] && key.len() == 64), "{keys:?}");
+            assert_eq!(own_secret(&folder).unwrap(), keys[0], "the next start has the same one");
+        }
     }
 
     #[test]

@@ -205,19 +205,22 @@ fn is_id(id: &str) -> bool {
 
 async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Refused> {
     let name = order_details::PROJECTION.name;
-    let owner = || order_details::owner(state.store.db(), id);
-    let mut found = owner().await?;
-    if found.is_none() {
-        // It may have been created a moment ago.
-        let head = state.store.head().await?;
-        state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
-        let (position, now) = state.progress.read_at(state.store.db(), name, owner).await?;
-        if now.is_none() && position < head {
-            return Err(Refused::Behind);
-        }
-        found = now;
+    let is_visible = || async {
+        let owner = order_details::owner(state.store.db(), id).await?;
+        Ok(owner.is_some_and(|owner| principal.may_see(&owner)))
+    };
+    if is_visible().await? {
+        return Ok(true);
     }
-    Ok(found.is_some_and(|owner| principal.may_see(&owner)))
+    // It may have been created a moment ago. An order of somebody else waits like one that is not there: neither the answer
+    // nor its time says which it is.
+    let head = state.store.head().await?;
+    state.progress.wait_for(name, head, PROJECTED_WITHIN).await;
+    let (position, is_visible) = state.progress.read_at(state.store.db(), name, is_visible).await?;
+    match is_visible || position >= head {
+        true => Ok(is_visible),
+        false => Err(Refused::Behind),
+    }
 }
 
 async fn order(tx: &mut Tx, id: &str) -> Result<Shown, Error> {

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use platform::auth::Principal;
-use platform::body::Query;
+use platform::body::{Query, parse};
 use platform::conditional::{etag, if_none_match};
 use platform::problem::Problem;
 use projections::dead_letters;
@@ -148,7 +148,7 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
 }
 
 fn cursor(text: &str, sort: Sort, descending: bool) -> Result<Cursor, Problem> {
-    let read = URL_SAFE_NO_PAD.decode(text).ok().and_then(|json| serde_json::from_slice::<Cursor>(&json).ok());
+    let read = URL_SAFE_NO_PAD.decode(text).ok().and_then(|json| parse::<Cursor>(&json, "").ok());
     read.filter(|cursor| (cursor.sort, cursor.descending) == (sort, descending))
         .ok_or_else(|| invalid("cursor", "give next_cursor of the page before, with the same sort"))
 }
@@ -219,8 +219,9 @@ fn view(request: &HeaderMap, json: String, version: i64) -> Response {
 
 /// The order's JSON and version as of a point.
 async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
+    let is_version = as_of.bytes().all(|byte| byte.is_ascii_digit());
     let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
-        (Ok(version), _) if version > 0 => (version, i64::MAX),
+        (Ok(version), _) if is_version && version > 0 => (version, i64::MAX),
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
         _ => return Err(invalid("as_of", "a version (1, 2, …) or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z")),
     };

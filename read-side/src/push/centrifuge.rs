@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::fmt;
 use std::io::ErrorKind::QuotaExceeded;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use jiff::Timestamp;
 use platform::auth::{LEEWAY_SECONDS, Principal};
 use platform::http::ReadLimit;
 use platform::problem::Problem;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
@@ -209,38 +212,38 @@ struct Caller {
 }
 
 /// What a command needs so that it can be answered.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Numbered {
     #[serde(default)]
     id: u32,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Command {
-    connect: Option<Connect>,
-    subscribe: Option<Subscribe>,
-    unsubscribe: Option<ChannelName>,
-    presence: Option<ChannelName>,
-    presence_stats: Option<ChannelName>,
-    refresh: Option<Connect>,
+    connect: Option<Object<Connect>>,
+    subscribe: Option<Object<Subscribe>>,
+    unsubscribe: Option<Object<ChannelName>>,
+    presence: Option<Object<ChannelName>>,
+    presence_stats: Option<Object<ChannelName>>,
+    refresh: Option<Object<Connect>>,
     ping: Option<Value>,
     publish: Option<Value>,
     history: Option<Value>,
     rpc: Option<Value>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Connect {
     #[serde(default)]
     token: String,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct ChannelName {
     channel: String,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Subscribe {
     channel: String,
     #[serde(default)]
@@ -249,12 +252,33 @@ struct Subscribe {
     offset: u64,
     #[serde(default)]
     epoch: String,
-    data: Option<SubscribeData>,
+    data: Option<Object<SubscribeData>>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct SubscribeData {
     delta: Option<String>,
+}
+
+/// A `T` from a JSON object: serde would take an array for the members in their order, too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData)).map(Self)
+    }
 }
 
 struct Connection {
@@ -454,34 +478,34 @@ impl Connection {
 
     /// The reply's field, as JSON text.
     async fn command(&mut self, command: Command) -> Handled<Result<String, Code>> {
-        if let Some(connect) = command.connect {
+        if let Some(Object(connect)) = command.connect {
             if self.principal.is_some() {
                 return Err(Some(close::BAD_REQUEST));
             }
             return self.connect(&connect.token).map(|reply| reply.map(|reply| format!(r#""connect":{reply}"#)));
         }
         let Some(principal) = self.principal.clone() else { return Ok(Err(code::UNAUTHORIZED)) };
-        if let Some(subscribe) = command.subscribe {
+        if let Some(Object(subscribe)) = command.subscribe {
             return Ok(self.subscribe(&principal, subscribe).await.map(|reply| format!(r#""subscribe":{reply}"#)));
         }
-        if let Some(ChannelName { channel }) = command.unsubscribe {
+        if let Some(Object(ChannelName { channel })) = command.unsubscribe {
             self.channels.remove(&*channel);
             return Ok(Ok(r#""unsubscribe":{}"#.to_owned()));
         }
-        if let Some(refresh) = command.refresh {
+        if let Some(Object(refresh)) = command.refresh {
             let reply = self.refresh(&principal, &refresh.token).await?;
             return Ok(reply.map(|reply| format!(r#""refresh":{reply}"#)));
         }
         if command.ping.is_some() {
             return Ok(Ok(r#""ping":{}"#.to_owned()));
         }
-        if let Some(ChannelName { channel }) = command.presence {
+        if let Some(Object(ChannelName { channel })) = command.presence {
             return Ok(self.may_see_presence(&principal, &channel).map(|()| {
                 let presence = json!({"presence": self.state.presence.of(&channel)});
                 format!(r#""presence":{presence}"#)
             }));
         }
-        if let Some(ChannelName { channel }) = command.presence_stats {
+        if let Some(Object(ChannelName { channel })) = command.presence_stats {
             return Ok(self.may_see_presence(&principal, &channel).map(|()| {
                 let (clients, users) = self.state.presence.count(&channel);
                 format!(r#""presence_stats":{{"num_clients":{clients},"num_users":{users}}}"#)
@@ -590,7 +614,7 @@ impl Connection {
         if self.channels.len() >= CHANNELS_MAX {
             return Err(code::LIMIT);
         }
-        let patched = match data.and_then(|data| data.delta).as_deref() {
+        let patched = match data.and_then(|Object(data)| data.delta).as_deref() {
             None => false,
             Some(MERGE_PATCH) => true,
             Some(_) => return Err(code::BAD_REQUEST),

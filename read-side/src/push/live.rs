@@ -3,7 +3,7 @@
 //! Both are resumed by one cursor: a position of the log says how far a client has come in all of its channels.
 //! Server-sent events are those of <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -299,6 +299,10 @@ impl Asked {
         let is_known = |name: &str| name == "channel" || name == "ticket" || known.contains(&name);
         if let Some((unknown, _)) = parameters.iter().find(|(name, _)| !is_known(name)) {
             return Err(invalid(unknown, "there is no such parameter"));
+        }
+        let mut once = HashSet::new();
+        if let Some((doubled, _)) = parameters.iter().find(|(name, _)| name != "channel" && !once.insert(name)) {
+            return Err(invalid(doubled, "give it once"));
         }
         let ender = Ender::default();
         let place = state.connections.enter(transport, peer.ip(), &ender).map_err(|_| too_many_connections())?;

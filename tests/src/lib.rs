@@ -18,26 +18,36 @@ pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod record;
+pub mod raw;
 pub mod socket;
 pub mod stream;
 pub mod system;
 pub mod verify;
 
-/// Makes each named story, `async fn story(system: TestSystem)`, two tests: `embedded::story` and `scaled::story`.
+/// Makes each named story, `async fn story(system: TestSystem)`, two tests: `embedded::story` and `scaled::story`. With
+/// `settings = NAME;` in front, the function `NAME(Builder) -> Builder` changes both systems before they start.
 #[macro_export]
 macro_rules! stories {
-    ($($story:ident),+ $(,)?) => {
+    (@both $settings:path; $($story:ident),+) => {
         mod embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $story() {
-                super::$story($crate::system::TestSystem::embedded().await).await;
+                let builder = $crate::system::TestSystem::builder($crate::system::Mode::Embedded);
+                super::$story($settings(builder).start().await).await;
             })+
         }
         mod scaled {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $story() {
-                super::$story($crate::system::TestSystem::scaled().await).await;
+                let builder = $crate::system::TestSystem::builder($crate::system::Mode::Scaled);
+                super::$story($settings(builder).start().await).await;
             })+
         }
+    };
+    (settings = $settings:ident; $($story:ident),+ $(,)?) => {
+        $crate::stories![@both super::$settings; $($story),+];
+    };
+    ($($story:ident),+ $(,)?) => {
+        $crate::stories![@both std::convert::identity; $($story),+];
     };
 }

@@ -118,14 +118,22 @@ impl Socket {
 
     /// Sends one command; the whole reply, with `error` or the result under the command's name.
     pub async fn call(&mut self, command: &str, body: Value) -> Value {
+        self.try_call(command, body).await.unwrap_or_else(|code| panic!("the server closed the socket with {code}"))
+    }
+
+    /// The same where the server may close the socket.
+    ///
+    /// # Errors
+    /// The code of its Close.
+    pub async fn try_call(&mut self, command: &str, body: Value) -> Result<Value, u16> {
         self.last_id += 1;
         let id = self.last_id;
         let text = json!({"id": id, command: body}).to_string();
         self.stream.send(Message::text(text)).await.expect("the socket is open");
         loop {
-            let line = self.next_line().await;
+            let line = self.try_next_line().await?;
             if line["id"] == id {
-                return line;
+                return Ok(line);
             }
             self.pushes.push_back(line);
         }
@@ -178,15 +186,19 @@ impl Socket {
         }
     }
 
-    /// The next line that is not a ping; pings are answered.
     async fn next_line(&mut self) -> Value {
+        self.try_next_line().await.unwrap_or_else(|code| panic!("the server closed the socket with {code}"))
+    }
+
+    /// The next line that is not a ping; pings are answered. An error is the code of the server's Close.
+    async fn try_next_line(&mut self) -> Result<Value, u16> {
         loop {
             if let Some(line) = self.lines.pop_front() {
                 if line.as_object().is_some_and(serde_json::Map::is_empty) {
                     self.stream.send(Message::text("{}")).await.expect("the socket is open");
                     continue;
                 }
-                return line;
+                return Ok(line);
             }
             let frame = tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("nothing was pushed for long");
             match frame.expect("the socket is open").expect("a whole frame") {
@@ -194,7 +206,7 @@ impl Socket {
                     let lines = text.lines().filter(|line| !line.is_empty());
                     self.lines.extend(lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
                 }
-                Message::Close(frame) => panic!("the server closed the socket: {frame:?}"),
+                Message::Close(frame) => return Err(frame.map_or(1005, |frame| frame.code.into())),
                 _ => {}
             }
         }

@@ -43,6 +43,8 @@ pub struct Builder {
     role: String,
     /// Bytes of the disk that the process has for itself.
     disk: Option<u64>,
+    /// Variables that it does not get.
+    without: Vec<String>,
 }
 
 impl Builder {
@@ -99,6 +101,13 @@ impl Builder {
         self
     }
 
+    /// Takes back a `DOCKET_…` variable that every test system has.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.without.push(name.to_owned());
+        self
+    }
+
     /// Starts the servers that Docket needs, but not Docket: [`TestSystem::start`] does.
     pub async fn stopped(self) -> TestSystem {
         let binary = profile_directory().join("docket");
@@ -129,6 +138,7 @@ impl Builder {
         ];
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
         environment.extend(self.settings);
+        environment.retain(|(name, _)| !self.without.contains(name));
         let dockets = self
             .processes
             .iter()
@@ -197,6 +207,7 @@ impl TestSystem {
             settings: vec![],
             role: "postgres".into(),
             disk: None,
+            without: vec![],
         }
     }
 

@@ -1,0 +1,957 @@
+//! Who may do what: every operation of `/openapi.json` and every channel of `/asyncapi.json`, with every credential, in
+//! every way to present one.
+//!
+//! A new operation needs a row in [`OPERATIONS`], a new channel one in [`CHANNELS`], a new transport one in [`TRANSPORTS`],
+//! a route that no document lists one in [`UNDOCUMENTED`]. The stories fail until it is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures::StreamExt;
+use jsonwebtoken::{Algorithm, EncodingKey, crypto};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tests::client::{Answer, Client, JWT_SECRET, Request, signed, token};
+use tests::socket::Socket;
+use tests::system::{Builder, Mode, TestSystem};
+
+tests::stories![
+    settings = two_kinds_of_keys;
+    every_operation_allows_whom_it_should,
+    every_channel_allows_whom_it_should,
+    not_yours_and_not_there_are_the_same,
+];
+
+const OWNER: &str = "owner";
+const OTHER: &str = "other";
+/// A customer's id as long as [`OWNER`] that nobody has.
+const NOBODY: &str = "nobdy";
+/// Any port of this machine is an allowed origin of a test system.
+const PAGE: &str = "http://localhost:5173";
+/// The file that a failure points to.
+const HERE: &str = "tests/it/authorization.rs";
+
+/// Who may, and what another customer gets where only the owner and staff may.
+#[derive(Clone, Copy, Debug)]
+enum May {
+    /// Whoever has a valid token.
+    Anyone,
+    /// The customer whose it is, staff and admins.
+    Own(Foreign),
+    /// Staff and admins.
+    Staff,
+    /// Admins.
+    Admin,
+}
+
+/// What a customer gets who asks for what is another's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Foreign {
+    /// 404 with this slug, the same as where there is nothing.
+    NotThere(&'static str),
+    /// 200 and an empty list, the same as where there is nothing.
+    EmptyList,
+    /// 200, and 404 `order-not-found` as the line's result.
+    LineNotThere,
+    /// 403 `forbidden`, whether that customer exists or not.
+    Forbidden,
+}
+
+/// An operation with a request that succeeds for whoever may make it.
+struct Operation {
+    method: &'static str,
+    /// As `/openapi.json` has it. `{id}` becomes an order or a customer, `{sku}` an item of that order.
+    path: &'static str,
+    query: &'static str,
+    /// `{id}` becomes the order, `{owner}` its customer.
+    body: &'static str,
+    header: Option<(&'static str, &'static str)>,
+    success: u16,
+    may: May,
+}
+
+const fn row(method: &'static str, path: &'static str, success: u16, may: May) -> Operation {
+    Operation { method, path, query: "", body: "", header: None, success, may }
+}
+
+impl Operation {
+    const fn body(mut self, body: &'static str) -> Self {
+        self.body = body;
+        self
+    }
+
+    const fn query(mut self, query: &'static str) -> Self {
+        self.query = query;
+        self
+    }
+
+    const fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}{}", self.method, self.path, self.query)
+    }
+}
+
+const ORDER: May = May::Own(Foreign::NotThere("order-not-found"));
+const CUSTOMER: May = May::Own(Foreign::NotThere("customer-not-found"));
+const ITEM: &str = r#"{"sku":"ink","quantity":1,"unit_price":"1.00"}"#;
+const QUANTITY: &str = r#"{"quantity":2}"#;
+const REASON: &str = r#"{"reason":"changed my mind"}"#;
+const VERSION: (&str, &str) = ("if-match", "\"2\"");
+
+/// Every operation, some of them in several variants.
+const OPERATIONS: &[Operation] = &[
+    row("POST", "/v1/orders", 201, May::Own(Foreign::Forbidden)).body(r#"{"customer_id":"{owner}"}"#),
+    row("POST", "/v1/orders/{id}/items", 200, ORDER).body(ITEM),
+    row("POST", "/v1/orders/{id}/items", 200, ORDER).body(ITEM).header(VERSION.0, VERSION.1),
+    row("PUT", "/v1/orders/{id}/items/{sku}", 200, ORDER).body(QUANTITY),
+    row("PUT", "/v1/orders/{id}/items/{sku}", 200, ORDER).body(QUANTITY).header(VERSION.0, VERSION.1),
+    row("DELETE", "/v1/orders/{id}/items/{sku}", 200, ORDER),
+    row("DELETE", "/v1/orders/{id}/items/{sku}", 200, ORDER).header(VERSION.0, VERSION.1),
+    row("POST", "/v1/orders/{id}/confirm", 200, ORDER),
+    row("POST", "/v1/orders/{id}/confirm", 200, ORDER).header(VERSION.0, VERSION.1),
+    row("POST", "/v1/orders/{id}/cancel", 200, ORDER).body(REASON),
+    row("POST", "/v1/orders/{id}/cancel", 200, ORDER).body(REASON).header(VERSION.0, VERSION.1),
+    row("POST", "/v1/commands", 200, May::Own(Foreign::LineNotThere))
+        .body(r#"{"type":"add_item","order_id":"{id}","sku":"ink","quantity":1,"unit_price":"1.00"}"#),
+    row("POST", "/v1/commands", 200, May::Own(Foreign::LineNotThere))
+        .body(r#"{"type":"confirm_order","order_id":"{id}","expected_version":2}"#),
+    row("GET", "/v1/orders", 200, May::Own(Foreign::EmptyList)).query("?customer_id={owner}"),
+    row("GET", "/v1/orders", 200, May::Own(Foreign::EmptyList)).query("?customer_id={owner}&q=pen&sort=total"),
+    row("GET", "/v1/orders/{id}", 200, ORDER),
+    row("GET", "/v1/orders/{id}", 200, ORDER).query("?as_of=1"),
+    row("GET", "/v1/orders/{id}", 200, ORDER).query("?as_of=2100-01-01T00:00:00Z"),
+    row("GET", "/v1/orders/{id}", 200, ORDER).query("?min_position=1"),
+    row("GET", "/v1/orders/{id}", 304, ORDER).header("if-none-match", "\"2\""),
+    row("GET", "/v1/orders/{id}/events", 200, ORDER),
+    row("GET", "/v1/orders/{id}/events", 200, ORDER).query("?after=1&limit=1"),
+    row("GET", "/v1/customers/{id}", 200, CUSTOMER),
+    row("GET", "/v1/customers/{id}", 200, CUSTOMER).query("?min_position=1"),
+    row("GET", "/v1/reports/sales", 200, May::Staff).query("?by=day"),
+    row("GET", "/v1/products/top", 200, May::Staff).query("?by=revenue"),
+    row("GET", "/v1/projections", 200, May::Admin),
+    row("GET", "/v1/events", 200, May::Admin).query("?limit=1"),
+    row("GET", "/v1/admin/revocations", 200, May::Admin),
+    row("POST", "/v1/admin/revocations", 201, May::Admin).body(r#"{"token_id":"of nobody"}"#),
+    row("GET", "/v1/admin/log-level", 200, May::Admin),
+    row("PUT", "/v1/admin/log-level", 200, May::Admin).body(r#"{"level":"info"}"#),
+    row("POST", "/v1/tickets", 201, May::Anyone),
+];
+
+/// Operations whose rows are those of [`CHANNELS`], because the channel decides.
+const BY_CHANNEL: &[(&str, &str)] = &[("GET", "/v1/live"), ("GET", "/v1/poll")];
+
+/// Every kind of channel, as `/asyncapi.json` has it, and who may listen.
+const CHANNELS: &[(&str, May)] = &[
+    ("order:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
+    ("customer:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
+    ("orders", May::Staff),
+    ("reports:sales", May::Staff),
+    ("projections", May::Admin),
+];
+
+/// Every transport, as `/asyncapi.json` has it.
+const TRANSPORTS: &[&str] = &["/ws", "/v1/live", "/v1/poll"];
+
+/// Routes that are in no document, and what they answer without a token. Scaled, `/metrics` has an address of its own.
+const UNDOCUMENTED: &[(&str, &[u16])] = &[
+    ("/health/live", &[200]),
+    ("/health/startup", &[200]),
+    ("/health/ready", &[200]),
+    ("/metrics", &[200, 404]),
+    ("/asyncapi.json", &[200]),
+    // Who it is comes with the first command, so the upgrade is what is missing.
+    ("/ws", &[400]),
+    ("/ws/admin", &[400]),
+];
+
+/// Somebody who is who they say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Owner,
+    Other,
+    Staff,
+    Admin,
+}
+
+/// What a request says about who it is.
+struct Credential {
+    name: String,
+    token: Option<String>,
+    /// Who that is, or the slug of the 401.
+    is: Result<Who, &'static str>,
+}
+
+/// How a credential is presented.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// The header `Authorization`.
+    Header,
+    /// `?ticket=`; one that was got with the token, or the token itself where it gets none.
+    Ticket,
+    /// The cookie, from a page of an allowed origin.
+    Cookie,
+    /// A subprotocol of a socket.
+    Protocol,
+    /// A socket's first command.
+    Connect,
+}
+
+/// A shared secret and an RSA key, so that one can be taken for the other.
+fn two_kinds_of_keys(builder: Builder) -> Builder {
+    let file = key_file("rs256.pub.pem");
+    without_rate(builder).setting("DOCKET_JWT_KEY_FILE", &file)
+}
+
+fn without_rate(builder: Builder) -> Builder {
+    builder.setting("DOCKET_RATE_PER_SECOND_CUSTOMER", "0")
+}
+
+fn key_file(name: &str) -> String {
+    format!("{}/data/keys/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn key_text(name: &str) -> String {
+    fs::read_to_string(key_file(name)).expect("a key of the tests")
+}
+
+/// An owner's claims, changed: null takes one away.
+fn claims(changes: Value) -> Value {
+    let now = jiff::Timestamp::now().as_second();
+    let mut claims = json!({"sub": OWNER, "role": "customer", "iss": "docket", "aud": "docket", "iat": now, "nbf": now,
+        "exp": now + 3600, "jti": "of-the-matrix"});
+    for (name, value) in changes.as_object().expect("an object") {
+        match value {
+            Value::Null => drop(claims.as_object_mut().expect("an object").remove(name)),
+            value => claims[name] = value.clone(),
+        }
+    }
+    claims
+}
+
+/// A token with any header, signed by any key.
+fn forged(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algorithm) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let message = format!("{}.{}", part(header), part(claims));
+    let signature = crypto::sign(message.as_bytes(), key, algorithm).expect("the key signs");
+    format!("{message}.{signature}")
+}
+
+fn hs256(header: &Value, secret: &[u8]) -> String {
+    forged(header, &claims(json!({})), &EncodingKey::from_secret(secret), Algorithm::HS256)
+}
+
+/// Tokens that nobody may believe, with the slug of the refusal.
+fn bad_tokens() -> Vec<(String, String, &'static str)> {
+    let now = jiff::Timestamp::now().as_second();
+    let secret = JWT_SECRET.as_bytes();
+    let invalid = "invalid-token";
+    let mut tokens = vec![
+        ("no JWT".to_owned(), "nonsense".to_owned(), invalid),
+        ("expired".to_owned(), signed(&claims(json!({"exp": now - 60}))), "token-expired"),
+    ];
+    for (name, changes) in [
+        ("no expiry", json!({"exp": null})),
+        ("future nbf", json!({"nbf": now + 600})),
+        ("wrong audience", json!({"aud": "another"})),
+        ("wrong audiences", json!({"aud": ["another", "docket2"]})),
+        ("no audience", json!({"aud": null})),
+        ("wrong issuer", json!({"iss": "another"})),
+        ("no issuer", json!({"iss": null})),
+        ("no subject", json!({"sub": null})),
+        ("empty subject", json!({"sub": ""})),
+        ("subject with a line feed", json!({"sub": "owner\n"})),
+        ("subject of 256 characters", json!({"sub": "s".repeat(256)})),
+        ("subject that is a number", json!({"sub": 7})),
+        ("missing role", json!({"role": null})),
+        ("unknown role", json!({"role": "root"})),
+        ("role in capitals", json!({"role": "ADMIN"})),
+        ("roles in a list", json!({"role": ["admin"]})),
+        ("more than 8 KiB", json!({"more": "m".repeat(8 * 1024)})),
+    ] {
+        tokens.push((name.to_owned(), signed(&claims(changes)), invalid));
+    }
+    let header = json!({"alg": "HS256", "typ": "JWT"});
+    let mut add = |name: &str, token: String| tokens.push((name.to_owned(), token, invalid));
+    add("wrong key", hs256(&header, b"another secret of more than thirty-two bytes"));
+    add("empty key", hs256(&json!({"alg": "HS256", "kid": "../../../../dev/null"}), b""));
+    for (name, value) in [("crit", json!(["docket"])), ("crit of nothing", json!([])), ("crit of exp", json!(["exp"]))]
+    {
+        add(&format!("unknown {name}"), hs256(&json!({"alg": "HS256", "crit": value, "docket": true}), secret));
+    }
+    for algorithm in ["none", "None", "NONE", ""] {
+        let message = hs256(&json!({"alg": algorithm}), secret);
+        let (unsigned, _) = message.rsplit_once('.').expect("three parts");
+        add(&format!("alg {algorithm:?} without a signature"), format!("{unsigned}."));
+        add(&format!("alg {algorithm:?} with one"), message);
+    }
+    // Algorithm confusion, in all directions.
+    let public = key_text("rs256.pub.pem");
+    let base64: String = public.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = STANDARD.decode(base64).expect("PEM is base64");
+    for (form, key) in
+        [("PEM", public.as_bytes()), ("PEM without its last line feed", public.trim_end().as_bytes()), ("DER", &der)]
+    {
+        add(&format!("HS256 by the public key's {form}"), hs256(&header, key));
+    }
+    add("RS256 by the shared secret", hs256(&json!({"alg": "RS256"}), secret));
+    add("ES256 by the shared secret", hs256(&json!({"alg": "ES256"}), secret));
+    for (name, algorithm) in [("HS384", Algorithm::HS384), ("HS512", Algorithm::HS512)] {
+        let key = EncodingKey::from_secret(secret);
+        add(name, forged(&json!({"alg": name}), &claims(json!({})), &key, algorithm));
+    }
+    // A stranger's key, which the token itself brings along.
+    let stranger = EncodingKey::from_ec_pem(key_text("stranger.pem").as_bytes()).expect("an EC key");
+    let jwk = json!({"kty": "EC", "crv": "P-256", "x": "SXeLktbbSkR7ZnDmexTDq2fcULattdewLLq988HUaqQ",
+        "y": "-5RsnkKHpZr_nOeDvOiWzrZOpboM6jXsPzV0g8YyNII"});
+    for header in [json!({"alg": "ES256", "jwk": jwk}), json!({"alg": "ES256", "jku": "http://127.0.0.1:1/keys"})] {
+        let token = forged(&header, &claims(json!({"role": "admin"})), &stranger, Algorithm::ES256);
+        add(&format!("ES256 by a stranger's key, {header}"), token);
+    }
+    // Changed after it was signed.
+    let good = signed(&claims(json!({})));
+    let (head, rest) = good.split_once('.').expect("three parts");
+    let (_, signature) = rest.split_once('.').expect("three parts");
+    let admin = URL_SAFE_NO_PAD.encode(claims(json!({"role": "admin"})).to_string());
+    add("tampered payload", format!("{head}.{admin}.{signature}"));
+    add("cut signature", good[..good.len() - 4].to_owned());
+    add("no signature", format!("{head}.{admin}."));
+    add("a fourth part", format!("{good}.{signature}"));
+    tokens
+}
+
+/// Everybody, and everybody who is not believed.
+async fn credentials(system: &TestSystem) -> Vec<Credential> {
+    let mut all = vec![Credential { name: "no token".to_owned(), token: None, is: Err("authentication-required") }];
+    let mut bad = bad_tokens();
+    for (name, changes, what) in [
+        ("revoked by subject", json!({"sub": "mallory", "role": "admin"}), json!({"subject": "mallory"})),
+        ("revoked by token id", json!({"jti": "stolen", "role": "admin"}), json!({"token_id": "stolen"})),
+    ] {
+        let token = signed(&claims(changes));
+        system.reader().post("/v1/admin/revocations").json(what).send().await.expect(201);
+        bad.push((name.to_owned(), token, "token-revoked"));
+    }
+    all.extend(bad.into_iter().map(|(name, token, slug)| Credential { name, token: Some(token), is: Err(slug) }));
+    let rsa = EncodingKey::from_rsa_pem(key_text("rs256.pem").as_bytes()).expect("an RSA key");
+    let by_rsa = forged(&json!({"alg": "RS256"}), &claims(json!({})), &rsa, Algorithm::RS256);
+    for (name, token, who) in [
+        ("owner", token(OWNER, "customer"), Who::Owner),
+        ("owner by RS256", by_rsa, Who::Owner),
+        ("other", token(OTHER, "customer"), Who::Other),
+        ("staff", token("clerk", "staff"), Who::Staff),
+        ("admin", token("boss", "admin"), Who::Admin),
+    ] {
+        all.push(Credential { name: name.to_owned(), token: Some(token), is: Ok(who) });
+    }
+    all
+}
+
+/// What somebody gets: a status, and the slug of a problem.
+fn expected(may: May, who: Who, success: u16) -> (u16, Option<&'static str>) {
+    let good = (success, None);
+    match (may, who) {
+        (May::Anyone, _) | (_, Who::Admin) | (May::Staff, Who::Staff) | (May::Own(_), Who::Owner | Who::Staff) => good,
+        (May::Staff | May::Admin, _) => (403, Some("forbidden")),
+        (May::Own(Foreign::NotThere(slug)), Who::Other) => (404, Some(slug)),
+        (May::Own(Foreign::Forbidden), Who::Other) => (403, Some("forbidden")),
+        (May::Own(Foreign::EmptyList | Foreign::LineNotThere), Who::Other) => good,
+    }
+}
+
+/// Orders of the owner, each with an item `pen`, so at version 2; each is used once.
+struct Orders {
+    prefix: &'static str,
+    next: usize,
+}
+
+impl Orders {
+    async fn create(system: &TestSystem, prefix: &'static str, count: usize) -> Self {
+        let line = |number: usize| {
+            let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00"});
+            let id = format!("{prefix}-{number:05}");
+            json!({"type": "create_order", "order_id": id, "customer_id": OWNER, "items": [item]}).to_string() + "\n"
+        };
+        let body = (0..count).map(line).collect();
+        let answer = system.post("/v1/commands").body("application/x-ndjson", body).send().await.expect(200);
+        assert!(!String::from_utf8_lossy(&answer.body).contains("problem"), "{answer:?}");
+        system.settled().await;
+        Self { prefix, next: 0 }
+    }
+
+    fn next(&mut self) -> String {
+        self.next += 1;
+        format!("{}-{:05}", self.prefix, self.next - 1)
+    }
+}
+
+/// A request of an operation about an order, or about what is not there.
+fn request(system: &TestSystem, operation: &Operation, order: &str, owner: &str) -> Request {
+    let id = if operation.path.starts_with("/v1/customers/") { owner } else { order };
+    let fill = |text: &str, id: &str| text.replace("{id}", id).replace("{owner}", owner).replace("{sku}", "pen");
+    let path = fill(operation.path, id) + &fill(operation.query, order);
+    let method: Method = operation.method.parse().expect("a method");
+    let is_command = method != Method::GET && operation.path.starts_with("/v1/orders");
+    let client = match is_command || operation.path == "/v1/commands" {
+        true => system.writer(),
+        false => system.reader(),
+    };
+    let mut request = client.request(method, &path);
+    if let Some((name, value)) = operation.header {
+        request = request.header(name, value);
+    }
+    match (operation.path, operation.body) {
+        (_, "") => request,
+        ("/v1/commands", line) => request.body("application/x-ndjson", fill(line, order) + "\n"),
+        (_, body) => request.body("application/json", fill(body, order)),
+    }
+}
+
+fn by(request: Request, token: Option<&str>) -> Request {
+    match token {
+        Some(token) => request.token(token),
+        None => request.anonymous(),
+    }
+}
+
+/// The slug of a problem.
+fn slug(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    Some(body["type"].as_str()?.strip_prefix("/problems/")?.to_owned())
+}
+
+/// What the documents and the sources list, and what the tables above do not, or list for nothing.
+async fn check_rows(system: &TestSystem) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut compare = |what: &str, table: &str, listed: BTreeSet<String>, rows: BTreeSet<String>| {
+        for missing in listed.difference(&rows) {
+            faults
+                .push(format!("{what} {missing} has no row: add one to {table} in {HERE}, which says who may use it"));
+        }
+        for gone in rows.difference(&listed) {
+            faults.push(format!("{what} {gone} is gone: remove its row from {table} in {HERE}"));
+        }
+    };
+    let document = system.get("/openapi.json").anonymous().send().await.expect(200).json();
+    let paths = document["paths"].as_object().expect("paths");
+    let methods = ["get", "put", "post", "delete", "patch", "head", "options", "trace"];
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let of_path = methods.iter().filter(|method| item[**method].is_object());
+        of_path.map(move |method| format!("{} {path}", method.to_uppercase()))
+    });
+    let rows = OPERATIONS.iter().map(|operation| (operation.method, operation.path)).chain(BY_CHANNEL.iter().copied());
+    let rows = rows.map(|(method, path)| format!("{method} {path}")).collect();
+    compare("the operation", "OPERATIONS", operations.collect(), rows);
+    let document = system.get("/asyncapi.json").anonymous().send().await.expect(200).json();
+    let addresses = document["channels"].as_object().expect("channels").values();
+    let addresses: Vec<_> = addresses.filter_map(|channel| channel["address"].as_str().map(str::to_owned)).collect();
+    let (transports, channels) = addresses.into_iter().partition(|address| address.starts_with('/'));
+    compare("the channel", "CHANNELS", channels, CHANNELS.iter().map(|(name, _)| (*name).to_owned()).collect());
+    compare("the transport", "TRANSPORTS", transports, TRANSPORTS.iter().map(|name| (*name).to_owned()).collect());
+    let undocumented = UNDOCUMENTED.iter().map(|(path, _)| (*path).to_owned()).collect();
+    compare("the undocumented route", "UNDOCUMENTED", plain_routes(), undocumented);
+    faults
+}
+
+/// Paths that the sources give to a router without a description for `/openapi.json`.
+fn plain_routes() -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut folders: Vec<_> =
+        ["platform", "read-side", "write-side", "server"].iter().map(|name| root.join(name).join("src")).collect();
+    let mut routes = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the sources are there").flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+                let paths = product.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
+                routes.extend(paths.map(str::to_owned));
+            }
+        }
+    }
+    routes
+}
+
+/// Ends the test with all faults there are.
+#[track_caller]
+fn none(faults: &[String]) {
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+async fn every_operation_allows_whom_it_should(system: TestSystem) {
+    let mut faults = check_rows(&system).await;
+    for (path, statuses) in UNDOCUMENTED {
+        let status = system.get(path).anonymous().send().await.status;
+        if !statuses.contains(&status) {
+            faults.push(format!("GET {path} without a token: {status}, not one of {statuses:?}"));
+        }
+    }
+    let credentials = credentials(&system).await;
+    let allowed = credentials.iter().filter(|credential| credential.is.is_ok()).count();
+    let mut orders = Orders::create(&system, "matrix", OPERATIONS.len() * allowed + 1).await;
+    let unused = orders.next();
+    for operation in OPERATIONS {
+        for credential in &credentials {
+            let order = if credential.is.is_ok() { orders.next() } else { unused.clone() };
+            let answer = by(request(&system, operation, &order, OWNER), credential.token.as_deref()).send().await;
+            if let Some(fault) = fault(operation, credential, &answer) {
+                faults.push(format!("{} with {}: {fault}", operation.name(), credential.name));
+            }
+        }
+        // A ticket and a cookie are for live updates only.
+        let owner = token(OWNER, "customer");
+        let cookie = format!("docket_token={owner}");
+        let from_page = request(&system, operation, &unused, OWNER).header("cookie", &cookie).header("origin", PAGE);
+        let answer = from_page.anonymous().send().await;
+        if answer.status != 401 {
+            faults.push(format!("{} with a cookie: {}", operation.name(), answer.status));
+        }
+    }
+    none(&faults);
+}
+
+/// What is wrong with an answer.
+fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Option<String> {
+    let (status, problem) = match credential.is {
+        Err(slug) => (401, Some(slug)),
+        Ok(who) => expected(operation.may, who, operation.success),
+    };
+    let text = String::from_utf8_lossy(&answer.body);
+    if (answer.status, slug(&answer.body).as_deref()) != (status, problem) {
+        return Some(format!("{} {text}, not {status} {problem:?}", answer.status));
+    }
+    if status == 401 && answer.header("www-authenticate").is_none() {
+        return Some("401 without WWW-Authenticate".to_owned());
+    }
+    let is_foreign = credential.is == Ok(Who::Other);
+    match operation.may {
+        May::Own(Foreign::EmptyList) if credential.is.is_ok() => {
+            let is_empty = answer.json()["items"].as_array().is_none_or(Vec::is_empty);
+            (is_empty != is_foreign)
+                .then(|| format!("{text}, and the list is {}", if is_empty { "empty" } else { "not" }))
+        }
+        May::Own(Foreign::LineNotThere) if credential.is.is_ok() => {
+            let line = answer.json();
+            let expected = if is_foreign { json!(404) } else { json!(200) };
+            (line["status"] != expected).then(|| format!("{line}, not {expected}"))
+        }
+        _ => None,
+    }
+}
+
+/// Each source of keys alone, and a token of each: what one key may check, the other may not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_key_believes_its_own_algorithm_only() {
+    let rsa = EncodingKey::from_rsa_pem(key_text("rs256.pem").as_bytes()).expect("an RSA key");
+    let by_rsa = forged(&json!({"alg": "RS256"}), &claims(json!({})), &rsa, Algorithm::RS256);
+    let by_secret = token(OWNER, "customer");
+    let secret_only = without_rate(TestSystem::builder(Mode::Embedded));
+    // An empty secret is none.
+    let file = key_file("rs256.pub.pem");
+    let key_only = without_rate(TestSystem::builder(Mode::Embedded))
+        .without("DOCKET_JWT_SECRET")
+        .setting("DOCKET_JWT_KEY_FILE", &file);
+    let mut faults = Vec::new();
+    for (keys, builder, good, bad) in
+        [("the secret", secret_only, &by_secret, &by_rsa), ("the RSA key", key_only, &by_rsa, &by_secret)]
+    {
+        let system = builder.start().await;
+        let ask = |token: &str| system.get("/v1/orders").token(token).send();
+        if ask(good).await.status != 200 {
+            faults.push(format!("{keys} alone does not believe its own token"));
+        }
+        let others = [("a token of the other key".to_owned(), bad.clone(), "invalid-token")];
+        for (name, token, expected) in bad_tokens().into_iter().chain(others) {
+            let answer = ask(&token).await;
+            // The key comes before the claims: with another key, an expired token is of a wrong key.
+            let is_refused = answer.status == 401
+                && [Some(expected), Some("invalid-token")].contains(&slug(&answer.body).as_deref());
+            if !is_refused {
+                faults.push(format!("{keys} alone, {name}: {} {:?}", answer.status, slug(&answer.body)));
+            }
+        }
+    }
+    none(&faults);
+}
+
+/// How a credential is sent along: what is added to the query, the headers, and what `connect` brings.
+struct Presented {
+    query: String,
+    headers: Vec<(&'static str, String)>,
+    connect: Value,
+}
+
+async fn present(system: &TestSystem, credential: &Credential, way: Way) -> Presented {
+    let mut presented = Presented { query: String::new(), headers: Vec::new(), connect: json!({}) };
+    let Some(token) = &credential.token else { return presented };
+    match way {
+        Way::Header => presented.headers.push(("authorization", format!("Bearer {token}"))),
+        Way::Cookie => {
+            presented.headers.push(("cookie", format!("theme=dark; docket_token={token}")));
+            presented.headers.push(("origin", PAGE.to_owned()));
+        }
+        Way::Protocol => {
+            let protocols = format!("centrifuge-json, bearer.{}", URL_SAFE_NO_PAD.encode(token));
+            presented.headers.push(("sec-websocket-protocol", protocols));
+        }
+        Way::Connect => presented.connect = json!({"token": token}),
+        Way::Ticket => {
+            let answer = system.reader().post("/v1/tickets").token(token).send().await;
+            let ticket = match answer.status {
+                201 => answer.json()["ticket"].as_str().expect("a ticket").to_owned(),
+                _ => token.clone(),
+            };
+            presented.query = format!("&ticket={ticket}");
+        }
+    }
+    presented
+}
+
+/// What came of listening.
+#[derive(Debug, PartialEq)]
+enum Heard {
+    /// A snapshot.
+    Snapshot,
+    /// A status and a slug, of a stream or a poll.
+    Refused(u16, String),
+    /// The code of a socket's error reply.
+    Error(u64),
+    /// The code of a socket's Close.
+    Closed(u16),
+}
+
+/// Asks for a channel on a stream or by a poll.
+async fn listen(client: &Client, path: &str, channel: &str, presented: &Presented) -> Heard {
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().expect("a plain client");
+    let wait = if path == "/v1/poll" { "&wait=0" } else { "" };
+    let mut request = http.get(format!("{}{path}?channel={channel}{wait}{}", client.base(), presented.query));
+    for (name, value) in &presented.headers {
+        request = request.header(*name, value);
+    }
+    let answer = request.send().await.expect("an answer");
+    let status = answer.status().as_u16();
+    if status != 200 {
+        let body = answer.bytes().await.expect("a whole answer");
+        return Heard::Refused(status, slug(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned()));
+    }
+    // A stream does not end: its first event is enough.
+    let (mut body, mut text) = (answer.bytes_stream(), String::new());
+    while !text.contains("snapshot") {
+        let Some(Ok(bytes)) = body.next().await else { panic!("{path}?channel={channel} has no snapshot: {text}") };
+        text.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    Heard::Snapshot
+}
+
+/// Connects a socket; where that is refused, how.
+async fn connect(client: &Client, path: &str, presented: &Presented) -> Result<Socket, Heard> {
+    let headers: Vec<(&str, &str)> = presented.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let url = format!("{}{path}?{}", client.base(), presented.query.trim_start_matches('&'));
+    let mut socket = Socket::open(&url, &headers).await.map_err(|status| Heard::Refused(status, String::new()))?;
+    let reply = socket.try_call("connect", presented.connect.clone()).await.map_err(Heard::Closed)?;
+    match reply["error"]["code"].as_u64() {
+        None => Ok(socket),
+        Some(code) => Err(Heard::Error(code)),
+    }
+}
+
+async fn subscribe(socket: &mut Socket, channel: &str) -> Heard {
+    match socket.try_call("subscribe", json!({"channel": channel})).await {
+        Err(code) => Heard::Closed(code),
+        Ok(reply) => match reply["error"]["code"].as_u64() {
+            Some(code) => Heard::Error(code),
+            None if reply["subscribe"]["data"].is_object() => Heard::Snapshot,
+            None => panic!("neither a snapshot nor an error: {reply}"),
+        },
+    }
+}
+
+/// How a credential that is not believed is refused.
+fn refusal(way: Way, slug: &'static str, is_socket: bool) -> Heard {
+    match (is_socket, way, slug) {
+        (false, Way::Ticket, slug) if slug != "authentication-required" => {
+            Heard::Refused(401, "invalid-ticket".to_owned())
+        }
+        (false, _, slug) => Heard::Refused(401, slug.to_owned()),
+        (true, Way::Ticket, _) => Heard::Closed(3500),
+        (true, _, "token-expired") => Heard::Error(109),
+        (true, _, "token-revoked") => Heard::Closed(4503),
+        (true, _, _) => Heard::Closed(3500),
+    }
+}
+
+async fn every_channel_allows_whom_it_should(system: TestSystem) {
+    let mut faults = Vec::new();
+    let mut orders = Orders::create(&system, "listen", 1).await;
+    let order = orders.next();
+    let reader = system.reader();
+    let name_of = |address: &str| match address {
+        "customer:{id}" => address.replace("{id}", OWNER),
+        _ => address.replace("{id}", &order),
+    };
+    let credentials = credentials(&system).await;
+    for credential in &credentials {
+        let mut check = |what: String, heard: Heard, expected: Heard| {
+            if heard != expected {
+                faults.push(format!("{what} with {}: {heard:?}, not {expected:?}", credential.name));
+            }
+        };
+        for (address, may) in CHANNELS {
+            for path in ["/v1/live", "/v1/poll"] {
+                for way in [Way::Header, Way::Ticket, Way::Cookie] {
+                    let expected = match credential.is.map(|who| expected(*may, who, 200)) {
+                        Err(slug) => refusal(way, slug, false),
+                        Ok((200, _)) => Heard::Snapshot,
+                        Ok((status, slug)) => Heard::Refused(status, slug.unwrap_or_default().to_owned()),
+                    };
+                    let presented = present(&system, credential, way).await;
+                    let heard = listen(reader, path, &name_of(address), &presented).await;
+                    check(format!("{path} of {address} by {way:?}"), heard, expected);
+                }
+            }
+        }
+        for path in ["/ws", "/ws/admin"] {
+            for way in [Way::Header, Way::Ticket, Way::Cookie, Way::Protocol, Way::Connect] {
+                let presented = present(&system, credential, way).await;
+                let mut socket = match (connect(reader, path, &presented).await, credential.is) {
+                    (Ok(socket), Ok(who)) if path == "/ws" || who == Who::Admin => socket,
+                    (outcome, is) => {
+                        let expected = is.map_or_else(|slug| refusal(way, slug, true), |_| Heard::Closed(4503));
+                        let heard = outcome.err().unwrap_or(Heard::Snapshot);
+                        check(format!("{path} by {way:?}"), heard, expected);
+                        continue;
+                    }
+                };
+                for (address, may) in CHANNELS {
+                    let is_allowed = credential.is.is_ok_and(|who| expected(*may, who, 200).0 == 200);
+                    let expected = if is_allowed { Heard::Snapshot } else { Heard::Error(103) };
+                    let heard = subscribe(&mut socket, &name_of(address)).await;
+                    check(format!("{path}, {address}, by {way:?}"), heard, expected);
+                }
+                // Who looks at an order is for staff; nobody publishes.
+                let is_staff = matches!(credential.is, Ok(Who::Staff | Who::Admin));
+                for (command, code) in [
+                    ("presence", (!is_staff).then_some(103)),
+                    ("presence_stats", (!is_staff).then_some(103)),
+                    ("publish", Some(103)),
+                    ("rpc", Some(103)),
+                    ("history", Some(108)),
+                ] {
+                    let reply = socket.call(command, json!({"channel": name_of("order:{id}"), "data": {}})).await;
+                    let heard = reply["error"]["code"].as_u64().map_or(Heard::Snapshot, Heard::Error);
+                    check(format!("{path}, {command} by {way:?}"), heard, code.map_or(Heard::Snapshot, Heard::Error));
+                }
+            }
+        }
+    }
+    none(&faults);
+    worse_credentials_first(&system, &name_of("order:{id}")).await;
+    a_ticket_ends_with_its_token(&system, &name_of("order:{id}")).await;
+}
+
+/// What is presented in several ways counts by the first of them, also where it is not believed.
+async fn worse_credentials_first(system: &TestSystem, channel: &str) {
+    let reader = system.reader();
+    let good = Credential { name: "owner".to_owned(), token: Some(token(OWNER, "customer")), is: Ok(Who::Owner) };
+    for way in [Way::Ticket, Way::Cookie] {
+        let mut both = present(system, &good, way).await;
+        both.headers.push(("authorization", "Bearer nonsense".to_owned()));
+        for path in ["/v1/live", "/v1/poll"] {
+            let heard = listen(reader, path, channel, &both).await;
+            assert_eq!(heard, Heard::Refused(401, "invalid-token".to_owned()), "{path}: {way:?} beside a bad header");
+        }
+        assert_eq!(connect(reader, "/ws", &both).await.err(), Some(Heard::Closed(3500)), "{way:?}");
+    }
+    // A cookie counts for a page of an allowed origin only.
+    let cookie = present(system, &good, Way::Cookie).await.headers.remove(0);
+    for (origin, expected) in [
+        (None, Heard::Refused(401, "authentication-required".to_owned())),
+        (Some("https://evil.test"), Heard::Refused(403, "origin-not-allowed".to_owned())),
+        (Some("null"), Heard::Refused(403, "origin-not-allowed".to_owned())),
+    ] {
+        let mut headers = vec![cookie.clone()];
+        headers.extend(origin.map(|origin| ("origin", origin.to_owned())));
+        let presented = Presented { query: String::new(), headers, connect: json!({}) };
+        assert_eq!(listen(reader, "/v1/poll", channel, &presented).await, expected, "{origin:?}");
+    }
+}
+
+/// A ticket opens one connection, and none once the token behind it is revoked.
+async fn a_ticket_ends_with_its_token(system: &TestSystem, channel: &str) {
+    let reader = system.reader();
+    let refused = Heard::Refused(401, "invalid-ticket".to_owned());
+    let credential = |jti: &str| {
+        let token = Some(signed(&claims(json!({"jti": jti}))));
+        Credential { name: jti.to_owned(), token, is: Ok(Who::Owner) }
+    };
+    let used = present(system, &credential("once"), Way::Ticket).await;
+    assert_eq!(listen(reader, "/v1/poll", channel, &used).await, Heard::Snapshot);
+    for path in ["/v1/poll", "/v1/live"] {
+        assert_eq!(listen(reader, path, channel, &used).await, refused, "{path} with a ticket that was used");
+    }
+    assert_eq!(connect(reader, "/ws", &used).await.err(), Some(Heard::Closed(3500)));
+    let late = present(system, &credential("revoked-later"), Way::Ticket).await;
+    let what = json!({"token_id": "revoked-later"});
+    reader.post("/v1/admin/revocations").json(what).send().await.expect(201);
+    assert_eq!(listen(reader, "/v1/live", channel, &late).await, refused, "with a ticket of a token that was revoked");
+}
+
+/// What a client can compare of an answer, without what differs each time.
+fn comparable(answer: &Answer, id: &str) -> String {
+    let mut lines = vec![answer.status.to_string()];
+    let varying = ["date", "x-request-id"];
+    for (name, value) in answer.headers.iter().filter(|(name, _)| !varying.contains(&name.as_str())) {
+        lines.push(format!("{name}: {value:?}"));
+    }
+    lines.sort_unstable();
+    let mut body = String::from_utf8_lossy(&answer.body).replace(id, "{id}");
+    if let Some(request_id) = answer.header("x-request-id") {
+        body = body.replace(request_id, "{request_id}");
+    }
+    lines.push(body);
+    lines.join("\n")
+}
+
+/// Another customer cannot tell an order or a customer of somebody else from one that does not exist: not by the answer,
+/// and not by how long it takes.
+async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
+    let other = token(OTHER, "customer");
+    // Somebody whose list is compared with that of nobody has orders.
+    let own = OPERATIONS.iter().filter(|operation| matches!(operation.may, May::Own(_)));
+    let own: Vec<&Operation> = own.collect();
+    let mut orders = Orders::create(&system, "hidden", own.len() + ASKED).await;
+    let mut faults = Vec::new();
+    for operation in &own {
+        let (order, missing) = (orders.next(), format!("absent-{:05}", orders.next));
+        assert_eq!(order.len(), missing.len(), "lengths tell nothing apart");
+        let foreign = request(&system, operation, &order, OWNER).token(&other).send().await;
+        let absent = request(&system, operation, &missing, NOBODY).token(&other).send().await;
+        let foreign = comparable(&foreign, &order).replace(OWNER, "{owner}");
+        let absent = comparable(&absent, &missing).replace(NOBODY, "{owner}");
+        if foreign != absent {
+            faults.push(format!("{}: not yours:\n{foreign}\nnot there:\n{absent}", operation.name()));
+        }
+    }
+    let mut socket = Socket::connect(system.reader(), &other).await;
+    for (address, may) in CHANNELS {
+        if !matches!(may, May::Own(_)) {
+            continue;
+        }
+        let order = orders.next();
+        let (there, absent) = match *address {
+            "customer:{id}" => (address.replace("{id}", OWNER), address.replace("{id}", NOBODY)),
+            _ => (address.replace("{id}", &order), address.replace("{id}", &order.replace("hidden", "absent"))),
+        };
+        let error = async |socket: &mut Socket, channel: &str| {
+            socket.call("subscribe", json!({"channel": channel})).await["error"]
+                .to_string()
+                .replace(channel, "{channel}")
+        };
+        let (foreign, missing) = (error(&mut socket, &there).await, error(&mut socket, &absent).await);
+        if foreign != missing {
+            faults.push(format!("a subscription to {address}: not yours: {foreign}, not there: {missing}"));
+        }
+        for path in ["/v1/live", "/v1/poll"] {
+            let ask = |channel: &str| system.get(&format!("{path}?channel={channel}")).token(&other).send();
+            let (foreign, missing) = (ask(&there).await, ask(&absent).await);
+            let (foreign, missing) = (comparable(&foreign, &there), comparable(&missing, &absent));
+            if foreign != missing {
+                faults.push(format!("{path} of {address}: not yours:\n{foreign}\nnot there:\n{missing}"));
+            }
+        }
+    }
+    none(&faults);
+    for operation in own {
+        let ask = async |order: &str, owner: &str| {
+            request(&system, operation, order, owner).token(&other).send().await;
+        };
+        same_class_of_time(&operation.name(), ask).await;
+    }
+    for path in ["/v1/live", "/v1/poll"] {
+        let ask = async |order: &str, _: &str| {
+            let path = format!("{path}?channel=order:{order}");
+            system.get(&path).token(&other).send().await.expect_problem(404, "channel-not-found");
+        };
+        same_class_of_time(&format!("{path} of order:{{id}}"), ask).await;
+    }
+}
+
+/// Requests of each kind whose times are compared.
+const ASKED: usize = 100;
+/// How often that is done before a difference counts: a busy machine makes some.
+const TRIES: usize = 3;
+/// A difference that can be measured over a network: so many times as long, and by so much.
+const TIMES_MAX: f64 = 3.0;
+const LONGER_MS: f64 = 1.0;
+
+/// Demands that what is another's and what is not there take about as long: medians of interleaved requests.
+async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
+    let mut measured = Vec::new();
+    for _ in 0..TRIES {
+        let (mut foreign, mut absent) = (Vec::new(), Vec::new());
+        for number in 0..ASKED {
+            let (there, missing) = (format!("hidden-{number:05}"), format!("absent-{number:05}"));
+            let mut timed = [(&mut foreign, there, OWNER), (&mut absent, missing, NOBODY)];
+            // Neither comes first each time.
+            if number % 2 == 1 {
+                timed.reverse();
+            }
+            for (times, order, owner) in timed {
+                let started = Instant::now();
+                ask(&order, owner).await;
+                times.push(started.elapsed().as_secs_f64() * 1_000.0);
+            }
+        }
+        let (foreign, absent) = (median(foreign), median(absent));
+        measured.push((foreign, absent));
+        let (shorter, longer) = (foreign.min(absent), foreign.max(absent));
+        if longer < shorter * TIMES_MAX || longer - shorter < LONGER_MS {
+            return;
+        }
+    }
+    panic!("{what}: ms for what is not yours and what is not there, medians: {measured:?}");
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// While the read models are behind, nobody knows yet whether an order is there: another customer is told the same of one
+/// that is, after the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_model_that_is_behind_tells_nothing() {
+    let builder = without_rate(TestSystem::builder(Mode::Scaled).processes(&["write,read", "project"]));
+    let mut system = builder.start().await;
+    let mut orders = Orders::create(&system, "hidden", 1).await;
+    let (order, missing) = (orders.next(), "absent-00000");
+    system.dockets[1].kill9();
+    system.post("/v1/orders").json(json!({"customer_id": OWNER})).send().await.expect(201);
+    let other = token(OTHER, "customer");
+    let mut socket = Socket::connect(system.reader(), &other).await;
+    for path in ["/v1/live", "/v1/poll"] {
+        let ask = async |order: &str| {
+            let started = Instant::now();
+            let path = format!("{path}?channel=order:{order}");
+            let answer = comparable(&system.get(&path).token(&other).send().await, order);
+            (answer, started.elapsed())
+        };
+        let ((foreign, one), (absent, another)) = (ask(&order).await, ask(missing).await);
+        assert_eq!(foreign, absent, "{path}: not yours, and not there");
+        let (shorter, longer) = (one.min(another), one.max(another));
+        assert!(longer < shorter * 3, "{path}: {one:?} for what is not yours, {another:?} for what is not there");
+    }
+    let mut error = async |order: &str| {
+        socket.call("subscribe", json!({"channel": format!("order:{order}")})).await["error"].to_string()
+    };
+    assert_eq!(error(&order).await, error(missing).await, "a subscription");
+}

@@ -1,9 +1,11 @@
 //! The stories of Docket, each told to an embedded and a scaled system where both can live it.
 
+mod authorization;
 mod campaign;
 mod concurrency;
 mod database;
 mod edges;
+mod hostile;
 mod idempotency;
 mod import;
 mod live;

@@ -424,7 +424,7 @@ fn check(request: &Request) -> Result<(), Problem> {
     }
     let has_host = match headers.get(HOST) {
         None => request.version() < Version::HTTP_11,
-        Some(host) => !host.as_bytes().iter().any(|byte| b" \t,/\\@?#".contains(byte)),
+        Some(host) => host.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b",/\\@?#".contains(byte)),
     };
     if !has_host {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-host", "The header Host cannot be used")
@@ -699,6 +699,7 @@ mod tests {
             ("GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n".to_owned(), 400, "duplicate-header"),
             ("GET / HTTP/1.1\r\nconnection: close\r\nhost: a, b\r\n".to_owned(), 400, "invalid-host"),
             ("GET / HTTP/1.1\r\nconnection: close\r\nhost: me@a\r\n".to_owned(), 400, "invalid-host"),
+            ("GET / HTTP/1.1\r\nconnection: close\r\nhost: \u{e9}\r\n".to_owned(), 400, "invalid-host"),
             (format!("{post}host: x\r\nauthorization: a\r\nAuthorization: b\r\n"), 400, "duplicate-header"),
             (format!("{post}host: x\r\nidempotency-key: a\r\nidempotency-key: a\r\n"), 400, "duplicate-header"),
             (format!("{post}host: x\r\ncontent-type: a/b\r\ncontent-type: a/b\r\n"), 400, "duplicate-header"),

@@ -85,7 +85,7 @@ enum Case {
 #[derive(Debug, Args)]
 struct Create {
     /// Keep-alive HTTP/1.1 connections.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=15_000))]
     connections: u32,
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
@@ -104,7 +104,7 @@ struct Create {
 #[derive(Debug, Args)]
 struct Operations {
     /// Keep-alive HTTP/1.1 connections.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=15_000))]
     connections: u32,
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]

@@ -5,17 +5,20 @@
 //! conflict, the others are not disturbed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry::{Context, KeyValue};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::error::{AppendError, Error};
 use crate::event::{NewEvent, RecordedEvent, metadata_text};
 use crate::log::Log;
 use crate::metrics::METRICS;
 use crate::now_us;
+use crate::queue::{Limits, Queue, Refused};
+use crate::settings::Settings;
 use crate::tail::Tail;
 use crate::trace;
 
@@ -30,8 +33,14 @@ pub struct Append {
     pub expected_version: i64,
     /// Its events; may be empty where only an idempotency row is to be kept.
     pub events: Vec<NewEvent>,
+    /// Position of the event at `expected_version`: what an append without events answers with.
+    pub last_position: i64,
     /// What to remember of the answer, where the request had an idempotency key.
     pub idempotency: Option<Idempotency>,
+    /// Who asks, as a number: the appender's time is shared equally between sources.
+    pub source: u64,
+    /// Waits until there is room, however long that takes, and is never shed.
+    pub is_patient: bool,
     /// Span of the append, where the request is traced: it is linked with that of the transaction.
     pub trace: Option<Context>,
 }
@@ -54,14 +63,22 @@ pub struct Idempotency {
 pub struct Appended {
     /// The aggregate's version after it.
     pub version: i64,
-    /// Position of its last event; for an append without events, the log's head.
+    /// Position of its last event; for an append without events, the append's `last_position`.
     pub position: i64,
 }
 
 /// An append and who waits for it.
 pub(crate) struct Pending {
     pub(crate) append: Append,
-    reply: oneshot::Sender<Result<Appended, AppendError>>,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What became of an append, and when that was known.
+type Reply = (Instant, Result<Appended, AppendError>);
+
+/// Answers; a requester that went away has no use for it.
+fn answer(reply: oneshot::Sender<Reply>, at: Instant, outcome: Result<Appended, AppendError>) {
+    let _ = reply.send((at, outcome));
 }
 
 /// What the transaction found when it held the lock.
@@ -109,7 +126,8 @@ pub(crate) fn plan(batch: &[&Append], mut found: Found) -> Plan {
             }
             *version += append.events.len() as i64;
             head += append.events.len() as i64;
-            Ok(Appended { version: *version, position: head })
+            let position = if append.events.is_empty() { append.last_position } else { head };
+            Ok(Appended { version: *version, position })
         })
         .collect();
     Plan { outcomes, head, recorded_at: now_us() }
@@ -130,29 +148,48 @@ pub(crate) fn assumed(batch: &[&Append], head: i64) -> Option<Plan> {
     Some(plan(batch, Found { head, versions, keys: HashSet::new() }))
 }
 
-/// Hands appends to the one task that writes.
+/// Hands appends to the one task that writes. When the last clone is dropped, that task finishes what was queued and
+/// ends.
 #[derive(Clone)]
-pub(crate) struct Appender {
-    queue: mpsc::Sender<Pending>,
+pub(crate) struct Appender(Arc<Entrance>);
+
+struct Entrance(Arc<Queue<Pending>>);
+
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
-/// How long an append may wait for a place in the queue.
-const QUEUE_WAIT: Duration = Duration::from_secs(5);
-
 impl Appender {
-    /// Starts the task. It ends when the last handle is dropped and the queue is empty, so that what was taken is
-    /// finished; `head` is told each new head of the log.
+    /// Starts the task; `head` is told each new head of the log.
     pub(crate) fn start(
         log: Log,
-        batch_events_max: usize,
-        queue_max: usize,
+        settings: &Settings,
         head: watch::Sender<i64>,
         tail: Tail,
         tracker: &tokio_util::task::TaskTracker,
-    ) -> Self {
-        let (queue, waiting) = mpsc::channel(queue_max);
-        tracker.spawn(run(Committer { log, head, tail }, batch_events_max, waiting));
-        Self { queue }
+    ) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::new(Limits {
+            commands_max: settings.append_queue_max,
+            batch_events_max: settings.append_batch_events_max,
+            wait_max: settings.append_wait_max(),
+        }));
+        let task = tracker.track_future(run(Committer { log, head, tail }, queue.clone()));
+        // On a thread of its own: a commit takes several steps, and each would wait behind all the requests that are ready.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
+        Ok(Self(Arc::new(Entrance(queue))))
+    }
+
+    /// Whether an append of this source would be shed now.
+    pub(crate) fn is_overloaded(&self, source: u64) -> bool {
+        self.0.0.is_overloaded(source)
+    }
+
+    /// Whether answers wait for the processor rather than for the database.
+    pub(crate) fn is_short_of_processor(&self) -> bool {
+        self.0.0.is_short_of_processor()
     }
 
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
@@ -163,13 +200,21 @@ impl Appender {
     }
 
     async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
-        let (reply, answer) = oneshot::channel();
-        match tokio::time::timeout(QUEUE_WAIT, self.queue.send(Pending { append, reply })).await {
-            Err(_) => return Err(Error::Overloaded.into()),
-            Ok(Err(_)) => return Err(Error::Closing.into()),
-            Ok(Ok(())) => {}
+        let queue = &self.0.0;
+        let (reply, answered) = oneshot::channel();
+        let (source, events, is_patient) = (append.source, append.events.len(), append.is_patient);
+        let pending = Pending { append, reply };
+        match is_patient {
+            true => queue.push_patiently(source, events, pending).await.ok_or(Error::Closing)?,
+            false => queue.push(source, events, pending).map_err(|refused| match refused {
+                Refused::Full(_) => Error::Overloaded,
+                Refused::Closed => Error::Closing,
+            })?,
         }
-        answer.await.unwrap_or(Err(Error::Closing.into()))
+        let _under_way = queue.enter();
+        let (at, outcome) = answered.await.map_err(|_| Error::Closing)?;
+        queue.answered(at.elapsed());
+        outcome
     }
 }
 
@@ -183,21 +228,17 @@ struct Committer {
     tail: Tail,
 }
 
-async fn run(committer: Committer, batch_events_max: usize, mut waiting: mpsc::Receiver<Pending>) {
-    while let Some(first) = waiting.recv().await {
-        let mut events = first.append.events.len();
-        let mut batch = vec![first];
-        while events < batch_events_max {
-            let Ok(next) = waiting.try_recv() else { break };
-            events += next.append.events.len();
-            batch.push(next);
-        }
-        METRICS.queue.record(waiting.len() as u64, &[]);
+async fn run(committer: Committer, queue: Arc<Queue<Pending>>) {
+    while let Some((batch, behind)) = queue.take().await {
+        METRICS.queue.record(behind as u64, &[]);
         METRICS.batch_size.record(batch.len() as u64, &[]);
-        if let Err(Silent(waited)) = committer.write(batch).await {
+        let events = batch.iter().map(|pending| pending.append.events.len()).sum();
+        let outcome = committer.write(batch).await;
+        queue.written(events);
+        if let Err(Silent(waited)) = outcome {
             // Those behind it have waited as long, and would each wait as long again.
-            while let Ok(next) = waiting.try_recv() {
-                let _ = next.reply.send(Err(Error::Silent(waited).into()));
+            for next in queue.drain() {
+                answer(next.reply, Instant::now(), Err(Error::Silent(waited).into()));
             }
         }
     }
@@ -243,7 +284,7 @@ impl Committer {
                         Error::Database(error) => Error::Database(sqlx::Error::Protocol(error.to_string())),
                         other => Error::Stored(other.to_string()),
                     };
-                    let _ = pending.reply.send(Err(of_each.into()));
+                    answer(pending.reply, Instant::now(), Err(of_each.into()));
                 }
                 if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
             }
@@ -271,9 +312,9 @@ impl Committer {
             *known = plan.head.max(*known);
             newer
         });
+        let at = Instant::now();
         for (reply, outcome) in answers {
-            // A requester that went away has no use for its answer.
-            let _ = reply.send(outcome);
+            answer(reply, at, outcome);
         }
     }
 }
@@ -323,6 +364,9 @@ mod tests {
             aggregate_id: id.into(),
             expected_version,
             events: vec![event; events],
+            last_position: 7,
+            source: 0,
+            is_patient: false,
             idempotency: key.map(|key| Idempotency {
                 scope: "s".into(),
                 key: key.into(),
@@ -344,6 +388,15 @@ mod tests {
         assert!(matches!(plan.outcomes[1], Err(AppendError::Conflict { expected: 0, actual: 2 })));
         assert!(matches!(plan.outcomes[2], Ok(Appended { version: 3, position: 13 })));
         assert!(matches!(plan.outcomes[3], Ok(Appended { version: 5, position: 14 })));
+    }
+
+    #[test]
+    fn an_append_without_events_answers_with_its_own_last_position() {
+        let batch = [append("b", 4, 0, None), append("a", 0, 1, None)];
+        let found = Found { head: 10, versions: HashMap::from([("order/b".into(), 4)]), keys: HashSet::new() };
+        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
+        assert!(matches!(plan.outcomes[0], Ok(Appended { version: 4, position: 7 })));
+        assert!(matches!(plan.outcomes[1], Ok(Appended { version: 1, position: 11 })));
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub enum Error {
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
     Stored(String),
-    /// More waits to be written than the queue may hold; ask again later.
-    #[error("the append queue is full")]
+    /// More waits than can be written in time; ask again later.
+    #[error("more commands wait than can be written in time")]
     Overloaded,
     /// The store is shutting down.
     #[error("the store is closing")]

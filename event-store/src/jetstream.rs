@@ -453,6 +453,9 @@ mod tests {
                 aggregate_id: format!("a-{head}"),
                 expected_version: 0,
                 events: (1..=count).map(event).collect(),
+                last_position: 0,
+                source: 0,
+                is_patient: false,
                 idempotency: None,
                 trace: None,
             };

@@ -15,6 +15,7 @@ pub mod log;
 mod metrics;
 mod postgres;
 mod privileges;
+mod queue;
 pub mod settings;
 mod sqlite;
 pub mod store;

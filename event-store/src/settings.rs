@@ -1,5 +1,7 @@
 //! Where the log lives and how much of it is in flight.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -23,8 +25,11 @@ pub struct Settings {
     pub nats_stream_bytes_max: i64,
     /// Events in one append transaction, at most (one command's events always stay together).
     pub append_batch_events_max: usize,
-    /// Commands that may wait for the appender; more are answered 503.
+    /// Commands that may wait for the appender, half of them of one principal; more are answered 503.
     pub append_queue_max: usize,
+    /// How long a command may be expected to wait for the appender or for its order, in milliseconds; else it is answered
+    /// 503 at once.
+    pub append_wait_ms_max: u64,
     /// Connections for queries (PostgreSQL) or readers (SQLite).
     pub connections_max: u32,
     /// Orders kept in memory on the write side.
@@ -38,6 +43,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How long a command may be expected to wait.
+    pub fn append_wait_max(&self) -> Duration {
+        Duration::from_millis(self.append_wait_ms_max)
+    }
+
     /// Whether they can work, as far as that can be told without trying.
     ///
     /// # Errors
@@ -74,6 +84,7 @@ impl Settings {
         let at_least_one = [
             ("append_batch_events_max", self.append_batch_events_max as i64),
             ("append_queue_max", self.append_queue_max as i64),
+            ("append_wait_ms_max", i64::try_from(self.append_wait_ms_max).unwrap_or(i64::MAX)),
             ("connections_max", self.connections_max.into()),
             ("snapshot_every_events", self.snapshot_every_events),
         ];
@@ -109,6 +120,7 @@ impl Default for Settings {
             nats_stream_bytes_max: 1 << 30,
             append_batch_events_max: 4_000,
             append_queue_max: 8_192,
+            append_wait_ms_max: 700,
             connections_max: 8,
             cache_aggregates_max: 10_000,
             snapshot_every_events: 200,

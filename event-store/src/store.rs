@@ -105,14 +105,8 @@ async fn start(
         "" => None,
         _ => Some(Bus::connect(&settings, incarnation.clone()).await?),
     };
-    let appender = Appender::start(
-        log.clone(),
-        settings.append_batch_events_max,
-        settings.append_queue_max,
-        head.clone(),
-        tail.clone(),
-        &tracker,
-    );
+    let appender = Appender::start(log.clone(), &settings, head.clone(), tail.clone(), &tracker)
+        .map_err(|error| Error::Settings(format!("the appender cannot start: {error}")))?;
     if let Database::Sqlite(log) = &log.database {
         tracker.spawn(log.disk.clone().watch(stop.clone()));
     }
@@ -153,6 +147,22 @@ impl Store {
             return Err(Error::Storage(trouble).into());
         }
         self.inner.appender.append(append).await
+    }
+
+    /// Whether an append of this source would be refused with [`Error::Overloaded`] now: what leads to one need not be
+    /// done.
+    pub fn is_overloaded(&self, source: u64) -> bool {
+        self.inner.appender.is_overloaded(source)
+    }
+
+    /// Whether answers wait for the processor rather than for the database: then every refusal costs what is lacking.
+    pub fn is_short_of_processor(&self) -> bool {
+        self.inner.appender.is_short_of_processor()
+    }
+
+    /// How long an append may be expected to wait.
+    pub fn append_wait_max(&self) -> Duration {
+        self.inner.settings.append_wait_max()
     }
 
     /// Removes the JetStream stream that this log has filled, or, with `of_anybody`, whichever has the name; whether it was

@@ -81,6 +81,9 @@ fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
         aggregate_id: id.into(),
         expected_version,
         events: events.collect(),
+        last_position: 0,
+        source: 0,
+        is_patient: false,
         idempotency: None,
         trace: None,
     }
@@ -214,7 +217,14 @@ async fn a_key_has_one_effect(backend: Backend) {
     let conflict = Append { idempotency: None, ..append("z", 3, &[1]) };
     let idempotency = Some(Idempotency { key: "k2".into(), ..idempotency("h").unwrap() });
     store.append(Append { idempotency: idempotency.clone(), ..conflict }).await.unwrap_err();
-    store.append(Append { idempotency, ..append("z", 0, &[1]) }).await.unwrap();
+    let first = store.append(Append { idempotency, ..append("z", 0, &[1]) }).await.unwrap();
+    // Nothing to write, and yet an answer to remember: that of the stream, not of the log's head.
+    store.append(append("elsewhere", 0, &[1])).await.unwrap();
+    let key = Some(Idempotency { key: "k3".into(), ..idempotency("h").unwrap() });
+    let nothing = Append { events: vec![], last_position: first.position, idempotency: key, ..append("z", 1, &[]) };
+    assert_eq!(store.append(nothing).await.unwrap(), first);
+    let remembered = store.remembered("me", "k3").await.unwrap().unwrap();
+    assert_eq!((remembered.version, remembered.position), (first.version, first.position));
 }
 
 async fn streams_and_log_agree(backend: Backend) {

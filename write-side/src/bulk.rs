@@ -270,6 +270,7 @@ fn envelope(line: u64, bytes: &[u8], principal: &Principal, context: &RequestCon
             expected_version,
             idempotency: None,
             occurred_at,
+            is_patient: true,
             request_id: context.0.clone(),
             trace: context.1.clone(),
         })

@@ -103,6 +103,7 @@ impl<T> Call<T> {
             expected_version: self.expected_version,
             idempotency,
             occurred_at: None,
+            is_patient: false,
             request_id: request_id::current(),
             trace: request_id::current_trace(),
         };

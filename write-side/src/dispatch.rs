@@ -1,6 +1,6 @@
 //! From a command to its events: load, decide, append; reload and decide again when somebody else was faster.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use cqrs_es::{Aggregate, DomainEvent};
 use domain::order::{Command, Error as Refused, Event, Order};
 use domain::values::OrderId;
 use event_store::aggregates::{Aggregates, Loaded};
-use event_store::append::{Append, Idempotency};
+use event_store::append::{Append, Appended, Idempotency};
 use event_store::error::{AppendError, Error as StoreError};
 use event_store::event::NewEvent;
 use event_store::store::Store;
@@ -30,10 +30,13 @@ use crate::metrics;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
 const ATTEMPTS: usize = 12;
-/// How long a command waits for its turn at an order.
+/// How long a command that may wait does so for its turn at an order; others wait `append_wait_ms_max`.
 const TURN_WAIT: Duration = Duration::from_secs(10);
-/// Turns are kept by hash of the order's id; two orders on one turn cost each other a wait, nothing else.
-const TURNS: usize = 4_096;
+/// How long a refusal is held back where it is the processor that is lacking: as long as `Retry-After` says.
+const REFUSAL_HELD: Duration = Duration::from_secs(1);
+/// Turns are kept by hash of the order's id. Two orders on one turn cost each other the wait for a commit, so there are many
+/// more turns than commands under way.
+const TURNS: usize = 65_536;
 
 /// What the command API works with. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +53,8 @@ struct Inner {
     /// Commands to one order in this process go one after the other: they would only conflict.
     turns: Vec<Mutex<()>>,
     in_flight: InFlight,
+    /// Makes a number of a principal. Keyed, so that nobody can choose a subject that shares another's place.
+    hasher: RandomState,
 }
 
 impl axum::extract::FromRef<WriteSide> for Authenticator {
@@ -73,6 +78,8 @@ pub struct Given {
     pub idempotency: Option<Idempotency>,
     /// When it happened; now, unless staff say otherwise.
     pub occurred_at: Option<Timestamp>,
+    /// Waits where the store does not keep up, in place of being refused.
+    pub is_patient: bool,
     /// The request's id.
     pub request_id: Option<String>,
     /// Where the request stands in its trace.
@@ -113,6 +120,7 @@ impl WriteSide {
             store,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             in_flight: InFlight::default(),
+            hasher: RandomState::new(),
         };
         Self { inner: Arc::new(inner), authenticator, stop }
     }
@@ -142,8 +150,16 @@ impl WriteSide {
     }
 
     async fn decide_and_append(&self, given: Given) -> Result<Accepted, Rejected> {
+        let source = self.inner.hasher.hash_one(&given.principal.subject);
+        if !given.is_patient && self.inner.store.is_overloaded(source) {
+            // Clients that come back at once would take the processor from the commands that were taken.
+            if self.inner.store.is_short_of_processor() {
+                tokio::time::sleep(REFUSAL_HELD).await;
+            }
+            return Err(unavailable(StoreError::Overloaded).into());
+        }
         let id = given.order_id.as_str().to_owned();
-        let _turn = self.turn(&id).await?;
+        let _turn = self.turn(&id, given.is_patient).await?;
         let mut fresh = false;
         for attempt in 0..ATTEMPTS {
             let span = trace::child("decide", SpanKind::Internal, given.trace.as_ref());
@@ -159,13 +175,16 @@ impl WriteSide {
                 Ok(events) => events,
                 Err(problem) => return Err(problem.into()),
             };
-            if events.is_empty() && given.idempotency.is_none() {
-                let position = self.inner.store.head().await.map_err(unavailable)?;
-                return Ok(Accepted { order_id: id, version: loaded.version, position });
+            let mut last = Appended { version: loaded.version, position: 0 };
+            if events.is_empty() {
+                last.position = self.position(&id, last.version).await?;
+                if given.idempotency.is_none() {
+                    return Ok(Accepted { order_id: id, version: last.version, position: last.position });
+                }
             }
             let span = trace::child("append", SpanKind::Internal, given.trace.as_ref());
             span.describe(|| vec![KeyValue::new("docket.order.id", id.clone())]);
-            let outcome = self.inner.store.append(append(&given, loaded.version, &events, &span)?).await;
+            let outcome = self.inner.store.append(append(&given, source, last, &events, &span)?).await;
             drop(span);
             match outcome {
                 Ok(appended) => {
@@ -183,7 +202,10 @@ impl WriteSide {
                 }
                 Err(AppendError::KeyUsed) => return Err(Rejected::KeyUsed),
                 Err(AppendError::Store(error)) => {
-                    self.inner.orders.forget(&id);
+                    // Of what was shed nothing can have been written.
+                    if !matches!(error, StoreError::Overloaded) {
+                        self.inner.orders.forget(&id);
+                    }
                     return Err(unavailable(error).into());
                 }
             }
@@ -194,11 +216,20 @@ impl WriteSide {
             .into())
     }
 
-    async fn turn(&self, id: &str) -> Result<MutexGuard<'_, ()>, Problem> {
+    /// Position of an order's event.
+    async fn position(&self, id: &str, version: i64) -> Result<i64, Problem> {
+        let events =
+            self.inner.store.read_stream(Order::TYPE, id, version - 1, version, 1).await.map_err(unavailable)?;
+        let missing = || unavailable(StoreError::Stored(format!("{id} has no event {version}")));
+        Ok(events.first().ok_or_else(missing)?.position)
+    }
+
+    async fn turn(&self, id: &str, is_patient: bool) -> Result<MutexGuard<'_, ()>, Problem> {
         let mut hasher = DefaultHasher::new();
         id.hash(&mut hasher);
         let turn = &self.inner.turns[hasher.finish() as usize % TURNS];
-        tokio::time::timeout(TURN_WAIT, turn.lock()).await.map_err(|_| {
+        let within = if is_patient { TURN_WAIT } else { self.inner.store.append_wait_max() };
+        tokio::time::timeout(within, turn.lock()).await.map_err(|_| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "order-busy", "The order is busy")
                 .detail("Too many commands wait for this order. Nothing was written: try again.")
                 .retry_after(1)
@@ -264,9 +295,10 @@ pub(crate) fn refused(error: &Refused) -> Problem {
 /// A store that is away, as the client is told: try again, and how to do it safely.
 pub(crate) fn unavailable(error: StoreError) -> Problem {
     if let StoreError::Overloaded = error {
-        tracing::warn!(%error, "store");
+        // There may be thousands a second: they are counted.
+        tracing::debug!(%error, "store");
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many commands wait")
-            .detail("Nothing was written. Try again in a moment.")
+            .detail("More commands wait than can be written in time. Nothing was written: try again in a moment.")
             .retry_after(1);
     }
     if let StoreError::Storage(_) = error {
@@ -305,7 +337,8 @@ struct Metadata<'a> {
     occurred_at: Timestamp,
 }
 
-fn append(given: &Given, version: i64, events: &[Event], span: &trace::Open) -> Result<Append, Problem> {
+/// `last` is the event that the command was decided on; its position is only asked for where there are no events.
+fn append(given: &Given, source: u64, last: Appended, events: &[Event], span: &trace::Open) -> Result<Append, Problem> {
     let command_id = Uuid::now_v7();
     let own_correlation = command_id.to_string();
     // What happens to the events is part of the request's trace. One that nobody records is worth no bytes in the log,
@@ -336,9 +369,12 @@ fn append(given: &Given, version: i64, events: &[Event], span: &trace::Open) -> 
     Ok(Append {
         aggregate_type: Order::TYPE,
         aggregate_id: given.order_id.as_str().to_owned(),
-        expected_version: version,
+        expected_version: last.version,
         events,
+        last_position: last.position,
         idempotency: given.idempotency.clone(),
+        source,
+        is_patient: given.is_patient,
         trace: span.context().cloned(),
     })
 }

@@ -21,7 +21,9 @@ impl Metrics {
         let metrics = Self {
             commands: meter
                 .u64_counter("docket.commands")
-                .with_description("Commands, by what became of them: accepted, refused, conflict, unavailable.")
+                .with_description(
+                    "Commands, by what became of them: accepted, refused, conflict, overloaded, unavailable.",
+                )
                 .build(),
             retries: meter
                 .u64_counter("docket.command.retries")
@@ -38,6 +40,7 @@ pub(crate) fn dispatched(command: &'static str, outcome: &Result<Accepted, Rejec
     let result = match outcome {
         Ok(_) => "accepted",
         Err(Rejected::KeyUsed) => "conflict",
+        Err(Rejected::Problem(problem)) if problem.slug() == "overloaded" => "overloaded",
         Err(Rejected::Problem(problem)) => match problem.status().as_u16() {
             409 | 412 => "conflict",
             500.. => "unavailable",

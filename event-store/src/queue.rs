@@ -1,0 +1,468 @@
+//! What waits for the appender: bounded, fair between sources, and no longer than can be written in time.
+//!
+//! Each source with something waiting has its turn in each round, worth [`TURN_EVENTS`] events (deficit round robin). So a
+//! source with thousands of commands delays another one's single command by one turn, not by thousands. Batches are as
+//! large as is written in [`BATCH_TIME`]: a command that just missed one waits that long, and the commit is still shared by
+//! hundreds.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// Events that a source may write when its turn comes.
+const TURN_EVENTS: usize = 32;
+/// How long a batch should take to write.
+const BATCH_TIME: Duration = Duration::from_millis(25);
+/// A batch may hold so many events however slow the disk is: the cost of a commit must be shared.
+const BATCH_EVENTS_MIN: usize = 512;
+/// Fewer commands than this under way are never too many: they fit into the next batch.
+const COMMANDS_NEVER_SHED: usize = 64;
+/// How long an event takes to write, until that has been measured.
+const EVENT_TIME_AT_FIRST: Duration = Duration::from_micros(10);
+/// How often a command waits for the processor: when its request arrives, when it is written, and for others that were
+/// quicker.
+const WAKES: u32 = 3;
+/// An answer that waits longer for the processor lacks it.
+const WAKE_TIME_MAX: Duration = Duration::from_millis(50);
+/// Empty queues of sources that are kept to be used again.
+const SPARE_MAX: usize = 256;
+
+/// What may wait.
+pub(crate) struct Limits {
+    /// Commands of all sources; one source may have half of them.
+    pub(crate) commands_max: usize,
+    /// Events of one batch.
+    pub(crate) batch_events_max: usize,
+    /// How long a command may be expected to wait when it is taken.
+    pub(crate) wait_max: Duration,
+}
+
+/// The queue between all requests and the one task that writes.
+pub(crate) struct Queue<T> {
+    limits: Limits,
+    waiting: Mutex<Waiting<T>>,
+    /// Something came, or nothing will come any more.
+    arrived: Notify,
+    /// A batch left, and so made room.
+    left: Notify,
+    /// Commands that were taken and whose requests do not have the answer yet.
+    under_way: AtomicUsize,
+    /// How long an answer lately waited until its request ran, in microseconds: the queue that the processor has.
+    wake_us: AtomicU64,
+}
+
+/// A command under way, until it is dropped.
+pub(crate) struct UnderWay<'a>(&'a AtomicUsize);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+struct Waiting<T> {
+    /// Those with something waiting.
+    sources: HashMap<u64, Source<T>>,
+    /// The same, in the order of their turns.
+    round: VecDeque<u64>,
+    spare: Vec<VecDeque<(usize, T)>>,
+    commands: usize,
+    events: usize,
+    /// Events of the next batch, so that it takes about [`BATCH_TIME`].
+    batch_events: usize,
+    /// How long an event takes to write, measured in large batches.
+    event_time: Duration,
+    /// Since when the appender writes.
+    writing_since: Option<Instant>,
+    is_closed: bool,
+}
+
+struct Source<T> {
+    commands: VecDeque<(usize, T)>,
+    events: usize,
+    /// Events that it may still write in its turn.
+    credit: usize,
+}
+
+/// A command was not queued.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Refused<T> {
+    /// It would wait too long; it is given back.
+    Full(T),
+    /// Nothing is written any more.
+    Closed,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let waiting = Waiting {
+            sources: HashMap::new(),
+            round: VecDeque::new(),
+            spare: Vec::new(),
+            commands: 0,
+            events: 0,
+            batch_events: limits.batch_events_max,
+            event_time: EVENT_TIME_AT_FIRST,
+            writing_since: None,
+            is_closed: false,
+        };
+        Self {
+            limits,
+            waiting: Mutex::new(waiting),
+            arrived: Notify::new(),
+            left: Notify::new(),
+            under_way: AtomicUsize::new(0),
+            wake_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a command that was queued.
+    pub(crate) fn enter(&self) -> UnderWay<'_> {
+        self.under_way.fetch_add(1, Relaxed);
+        UnderWay(&self.under_way)
+    }
+
+    /// Says how long an answer waited until its request ran.
+    pub(crate) fn answered(&self, waited: Duration) {
+        // Two at once may lose one: it is an average.
+        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        self.wake_us.store((self.wake_us.load(Relaxed) * 15).saturating_add(waited) / 16, Relaxed);
+    }
+
+    fn wake_time(&self) -> Duration {
+        Duration::from_micros(self.wake_us.load(Relaxed))
+    }
+
+    /// Whether answers wait for the processor.
+    pub(crate) fn is_short_of_processor(&self) -> bool {
+        self.wake_time() > WAKE_TIME_MAX
+    }
+
+    /// Whether a command of this source would wait too long.
+    pub(crate) fn is_overloaded(&self, source: u64) -> bool {
+        self.sheds(&self.lock(), source, 1)
+    }
+
+    fn sheds(&self, waiting: &Waiting<T>, source: u64, events: usize) -> bool {
+        let expected = || waiting.expected_wait(source, events) + self.wake_time() * WAKES;
+        let under_way = self.under_way.load(Relaxed).max(waiting.commands);
+        waiting.is_full(&self.limits, source) || under_way >= COMMANDS_NEVER_SHED && expected() > self.limits.wait_max
+    }
+
+    /// Queues a command if there is room, and if it is expected to be written in time.
+    pub(crate) fn push(&self, source: u64, events: usize, command: T) -> Result<(), Refused<T>> {
+        self.enqueue(source, events, command, |waiting| self.sheds(waiting, source, events))
+    }
+
+    /// Queues a command as soon as there is room, however long it will wait; `None` once the queue is closed.
+    pub(crate) async fn push_patiently(&self, source: u64, events: usize, mut command: T) -> Option<()> {
+        loop {
+            let left = self.left.notified();
+            match self.enqueue(source, events, command, |waiting| waiting.is_full(&self.limits, source)) {
+                Ok(()) => return Some(()),
+                Err(Refused::Closed) => return None,
+                Err(Refused::Full(back)) => command = back,
+            }
+            left.await;
+        }
+    }
+
+    fn enqueue(
+        &self,
+        source: u64,
+        events: usize,
+        command: T,
+        refuses: impl FnOnce(&Waiting<T>) -> bool,
+    ) -> Result<(), Refused<T>> {
+        // A command without events is work too.
+        let events = events.max(1);
+        let mut waiting = self.lock();
+        if waiting.is_closed {
+            return Err(Refused::Closed);
+        }
+        if refuses(&waiting) {
+            return Err(Refused::Full(command));
+        }
+        waiting.add(source, events, command);
+        drop(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The next batch, and how many commands wait behind it; `None` when the queue is closed and empty.
+    pub(crate) async fn take(&self) -> Option<(Vec<T>, usize)> {
+        loop {
+            {
+                let mut waiting = self.lock();
+                if waiting.commands > 0 {
+                    let batch = waiting.batch();
+                    waiting.writing_since = Some(Instant::now());
+                    let behind = waiting.commands;
+                    return Some((batch, behind));
+                }
+                if waiting.is_closed {
+                    return None;
+                }
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Says that the batch that was taken, of so many events, has been written.
+    pub(crate) fn written(&self, events: usize) {
+        let mut waiting = self.lock();
+        if let Some(since) = waiting.writing_since.take() {
+            waiting.measure(&self.limits, events, since.elapsed());
+        }
+        drop(waiting);
+        self.left.notify_waiters();
+    }
+
+    /// All that waits: it will not be written.
+    pub(crate) fn drain(&self) -> Vec<T> {
+        let mut waiting = self.lock();
+        waiting.round.clear();
+        (waiting.commands, waiting.events) = (0, 0);
+        let sources = std::mem::take(&mut waiting.sources);
+        drop(waiting);
+        self.left.notify_waiters();
+        sources.into_values().flat_map(|source| source.commands).map(|(_, command)| command).collect()
+    }
+
+    /// Takes nothing more; what waits is still given out.
+    pub(crate) fn close(&self) {
+        self.lock().is_closed = true;
+        self.arrived.notify_one();
+        self.left.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl<T> Waiting<T> {
+    fn is_full(&self, limits: &Limits, source: u64) -> bool {
+        let own = self.sources.get(&source).map_or(0, |source| source.commands.len());
+        self.commands >= limits.commands_max || own >= limits.commands_max.div_ceil(2)
+    }
+
+    /// How long one more command of a source would wait. Every other source writes as many events before it as it does
+    /// itself, or all that it has.
+    fn expected_wait(&self, source: u64, events: usize) -> Duration {
+        let own = self.sources.get(&source);
+        let sources = self.sources.len() + usize::from(own.is_none());
+        let turns = (own.map_or(0, |source| source.events) + events).max(TURN_EVENTS);
+        let ahead = self.events.min(turns.saturating_mul(sources));
+        // A batch that has taken long goes on: nobody knows for how long.
+        let writing = self.writing_since.map_or(Duration::ZERO, |since| since.elapsed());
+        writing + self.event_time.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX))
+    }
+
+    fn add(&mut self, source: u64, events: usize, command: T) {
+        let (spare, round) = (&mut self.spare, &mut self.round);
+        let source = self.sources.entry(source).or_insert_with_key(|id| {
+            round.push_back(*id);
+            Source { commands: spare.pop().unwrap_or_default(), events: 0, credit: 0 }
+        });
+        source.commands.push_back((events, command));
+        source.events += events;
+        self.commands += 1;
+        self.events += events;
+    }
+
+    /// Takes from each source in its turn until the batch is full. What is larger than a turn is saved for over several
+    /// rounds; the first command of a batch is taken whatever its size.
+    fn batch(&mut self) -> Vec<T> {
+        let mut batch = Vec::with_capacity(self.commands.min(self.batch_events));
+        let mut room = self.batch_events;
+        while room > 0 {
+            let Some(id) = self.round.pop_front() else { break };
+            let Some(source) = self.sources.get_mut(&id) else { continue };
+            source.credit += TURN_EVENTS;
+            while room > 0
+                && let Some((events, _)) = source.commands.front()
+                && *events <= source.credit
+                && let Some((events, command)) = source.commands.pop_front()
+            {
+                batch.push(command);
+                source.credit -= events;
+                source.events -= events;
+                room = room.saturating_sub(events);
+                self.commands -= 1;
+                self.events -= events;
+            }
+            if !source.commands.is_empty() {
+                self.round.push_back(id);
+            } else if let Some(Source { commands, .. }) = self.sources.remove(&id)
+                && self.spare.len() < SPARE_MAX
+                && commands.capacity() <= COMMANDS_NEVER_SHED
+            {
+                self.spare.push(commands);
+            }
+        }
+        batch
+    }
+
+    /// Adapts the size of batches to what the disk does. A small batch says nothing of a large one.
+    fn measure(&mut self, limits: &Limits, events: usize, took: Duration) {
+        if events == 0 || events < self.batch_events.min(BATCH_EVENTS_MIN) / 2 {
+            return;
+        }
+        let event_time = took.div_f64(events as f64);
+        self.event_time = (self.event_time + event_time) / 2;
+        let in_time = BATCH_TIME.div_duration_f64(self.event_time.max(Duration::from_nanos(1))) as usize;
+        self.batch_events = in_time.max(BATCH_EVENTS_MIN).min(limits.batch_events_max);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BULK: u64 = 1;
+    const SINGLE: u64 = 2;
+
+    fn queue(commands_max: usize) -> Queue<&'static str> {
+        Queue::new(Limits { commands_max, batch_events_max: 512, wait_max: Duration::from_millis(100) })
+    }
+
+    async fn batch(queue: &Queue<&'static str>) -> Vec<&'static str> {
+        queue.take().await.expect("something waits").0
+    }
+
+    #[tokio::test]
+    async fn a_single_command_waits_for_one_turn_of_a_source_with_thousands() {
+        let queue = queue(8_192);
+        for _ in 0..2_000 {
+            queue.push(BULK, 1, "bulk").unwrap();
+        }
+        queue.push(SINGLE, 1, "single").unwrap();
+        let batch = batch(&queue).await;
+        assert_eq!(batch.len(), 512);
+        assert_eq!(batch.iter().position(|command| *command == "single"), Some(TURN_EVENTS));
+    }
+
+    #[tokio::test]
+    async fn turns_are_counted_in_events() {
+        let queue = queue(8_192);
+        for _ in 0..100 {
+            queue.push(BULK, 64, "large").unwrap();
+            queue.push(SINGLE, 1, "small").unwrap();
+            queue.push(SINGLE, 1, "small").unwrap();
+        }
+        let batch = batch(&queue).await;
+        let large = batch.iter().filter(|command| **command == "large").count();
+        assert!((3..=5).contains(&large), "{large} of 64 events beside {} of 1", batch.len() - large);
+    }
+
+    #[tokio::test]
+    async fn each_source_is_taken_in_order_and_nothing_is_lost() {
+        let queue = Queue::new(Limits { commands_max: 10_000, batch_events_max: 100, wait_max: Duration::MAX });
+        for number in 0..900_usize {
+            queue.push(number as u64 % 7, number % 5 * 20, number).unwrap();
+        }
+        queue.close();
+        assert_eq!(queue.push(1, 1, 0), Err(Refused::Closed));
+        let mut taken: Vec<usize> = vec![];
+        while let Some((batch, _)) = queue.take().await {
+            assert!(!batch.is_empty());
+            taken.extend(batch);
+        }
+        for source in 0..7 {
+            let of_it: Vec<_> = taken.iter().filter(|number| *number % 7 == source).collect();
+            assert!(of_it.is_sorted());
+        }
+        taken.sort_unstable();
+        assert!(taken.into_iter().eq(0..900));
+    }
+
+    #[tokio::test]
+    async fn a_source_has_half_of_the_queue_at_most() {
+        let queue = queue(10);
+        for _ in 0..5 {
+            queue.push(BULK, 1, "bulk").unwrap();
+        }
+        assert_eq!(queue.push(BULK, 1, "one too many"), Err(Refused::Full("one too many")));
+        for _ in 0..5 {
+            queue.push(SINGLE, 1, "single").unwrap();
+        }
+        assert!(queue.is_overloaded(3), "it is full");
+        assert_eq!(queue.push(3, 1, "third"), Err(Refused::Full("third")));
+    }
+
+    #[tokio::test]
+    async fn what_waits_patiently_is_taken_when_there_is_room() {
+        let queue = std::sync::Arc::new(queue(2));
+        queue.push(BULK, 1, "first").unwrap();
+        let waiting = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.push_patiently(BULK, 1, "patient").await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(batch(&queue).await, ["first"]);
+        queue.written(1);
+        assert_eq!(waiting.await.unwrap(), Some(()));
+        assert_eq!(batch(&queue).await, ["patient"]);
+    }
+
+    #[tokio::test]
+    async fn more_than_can_be_written_in_time_is_shed_and_a_source_without_a_backlog_is_not() {
+        let queue = queue(8_192);
+        // A disk that writes 512 events in 256 ms: 200 fit into 100 ms.
+        for _ in 0..20 {
+            queue.lock().measure(&queue.limits, 512, Duration::from_millis(256));
+        }
+        let taken = (0..1_000).take_while(|_| queue.push(BULK, 1, "bulk").is_ok()).count();
+        assert!((150..=250).contains(&taken), "{taken}");
+        assert!(queue.is_overloaded(BULK));
+        assert!(!queue.is_overloaded(SINGLE), "others wait for a turn, not for the backlog");
+        queue.push(SINGLE, 1, "single").unwrap();
+    }
+
+    #[tokio::test]
+    async fn few_commands_are_never_shed_and_many_are_while_the_disk_does_not_answer() {
+        let queue = queue(8_192);
+        queue.push(BULK, 1, "written").unwrap();
+        batch(&queue).await;
+        queue.lock().writing_since = Instant::now().checked_sub(Duration::from_secs(1));
+        let taken = (0..1_000).take_while(|number| queue.push(*number, 1, "waits").is_ok()).count();
+        assert_eq!(taken, COMMANDS_NEVER_SHED);
+        queue.written(1);
+        assert!(!queue.is_overloaded(BULK));
+    }
+
+    #[tokio::test]
+    async fn commands_are_shed_while_answers_wait_for_the_processor() {
+        let queue = queue(8_192);
+        let mut under_way: Vec<_> = (0..COMMANDS_NEVER_SHED).map(|_| queue.enter()).collect();
+        assert!(!queue.is_overloaded(SINGLE));
+        for _ in 0..50 {
+            queue.answered(Duration::from_millis(60));
+        }
+        assert!(queue.is_short_of_processor() && queue.is_overloaded(SINGLE), "three times 60 ms are more than 100");
+        under_way.pop();
+        assert!(!queue.is_overloaded(SINGLE), "so few are never shed: their answers say when the processor is free");
+        (0..100).for_each(|_| queue.answered(Duration::from_micros(50)));
+        assert!(!queue.is_short_of_processor());
+    }
+
+    #[test]
+    fn batches_are_as_large_as_the_disk_writes_in_time() {
+        let queue: Queue<()> =
+            Queue::new(Limits { commands_max: 1, batch_events_max: 4_000, wait_max: Duration::ZERO });
+        let batch_after = |events: usize, took_ms| {
+            for _ in 0..20 {
+                queue.lock().measure(&queue.limits, events, Duration::from_millis(took_ms));
+            }
+            queue.lock().batch_events
+        };
+        assert_eq!(batch_after(4_000, 20), 4_000);
+        assert!((950..=1_050).contains(&batch_after(4_000, 100)));
+        assert_eq!(batch_after(1_000, 1_000), BATCH_EVENTS_MIN);
+        assert_eq!(batch_after(1, 1), BATCH_EVENTS_MIN, "a small batch says nothing");
+    }
+}

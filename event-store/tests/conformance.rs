@@ -215,9 +215,9 @@ async fn a_key_has_one_effect(backend: Backend) {
     assert_eq!(store.remembered("you", "k").await.unwrap(), None);
     // A conflict gives the key back.
     let conflict = Append { idempotency: None, ..append("z", 3, &[1]) };
-    let idempotency = Some(Idempotency { key: "k2".into(), ..idempotency("h").unwrap() });
-    store.append(Append { idempotency: idempotency.clone(), ..conflict }).await.unwrap_err();
-    let first = store.append(Append { idempotency, ..append("z", 0, &[1]) }).await.unwrap();
+    let second = Some(Idempotency { key: "k2".into(), ..idempotency("h").unwrap() });
+    store.append(Append { idempotency: second.clone(), ..conflict }).await.unwrap_err();
+    let first = store.append(Append { idempotency: second, ..append("z", 0, &[1]) }).await.unwrap();
     // Nothing to write, and yet an answer to remember: that of the stream, not of the log's head.
     store.append(append("elsewhere", 0, &[1])).await.unwrap();
     let key = Some(Idempotency { key: "k3".into(), ..idempotency("h").unwrap() });

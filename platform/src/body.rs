@@ -294,12 +294,12 @@ fn invalid_body<'de, T: Deserialize<'de>>(text: &'de str, prefix: &str, first: &
     invalid(pointer, message)
 }
 
-fn shortened(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
-        text.truncate(end);
-        text.push('…');
+/// A short text that does not keep the memory of a long one.
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
-    text
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {
@@ -487,6 +487,13 @@ mod tests {
         // Serde reads an array as a struct's fields in order.
         assert_eq!(fail("[1]", "").2["errors"][0]["message"], "must be an object, not an array");
         assert_eq!(fail("7", "").2["errors"], json!([{"pointer": "", "message": "must be an object, not 7"}]));
+    }
+
+    #[test]
+    fn what_a_client_sent_comes_back_short_and_keeps_no_memory() {
+        let short = shortened("é".repeat(900_000));
+        assert_eq!(short.chars().count(), SHOWN_CHARS_MAX + 1);
+        assert!(short.capacity() <= 4 * SHOWN_CHARS_MAX, "{} bytes", short.capacity());
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -27,10 +26,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry::KeyValue;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -38,6 +36,7 @@ use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
 use crate::body::check_encoding;
+use crate::client_stream::ClientStream;
 use crate::metrics::{self, Active};
 use crate::problem::Problem;
 use crate::proxies::Proxies;
@@ -67,8 +66,8 @@ const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
 /// What is left of a body when its request has been answered, and how long it may take to come.
-const UNREAD_BYTES_MAX: u64 = 256 * 1024;
-const UNREAD_WITHIN: Duration = Duration::from_secs(2);
+pub(crate) const UNREAD_BYTES_MAX: u64 = 256 * 1024;
+pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 /// Headers of which a request may have one only. Of two, a proxy in front may believe the other one.
 const SINGLE_HEADERS: &[&str] =
     &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];
@@ -83,9 +82,10 @@ static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
 ];
 
 /// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
-/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`; and the
-/// connection's [`ReadLimit`] beside it. Beyond `connections_max`, upgraded ones among them, a connection is answered 503 and
-/// ended.
+/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`; beside it
+/// are the connection's [`ReadLimit`](crate::client_stream::ReadLimit) and, where a request has a large body, its
+/// [`HalfDuplex`](crate::client_stream::HalfDuplex). Beyond `connections_max`, upgraded ones among them, a connection is
+/// answered 503 and ended.
 ///
 /// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
 /// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
@@ -181,12 +181,14 @@ async fn connection(
 ) {
     // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
     let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let limit = ReadLimit::default();
-    let stream = ClientStream { stream: Some(Box::pin(stream)), place: Some(place), limit: limit.clone() };
+    let stream = ClientStream::new(stream, place, WRITE_TIMEOUT);
+    let (half_duplex, limit) = (stream.half_duplex(), stream.limit());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let client = proxies.client(request.headers(), peer);
+        // What fits into one buffer is read at once, whatever the client reads.
+        if request.body().size_hint().exact().is_none_or(|bytes| bytes > HEADERS_BYTES_MAX as u64) {
+            request.extensions_mut().insert(half_duplex.clone());
+        }
         request.extensions_mut().insert(ConnectInfo(client));
         request.extensions_mut().insert(limit.clone());
         let mut app = app.clone();
@@ -211,110 +213,6 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(target: "http", %peer, %error, "connection ended with an error");
-    }
-}
-
-/// How many bytes a connection may still send: all there are, until somebody sets it. For upgraded connections, whose
-/// protocol may let a client send without end what makes no whole message.
-#[derive(Clone)]
-pub struct ReadLimit(Arc<AtomicUsize>);
-
-impl Default for ReadLimit {
-    fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(usize::MAX)))
-    }
-}
-
-impl ReadLimit {
-    /// From now on so many bytes may come; at the next one, reading fails with [`io::ErrorKind::QuotaExceeded`].
-    pub fn set(&self, bytes: usize) {
-        self.0.store(bytes, Relaxed);
-    }
-
-    fn take(&self, bytes: usize) -> io::Result<()> {
-        match self.0.load(Relaxed) {
-            usize::MAX => Ok(()),
-            left if left < bytes => Err(io::ErrorKind::QuotaExceeded.into()),
-            left => {
-                self.0.store(left - bytes, Relaxed);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A client's connection, with its place among all. Both go where the connection goes, also when it is upgraded.
-struct ClientStream {
-    /// None only while it is dropped.
-    stream: Option<Pin<Box<TimeoutStream<TcpStream>>>>,
-    place: Option<OwnedSemaphorePermit>,
-    limit: ReadLimit,
-}
-
-impl ClientStream {
-    fn stream(&mut self) -> Pin<&mut TimeoutStream<TcpStream>> {
-        self.stream.as_mut().expect("it is taken when this is dropped").as_mut()
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(self.stream().poll_read(context, buffer))?;
-        Poll::Ready(self.limit.take(buffer.filled().len() - before))
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_shutdown(context)
-    }
-}
-
-/// A connection that ends before all was read that its client sent (headers too long, a frame that breaks the protocol)
-/// would be reset by the system, and the client would lose the answer: so the rest is read, within limits.
-impl Drop for ClientStream {
-    fn drop(&mut self) {
-        let (Some(mut stream), place) = (self.stream.take(), self.place.take()) else { return };
-        let is_read = !matches!(stream.get_ref().try_read(&mut [0; 1]), Ok(1));
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if is_read {
-            return;
-        }
-        runtime.spawn(tokio::time::timeout(UNREAD_WITHIN, async move {
-            let _place = place;
-            stream.shutdown().await?;
-            let rest = stream.take(UNREAD_BYTES_MAX);
-            tokio::io::copy(&mut std::pin::pin!(rest), &mut tokio::io::sink()).await
-        }));
     }
 }
 

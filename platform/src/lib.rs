@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod body;
+pub mod client_stream;
 pub mod conditional;
 pub mod files;
 pub mod health;

@@ -19,14 +19,16 @@ use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 use serde::{Deserialize, Serialize};
 
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, Principal};
 use crate::problem::Problem;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const SWEEP_INTERVAL_SECONDS: u64 = 10;
+/// The part of the burst that streams of commands do not use: a fourth.
+const LEFT_TO_REQUESTS: u32 = 4;
 
-/// How many requests a caller may make. A caller is a token's subject; without a valid token it is the peer's address,
+/// How many requests a caller may make; a command of `POST /v1/commands` counts as one. A caller is a token's subject; without a valid token it is the peer's address,
 /// under the customers' rate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -108,6 +110,12 @@ impl Limiter {
         }
     }
 
+    /// The rate of a principal whose one request holds many commands: each costs as much as a request.
+    pub fn pace(&self, principal: &Principal) -> Pace {
+        let key = self.0.hasher.hash_one(("subject", &principal.subject));
+        Pace { limiter: self.clone(), is_staff: principal.is_staff(), key }
+    }
+
     /// Forgets, now and then, the callers whose bucket is full again. Walking all buckets may take long, so it is done
     /// aside.
     fn sweep(&self) {
@@ -122,6 +130,37 @@ impl Limiter {
                     rate.buckets.shrink_to_fit();
                 }
             });
+        }
+    }
+}
+
+/// Takes from one principal's rate what the commands of a stream cost.
+pub struct Pace {
+    limiter: Limiter,
+    is_staff: bool,
+    key: u64,
+}
+
+impl Pace {
+    /// Takes the cost of one command, as soon as it is there. Part of the burst is left to single requests of the same
+    /// principal.
+    pub async fn take(&self) {
+        self.limiter.sweep();
+        let inner = &self.limiter.0;
+        let Some(rate) = (if self.is_staff { &inner.staff } else { &inner.customer }) else { return };
+        // What is slept too long is not lost: the bucket fills meanwhile.
+        loop {
+            match rate.check(self.key) {
+                Err(wait) => tokio::time::sleep(wait).await,
+                Ok(left) => {
+                    let lacking = (rate.burst / LEFT_TO_REQUESTS).saturating_sub(left);
+                    if lacking > 0 {
+                        tokio::time::sleep(Duration::from_secs_f64(f64::from(lacking) / f64::from(rate.per_second)))
+                            .await;
+                    }
+                    return;
+                }
+            }
         }
     }
 }
@@ -234,6 +273,29 @@ mod tests {
             assert_eq!(staff.status(), 200);
             assert!(!staff.headers().contains_key(RATE_LIMIT));
         }
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_commands_is_held_to_the_rate_and_leaves_room_for_requests() {
+        let (limiter, app) = app(200, 0, 40);
+        let token = authenticator().sign("c-1", Role::Customer, Duration::from_secs(60)).unwrap();
+        let pace = limiter.pace(&authenticator().verify(&token).unwrap());
+        let began = Instant::now();
+        for _ in 0..130 {
+            pace.take().await;
+        }
+        let took = began.elapsed();
+        assert!(took > Duration::from_millis(450), "100 more than the burst leaves, at 200 a second: {took:?}");
+        for _ in 0..5 {
+            assert_eq!(ask(&app, Some(("c-1", Role::Customer)), "127.0.0.1").await.status(), 200);
+        }
+        let staff = authenticator().sign("s", Role::Staff, Duration::from_secs(60)).unwrap();
+        let pace = limiter.pace(&authenticator().verify(&staff).unwrap());
+        let began = Instant::now();
+        for _ in 0..10_000 {
+            pace.take().await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "staff have no limit here");
     }
 
     #[tokio::test]

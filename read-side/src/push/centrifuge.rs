@@ -24,7 +24,7 @@ use axum::routing::get;
 use futures::SinkExt;
 use jiff::Timestamp;
 use platform::auth::{LEEWAY_SECONDS, Principal};
-use platform::http::ReadLimit;
+use platform::client_stream::ReadLimit;
 use platform::problem::Problem;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};

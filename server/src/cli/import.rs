@@ -4,7 +4,7 @@
 //! once it is there it is confirmed. Items that the server refuses are reported with their line, left out, and the order is
 //! sent again without them. Run again, every order is found there already: nothing is doubled.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::path::Path;
@@ -29,8 +29,12 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 const TRIES_MAX: u32 = 20;
 /// How long the next result may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// Wait between two tries.
+/// Wait between two tries of one order; the others go on meanwhile.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// How often the request is sent again where the server has no room for one more, and how long it waits where it does not
+/// say.
+const REQUESTS_MAX: u32 = 30;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A line of the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -358,6 +362,8 @@ struct Sender {
     url: String,
     token: String,
     in_flight: HashMap<u64, (Order, Step)>,
+    /// Orders that are sent again, and when; the next one first.
+    again: VecDeque<(tokio::time::Instant, u64, Order, Step)>,
     summary: Summary,
 }
 
@@ -368,30 +374,14 @@ impl Sender {
             url: format!("{}/v1/commands", url.trim_end_matches('/')),
             token: token.to_owned(),
             in_flight: HashMap::new(),
+            again: VecDeque::new(),
             summary: Summary::default(),
         })
     }
 
     /// Sends every order through one request, reads the results as they come, and sends again what has to be.
     async fn send(mut self, mut orders: mpsc::Receiver<Order>) -> anyhow::Result<Summary> {
-        let (commands, body) = mpsc::unbounded_channel::<String>();
-        let body = futures::stream::unfold(body, |mut body| async {
-            let mut chunk = body.recv().await?;
-            while chunk.len() < 64 * 1024 {
-                let Ok(next) = body.try_recv() else { break };
-                chunk += &next;
-            }
-            Some((Ok::<_, std::convert::Infallible>(chunk), body))
-        });
-        let response = self
-            .client
-            .post(&self.url)
-            .bearer_auth(&self.token)
-            .header("content-type", "application/x-ndjson")
-            .body(reqwest::Body::wrap_stream(body))
-            .send()
-            .await
-            .with_context(|| format!("no server answers at {}: start one, or name it with --url", self.url))?;
+        let (commands, response) = self.open().await?;
         if !response.status().is_success() {
             let status = response.status();
             let hint = match status {
@@ -406,8 +396,14 @@ impl Sender {
         }
         let mut results = Box::pin(lines(response.bytes_stream()));
         let mut more = true;
-        while more || !self.in_flight.is_empty() {
+        while more || !self.in_flight.is_empty() || !self.again.is_empty() {
+            let due = self.again.front().map(|(due, ..)| *due);
             tokio::select! {
+                () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                    if let Some((_, id, order, step)) = self.again.pop_front() {
+                        self.command(&commands, id, order, step)?;
+                    }
+                }
                 order = orders.recv(), if more => match order {
                     Some(order) => {
                         self.summary.orders += 1;
@@ -420,11 +416,55 @@ impl Sender {
                     let result = result.context("no answer for a minute; run the import again, nothing is doubled")?;
                     let line = result.context("the server ended the answer early; run the import again, nothing is doubled")?
                         .context("the connection broke; run the import again, nothing is doubled")?;
-                    self.result(&commands, serde_json::from_slice(&line)?).await?;
+                    self.result(&commands, serde_json::from_slice(&line)?)?;
                 }
             }
         }
         Ok(self.summary)
+    }
+
+    /// Begins the one request. A server that has no room for it is asked again.
+    async fn open(&self) -> anyhow::Result<(mpsc::UnboundedSender<String>, reqwest::Response)> {
+        for request in 1.. {
+            let (commands, body) = mpsc::unbounded_channel::<String>();
+            let body = futures::stream::unfold(body, |mut body| async {
+                let mut chunk = body.recv().await?;
+                while chunk.len() < 64 * 1024 {
+                    let Ok(next) = body.try_recv() else { break };
+                    chunk += &next;
+                }
+                Some((Ok::<_, std::convert::Infallible>(chunk), body))
+            });
+            let response = self
+                .client
+                .post(&self.url)
+                .bearer_auth(&self.token)
+                .header("content-type", "application/x-ndjson")
+                .body(reqwest::Body::wrap_stream(body))
+                .send()
+                .await
+                .with_context(|| format!("no server answers at {}: start one, or name it with --url", self.url))?;
+            if !matches!(response.status().as_u16(), 429 | 503) || request == REQUESTS_MAX {
+                return Ok((commands, response));
+            }
+            let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+            tokio::time::sleep(after.map_or(RETRY_AFTER, Duration::from_secs)).await;
+        }
+        bail!("{} has no room for the import; run it again later", self.url)
+    }
+
+    /// Sends what an order waits for.
+    fn command(
+        &mut self,
+        commands: &mpsc::UnboundedSender<String>,
+        id: u64,
+        order: Order,
+        step: Step,
+    ) -> anyhow::Result<()> {
+        match step {
+            Step::Create => self.create(commands, id, order),
+            Step::Confirm { created } => self.confirm(commands, id, order, created),
+        }
     }
 
     fn create(&mut self, commands: &mpsc::UnboundedSender<String>, id: u64, order: Order) -> anyhow::Result<()> {
@@ -457,10 +497,13 @@ impl Sender {
     }
 
     /// What a result means for its order, and what comes next.
-    async fn result(&mut self, commands: &mpsc::UnboundedSender<String>, result: LineResult) -> anyhow::Result<()> {
+    fn result(&mut self, commands: &mpsc::UnboundedSender<String>, result: LineResult) -> anyhow::Result<()> {
         let Some(id) = result.id else {
             let detail = result.problem.and_then(|problem| problem.detail).unwrap_or_default();
-            bail!("the server refused a line that it could not read ({}): {detail}", result.status);
+            bail!(
+                "the server reads no further ({}): {detail} Run the import again, nothing is doubled.",
+                result.status
+            );
         };
         let Some((mut order, step)) = self.in_flight.remove(&id) else { return Ok(()) };
         let problem = result.problem.as_ref();
@@ -468,11 +511,7 @@ impl Sender {
         match (step, result.status, slug) {
             (step, 503 | 429, _) if order.tries < TRIES_MAX => {
                 order.tries += 1;
-                tokio::time::sleep(TRY_AGAIN).await;
-                match step {
-                    Step::Create => self.create(commands, id, order)?,
-                    Step::Confirm { created } => self.confirm(commands, id, order, created)?,
-                }
+                self.again.push_back((tokio::time::Instant::now() + TRY_AGAIN, id, order, step));
             }
             (Step::Create, 201, _) if order.items.is_empty() => self.summary.left_draft += 1,
             (Step::Create, 409, "order-exists") if order.items.is_empty() => self.summary.already_there += 1,

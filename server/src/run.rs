@@ -90,15 +90,14 @@ pub async fn serve(
     shutdown.tracker.spawn(authenticator.clone().follow_keys(shutdown.token.clone()));
     revocations::load(&store, &authenticator).await?;
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
+    let limiter = Limiter::new(&settings.limits, authenticator.clone());
     let (mut app, mut connections) = (Router::new(), Router::new());
     if roles.write {
         store.start_write_tasks();
-        app = app.merge(
-            api::write_side()
-                .with_state(WriteSide::new(store.clone(), authenticator.clone(), shutdown.token.clone()))
-                .split_for_parts()
-                .0,
-        );
+        let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
+        let folders = vec![settings.server.data.clone(), std::env::temp_dir()];
+        let state = WriteSide::new(store.clone(), auth, limiter.clone(), settings.write, folders, stop);
+        app = app.merge(api::write_side().with_state(state).split_for_parts().0);
     }
     if roles.project {
         shutdown.tracker.spawn(pump::run(store.clone(), settings.pump, progress.clone(), store_stop.clone()));
@@ -114,8 +113,8 @@ pub async fn serve(
         app = app.merge(api::read_side().with_state(state.clone()).split_for_parts().0);
         connections = api::connections().with_state(state).split_for_parts().0;
     }
-    app = app.merge(api::everywhere().with_state(authenticator.clone()).split_for_parts().0);
-    let app = Limiter::new(&settings.limits, authenticator).limit(app).merge(connections);
+    app = app.merge(api::everywhere().with_state(authenticator).split_for_parts().0);
+    let app = limiter.limit(app).merge(connections);
     let health = health(&store, &progress, roles);
     let mut app = app.merge(api::docs()).merge(health.router());
     match metrics_listener {

@@ -61,6 +61,8 @@ pub struct Settings {
     pub auth: platform::auth::Settings,
     /// How often.
     pub limits: platform::limits::Settings,
+    /// Commands in bulk.
+    pub write: write_side::settings::Settings,
     /// Who may listen to live updates.
     pub push: read_side::state::Settings,
     /// What is logged.
@@ -164,6 +166,7 @@ impl Settings {
             pump: part(&mut named, &names_of(&projections::settings::Settings::default()))?,
             auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
+            write: part(&mut named, &names_of(&write_side::settings::Settings::default()))?,
             push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
         };
@@ -175,6 +178,7 @@ impl Settings {
         settings.server.proxies()?;
         settings.store.check()?;
         settings.log.check()?;
+        settings.write.check().map_err(|reason| anyhow!(reason))?;
         settings.push.check().map_err(|reason| anyhow!(reason))?;
         Ok(settings)
     }
@@ -187,6 +191,7 @@ impl Settings {
             serde_json::to_value(&self.store),
             serde_json::to_value(&self.pump),
             serde_json::to_value(&self.limits),
+            serde_json::to_value(&self.write),
             serde_json::to_value(&self.push),
             serde_json::to_value(&self.log),
         ];

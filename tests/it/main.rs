@@ -9,6 +9,7 @@ mod hostile;
 mod idempotency;
 mod import;
 mod live;
+mod load;
 mod operations;
 mod outage;
 mod power;

@@ -1,14 +1,19 @@
 //! Bulk commands: NDJSON in, NDJSON out, a result a line in input order, streamed while it reads.
 //!
 //! Commands to one order keep their order, because they go to one worker; different orders go side by side and share
-//! append transactions. Every queue is bounded: a client that does not read its results is not read from.
+//! append transactions. Each line costs what a request does: where its principal's rate is used up, the next line is read
+//! later. Everything held is bounded in bytes ([`budget`]). Results wait for a client that sends first and reads afterwards
+//! ([`spool`]); where they may not grow any more, the client is not read from.
+
+pub(crate) mod budget;
+mod spool;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,31 +24,44 @@ use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body;
+use platform::client_stream::HalfDuplex;
 use platform::conditional::Versions;
+use platform::limits::Pace;
 use platform::problem::Problem;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::bulk::budget::Held;
+use crate::bulk::spool::{Reader, Spool};
 use crate::call::IDEMPOTENCY_KEY;
 use crate::dispatch::{Accepted, Given, Rejected, WriteSide};
 use crate::orders::{AddItem, CancelOrder, ChangeItem, CreateOrder, NoBody, order_id};
 
 /// A line, in bytes, at most.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of the lines of one request that are under way at once.
-const BYTES_UNDER_WAY_MAX: usize = 8 << 20;
+/// What a line counts until its result has been kept: so many bytes, and so many for each of its own. That is what its
+/// parsed form and its result may take.
+const LINE_OVERHEAD_BYTES: usize = 2 << 10;
+const BYTES_PER_LINE_BYTE: usize = 4;
+/// Bytes of the buffer that lines are read into which are kept from line to line.
+const BUFFER_BYTES_KEPT: usize = 64 << 10;
 /// Characters of a line's `id`.
 const ID_CHARS_MAX: usize = 255;
 /// How long a client may take to send the next line.
 const LINE_WITHIN: Duration = Duration::from_secs(120);
+/// How long results may be left unread while there is no room for more of them.
+const UNREAD_WITHIN: Duration = Duration::from_secs(30);
+/// How long the rest of a request is read and thrown away after its last result: the client may read only when all is sent.
+const DISCARD_WITHIN: Duration = Duration::from_secs(30);
 /// Commands under way at once in one request.
 const WORKERS: usize = 128;
-/// Results that wait for the client to read them.
-const RESULTS_MAX: usize = 1_024;
+/// Lines of one request whose results have not been kept.
+const LINES_UNDER_WAY_MAX: usize = 1_024;
 
 /// The route.
 pub fn router() -> OpenApiRouter<WriteSide> {
@@ -78,18 +96,27 @@ struct Envelope {
 /// Id and trace of the request that the lines came with.
 type RequestContext = (Option<String>, Option<opentelemetry::Context>);
 
+/// A result, and what its line holds until it has been kept.
+type Done = (LineResult, Option<Held>);
+
 struct Task {
     envelope: Envelope,
-    reply: oneshot::Sender<LineResult>,
-    /// Its bytes' place among those under way.
-    _room: OwnedSemaphorePermit,
+    reply: oneshot::Sender<Done>,
+    held: Held,
 }
 
 /// Takes many commands in one request, one JSON object a line:
 /// `{"type": "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order", "order_id": …}`
 /// with the fields of the command's own body beside them, an optional `id` that is echoed, an optional
-/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone. Where the
-/// server stops, or no line comes for 120 s, the last result has the number of the first line that was not read.
+/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
+///
+/// The answer may be read while the request is sent, or after it: results wait for a client that sends everything first, up
+/// to 128 MiB of them (an eighth of the setting `bulk_results_bytes_max`). Where they may not grow any more, the request is
+/// read no further until some are read. Each line counts as one request: where the rate is used up, the next line is read
+/// later, and none is refused for it.
+///
+/// Where the server stops, the token is revoked, no line comes for 120 s, or results that have no more room are left unread
+/// for 30 s, the last result has the number of the first line that was not read, and a problem that says why.
 #[utoipa::path(post, path = "/v1/commands", tag = "commands",
     request_body(content = String, content_type = "application/x-ndjson"),
     responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
@@ -97,6 +124,7 @@ struct Task {
 async fn commands(
     State(state): State<WriteSide>,
     principal: Principal,
+    half_duplex: Option<Extension<HalfDuplex>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -108,79 +136,126 @@ async fn commands(
             ),
         ));
     }
-    let (results, waiting) = mpsc::channel(RESULTS_MAX);
+    let spool = Arc::new(Spool::new(state.budget.enter(&principal.subject)?, UNREAD_WITHIN));
+    let (results, waiting) = mpsc::channel(LINES_UNDER_WAY_MAX);
     let context = (platform::request_id::current(), platform::request_id::current_trace());
-    tokio::spawn(read(state, principal, context, body, results));
-    let lines = futures::stream::unfold(waiting, |mut waiting: mpsc::Receiver<oneshot::Receiver<LineResult>>| async {
-        let next = waiting.recv().await?;
-        Some((next.await.ok(), waiting))
-    })
-    .filter_map(|result| std::future::ready(result.and_then(|result| serde_json::to_vec(&result).ok())));
-    // Lines that are ready together leave together.
-    let chunks = lines.ready_chunks(64).map(|lines| {
-        let mut chunk = lines.join(&b'\n');
-        chunk.push(b'\n');
-        Ok::<_, std::convert::Infallible>(Bytes::from(chunk))
+    let pace = state.limiter.pace(&principal);
+    let reading = Reading { state, principal, context, pace, spool: spool.clone(), unread: CancellationToken::new() };
+    tokio::spawn(keep(spool.clone(), waiting, reading.unread.clone()));
+    tokio::spawn(async move {
+        // Also while nothing of the answer is read.
+        let _hold = half_duplex.map(|Extension(connection)| connection.hold());
+        reading.read(body, results).await;
     });
-    let mut response = Body::from_stream(chunks).into_response();
+    let mut response = Body::from_stream(Reader::new(spool).into_stream()).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
 }
 
-/// Reads lines, gives each to the worker of its order, and queues the place of its result.
-async fn read(
+/// Keeps results for the client, in the order of their lines.
+async fn keep(spool: Arc<Spool>, mut results: mpsc::Receiver<oneshot::Receiver<Done>>, unread: CancellationToken) {
+    let mut bytes = Vec::new();
+    while let Some(result) = results.recv().await {
+        let Ok((result, held)) = result.await else { continue };
+        // Then nothing more is read, and what is under way is kept without a bound.
+        if !unread.is_cancelled() && spool.room().await.is_err() {
+            unread.cancel();
+        }
+        bytes.clear();
+        if serde_json::to_writer(&mut bytes, &result).is_ok() {
+            spool.push(&bytes).await;
+        }
+        drop(held);
+    }
+    spool.finish().await;
+}
+
+/// Reads the lines of one request.
+struct Reading {
     state: WriteSide,
     principal: Principal,
     context: RequestContext,
-    body: Body,
-    results: mpsc::Sender<oneshot::Receiver<LineResult>>,
-) {
-    let mut workers: [Option<mpsc::Sender<Task>>; WORKERS] = [const { None }; WORKERS];
-    let room = Arc::new(Semaphore::new(BYTES_UNDER_WAY_MAX));
-    let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
-    let mut number = 0;
-    loop {
-        // What was read is answered; what was not is for the client to send again.
-        let line = tokio::select! {
-            line = tokio::time::timeout(LINE_WITHIN, lines.next()) => line.map_err(|_| no_line()),
-            () = state.stop.cancelled() => Err(stopping()),
-        };
-        let line = if state.has_revoked(&principal) { Err(revoked()) } else { line };
-        number += 1;
-        let (reply, result) = oneshot::channel();
-        let line = match line {
-            Ok(Some(line)) => line,
-            Ok(None) => return,
-            Err(problem) => {
-                let status = problem.status().as_u16();
-                let _ =
-                    reply.send(LineResult { line: number, id: None, status, accepted: None, problem: Some(problem) });
-                let _ = results.send(result).await;
-                return;
+    pace: Pace,
+    spool: Arc<Spool>,
+    /// Cancelled when the client leaves too many results unread.
+    unread: CancellationToken,
+}
+
+impl Reading {
+    async fn read(self, body: Body, results: mpsc::Sender<oneshot::Receiver<Done>>) {
+        let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
+        if let Err((line, problem)) = self.carry_out(&mut lines, &results).await {
+            // What was read is answered; what was not is for the client to send again.
+            let (reply, result) = oneshot::channel();
+            let status = problem.status().as_u16();
+            let last = LineResult { line, id: None, status, accepted: None, problem: Some(problem) };
+            let _ = reply.send((last, None));
+            let _ = results.send(result).await;
+            drop(results);
+            let discard = async { while lines.next().await.is_some() {} };
+            tokio::select! {
+                _ = tokio::time::timeout(DISCARD_WITHIN, discard) => {}
+                () = self.state.stop.cancelled() => {}
             }
-        };
-        let mut bytes = 0;
-        let envelope = match line {
-            Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
-            Ok(line) => {
-                bytes = line.len();
-                envelope(number, &line, &principal, &context)
+        }
+    }
+
+    /// Gives each line to the worker of its order, and queues the place of its result.
+    ///
+    /// # Errors
+    /// The number of the first line that was not carried out, and why.
+    async fn carry_out(
+        &self,
+        lines: &mut (impl Stream<Item = Result<BytesMut, Box<Problem>>> + Unpin),
+        results: &mpsc::Sender<oneshot::Receiver<Done>>,
+    ) -> Result<(), (u64, Problem)> {
+        let mut workers: [Option<mpsc::Sender<Task>>; WORKERS] = [const { None }; WORKERS];
+        for number in 1.. {
+            let until_ended = |problem: Problem| (number, problem);
+            let next = self.unless_ended(tokio::time::timeout(LINE_WITHIN, lines.next())).await.map_err(until_ended)?;
+            let line = match next {
+                Err(_) => return Err((number, no_line())),
+                Ok(None) => return Ok(()),
+                Ok(Some(Ok(line))) if line.iter().all(u8::is_ascii_whitespace) => continue,
+                Ok(Some(line)) => line,
+            };
+            if self.state.has_revoked(&self.principal) {
+                return Err((number, revoked()));
             }
-            Err(problem) => Envelope { line: number, id: None, given: Err(problem), status: StatusCode::OK },
-        };
-        let turn = match &envelope.given {
-            Ok(given) => {
-                let mut hasher = DefaultHasher::new();
-                given.order_id.hash(&mut hasher);
-                hasher.finish() as usize
+            self.unless_ended(self.pace.take()).await.map_err(until_ended)?;
+            let bytes = LINE_OVERHEAD_BYTES + BYTES_PER_LINE_BYTE * line.as_ref().map_or(0, |line| line.len());
+            let held = self.unless_ended(self.spool.place().bytes(bytes)).await.map_err(until_ended)?;
+            let Ok(place) = self.unless_ended(results.reserve()).await.map_err(until_ended)? else { return Ok(()) };
+            let envelope = match line {
+                Ok(line) => envelope(number, &line, &self.principal, &self.context),
+                Err(problem) => Envelope { line: number, id: None, given: Err(problem), status: StatusCode::OK },
+            };
+            let turn = match &envelope.given {
+                Ok(given) => {
+                    let mut hasher = DefaultHasher::new();
+                    given.order_id.hash(&mut hasher);
+                    hasher.finish() as usize
+                }
+                Err(_) => number as usize,
+            };
+            let (reply, result) = oneshot::channel();
+            place.send(result);
+            let worker = workers[turn % WORKERS].get_or_insert_with(|| worker(self.state.clone(), self.spool.clone()));
+            if worker.send(Task { envelope, reply, held }).await.is_err() {
+                return Ok(());
             }
-            Err(_) => number as usize,
-        };
-        let Ok(_room) = room.clone().acquire_many_owned(bytes.min(BYTES_UNDER_WAY_MAX) as u32).await else { return };
-        let worker = workers[turn % WORKERS].get_or_insert_with(|| worker(state.clone()));
-        if results.send(result).await.is_err() || worker.send(Task { envelope, reply, _room }).await.is_err() {
-            // The client is gone; what was taken is finished by the workers.
-            return;
+        }
+        Ok(())
+    }
+
+    /// Waits, unless reading has to end.
+    async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T, Problem> {
+        tokio::select! {
+            done = wait => Ok(done),
+            () = self.state.stop.cancelled() => Err(stopping()),
+            () = self.unread.cancelled() => Err(unread()),
+            // Nobody will read it.
+            () = self.spool.gone().cancelled() => Err(unread()),
         }
     }
 }
@@ -195,19 +270,30 @@ fn revoked() -> Problem {
         .detail("the token was revoked: this line and what follows were not read")
 }
 
+fn unread() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "results-unread", "The results were not read").detail(format!(
+        "There was no room for more results, and none was read for {} s. This line and what follows were not read: send \
+         them again, and read the results while you send, or send fewer lines in each request.",
+        UNREAD_WITHIN.as_secs()
+    ))
+}
+
 fn stopping() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server stops")
         .detail("this line and what follows were not read: send them again")
         .retry_after(1)
 }
 
-fn worker(state: WriteSide) -> mpsc::Sender<Task> {
+fn worker(state: WriteSide, spool: Arc<Spool>) -> mpsc::Sender<Task> {
     let (tasks, mut waiting) = mpsc::channel::<Task>(8);
     tokio::spawn(async move {
-        while let Some(Task { envelope, reply, _room }) = waiting.recv().await {
+        while let Some(Task { envelope, reply, held }) = waiting.recv().await {
             let Envelope { line, id, given, status } = envelope;
             let outcome = match given {
-                Ok(given) => state.dispatch(given).await,
+                Ok(given) => {
+                    let _turn = spool.place().command().await;
+                    state.dispatch(given).await
+                }
                 Err(problem) => Err(Rejected::Problem(*problem)),
             };
             let result = match outcome {
@@ -220,8 +306,7 @@ fn worker(state: WriteSide) -> mpsc::Sender<Task> {
                 // Lines have no idempotency key.
                 Err(Rejected::KeyUsed) => continue,
             };
-            // A client that went away has no use for its result.
-            let _ = reply.send(result);
+            let _ = reply.send((result, Some(held)));
         }
     });
     tasks
@@ -364,6 +449,10 @@ fn split_lines(
                 reader.searched = 0;
                 let line = if std::mem::take(&mut reader.too_long) { Err(too_long()) } else { Ok(line) };
                 return Some((line, reader));
+            }
+            // The last line has been carried out: its memory is given back.
+            if reader.buffer.is_empty() && reader.buffer.capacity() > BUFFER_BYTES_KEPT {
+                reader.buffer = BytesMut::new();
             }
             if reader.buffer.len() > LINE_BYTES_MAX {
                 reader.too_long = true;

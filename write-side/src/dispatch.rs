@@ -1,6 +1,7 @@
 //! From a command to its events: load, decide, append; reload and decide again when somebody else was faster.
 
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use platform::auth::{Authenticator, Principal};
 use platform::conditional::Versions;
+use platform::limits::Limiter;
 use platform::problem::Problem;
 use platform::trace;
 use serde::Serialize;
@@ -25,8 +27,10 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::bulk::budget::Budget;
 use crate::in_flight::InFlight;
 use crate::metrics;
+use crate::settings::Settings;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
 const ATTEMPTS: usize = 12;
@@ -43,6 +47,10 @@ const TURNS: usize = 65_536;
 pub struct WriteSide {
     inner: Arc<Inner>,
     authenticator: Authenticator,
+    /// What streams of commands cost of their principal's rate.
+    pub(crate) limiter: Limiter,
+    /// What streams of commands may hold.
+    pub(crate) budget: Arc<Budget>,
     /// When it is cancelled, streams of commands are read no further.
     pub(crate) stop: CancellationToken,
 }
@@ -113,8 +121,16 @@ impl From<Problem> for Rejected {
 }
 
 impl WriteSide {
-    /// Over a store, for the principals that the authenticator knows.
-    pub fn new(store: Store, authenticator: Authenticator, stop: CancellationToken) -> Self {
+    /// Over a store, for the principals that the authenticator knows. Results that clients have not read wait in the first
+    /// of the `folders` that takes a file.
+    pub fn new(
+        store: Store,
+        authenticator: Authenticator,
+        limiter: Limiter,
+        settings: Settings,
+        folders: Vec<PathBuf>,
+        stop: CancellationToken,
+    ) -> Self {
         let inner = Inner {
             orders: store.aggregates(Order::bytes),
             store,
@@ -122,7 +138,8 @@ impl WriteSide {
             in_flight: InFlight::default(),
             hasher: RandomState::new(),
         };
-        Self { inner: Arc::new(inner), authenticator, stop }
+        let budget = Arc::new(Budget::new(settings, folders));
+        Self { inner: Arc::new(inner), authenticator, limiter, budget, stop }
     }
 
     /// Whether a token has been revoked since its request began.

@@ -8,3 +8,4 @@ pub mod dispatch;
 mod in_flight;
 mod metrics;
 pub mod orders;
+pub mod settings;

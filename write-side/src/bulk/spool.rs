@@ -1,0 +1,322 @@
+//! Results that wait for their client: the newest in memory, what does not fit there in a file without a name.
+//!
+//! Most HTTP libraries send the whole request before they read any of the answer. So results must not stop the reading of
+//! commands until very many wait. Bytes leave in the order in which they came: those in the file are older than those in
+//! memory. The file is begun again each time that it has been read to its end, and so never grows beyond its bound.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bulk::budget::Place;
+
+/// Bytes in memory before the file is used.
+const MEMORY_BYTES_MAX: usize = 128 << 10;
+/// Bytes of the file that are read at once.
+const READ_BYTES: u64 = 64 << 10;
+/// How often it is looked whether other requests have given bytes back.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The results of one request.
+pub(crate) struct Spool {
+    place: Place,
+    /// How long a full spool waits for its client.
+    patience: Duration,
+    contents: Mutex<Contents>,
+    /// Something can be read, or nothing more will come.
+    filled: Notify,
+    /// Something was read.
+    read: Notify,
+    /// Nobody reads any more.
+    gone: CancellationToken,
+}
+
+#[derive(Default)]
+struct Contents {
+    file: Option<Arc<File>>,
+    /// The part of the file that has not been read.
+    from: u64,
+    to: u64,
+    /// What came after it.
+    newest: Vec<u8>,
+    /// The disk has refused; it is not tried again.
+    disk_failed: bool,
+    is_finished: bool,
+}
+
+/// The client has read nothing for too long, and there is no room.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Unread;
+
+impl Spool {
+    pub(crate) fn new(place: Place, patience: Duration) -> Self {
+        Self {
+            place,
+            patience,
+            contents: Mutex::default(),
+            filled: Notify::new(),
+            read: Notify::new(),
+            gone: CancellationToken::new(),
+        }
+    }
+
+    /// The request's place among all.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Cancelled when the client has gone.
+    pub(crate) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Adds a result, however many wait.
+    pub(crate) async fn push(&self, result: &[u8]) {
+        if self.gone.is_cancelled() {
+            return;
+        }
+        let mut contents = self.contents.lock().await;
+        contents.newest.extend_from_slice(result);
+        contents.newest.push(b'\n');
+        drop(contents);
+        self.filled.notify_one();
+    }
+
+    /// Waits until one more result may be pushed.
+    ///
+    /// # Errors
+    /// The client has left everything unread for the time of its patience.
+    pub(crate) async fn room(&self) -> Result<(), Unread> {
+        let mut deadline = Instant::now() + self.patience;
+        while !self.gone.is_cancelled() {
+            {
+                let mut contents = self.contents.lock().await;
+                if contents.newest.len() < MEMORY_BYTES_MAX || self.move_to_file(&mut contents).await {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                // A slow client is one that reads.
+                () = self.read.notified() => deadline = Instant::now() + self.patience,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = self.gone.cancelled() => {}
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        Err(Unread)
+    }
+
+    /// Moves what is in memory to the end of the file; false where it has to stay.
+    async fn move_to_file(&self, contents: &mut Contents) -> bool {
+        let bytes = contents.newest.len() as u64;
+        if contents.disk_failed || contents.to + bytes > self.place.results_max() || !self.place.take_results(bytes) {
+            return false;
+        }
+        let newest = std::mem::take(&mut contents.newest);
+        let outcome = match contents.file.clone().map_or_else(|| self.place.file().map(Arc::new), Ok) {
+            Err(error) => Err((error, newest)),
+            Ok(file) => {
+                contents.file = Some(file.clone());
+                let at = contents.to;
+                let write = move || file.write_all_at(&newest, at).map_err(|error| (error, newest));
+                tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| Err((io::Error::other(e), Vec::new())))
+            }
+        };
+        match outcome {
+            Ok(()) => contents.to += bytes,
+            Err((error, newest)) => {
+                tracing::warn!(%error, "results cannot wait on disk: their client must read them sooner");
+                self.place.give_back_results(bytes);
+                contents.newest = newest;
+                contents.disk_failed = true;
+            }
+        }
+        !contents.disk_failed
+    }
+
+    /// Nothing more will be pushed.
+    pub(crate) async fn finish(&self) {
+        self.contents.lock().await.is_finished = true;
+        self.filled.notify_one();
+    }
+
+    /// The oldest bytes, as soon as there are any; `None` at the end.
+    ///
+    /// # Errors
+    /// What is on disk cannot be read: results are lost, and the answer must break off.
+    async fn next(&self) -> Option<io::Result<Bytes>> {
+        loop {
+            {
+                let mut contents = self.contents.lock().await;
+                let next = match contents.to > contents.from {
+                    true => Some(self.read_file(&mut contents).await),
+                    false if !contents.newest.is_empty() => Some(Ok(std::mem::take(&mut contents.newest).into())),
+                    false if contents.is_finished => return None,
+                    false => None,
+                };
+                if next.is_some() {
+                    self.read.notify_one();
+                    return next;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    async fn read_file(&self, contents: &mut Contents) -> io::Result<Bytes> {
+        let Some(file) = contents.file.clone() else { return Err(io::ErrorKind::NotFound.into()) };
+        let (from, bytes) = (contents.from, READ_BYTES.min(contents.to - contents.from));
+        contents.from += bytes;
+        let is_end = contents.from == contents.to;
+        let read = move || {
+            let mut buffer = vec![0; bytes as usize];
+            file.read_exact_at(&mut buffer, from)?;
+            if is_end {
+                file.set_len(0)?;
+            }
+            Ok(Bytes::from(buffer))
+        };
+        let outcome = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        if is_end {
+            self.place.give_back_results(contents.to);
+            (contents.from, contents.to) = (0, 0);
+        }
+        outcome.inspect_err(|error| tracing::error!(%error, "results on disk cannot be read: their answer breaks off"))
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.place.give_back_results(self.contents.get_mut().to);
+    }
+}
+
+/// The client's end of a spool.
+pub(crate) struct Reader(Arc<Spool>);
+
+impl Reader {
+    pub(crate) fn new(spool: Arc<Spool>) -> Self {
+        Self(spool)
+    }
+
+    /// The bytes as they come.
+    pub(crate) fn into_stream(self) -> impl futures::Stream<Item = io::Result<Bytes>> {
+        futures::stream::unfold(Some(self), async |reader| {
+            let reader = reader?;
+            let next = reader.0.next().await?;
+            // After an error there is nothing more to say.
+            Some(match next {
+                Ok(bytes) => (Ok(bytes), Some(reader)),
+                Err(error) => (Err(error), None),
+            })
+        })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.gone.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt;
+
+    use super::*;
+    use crate::bulk::budget::tests::place;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
+
+    fn spool(disk: u64, folder: &str) -> Arc<Spool> {
+        Arc::new(Spool::new(place(disk, vec![folder.into()]), PATIENCE))
+    }
+
+    fn result(number: usize) -> Vec<u8> {
+        format!("{number:0>99}").into_bytes()
+    }
+
+    /// Pushes numbered results of 100 bytes until there is no room; how many there was room for.
+    async fn fill(spool: &Spool, most: usize) -> usize {
+        for number in 0..most {
+            if spool.room().await.is_err() {
+                return number;
+            }
+            spool.push(&result(number)).await;
+        }
+        most
+    }
+
+    async fn read_all(spool: Arc<Spool>) -> Vec<Vec<u8>> {
+        let chunks: Vec<Bytes> = Reader::new(spool).into_stream().try_collect().await.unwrap();
+        chunks.concat().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+    }
+
+    fn temporary() -> String {
+        std::env::temp_dir().display().to_string()
+    }
+
+    #[tokio::test]
+    async fn all_come_in_order_however_late_they_are_read() {
+        let spool = spool(1 << 30, &temporary());
+        assert_eq!(fill(&spool, 50_000).await, 50_000);
+        let (memory, on_disk) = {
+            let contents = spool.contents.lock().await;
+            (contents.newest.capacity(), contents.to)
+        };
+        assert!(memory <= 2 * MEMORY_BYTES_MAX && on_disk > 4_000_000, "{memory} bytes in memory, {on_disk} on disk");
+        spool.finish().await;
+        let read = read_all(spool.clone()).await;
+        assert!(read.into_iter().eq((0..50_000).map(result)));
+        assert!(spool.gone().is_cancelled());
+        assert_eq!(spool.contents.lock().await.to, 0, "the disk is given back");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_along_gets_all() {
+        let spool = spool(1 << 22, &temporary());
+        let reading = tokio::spawn(read_all(spool.clone()));
+        assert_eq!(fill(&spool, 100_000).await, 100_000);
+        spool.finish().await;
+        assert!(reading.await.unwrap().into_iter().eq((0..100_000).map(result)));
+    }
+
+    #[tokio::test]
+    async fn a_full_spool_waits_for_its_client_and_then_says_so() {
+        let spool = spool(8 << 20, &temporary());
+        let began = Instant::now();
+        let taken = fill(&spool, 1_000_000).await;
+        assert!(began.elapsed() >= PATIENCE);
+        assert!((8_000..=13_000).contains(&taken), "{taken} results of 100 bytes in an eighth of 8 MiB and in memory");
+        // What is said last comes last, and nothing before it is lost.
+        spool.push(b"the end").await;
+        spool.finish().await;
+        let read = read_all(spool).await;
+        assert!(read.into_iter().eq((0..taken).map(result).chain([b"the end".to_vec()])));
+    }
+
+    #[tokio::test]
+    async fn without_a_disk_memory_is_the_bound_and_nothing_is_lost() {
+        let spool = spool(1 << 30, "/proc/no-such-folder");
+        let taken = fill(&spool, 1_000_000).await;
+        assert!((1_000..=1_400).contains(&taken), "{taken}");
+        spool.finish().await;
+        assert!(read_all(spool).await.into_iter().eq((0..taken).map(result)));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_gone_is_not_waited_for() {
+        let spool = spool(0, &temporary());
+        drop(Reader::new(spool.clone()));
+        let began = Instant::now();
+        fill(&spool, 1_000_000).await;
+        assert!(began.elapsed() < PATIENCE);
+    }
+}

@@ -278,13 +278,7 @@ impl Committer {
                 METRICS.failures.add(1, &[]);
                 tracing::error!(%error, commands = batch.len(), "append failed");
                 for pending in batch {
-                    let of_each = match &error {
-                        Error::Silent(waited) => Error::Silent(*waited),
-                        Error::Storage(reason) => Error::Storage(reason.clone()),
-                        Error::Database(error) => Error::Database(sqlx::Error::Protocol(error.to_string())),
-                        other => Error::Stored(other.to_string()),
-                    };
-                    answer(pending.reply, Instant::now(), Err(of_each.into()));
+                    answer(pending.reply, Instant::now(), Err(error.of_each().into()));
                 }
                 if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
             }

@@ -36,6 +36,12 @@ pub enum Error {
         /// What needs it, as PostgreSQL says it.
         dependents: String,
     },
+    /// The database cannot hold a value that it was given. Another try fails the same way.
+    #[error("the database cannot hold a value: {0}")]
+    Unstorable(String),
+    /// What was given contradicts what is stored, or a rule that somebody gave the tables. Another try fails the same way.
+    #[error("the database refused the events: {0}")]
+    Refused(String),
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
     Stored(String),
@@ -51,6 +57,20 @@ impl Error {
     /// Whether the database refused what it was given, so that another try would fail the same way.
     pub fn is_about_the_data(&self) -> bool {
         matches!(self, Self::Database(error) if is_about_the_data(error))
+    }
+
+    /// The same for one append of a failed batch: what its sender needs to know of it.
+    pub(crate) fn of_each(&self) -> Self {
+        match self {
+            Self::Silent(waited) => Self::Silent(*waited),
+            Self::Storage(reason) => Self::Storage(reason.clone()),
+            Self::Database(error) if is_about_the_data(error) && is_about_a_value(error) => {
+                Self::Unstorable(error.to_string())
+            }
+            Self::Database(error) if is_about_the_data(error) => Self::Refused(error.to_string()),
+            Self::Database(error) => Self::Database(sqlx::Error::Protocol(error.to_string())),
+            other => Self::Stored(other.to_string()),
+        }
     }
 
     /// Whether the database was away, busy, or about to start or stop: another try may find it well.
@@ -81,6 +101,12 @@ pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
         (_, Ok(code)) => matches!(code & 0xff, 19 | 20),
         _ => false,
     }
+}
+
+/// Of the errors about the data, those about a value by itself: SQLSTATE class 22, `SQLITE_MISMATCH`.
+fn is_about_a_value(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.starts_with("22") || code == "20")
 }
 
 /// Whether the transaction lost to another one (serialization failure or deadlock) and may be tried again as it is.

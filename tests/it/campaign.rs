@@ -131,7 +131,12 @@ struct Stage {
 
 impl Stage {
     async fn start(builder: Builder) -> Self {
-        let system = builder.start().await;
+        let mut system = builder.stopped().await;
+        if let Some(postgres) = &system.postgres {
+            // A default of the server's that must not reach the log.
+            postgres.sql(&["alter database docket set synchronous_commit = off"]).await;
+        }
+        system.start().await;
         // The orders that listeners follow.
         let first = Load::start(system.writer(), Shape { commands_each: 10, ..SHAPE });
         let sent = first.finish().await;

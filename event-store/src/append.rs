@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::trace::TraceContextExt;
 use opentelemetry::{Context, KeyValue};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use crate::error::{AppendError, Error};
@@ -153,11 +154,16 @@ pub(crate) fn assumed(batch: &[&Append], head: i64) -> Option<Plan> {
 #[derive(Clone)]
 pub(crate) struct Appender(Arc<Entrance>);
 
-struct Entrance(Arc<Queue<Pending>>);
+struct Entrance {
+    queue: Arc<Queue<Pending>>,
+    log: Log,
+    /// Of the appender's thread.
+    runtime: Handle,
+}
 
 impl Drop for Entrance {
     fn drop(&mut self) {
-        self.0.close();
+        self.queue.close();
     }
 }
 
@@ -175,21 +181,28 @@ impl Appender {
             batch_events_max: settings.append_batch_events_max,
             wait_max: settings.append_wait_max(),
         }));
-        let task = tracker.track_future(run(Committer { log, head, tail }, queue.clone()));
+        let task = tracker.track_future(run(Committer { log: log.clone(), head, tail }, queue.clone()));
         // On a thread of its own: a commit takes several steps, and each would wait behind all the requests that are ready.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entrance = Entrance { queue, log, runtime: runtime.handle().clone() };
         std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
-        Ok(Self(Arc::new(Entrance(queue))))
+        Ok(Self(Arc::new(entrance)))
+    }
+
+    /// Tries an append between two batches, on the appender's thread, where its connection belongs.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        let log = self.0.log.clone();
+        self.0.runtime.spawn(async move { log.probe().await }).await.map_err(|_| Error::Closing)?
     }
 
     /// Whether an append of this source would be shed now.
     pub(crate) fn is_overloaded(&self, source: u64) -> bool {
-        self.0.0.is_overloaded(source)
+        self.0.queue.is_overloaded(source)
     }
 
     /// Whether answers wait for the processor rather than for the database.
     pub(crate) fn is_short_of_processor(&self) -> bool {
-        self.0.0.is_short_of_processor()
+        self.0.queue.is_short_of_processor()
     }
 
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
@@ -200,7 +213,7 @@ impl Appender {
     }
 
     async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
-        let queue = &self.0.0;
+        let queue = &self.0.queue;
         let (reply, answered) = oneshot::channel();
         let (source, events, is_patient) = (append.source, append.events.len(), append.is_patient);
         let pending = Pending { append, reply };

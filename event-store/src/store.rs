@@ -201,7 +201,7 @@ impl Store {
     /// # Errors
     /// The database is away, read-only, or does not give the appender a connection.
     pub async fn probe(&self) -> Result<(), Error> {
-        self.inner.log.probe().await
+        self.inner.appender.probe().await
     }
 
     /// Whether the database syncs what it commits to its disk.

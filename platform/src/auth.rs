@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::{AUTHORIZATION, COOKIE, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderValue, StatusCode};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
@@ -386,6 +386,11 @@ impl Authenticator {
 /// The role is not enough.
 pub fn forbidden(needs: &str) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed").detail(format!("This needs the role {needs}."))
+}
+
+/// The subject of a request that has been authenticated.
+pub(crate) fn subject(extensions: &Extensions) -> Option<&str> {
+    extensions.get().and_then(|Outcome(outcome)| outcome.as_ref().ok()).map(|principal| principal.subject.as_str())
 }
 
 #[derive(Clone)]

@@ -4,23 +4,28 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Segment;
 
 use crate::problem::Problem;
+use crate::receiving::Arrived;
 
 /// Characters of a name or a message that an answer shows.
 const SHOWN_CHARS_MAX: usize = 500;
+/// A body that says it is smaller is not counted while it arrives.
+const COUNTED_FROM_BYTES: u64 = 16 * 1024;
 /// How long a client may take to send a body that is read whole.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// What some programs write in front of a text in UTF-8.
@@ -51,8 +56,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 /// As [`Json`] before it parses.
 pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     let json = is_json(request.headers());
+    let is_small = request.body().size_hint().upper().is_some_and(|bytes| bytes <= COUNTED_FROM_BYTES);
+    let refused = Arc::new(OnceLock::new());
+    let request = if is_small { request } else { counted(request, refused.clone()) };
     let bytes = match tokio::time::timeout(READ_TIMEOUT, Bytes::from_request(request, state)).await {
-        Ok(bytes) => bytes.map_err(unreadable)?,
+        Ok(bytes) => bytes.map_err(|rejection| refused.get().cloned().unwrap_or_else(|| unreadable(rejection)))?,
         Err(_) => {
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
                 .detail("The body did not arrive within 30 seconds. Send it again."));
@@ -62,6 +70,21 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
         return Err(unsupported_media_type().detail("Send JSON, with the header Content-Type: application/json."));
     }
     Ok(bytes)
+}
+
+/// A request whose body counts against its sender while it arrives; `refused` gets the reason where it may not go on.
+fn counted(request: Request, refused: Arc<OnceLock<Problem>>) -> Request {
+    let mut arrived = Arrived::nothing(request.extensions());
+    request.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |chunk| {
+            let chunk = chunk?;
+            arrived.add(chunk.len()).map_err(|problem| {
+                let _ = refused.set(problem);
+                axum::Error::new("too many bodies at once")
+            })?;
+            Ok::<_, axum::Error>(chunk)
+        }))
+    })
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod metrics;
 pub mod problem;
 pub mod proxies;
+mod receiving;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;

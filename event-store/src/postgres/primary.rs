@@ -23,8 +23,9 @@ use crate::error::Error as StoreError;
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long a request may wait for a pooled connection.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(5);
-/// A pooled connection that was idle longer is tested before it is used, and how long the test may take.
-const TEST_AFTER: Duration = Duration::from_secs(1);
+/// A pooled connection that was idle longer is tested before it is used, and how long the test may take. No server is
+/// killed and back in less.
+const TEST_AFTER: Duration = Duration::from_millis(50);
 const TEST_WITHIN: Duration = Duration::from_secs(1);
 /// How often the server's role is checked, and how long it may take to answer.
 const WATCH_EVERY: Duration = Duration::from_secs(1);

@@ -165,7 +165,8 @@ async fn starts(
     // Whatever lies beyond is in the queue.
     let queued = *state.hub.through().borrow();
     // Another process may be further than this one, and the listener may come from there.
-    let mut until = state.progress.slowest().max(queued).max(after.map_or(0, |after| after.position));
+    let projected = state.progress.slowest_in(state.store.db()).await?;
+    let mut until = projected.max(queued).max(after.map_or(0, |after| after.position));
     'again: for _ in 0..SNAPSHOTS_MAX {
         let mut starts = Vec::new();
         let mut bytes = 0;
@@ -196,7 +197,8 @@ async fn starts(
             if channel.is_in_no_log() {
                 // It holds nobody's cursor back.
                 position = position.max(until);
-            } else if position < queued {
+            } else if position < until {
+                // A snapshot before what others recover would take their cursor back, and repeat their changes.
                 return Err(Refused::Behind);
             }
             let (field, shown) = (channel.snapshot)(state, &mut tx, id).await?;

@@ -1,0 +1,101 @@
+//! Memory of request bodies while they arrive: bounded for each sender and for the process. A client that sends slowly keeps
+//! what it has sent here for as long as a body may take.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use axum::http::{Extensions, StatusCode};
+
+use crate::auth;
+use crate::problem::Problem;
+
+/// Bytes of one sender's bodies, and of all.
+const SENDER_BYTES_MAX: usize = 32 * 1024 * 1024;
+const ALL_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+static RECEIVING: LazyLock<Receiving> = LazyLock::new(Receiving::default);
+
+#[derive(Default)]
+struct Receiving {
+    /// Keyed, so that nobody can choose a subject that counts for another.
+    hasher: RandomState,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    all: usize,
+    senders: HashMap<u64, usize>,
+}
+
+/// What has arrived of one body. Given back when it is dropped.
+pub(crate) struct Arrived {
+    sender: u64,
+    bytes: usize,
+}
+
+impl Arrived {
+    /// Nothing yet, of the principal that these extensions of a request name.
+    pub(crate) fn nothing(extensions: &Extensions) -> Self {
+        Self { sender: RECEIVING.hasher.hash_one(auth::subject(extensions)), bytes: 0 }
+    }
+
+    /// Counts more bytes.
+    ///
+    /// # Errors
+    /// 429 where the sender holds as many as it may, 503 where all do.
+    pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Problem> {
+        let mut held = RECEIVING.lock();
+        let of_sender = held.senders.get(&self.sender).copied().unwrap_or(0) + bytes;
+        if of_sender > SENDER_BYTES_MAX {
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies at once")
+                .detail("You are sending more than 32 MiB in unfinished requests. Send again when they have ended.")
+                .retry_after(1));
+        }
+        if held.all + bytes > ALL_BYTES_MAX {
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "body-limit", "Too many bodies at once")
+                .detail("This process is receiving as many bodies as it can hold. Try again shortly.")
+                .retry_after(1));
+        }
+        held.all += bytes;
+        held.senders.insert(self.sender, of_sender);
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        let mut held = RECEIVING.lock();
+        held.all -= self.bytes;
+        if let Entry::Occupied(mut of_sender) = held.senders.entry(self.sender) {
+            *of_sender.get_mut() -= self.bytes;
+            if *of_sender.get() == 0 {
+                of_sender.remove();
+            }
+        }
+    }
+}
+
+impl Receiving {
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_holds_so_much_and_gives_it_back() {
+        let mut first = Arrived::nothing(&Extensions::new());
+        first.add(SENDER_BYTES_MAX).unwrap();
+        let mut second = Arrived::nothing(&Extensions::new());
+        assert_eq!(second.add(1).unwrap_err().slug(), "too-many-bodies");
+        drop(first);
+        second.add(1).unwrap();
+    }
+}

@@ -213,7 +213,7 @@ async fn what_the_database_refuses_is_no_outage() {
     let trigger = "create trigger refuse before insert on events for each row execute function refuse()";
     postgres(&system).sql(&[rules, trigger]).await;
     system.post("/v1/orders").json(order("no-value")).send().await.expect_problem(422, "unstorable-value");
-    let refused = system.post("/v1/orders").json(order("no-row")).send().await.expect_problem(500, "internal");
+    let refused = system.post("/v1/orders").json(order("no-row")).send().await.expect_problem(500, "internal-error");
     assert!(refused["detail"].as_str().is_some_and(|detail| detail.contains("operator")), "{refused}");
     system.post("/v1/orders").json(order("fine")).send().await.expect(201);
     read_models_equal_the_fold(&system).await;

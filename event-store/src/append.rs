@@ -168,7 +168,7 @@ impl Drop for Entrance {
 }
 
 impl Appender {
-    /// Starts the task; `head` is told each new head of the log.
+    /// Starts the task; `head` receives each new head of the log.
     pub(crate) fn start(
         log: Log,
         settings: &Settings,

@@ -71,8 +71,8 @@ pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 /// Headers of which a request may have one only. Of two, a proxy in front may believe the other one.
 const SINGLE_HEADERS: &[&str] =
     &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];
-/// What every answer says, unless its route says otherwise: it is no page, it is in no frame of another page, its address
-/// is told to nobody, and nobody keeps it, because most answers are about a person.
+/// Headers of every answer, unless its route sets its own: browsers run no script of it, show it in no frame, send its
+/// address to nobody, and no cache keeps it, because most answers are about a person.
 static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),

@@ -1,7 +1,7 @@
 //! Faults at random moments, one after the other, and what must be true after each.
 //!
 //! A cycle is a short load, a fault in the middle of it, and a resume; listeners of every transport come and go all the
-//! time, and an asker wants to read each acknowledged change. Then everything that was acknowledged and everything that
+//! time, and an asker wants to read each acknowledged change. Then everything that was acknowledged and everything that listeners
 //! received is compared with the log. `DOCKET_CAMPAIGN_CYCLES` says how many cycles each kind has,
 //! `DOCKET_CAMPAIGN_SEED` which ones; a failure prints the seed, the cycle and what was done.
 

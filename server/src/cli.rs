@@ -337,7 +337,7 @@ enum ConfigCommand {
     #[command(before_help = "Examples:\n  docket config check --config docket.toml\n  docket config check --connect")]
     Check(ConfigCheck),
     /// Print every setting with its value, as TOML; secrets are left out.
-    #[command(before_help = "Examples:\n  docket config show > docket.toml")]
+    #[command(before_help = "Examples:\n  docket config show > docket.toml.new")]
     Show(Common),
 }
 

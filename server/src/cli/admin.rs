@@ -89,7 +89,7 @@ pub async fn config_check(check: ConfigCheck) -> anyhow::Result<u8> {
     if check.connect {
         let database = without_password(&settings.store.database_url);
         let notes = event_store::store::check(&settings.store).await;
-        for note in notes.with_context(|| format!("the settings name {database}"))? {
+        for note in notes.with_context(|| format!("the store at {database} and its NATS cannot be used"))? {
             eprintln!("{note}");
         }
     }

@@ -251,7 +251,9 @@ impl Db {
     pub async fn fetch_all<T: Row>(&self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(read).await?,
-            Self::Postgres { read, .. } => sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read).await?,
+            Self::Postgres { read, primary, .. } => {
+                primary.answered(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read)).await?
+            }
         })
     }
 
@@ -259,7 +261,9 @@ impl Db {
     pub async fn begin(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
-            Self::Postgres { write, .. } => Tx::Postgres(write.begin().await?),
+            Self::Postgres { write, primary, .. } => {
+                Tx::Postgres(primary.answered(write.begin()).await?, primary.clone())
+            }
         })
     }
 
@@ -267,10 +271,10 @@ impl Db {
     pub async fn begin_durably(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { durable, .. } => Tx::Sqlite(durable.begin_with("begin immediate").await?),
-            Self::Postgres { write, .. } => {
-                let mut tx = write.begin().await?;
-                sqlx::query("set local synchronous_commit = on").execute(&mut *tx).await?;
-                Tx::Postgres(tx)
+            Self::Postgres { .. } => {
+                let mut tx = self.begin().await?;
+                tx.execute("set local synchronous_commit = on", vec![]).await?;
+                tx
             }
         })
     }
@@ -289,13 +293,14 @@ impl Db {
     pub async fn snapshot(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
-            Self::Postgres { read, .. } => {
-                let mut tx = read.begin_with("begin isolation level repeatable read read only").await?;
+            Self::Postgres { read, primary, .. } => {
+                let begun = read.begin_with("begin isolation level repeatable read read only");
+                let mut tx = Tx::Postgres(primary.answered(begun).await?, primary.clone());
                 // However long its owner works on what it has read.
                 for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
-                    sqlx::query(&format!("set local {setting} = 0")).execute(&mut *tx).await?;
+                    tx.execute(&format!("set local {setting} = 0"), vec![]).await?;
                 }
-                Tx::Postgres(tx)
+                tx
             }
         })
     }
@@ -306,7 +311,7 @@ pub enum Tx {
     /// In SQLite.
     Sqlite(Transaction<'static, Sqlite>),
     /// In PostgreSQL.
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Transaction<'static, Postgres>, Primary),
 }
 
 impl Tx {
@@ -316,8 +321,9 @@ impl Tx {
             Self::Sqlite(tx) => {
                 sqlx::query_with(sql, sqlite_arguments(values)).execute(&mut **tx).await?.rows_affected()
             }
-            Self::Postgres(tx) => {
-                sqlx::query_with(sql, postgres_arguments(values)).execute(&mut **tx).await?.rows_affected()
+            Self::Postgres(tx, primary) => {
+                let executed = sqlx::query_with(sql, postgres_arguments(values)).execute(&mut **tx);
+                primary.answered(executed).await?.rows_affected()
             }
         })
     }
@@ -326,7 +332,9 @@ impl Tx {
     pub async fn fetch_all<T: Row>(&mut self, sql: &str, values: Vec<Value>) -> Result<Vec<T>, Error> {
         Ok(match self {
             Self::Sqlite(tx) => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(&mut **tx).await?,
-            Self::Postgres(tx) => sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(&mut **tx).await?,
+            Self::Postgres(tx, primary) => {
+                primary.answered(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(&mut **tx)).await?
+            }
         })
     }
 
@@ -344,9 +352,9 @@ impl Tx {
                         .await?;
                 }
             }
-            Self::Postgres(tx) => {
-                let arrays = postgres_arrays(table, rows);
-                sqlx::query_with(&table.postgres_sql(generation), arrays).execute(&mut **tx).await?;
+            Self::Postgres(tx, primary) => {
+                let (sql, arrays) = (table.postgres_sql(generation), postgres_arrays(table, rows));
+                primary.answered(sqlx::query_with(&sql, arrays).execute(&mut **tx)).await?;
             }
         }
         Ok(())
@@ -356,7 +364,7 @@ impl Tx {
     pub async fn create(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let sql = match self {
             Self::Sqlite(_) => table.create_sql(generation, "integer", " strict, without rowid"),
-            Self::Postgres(_) => table.create_sql(generation, "bigint", ""),
+            Self::Postgres(..) => table.create_sql(generation, "bigint", ""),
         };
         self.execute(&sql, vec![]).await.map(drop)
     }
@@ -465,7 +473,7 @@ impl Tx {
                           + (select count(*) from {b} b where not exists (select 1 from {a} a where {key}))"
                 )
             }
-            Self::Postgres(_) => {
+            Self::Postgres(..) => {
                 let only = |here: &str, there: &str| {
                     format!("select {columns} from {here} except select {columns} from {there}")
                 };
@@ -492,9 +500,9 @@ impl Tx {
                     row(values(table, &found)?);
                 }
             }
-            Self::Postgres(tx) => {
+            Self::Postgres(tx, primary) => {
                 let mut rows = sqlx::query(&sql).fetch(&mut **tx);
-                while let Some(found) = rows.try_next().await? {
+                while let Some(found) = primary.answered(rows.try_next()).await? {
                     row(values(table, &found)?);
                 }
             }
@@ -514,8 +522,9 @@ impl Tx {
                 let row = sqlx::query_with(&sql, sqlite_arguments(key)).fetch_optional(&mut **tx).await?;
                 row.map(|row| values(table, &row)).transpose()?
             }
-            Self::Postgres(tx) => {
-                let row = sqlx::query_with(&sql, postgres_arguments(key)).fetch_optional(&mut **tx).await?;
+            Self::Postgres(tx, primary) => {
+                let found = sqlx::query_with(&sql, postgres_arguments(key)).fetch_optional(&mut **tx);
+                let row = primary.answered(found).await?;
                 row.map(|row| values(table, &row)).transpose()?
             }
         })
@@ -524,7 +533,7 @@ impl Tx {
     /// Waits for the checkpoints of others' transactions, and keeps others from moving them until this one ends.
     pub async fn lock_checkpoints(&mut self) -> Result<(), Error> {
         // In SQLite a writing transaction is the only one.
-        if let Self::Postgres(_) = self {
+        if let Self::Postgres(..) = self {
             self.execute("set local lock_timeout = '10s'", vec![]).await?;
             self.execute("lock table checkpoints in exclusive mode", vec![]).await?;
         }
@@ -533,7 +542,7 @@ impl Tx {
 
     /// Lets this transaction's statements take their time.
     async fn patiently(&mut self) -> Result<(), Error> {
-        if let Self::Postgres(_) = self {
+        if let Self::Postgres(..) = self {
             self.execute("set local statement_timeout = 0", vec![]).await?;
         }
         Ok(())
@@ -543,7 +552,7 @@ impl Tx {
     pub async fn commit(self) -> Result<(), Error> {
         match self {
             Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx) => tx.commit().await?,
+            Self::Postgres(tx, primary) => primary.answered(tx.commit()).await?,
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ impl Leadership {
             due
         };
         loop {
-            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, &mut asking)).await {
+            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, Purpose::Lead, &mut asking)).await {
                 Ok(Ok(Some(leadership))) => return leadership,
                 Ok(Ok(None)) => {}
                 // The connection went with the question.
@@ -66,7 +66,7 @@ impl Leadership {
 
     /// Leads, if nobody else does.
     pub(crate) async fn try_win(log: &Log, role: &str) -> Result<Option<Self>, Error> {
-        Self::ask(log, role, &mut None).await
+        Self::ask(log, role, Purpose::Hold, &mut None).await
     }
 
     fn new(role: &str, hold: Hold) -> Self {
@@ -75,14 +75,19 @@ impl Leadership {
     }
 
     /// Asks once, over the connection of the last time where there is one.
-    async fn ask(log: &Log, role: &str, asking: &mut Option<Reserved>) -> Result<Option<Self>, Error> {
+    async fn ask(
+        log: &Log,
+        role: &str,
+        purpose: Purpose,
+        asking: &mut Option<Reserved>,
+    ) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file)))),
             Database::Postgres(log) => log,
         };
         let mut reserved = match asking.take() {
             Some(reserved) if reserved.is_current(&log.primary) => reserved,
-            _ => log.primary.connect(Purpose::Lead).await?,
+            _ => log.primary.connect(purpose).await?,
         };
         let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
         let won = sqlx::query_as(sql).bind(lock_name(log.primary.schema(), role)).fetch_one(&mut reserved.connection);

@@ -46,6 +46,16 @@ macro_rules! each {
     };
 }
 
+/// The same for what is only asked: PostgreSQL is not waited for once its connections are given up.
+macro_rules! ask_each {
+    ($self:ident, $log:ident => $call:expr) => {
+        match &$self.database {
+            Database::Sqlite($log) => $call.await,
+            Database::Postgres($log) => $log.primary.answered($call).await,
+        }
+    };
+}
+
 impl Log {
     /// Opens the log and the read models' database; the scheme of the URL decides which.
     pub(crate) async fn open(
@@ -92,17 +102,17 @@ impl Log {
 
     /// Writes events with their positions, which must follow the head.
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
-        each!(self, log => log.restore(events))
+        ask_each!(self, log => log.restore(events))
     }
 
     /// Position of the last event and the log's incarnation.
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
-        each!(self, log => log.head())
+        ask_each!(self, log => log.head())
     }
 
     /// Gives the log another incarnation.
     pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
-        each!(self, log => log.rename(incarnation))
+        ask_each!(self, log => log.rename(incarnation))
     }
 
     /// Events after `after`, in order, at most `limit`.
@@ -112,7 +122,7 @@ impl Log {
 
     /// The same, as they are stored.
     pub(crate) async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        each!(self, log => log.read(after, limit))
+        ask_each!(self, log => log.read(after, limit))
     }
 
     /// Events in their newest versions.
@@ -129,7 +139,7 @@ impl Log {
         to: i64,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let events = each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
+        let events = ask_each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
         Ok(self.lift(events))
     }
 
@@ -140,18 +150,18 @@ impl Log {
         aggregate_ids: &[String],
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let events = each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
+        let events = ask_each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
         Ok(self.lift(events))
     }
 
     /// What was answered under an idempotency key.
     pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
-        each!(self, log => log.remembered(scope, key))
+        ask_each!(self, log => log.remembered(scope, key))
     }
 
     /// Forgets idempotency keys older than a time in microseconds since 1970; at most some thousand a call.
     pub(crate) async fn forget_before(&self, recorded_at: i64) -> Result<u64, sqlx::Error> {
-        each!(self, log => log.forget_before(recorded_at))
+        ask_each!(self, log => log.forget_before(recorded_at))
     }
 
     /// Keeps the newest snapshot of an aggregate.
@@ -162,6 +172,6 @@ impl Log {
         version: i64,
         payload: &str,
     ) -> Result<(), sqlx::Error> {
-        each!(self, log => log.save_snapshot(aggregate_type, aggregate_id, version, payload))
+        ask_each!(self, log => log.save_snapshot(aggregate_type, aggregate_id, version, payload))
     }
 }

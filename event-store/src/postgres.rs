@@ -3,7 +3,7 @@
 pub(crate) mod primary;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -30,6 +30,10 @@ const HEAD: &str = "select position, incarnation from log_head order by position
 
 /// How long an append may take before its connection is given up: a server that vanished says nothing.
 const APPEND_WITHIN: Duration = Duration::from_secs(14);
+/// How long a probe may keep the appender's connection.
+const PROBE_WITHIN: Duration = Duration::from_millis(1_500);
+/// What a probe writes before it rolls back: of each process another row, so that none waits for another.
+static PROBE_KEY: LazyLock<String> = LazyLock::new(|| format!("readiness probe {}", uuid::Uuid::new_v4()));
 /// A connection that rested longer is asked whether it still stands.
 const RESTED: Duration = Duration::from_secs(1);
 
@@ -112,8 +116,8 @@ impl Log {
     }
 
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
-        let mut place = self.writer.lock().await;
-        let appended = async {
+        let appended = self.primary.answered(async {
+            let mut place = self.writer.lock().await;
             let mut writer = self.usable(place.take()).await?;
             let mut retries = 0;
             let outcome = loop {
@@ -128,7 +132,7 @@ impl Log {
                 *place = Some(writer);
             }
             outcome
-        };
+        });
         match tokio::time::timeout(APPEND_WITHIN, appended).await {
             Ok(outcome) => Ok(outcome?),
             Err(_) => Err(Error::Silent(APPEND_WITHIN)),
@@ -137,19 +141,27 @@ impl Log {
 
     /// Whether an append would be written now, tried over the appender's own connection and rolled back.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
-        let mut place = self.writer.lock().await;
-        let mut writer = self.usable(place.take()).await?;
-        let mut tx = writer.reserved.connection.begin().await?;
-        sqlx::query(
-            "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
-             values ('', 'readiness probe', '', 0, '', 0, 0, 0) on conflict do nothing",
-        )
-        .execute(&mut *tx)
-        .await?;
-        tx.rollback().await?;
-        writer.used = Instant::now();
-        *place = Some(writer);
-        Ok(())
+        let probed = self.primary.answered(async {
+            let mut place = self.writer.lock().await;
+            let mut writer = self.usable(place.take()).await?;
+            let mut tx = writer.reserved.connection.begin().await?;
+            sqlx::query(
+                "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
+                 values ('', $1, '', 0, '', 0, 0, 0)",
+            )
+            .bind(&*PROBE_KEY)
+            .execute(&mut *tx)
+            .await?;
+            tx.rollback().await?;
+            writer.used = Instant::now();
+            *place = Some(writer);
+            Ok(())
+        });
+        // Dropped in the middle, it drops the connection, too: the next append opens another one.
+        match tokio::time::timeout(PROBE_WITHIN, probed).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(Error::Silent(PROBE_WITHIN)),
+        }
     }
 
     /// The appender's connection, opened again where it is not usable.

@@ -309,10 +309,15 @@ impl<T> Waiting<T> {
 
     /// Adapts the size of batches to what the disk does. A small batch says nothing of a large one.
     fn measure(&mut self, limits: &Limits, events: usize, took: Duration) {
-        if events == 0 || events < self.batch_events.min(BATCH_EVENTS_MIN) / 2 {
+        if events == 0 {
             return;
         }
         let event_time = took.div_f64(events as f64);
+        if events < self.batch_events.min(BATCH_EVENTS_MIN) / 2 {
+            // Shedding keeps batches small: after a stall they show that it is over.
+            self.event_time = self.event_time.min(event_time);
+            return;
+        }
         self.event_time = (self.event_time + event_time) / 2;
         let in_time = BATCH_TIME.div_duration_f64(self.event_time.max(Duration::from_nanos(1))) as usize;
         self.batch_events = in_time.max(BATCH_EVENTS_MIN).min(limits.batch_events_max);

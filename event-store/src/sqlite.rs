@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use platform::files::{self, folder_of};
@@ -45,6 +45,8 @@ pub(crate) struct Log {
     write: SqlitePool,
     /// The log's head as the last append of this process left it; a guess, checked by the statement that relies on it.
     head: Arc<AtomicI64>,
+    /// Whether the last append found no room on the disk.
+    failing: Arc<AtomicBool>,
     /// The log's database: the one path that every other path to it leads to.
     file: Arc<Path>,
     pub(crate) disk: Disk,
@@ -86,7 +88,7 @@ impl Log {
         let durable = pool(1).connect_lazy_with(options(&views, SqliteSynchronous::Full));
         let disk = Disk::new(vec![file.clone(), views], settings.disk_free_bytes_min);
         let head = Arc::new(AtomicI64::new(UNKNOWN));
-        let log = Self { read, write, head, file: file.into(), disk, _lock: lock };
+        let log = Self { read, write, head, failing: Arc::default(), file: file.into(), disk, _lock: lock };
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
@@ -104,6 +106,12 @@ impl Log {
     }
 
     pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
+        let outcome = self.append_batch(batch).await;
+        self.failing.store(matches!(outcome, Err(Error::Storage(_))), Ordering::Relaxed);
+        outcome
+    }
+
+    async fn append_batch(&self, batch: &[&Append]) -> Result<Plan, Error> {
         let guess = self.head.swap(UNKNOWN, Ordering::Relaxed);
         // Only of new streams: for others a look is as cheap as making sure that they have the version assumed.
         let all_new = batch.iter().all(|append| append.expected_version == 0);
@@ -169,11 +177,17 @@ impl Log {
         Ok(plan)
     }
 
-    /// Whether an append would be written now; rolled back.
+    /// Whether an append would be written now. It is rolled back, unless the last append failed: then only a commit shows
+    /// whether there is room again.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         let mut tx = self.write.begin_with("begin immediate").await.map_err(failed)?;
-        sqlx::query("update log_head set position = position").execute(&mut *tx).await?;
-        Ok(tx.rollback().await?)
+        sqlx::query("update log_head set position = position").execute(&mut *tx).await.map_err(failed)?;
+        if !self.failing.load(Ordering::Relaxed) {
+            return Ok(tx.rollback().await?);
+        }
+        tx.commit().await.map_err(failed)?;
+        self.failing.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {

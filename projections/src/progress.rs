@@ -31,6 +31,8 @@ pub(crate) const HINT: &str = "projected";
 const POLL: Duration = Duration::from_millis(250);
 /// How often a query is repeated because the database may have crashed while it ran.
 const READS_MAX: u32 = 20;
+/// And for how long.
+const READS_WITHIN: Duration = Duration::from_secs(5);
 /// Over which time a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
@@ -211,7 +213,11 @@ impl Progress {
         projection: &str,
         query: impl Fn() -> F,
     ) -> Result<(i64, T), Error> {
+        let until = Instant::now() + READS_WITHIN;
         for _ in 0..READS_MAX {
+            if Instant::now() > until {
+                break;
+            }
             let (epoch, position) = {
                 let known = self.positions.borrow();
                 (known.epoch, known.of(projection))
@@ -225,7 +231,7 @@ impl Progress {
                 return Ok((position, rows));
             }
         }
-        Err(sqlx::Error::Protocol("connections to the database are opened again and again".into()).into())
+        Err(unsteady())
     }
 
     /// Position that every read model has reached that follows the log, as the database has it now.
@@ -233,7 +239,7 @@ impl Progress {
     /// # Errors
     /// The database is away.
     pub async fn slowest_in(&self, db: &Db) -> Result<i64, Error> {
-        loop {
+        for _ in 0..READS_MAX {
             let (epoch, slowest) = {
                 let known = self.positions.borrow();
                 (known.epoch, known.slowest())
@@ -243,6 +249,7 @@ impl Progress {
             }
             self.refresh(db).await?;
         }
+        Err(unsteady())
     }
 
     /// Position that every read model has reached that follows the log.
@@ -352,6 +359,11 @@ impl Progress {
         let before = positions.get(&(row.projection.clone(), row.generation)).copied().unwrap_or(row.position);
         ((row.position - before) as f64 / since).max(0.0).round()
     }
+}
+
+/// The server ends connections as fast as they are opened.
+fn unsteady() -> Error {
+    sqlx::Error::Protocol("connections to the database are opened again and again".into()).into()
 }
 
 /// Whether it was filled by another release's code.

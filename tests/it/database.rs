@@ -76,6 +76,39 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
     }
 }
 
+/// A machine that vanishes ends no connection. What waits for it is given up, and commands, read models and queries go on over
+/// new connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_given_up() {
+    let system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
+    let network = system.database.as_ref().expect("a proxy before the database");
+    system.post("/v1/orders").json(order("before")).send().await.expect(201);
+    system.settled().await;
+    // Queries, a command and the probe of readiness are under way when it happens.
+    let asking: Vec<_> = (0..12).map(|_| tokio::spawn(system.get("/v1/orders").try_send())).collect();
+    network.silence();
+    let started = Instant::now();
+    let (probe, command) = tokio::join!(
+        system.dockets[0].client.get("/health/ready").anonymous().send(),
+        system.post("/v1/orders").json(order("during")).try_send(),
+    );
+    assert!([200, 503].contains(&probe.status), "{probe:?}");
+    assert!(command.is_ok_and(|answer| [201, 503].contains(&answer.status)));
+    let id = create_until_taken(&system, "after", 3 * FOLLOW_WITHIN).await;
+    while system.get(&format!("/v1/orders/{id}")).send().await.status != 200 {
+        assert!(started.elapsed() < 6 * FOLLOW_WITHIN, "the read models stay behind");
+        tokio::time::sleep(POLL).await;
+    }
+    for asked in asking {
+        assert!(asked.await.expect("a request").is_ok(), "every query is answered");
+    }
+    read_models_equal_the_fold(&system).await;
+    for docket in 0..3 {
+        let ready = readiness(&system, docket).await;
+        assert_eq!(ready["checks"]["database"]["status"], "ok", "{ready}");
+    }
+}
+
 /// The URL names both servers, and the first is the standby: the one that takes writes is found, also after a failover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_url_with_two_hosts_finds_the_primary() {

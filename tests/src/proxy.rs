@@ -13,6 +13,8 @@ pub struct Proxy {
     target: watch::Sender<String>,
     /// Raised with each cut; `true` while the network is away.
     cut: watch::Sender<bool>,
+    /// Changes when the connections that are open fall silent.
+    silence: watch::Sender<()>,
 }
 
 impl Proxy {
@@ -22,22 +24,27 @@ impl Proxy {
         let address = listener.local_addr().expect("it listens");
         let (cut, watched) = watch::channel(false);
         let (target, targets) = watch::channel(target.to_owned());
+        let (silence, silenced) = watch::channel(());
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 let (mut watched, target) = (watched.clone(), targets.borrow().clone());
+                let mut silenced = silenced.clone();
+                silenced.mark_unchanged();
                 tokio::spawn(async move {
-                    let passed = async {
-                        let mut server = TcpStream::connect(&target).await?;
-                        copy_bidirectional(&mut client, &mut server).await
+                    let Ok(mut server) = TcpStream::connect(&target).await else { return };
+                    let is_silent = tokio::select! {
+                        _ = watched.wait_for(|cut| *cut) => false,
+                        _ = silenced.changed() => true,
+                        _ = copy_bidirectional(&mut client, &mut server) => false,
                     };
-                    tokio::select! {
-                        _ = watched.wait_for(|cut| *cut) => {}
-                        _ = passed => {}
+                    if is_silent {
+                        // Both ends stay open and hear nothing more, as when a machine vanishes.
+                        let _ = watched.wait_for(|cut| *cut).await;
                     }
                 });
             }
         });
-        Self { address, target, cut }
+        Self { address, target, cut, silence }
     }
 
     /// Where it listens, as a base of URLs.
@@ -53,6 +60,11 @@ impl Proxy {
     /// Passes new connections on to another address; those that are open stay where they are.
     pub fn switch(&self, target: String) {
         self.target.send_replace(target);
+    }
+
+    /// Passes nothing more on the connections that are open, and leaves them open; new ones work.
+    pub fn silence(&self) {
+        self.silence.send_replace(());
     }
 
     /// Ends every connection, and takes none for a while.

@@ -216,15 +216,23 @@ impl Reading {
             let line = match next {
                 Err(_) => return Err((number, no_line())),
                 Ok(None) => return Ok(()),
-                Ok(Some(Ok(line))) if line.iter().all(u8::is_ascii_whitespace) => continue,
                 Ok(Some(line)) => line,
             };
             if self.state.has_revoked(&self.principal) {
                 return Err((number, revoked()));
             }
+            if self.principal.expires_at < Timestamp::now().as_second() {
+                return Err((number, expired()));
+            }
+            // A blank line costs what another one does: else it would keep a request's place for nothing.
             self.unless_ended(self.pace.take()).await.map_err(until_ended)?;
+            if line.as_ref().is_ok_and(|line| line.iter().all(u8::is_ascii_whitespace)) {
+                tokio::task::yield_now().await;
+                continue;
+            }
             let bytes = LINE_OVERHEAD_BYTES + BYTES_PER_LINE_BYTE * line.as_ref().map_or(0, |line| line.len());
             let held = self.unless_ended(self.spool.place().bytes(bytes)).await.map_err(until_ended)?;
+            let held = held.map_err(until_ended)?;
             let Ok(place) = self.unless_ended(results.reserve()).await.map_err(until_ended)? else { return Ok(()) };
             let envelope = match line {
                 Ok(line) => envelope(number, &line, &self.principal, &self.context),
@@ -263,6 +271,11 @@ impl Reading {
 fn no_line() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
         .detail(format!("no line came for {} s: send this one and what follows again", LINE_WITHIN.as_secs()))
+}
+
+fn expired() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
+        .detail("The token expired while commands were read. Send this line and what follows with a fresh one.")
 }
 
 fn revoked() -> Problem {
@@ -472,11 +485,24 @@ fn split_lines(
             match reader.body.next().await {
                 Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
                 // Cut in the middle: the last line is not whole, so it is not a command.
-                Some(Err(_)) => return None,
+                Some(Err(_)) => {
+                    reader.buffer.clear();
+                    reader.too_long = false;
+                    reader.done = true;
+                    reader.searched = 0;
+                    return Some((Err(cut_off()), reader));
+                }
                 None => reader.done = true,
             }
         }
     })
+}
+
+fn cut_off() -> Box<Problem> {
+    Box::new(
+        Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
+            .detail("The body broke off here. This line and what follows were not read: send them again."),
+    )
 }
 
 fn too_long() -> Box<Problem> {

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Error};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error as StoreError;
 
 /// How long one server may take to accept a connection.
-const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long a request may wait for a pooled connection.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(5);
 /// A pooled connection that was idle longer is tested before it is used, and how long the test may take. No server is
@@ -29,7 +30,7 @@ const TEST_AFTER: Duration = Duration::from_millis(50);
 const TEST_WITHIN: Duration = Duration::from_secs(1);
 /// How often the server's role is checked, and how long it may take to answer.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long a reserved connection is tried for when the server refuses more connections, and the pause between two tries.
 const FREE_WITHIN: Duration = Duration::from_secs(5);
 const FREE_PAUSE: Duration = Duration::from_millis(100);
@@ -48,8 +49,10 @@ pub(crate) enum Purpose {
     /// Writes read models. A commit that is lost with the machine is projected again from the checkpoint that is lost with
     /// it, so these commits do not wait for the disk.
     Project,
-    /// Holds an advisory lock.
+    /// Holds an advisory lock for the life of a process, which asks every few seconds whether it still does.
     Lead,
+    /// Holds an advisory lock as long as a command runs.
+    Hold,
     /// Changes the schema.
     Migrate,
 }
@@ -63,14 +66,17 @@ impl Purpose {
             // A foreign transaction that holds the log's lock for too long costs a 503.
             Self::Append => ("30s", "15s", "10s"),
             // The server must not hold locks for a process that vanished.
-            Self::Log | Self::Views | Self::Project | Self::Lead => ("30s", "15s", "0"),
+            Self::Log | Self::Views | Self::Project | Self::Lead | Self::Hold => ("30s", "15s", "0"),
         };
+        // A lead whose process vanished or hangs is free again after that time, also where a proxy keeps its connection.
+        let idle = if self == Self::Lead { "15s" } else { "0" };
         let name = match self {
             Self::Append => "docket append",
             Self::Log => "docket log",
             Self::Views => "docket views",
             Self::Project => "docket project",
             Self::Lead => "docket lead",
+            Self::Hold => "docket hold",
             Self::Migrate => "docket migrate",
         };
         let mut settings: Vec<(_, Cow<_>)> = vec![
@@ -84,7 +90,7 @@ impl Purpose {
             ("default_transaction_isolation", "read committed".into()),
             ("statement_timeout", statement.into()),
             ("idle_in_transaction_session_timeout", idle_in_transaction.into()),
-            ("idle_session_timeout", "0".into()),
+            ("idle_session_timeout", idle.into()),
             ("lock_timeout", lock.into()),
             ("TimeZone", "UTC".into()),
             ("client_encoding", "UTF8".into()),
@@ -124,6 +130,8 @@ struct Inner {
     /// Connections that were opened earlier are closed before their next use.
     valid_from: Mutex<Instant>,
     opened: AtomicU64,
+    /// Changes when what is under way on older connections is given up.
+    given_up: watch::Sender<()>,
     /// Whether the server syncs its commits to the disk.
     durable: AtomicBool,
     pools: Mutex<Pools>,
@@ -163,6 +171,7 @@ impl Primary {
             server: Mutex::default(),
             valid_from: Mutex::new(Instant::now()),
             opened: AtomicU64::new(0),
+            given_up: watch::channel(()).0,
             durable: AtomicBool::new(true),
             pools: Mutex::default(),
         };
@@ -277,6 +286,14 @@ impl Primary {
                 }
                 .boxed()
             })
+            .after_release({
+                let releasing = self.clone();
+                move |_, about| {
+                    // A test of a connection to a server that is gone would wait for it.
+                    let opened = Instant::now().checked_sub(about.age);
+                    std::future::ready(Ok(opened.is_none_or(|at| releasing.is_current(at)))).boxed()
+                }
+            })
             .connect_lazy_with(self.0.hosts[self.0.host.load(Ordering::Relaxed)].clone())
     }
 
@@ -327,6 +344,7 @@ impl Primary {
             if !known.is_empty() {
                 tracing::warn!("PostgreSQL: another server process answers, every connection is opened again");
                 self.expire_connections();
+                self.give_up();
             }
             *known = server;
         }
@@ -375,6 +393,30 @@ impl Primary {
         *lock(&self.0.valid_from) = Instant::now();
     }
 
+    /// Ends what is under way: a connection whose server has vanished says nothing, for as long as somebody waits.
+    fn give_up(&self) {
+        self.0.given_up.send_replace(());
+    }
+
+    /// Waits for an answer of the server, unless it is given up because it began before the server changed.
+    ///
+    /// # Errors
+    /// Those of the operation. It may have been carried out where it was given up.
+    pub(crate) async fn answered<T>(&self, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let (mut given_up, began) = (self.0.given_up.subscribe(), Instant::now());
+        let mut operation = std::pin::pin!(operation);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = operation.as_mut() => return outcome,
+                // The sender lives as long as this.
+                _ = given_up.changed() => if !self.is_current(began) {
+                    return Err(protocol("the connection was given up: its server did not answer".to_owned()));
+                },
+            }
+        }
+    }
+
     fn is_current(&self, opened: Instant) -> bool {
         opened >= *lock(&self.0.valid_from)
     }
@@ -398,6 +440,7 @@ impl Primary {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("PostgreSQL takes writes again");
+                        self.give_up();
                     }
                     self.fill_reserved().await;
                 }
@@ -405,9 +448,13 @@ impl Primary {
                     if !failing {
                         tracing::warn!(%error, "PostgreSQL takes no writes: connecting again");
                     }
-                    failing = true;
+                    let begins = !std::mem::replace(&mut failing, true);
                     watched = None;
                     self.expire_connections();
+                    if begins {
+                        // At once: another server may be there already.
+                        continue;
+                    }
                 }
             }
             tokio::select! {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use platform::problem::Problem;
@@ -15,6 +16,8 @@ use crate::settings::Settings;
 /// Commands under way at once, of one principal and of all: what is beyond it would only wait for the appender.
 const COMMANDS_PER_PRINCIPAL_MAX: usize = 128;
 const COMMANDS_MAX: usize = 512;
+/// How long a line waits for the bytes that all share.
+const SHARED_WITHIN: Duration = Duration::from_secs(10);
 /// One principal may have this part of the bytes.
 const PRINCIPALS_PART: usize = 4;
 
@@ -136,13 +139,23 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Waits until there is room for a command's bytes.
-    pub(crate) async fn bytes(&self, bytes: usize) -> Held {
+    /// Waits until there is room for a command's bytes: among those of its principal for as long as it takes, among all
+    /// for 10 s.
+    ///
+    /// # Errors
+    /// 503 where all that the process may hold is held for longer.
+    pub(crate) async fn bytes(&self, bytes: usize) -> Result<Held, Problem> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         // Both are never closed.
         let of_principal = self.principal.bytes.clone().acquire_many_owned(bytes).await.expect("an open semaphore");
-        let of_all = self.budget.all.bytes.clone().acquire_many_owned(bytes).await.expect("an open semaphore");
-        [of_principal, of_all]
+        let of_all = self.budget.all.bytes.clone().acquire_many_owned(bytes);
+        let of_all = tokio::time::timeout(SHARED_WITHIN, of_all).await.map_err(|_| {
+            too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit").detail(
+                "This process holds as many bytes of commands as it may. This line and what follows were not read: send \
+                 them again shortly.",
+            )
+        })?;
+        Ok([of_principal, of_all.expect("an open semaphore")])
     }
 
     /// Waits until a command may be carried out.

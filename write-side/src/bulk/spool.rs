@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -21,6 +22,8 @@ use crate::bulk::budget::Place;
 const MEMORY_BYTES_MAX: usize = 128 << 10;
 /// Bytes of the file that are read at once.
 const READ_BYTES: u64 = 64 << 10;
+/// Bytes that a client must read, in each time of its patience, of a spool that is full: it holds what all share.
+const READ_IN_TIME_MIN: u64 = 1 << 20;
 /// How often it is looked whether other requests have given bytes back.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -32,8 +35,9 @@ pub(crate) struct Spool {
     contents: Mutex<Contents>,
     /// Something can be read, or nothing more will come.
     filled: Notify,
-    /// Something was read.
+    /// Something was read, and how many bytes so far.
     read: Notify,
+    bytes_read: AtomicU64,
     /// Nobody reads any more.
     gone: CancellationToken,
 }
@@ -63,6 +67,7 @@ impl Spool {
             contents: Mutex::default(),
             filled: Notify::new(),
             read: Notify::new(),
+            bytes_read: AtomicU64::new(0),
             gone: CancellationToken::new(),
         }
     }
@@ -92,9 +97,10 @@ impl Spool {
     /// Waits until one more result may be pushed.
     ///
     /// # Errors
-    /// The client has left everything unread for the time of its patience.
+    /// The client has read too little in the time of its patience.
     pub(crate) async fn room(&self) -> Result<(), Unread> {
         let mut deadline = Instant::now() + self.patience;
+        let mut read_by_then = self.bytes_read.load(Relaxed) + READ_IN_TIME_MIN;
         while !self.gone.is_cancelled() {
             {
                 let mut contents = self.contents.lock().await;
@@ -103,11 +109,16 @@ impl Spool {
                 }
             }
             tokio::select! {
-                // A slow client is one that reads.
-                () = self.read.notified() => deadline = Instant::now() + self.patience,
+                () = self.read.notified() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.gone.cancelled() => {}
-                () = tokio::time::sleep_until(deadline) => break,
+            }
+            if Instant::now() >= deadline {
+                let read = self.bytes_read.load(Relaxed);
+                if read < read_by_then {
+                    break;
+                }
+                (deadline, read_by_then) = (Instant::now() + self.patience, read + READ_IN_TIME_MIN);
             }
         }
         Err(Unread)
@@ -161,8 +172,11 @@ impl Spool {
                     false if contents.is_finished => return None,
                     false => None,
                 };
-                if next.is_some() {
+                if let Some(next) = &next {
+                    self.bytes_read.fetch_add(next.as_ref().map_or(0, |bytes| bytes.len() as u64), Relaxed);
                     self.read.notify_one();
+                }
+                if next.is_some() {
                     return next;
                 }
             }

@@ -926,8 +926,8 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// While the read models are behind, nobody knows yet whether an order is there: another customer is told the same of one
-/// that is, after the same time.
+/// While the read models are behind, nobody knows yet whether an order exists: a customer gets the same answer for another
+/// customer's order as for one that does not exist, after the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_model_that_is_behind_tells_nothing() {
     let builder = without_rate(TestSystem::builder(Mode::Scaled).processes(&["write,read", "project"]));

@@ -31,7 +31,7 @@ pub enum Transport {
     Poll,
 }
 
-/// What a listener was told of one channel from a snapshot on.
+/// What a listener received of one channel since a snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct Span {
     /// Position of the snapshot.

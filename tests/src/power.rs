@@ -1,5 +1,5 @@
-//! A disk that loses its power: `power/power.c`, loaded into a process, keeps beside a folder what of it was synced, and
-//! a cut puts that in the folder's place.
+//! A disk that loses its power: `power/power.c`, loaded into a process, copies whatever is synced in a folder to a second
+//! one; a cut replaces the folder by that copy.
 
 use std::collections::HashMap;
 use std::fs::{self, Permissions};

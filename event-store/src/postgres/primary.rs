@@ -275,7 +275,7 @@ impl Primary {
                 async move { primary.prepare(connection, purpose).await }.boxed()
             })
             .before_acquire(move |connection, about| {
-                let is_current = Instant::now().checked_sub(about.age).is_none_or(|at| checking.is_current(at));
+                let is_current = checking.is_current_after(about.age);
                 async move {
                     let answers = is_current
                         && (about.idle_for < TEST_AFTER
@@ -290,8 +290,7 @@ impl Primary {
                 let releasing = self.clone();
                 move |_, about| {
                     // A test of a connection to a server that is gone would wait for it.
-                    let opened = Instant::now().checked_sub(about.age);
-                    std::future::ready(Ok(opened.is_none_or(|at| releasing.is_current(at)))).boxed()
+                    std::future::ready(Ok(releasing.is_current_after(about.age))).boxed()
                 }
             })
             .connect_lazy_with(self.0.hosts[self.0.host.load(Ordering::Relaxed)].clone())
@@ -322,7 +321,7 @@ impl Primary {
         .fetch_one(&mut *connection)
         .await?;
         if read_only {
-            return Err(protocol("the server is read-only: it is a standby, or it was demoted".to_owned()));
+            return Err(takes_none());
         }
         let refused = names.iter().zip(&values).zip(&applied).find(|((name, wanted), found)| {
             // A connection over a Unix socket has no TCP settings.
@@ -421,13 +420,18 @@ impl Primary {
         opened >= *lock(&self.0.valid_from)
     }
 
+    /// The same for a connection that was opened so long ago.
+    fn is_current_after(&self, age: Duration) -> bool {
+        Instant::now().checked_sub(age).is_none_or(|opened| self.is_current(opened))
+    }
+
     /// Keeps the connections on the server that takes writes, until `stop`.
     pub(crate) async fn watch(self, stop: CancellationToken) {
         let mut watched: Option<Reserved> = None;
         let mut failing = false;
         loop {
             let outcome = match &mut watched {
-                Some(reserved) => takes_writes(reserved).await,
+                Some(reserved) => reserved.takes_writes().await,
                 None => match self.connect(Purpose::Lead).await {
                     Ok(reserved) => {
                         watched = Some(reserved);
@@ -445,13 +449,10 @@ impl Primary {
                     self.fill_reserved().await;
                 }
                 Err(error) => {
-                    if !failing {
-                        tracing::warn!(%error, "PostgreSQL takes no writes: connecting again");
-                    }
-                    let begins = !std::mem::replace(&mut failing, true);
                     watched = None;
                     self.expire_connections();
-                    if begins {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "PostgreSQL takes no writes: connecting again");
                         // At once: another server may be there already.
                         continue;
                     }
@@ -499,23 +500,30 @@ impl Reserved {
     /// Whether the server answers.
     ///
     /// # Errors
-    /// It does not, within 2 s.
+    /// It does not, within 3 s.
     pub(crate) async fn ping(&mut self) -> Result<(), Error> {
-        let silent = |_| protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
-        tokio::time::timeout(ANSWER_WITHIN, self.connection.ping()).await.map_err(silent)?
+        in_time(self.connection.ping()).await
+    }
+
+    /// Whether the server takes writes.
+    ///
+    /// # Errors
+    /// It does not, or does not answer within 3 s.
+    async fn takes_writes(&mut self) -> Result<(), Error> {
+        let asked = sqlx::query_as("select current_setting('transaction_read_only') = 'on'");
+        let (read_only,): (bool,) = in_time(asked.fetch_one(&mut self.connection)).await?;
+        if read_only { Err(takes_none()) } else { Ok(()) }
     }
 }
 
-/// Asks the server whether it takes writes.
-async fn takes_writes(reserved: &mut Reserved) -> Result<(), Error> {
-    let sql = "select current_setting('transaction_read_only') = 'on'";
-    let asked = tokio::time::timeout(ANSWER_WITHIN, sqlx::query_as(sql).fetch_one(&mut reserved.connection));
-    match asked.await {
-        Ok(Ok((false,))) => Ok(()),
-        Ok(Ok((true,))) => Err(protocol("the server is read-only: it is a standby, or it was demoted".to_owned())),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"))),
-    }
+/// Waits for an answer of the server for so long as it may take.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = |_| protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
+    tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(silent)?
+}
+
+fn takes_none() -> Error {
+    protocol("the server is read-only: it is a standby, or it was demoted".to_owned())
 }
 
 /// Makes sure that the database can hold a store; the schema that holds it, or will.

@@ -1,5 +1,5 @@
 //! Memory ceilings: the worst that one customer can do on each face, for some seconds, and what the server's memory comes
-//! to. The limits are those that a server has unless it is told otherwise.
+//! to. All limits have their defaults.
 
 use std::pin::pin;
 use std::time::Duration;

@@ -4,12 +4,10 @@
 //! reasons arrive in the command, and state follows from events alone. It knows neither HTTP nor any database.
 //!
 //! - [`values`]: the checked building blocks (ids, money, quantities, texts); a value that exists is valid.
-//! - [`order`]: the order aggregate, read top to bottom: events, state, commands, `decide`, `apply`, tests.
-//! - [`upcast`]: how events of older versions are lifted to the present one.
+//! - [`order`]: the order aggregate, read top to bottom: events, state, commands, `decide`, `evolve`, tests.
 //!
 //! An event's name and fields are a storage format: `schemas/events` holds its contract, `tests/golden`
 //! payloads in stored form that must decode for ever. So a limit in [`values`] may be widened, but never tightened.
 
 pub mod order;
-pub mod upcast;
 pub mod values;

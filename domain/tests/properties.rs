@@ -2,6 +2,7 @@
 
 use domain::order::{Command, Error, Event, LINES_MAX, Line, NewItem, Order, Status, TOTAL_MAX};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, Quantity, Reason, Sku};
+use kernel::aggregate::{Aggregate, Refusal};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -111,7 +112,7 @@ fn wild_order() -> impl Strategy<Value = Order> {
 
 fn fold(events: &[Event]) -> Order {
     let mut order = Order::default();
-    events.iter().for_each(|event| order.apply(event));
+    events.iter().for_each(|event| order.evolve(event));
     order
 }
 
@@ -119,8 +120,8 @@ fn fold(events: &[Event]) -> Order {
 fn run(commands: Vec<Command>) -> (Order, Vec<Event>) {
     let (mut order, mut history) = (Order::default(), vec![]);
     for command in commands {
-        for event in order.decide(command).unwrap_or_default() {
-            order.apply(&event);
+        for event in order.decide(&command).unwrap_or_default() {
+            order.evolve(&event);
             history.push(event);
         }
     }
@@ -142,8 +143,8 @@ proptest! {
     fn the_total_is_the_sum_of_the_lines_and_every_limit_holds(commands in commands()) {
         let (mut order, mut seen) = (Order::default(), 0);
         for command in commands {
-            for event in order.decide(command).unwrap_or_default() {
-                order.apply(&event);
+            for event in order.decide(&command).unwrap_or_default() {
+                order.evolve(&event);
                 seen += 1;
                 let sum: i128 = order.lines.iter().map(|line| i128::from(line.unit_price) * i128::from(line.quantity)).sum();
                 prop_assert_eq!(i128::from(order.total), sum);
@@ -162,7 +163,7 @@ proptest! {
     fn an_illegal_transition_is_refused(commands in commands(), next in command()) {
         let (order, _) = run(commands);
         let is_create = matches!(next, Command::Create { .. });
-        let decision = order.decide(next);
+        let decision = order.decide(&next);
         match order.status {
             Status::Absent if !is_create => prop_assert_eq!(decision, Err(Error::NotFound)),
             Status::Absent => prop_assert!(matches!(decision, Ok(_) | Err(Error::Items(_)))),
@@ -180,17 +181,17 @@ proptest! {
         prop_assert_eq!(&fold(&stored), &order);
         let (before, after) = stored.split_at(cut.index(stored.len() + 1));
         let mut resumed = through_json(&fold(before));
-        after.iter().for_each(|event| resumed.apply(event));
+        after.iter().for_each(|event| resumed.evolve(event));
         prop_assert_eq!(resumed, order);
     }
 
     #[test]
-    fn decide_and_apply_never_panic(mut order in wild_order(), events in vec(wild_event(), 0..20), commands in vec(command(), 0..5)) {
+    fn decide_and_evolve_never_panic(mut order in wild_order(), events in vec(wild_event(), 0..20), commands in vec(command(), 0..5)) {
         for event in &events {
             for command in &commands {
-                let _ = order.decide(command.clone()).map_err(|error| (error.to_string(), error.slug()));
+                let _ = order.decide(&command).map_err(|error| (error.to_string(), error.slug()));
             }
-            order.apply(event);
+            order.evolve(event);
         }
         let _ = through_json(&order);
     }
@@ -198,6 +199,6 @@ proptest! {
     #[test]
     fn the_same_command_twice_on_one_state_decides_the_same(commands in commands(), next in command()) {
         let (order, _) = run(commands);
-        prop_assert_eq!(order.decide(next.clone()), order.decide(next));
+        prop_assert_eq!(order.decide(&next), order.decide(&next));
     }
 }

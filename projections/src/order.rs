@@ -6,14 +6,16 @@ use domain::order::{Event, Line, Order, Status};
 use domain::values::{Currency, format_minor};
 use event_store::event::RecordedEvent;
 use jiff::Timestamp;
+use kernel::aggregate::Aggregate;
+use kernel::upcast::Upcasters;
 use quick_cache::Weighter;
 use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// How old versions of orders' events are lifted, for the store to do it.
-pub fn upcasters() -> event_store::upcast::Upcasters {
-    domain::upcast::upcasters().into()
+/// The upcasters of orders' events, for the store.
+pub fn upcasters() -> Upcasters {
+    Upcasters::default().and::<Order>()
 }
 
 /// The aggregate type of orders in the log.
@@ -76,7 +78,7 @@ pub struct ByBytes;
 
 impl Weighter<String, Arc<OrderState>> for ByBytes {
     fn weight(&self, _: &String, state: &Arc<OrderState>) -> u64 {
-        (state.order.bytes() as u64).max(BYTES_PER_ORDER)
+        (state.order.weight() as u64).max(BYTES_PER_ORDER)
     }
 }
 
@@ -112,7 +114,7 @@ impl OrderState {
             self.order_id = recorded.aggregate_id.to_string();
             self.placed_at = at;
         }
-        self.order.apply(&event);
+        self.order.evolve(&event);
         self.updated_at = at;
         self.version = recorded.sequence;
         self.position = recorded.position;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cqrs_es::Aggregate;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use kernel::aggregate::Aggregate;
 use serde_json::json;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 use tests::client::{Answer, Client, Request};

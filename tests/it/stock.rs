@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use cqrs_es::persist::{PersistedEventRepository, PersistedEventStore};
 use cqrs_es::{AggregateContext, CqrsFramework, EventStore};
 use domain::order::{Command, NewItem, Order, Status};
+use kernel::stock::Stock;
 use postgres_es::{PostgresEventRepository, default_postgress_pool};
 use serde_json::{from_value, json};
 use sqlite_es::{SqliteEventRepository, default_sqlite_pool};
@@ -36,12 +37,12 @@ fn create(customer: &str, items: Vec<NewItem>) -> Command {
 }
 
 /// What an application on stock cqrs-es does with its store.
-struct Stock<R: PersistedEventRepository> {
-    cqrs: CqrsFramework<Order, PersistedEventStore<R, Order>>,
-    store: PersistedEventStore<R, Order>,
+struct Application<R: PersistedEventRepository> {
+    cqrs: CqrsFramework<Stock<Order>, PersistedEventStore<R, Stock<Order>>>,
+    store: PersistedEventStore<R, Stock<Order>>,
 }
 
-impl<R: PersistedEventRepository> Stock<R> {
+impl<R: PersistedEventRepository> Application<R> {
     fn new(repository: impl Fn() -> R) -> Self {
         let store = || PersistedEventStore::new_event_store(repository());
         Self { cqrs: CqrsFramework::new(store(), vec![], ()), store: store() }
@@ -54,7 +55,7 @@ impl<R: PersistedEventRepository> Stock<R> {
 
     async fn load(&self, order_id: &str) -> Order {
         let mut context = self.store.load_aggregate(order_id).await.expect("stock code loads");
-        context.aggregate().clone()
+        context.aggregate().0.clone()
     }
 
     /// Reads the order `shared` that Docket wrote, adds to it, and writes one of its own.
@@ -74,7 +75,7 @@ async fn begin(system: &TestSystem) {
 }
 
 /// Docket projects what stock code wrote and goes on from there; stock code reads the result.
-async fn end<R: PersistedEventRepository>(system: &TestSystem, stock: &Stock<R>) {
+async fn end<R: PersistedEventRepository>(system: &TestSystem, stock: &Application<R>) {
     let log = read_models_equal_the_fold(system).await;
     assert_eq!(log.iter().filter(|event| event.metadata["source"] == "stock").count(), 4);
     let shared = system.get("/v1/orders/shared").send().await.expect(200).json();
@@ -93,7 +94,7 @@ async fn stock_postgres_es_works_beside_docket() {
     let system = TestSystem::scaled().await;
     begin(&system).await;
     let pool = default_postgress_pool(system.database_url()).await;
-    let stock = Stock::new(|| PostgresEventRepository::new(pool.clone()));
+    let stock = Application::new(|| PostgresEventRepository::new(pool.clone()));
     stock.work().await;
     end(&system, &stock).await;
 }
@@ -103,7 +104,7 @@ async fn stock_sqlite_es_works_beside_docket() {
     let system = TestSystem::embedded().await;
     begin(&system).await;
     let pool = default_sqlite_pool(system.database_url()).await;
-    let stock = Stock::new(|| SqliteEventRepository::new(pool.clone()));
+    let stock = Application::new(|| SqliteEventRepository::new(pool.clone()));
     stock.work().await;
     end(&system, &stock).await;
 }
@@ -114,14 +115,14 @@ async fn stock_sqlite_es_works_while_docket_is_stopped() {
     begin(&system).await;
     system.terminate().await;
     let pool = default_sqlite_pool(system.database_url()).await;
-    let stock = Stock::new(|| SqliteEventRepository::new(pool.clone()));
+    let stock = Application::new(|| SqliteEventRepository::new(pool.clone()));
     stock.work().await;
     system.start().await;
     end(&system, &stock).await;
 }
 
 /// Stock code has written before Docket came.
-async fn before_docket<R: PersistedEventRepository>(system: &mut TestSystem, stock: &Stock<R>) {
+async fn before_docket<R: PersistedEventRepository>(system: &mut TestSystem, stock: &Application<R>) {
     stock.execute("shared", create("ada", vec![item("pen", "1.50")])).await;
     stock.execute("old", create("bob", vec![item("ink", "2.55")])).await;
     stock.execute("old", Command::Confirm).await;
@@ -140,7 +141,7 @@ async fn an_existing_postgres_es_database_opens() {
     let mut system = TestSystem::builder(Mode::Scaled).stopped().await;
     let pool = default_postgress_pool(system.database_url()).await;
     sqlx::raw_sql(STOCK_POSTGRES).execute(&pool).await.expect("the stock tables");
-    let stock = Stock::new(|| PostgresEventRepository::new(pool.clone()));
+    let stock = Application::new(|| PostgresEventRepository::new(pool.clone()));
     before_docket(&mut system, &stock).await;
 }
 
@@ -149,6 +150,6 @@ async fn an_existing_sqlite_es_database_opens() {
     let mut system = TestSystem::builder(Mode::Embedded).stopped().await;
     let pool = default_sqlite_pool(system.database_url()).await;
     sqlx::raw_sql(STOCK_SQLITE).execute(&pool).await.expect("the stock tables");
-    let stock = Stock::new(|| SqliteEventRepository::new(pool.clone()));
+    let stock = Application::new(|| SqliteEventRepository::new(pool.clone()));
     before_docket(&mut system, &stock).await;
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use cqrs_es::{Aggregate, DomainEvent};
 use domain::order::{Command, Error as Refused, Event, Order};
 use domain::values::OrderId;
 use event_store::aggregates::{Aggregates, Loaded};
@@ -15,6 +14,7 @@ use event_store::error::{AppendError, Error as StoreError};
 use event_store::event::NewEvent;
 use event_store::store::Store;
 use jiff::Timestamp;
+use kernel::aggregate::{Aggregate, CommandType, EventType, Refusal, RefusalClass};
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use platform::auth::{Authenticator, Principal};
@@ -132,7 +132,7 @@ impl WriteSide {
         stop: CancellationToken,
     ) -> Self {
         let inner = Inner {
-            orders: store.aggregates(Order::bytes),
+            orders: store.aggregates(),
             store,
             turns: (0..TURNS).map(|_| Mutex::new(())).collect(),
             in_flight: InFlight::default(),
@@ -160,7 +160,7 @@ impl WriteSide {
     /// The hot aggregate in memory may be stale. So a refusal, and the answer that there is nothing to do, are
     /// only given on a state fresh from the log, and an acceptance only stands when the append finds the version it was decided on.
     pub async fn dispatch(&self, given: Given) -> Result<Accepted, Rejected> {
-        let command = metrics::name(&given.command);
+        let command = given.command.name();
         let outcome = self.decide_and_append(given).await;
         metrics::dispatched(command, &outcome);
         outcome
@@ -206,7 +206,7 @@ impl WriteSide {
             match outcome {
                 Ok(appended) => {
                     let mut state = loaded.state.clone();
-                    events.iter().for_each(|event| state.apply(event));
+                    events.iter().for_each(|event| state.evolve(event));
                     self.inner.orders.keep(&id, state, appended.version, events.len() as i64).await;
                     return Ok(Accepted { order_id: id, version: appended.version, position: appended.position });
                 }
@@ -260,7 +260,7 @@ impl WriteSide {
             if let Some(cached) = self.inner.orders.cached(id) {
                 return Ok(cached);
             }
-            if matches!(given.command, Command::Create { .. }) {
+            if given.command.creates() {
                 return Ok(Arc::new(Loaded { state: Order::default(), version: 0 }));
             }
         }
@@ -270,7 +270,7 @@ impl WriteSide {
 
 fn decide(loaded: &Loaded<Order>, given: &Given) -> Result<Vec<Event>, Problem> {
     let order = &loaded.state;
-    let creates = matches!(given.command, Command::Create { .. });
+    let creates = given.command.creates();
     if !creates && !order.customer_id.as_ref().is_some_and(|owner| given.principal.may_see(owner.as_str())) {
         // Not there and not yours are the same answer.
         return Err(refused(&Refused::NotFound));
@@ -284,29 +284,18 @@ fn decide(loaded: &Loaded<Order>, given: &Given) -> Result<Vec<Event>, Problem> 
             .detail(format!("The order is at version {}, the request names {expected}. Read it again.", loaded.version))
             .with("version", loaded.version));
     }
-    order.decide(given.command.clone()).map_err(|error| refused(&error))
+    order.decide(&given.command).map_err(|error| refused(&error))
 }
 
 /// A business reason as a problem.
-pub(crate) fn refused(error: &Refused) -> Problem {
-    let (status, title) = match error {
-        Refused::NotFound => (StatusCode::NOT_FOUND, "There is no such order"),
-        Refused::AlreadyExists => (StatusCode::CONFLICT, "The order exists"),
-        Refused::Items(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Some items cannot be taken"),
-        _ => (StatusCode::UNPROCESSABLE_ENTITY, "The order does not allow it"),
+pub(crate) fn refused(error: &impl Refusal) -> Problem {
+    let status = match error.class() {
+        RefusalClass::NotFound => StatusCode::NOT_FOUND,
+        RefusalClass::Conflict => StatusCode::CONFLICT,
+        RefusalClass::Rule => StatusCode::UNPROCESSABLE_ENTITY,
     };
-    let mut problem = Problem::new(status, error.slug(), title).detail(error.to_string());
-    match error {
-        Refused::Items(items) => {
-            for (at, error) in items {
-                let field = if matches!(error, Refused::Amount(_)) { "/unit_price" } else { "" };
-                problem = problem.error(format!("/items/{at}{field}"), error.to_string());
-            }
-        }
-        Refused::Amount(_) => problem = problem.error("/unit_price", error.to_string()),
-        _ => {}
-    }
-    problem
+    let problem = Problem::new(status, error.slug(), error.title()).detail(error.to_string());
+    error.pointers().into_iter().fold(problem, |problem, (pointer, reason)| problem.error(pointer, reason))
 }
 
 /// A store that is away, as the client is told: try again, and how to do it safely.
@@ -377,8 +366,8 @@ fn append(given: &Given, source: u64, last: Appended, events: &[Event], span: &t
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let encode = |event: &Event| -> Result<NewEvent, serde_json::Error> {
         Ok(NewEvent {
-            event_type: event.event_type(),
-            event_version: event.event_version(),
+            event_type: event.name().into(),
+            event_version: event.version().into(),
             payload: serde_json::to_string(event)?,
             metadata: serde_json::to_string(&Metadata {
                 event_id: Uuid::now_v7(),

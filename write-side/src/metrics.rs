@@ -2,7 +2,6 @@
 
 use std::sync::LazyLock;
 
-use domain::order::Command;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
 
@@ -53,16 +52,4 @@ pub(crate) fn dispatched(command: &'static str, outcome: &Result<Accepted, Rejec
 /// Counts another try.
 pub(crate) fn retried() {
     METRICS.retries.add(1, &[]);
-}
-
-/// A command's name, as labels have it.
-pub(crate) fn name(command: &Command) -> &'static str {
-    match command {
-        Command::Create { .. } => "create",
-        Command::AddItem { .. } => "add_item",
-        Command::ChangeQuantity { .. } => "change_quantity",
-        Command::RemoveItem { .. } => "remove_item",
-        Command::Confirm => "confirm",
-        Command::Cancel { .. } => "cancel",
-    }
 }

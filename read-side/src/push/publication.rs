@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::extract::ws::Utf8Bytes;
 use event_store::event::RecordedEvent;
+use kernel::aggregate::Aggregate;
 use projections::order::{FoldError, OrderState, OrderView, occurred_at, payload_view, rfc3339};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -64,7 +65,7 @@ impl Publication {
 
     /// About how many bytes it has: its text, and the order that it was made of.
     pub fn bytes(&self) -> usize {
-        self.data.len() + self.after.order.bytes()
+        self.data.len() + self.after.order.weight()
     }
 
     /// Whether there is an order to tell of.

@@ -24,8 +24,8 @@ use crate::event::RecordedEvent;
 use crate::log::Remembered;
 use crate::settings::Settings;
 
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite/read");
+static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
+static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";
@@ -291,6 +291,21 @@ impl Log {
         .execute(&self.write)
         .await?;
         Ok(done.rows_affected())
+    }
+
+    pub(crate) async fn snapshot(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+    ) -> Result<Option<(String, i64)>, sqlx::Error> {
+        sqlx::query_as(
+            "select payload, last_sequence from snapshots where aggregate_type = $1 and aggregate_id = $2
+             order by last_sequence desc limit 1",
+        )
+        .bind(aggregate_type)
+        .bind(aggregate_id)
+        .fetch_optional(&self.read)
+        .await
     }
 
     pub(crate) async fn save_snapshot(

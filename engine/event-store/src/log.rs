@@ -1,11 +1,13 @@
 //! The log: one signature over the two databases. Each statement stands in the database's own file.
 
+use kernel::upcast::Upcasters;
+
 use crate::append::{Append, Plan};
 use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::settings::Settings;
-use crate::upcast::{Upcasters, lift};
+use crate::upcast::upcast;
 use crate::{postgres, sqlite};
 
 /// What was answered to a request with an idempotency key.
@@ -117,7 +119,7 @@ impl Log {
 
     /// Events after `after`, in order, at most `limit`.
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        self.read_stored(after, limit).await.map(|events| self.lift(events))
+        self.read_stored(after, limit).await.map(|events| self.upcast(events))
     }
 
     /// The same, as they are stored.
@@ -126,8 +128,8 @@ impl Log {
     }
 
     /// Events in their newest versions.
-    pub(crate) fn lift(&self, events: Vec<RecordedEvent>) -> Vec<RecordedEvent> {
-        events.into_iter().map(|event| lift(&self.upcasters, event)).collect()
+    pub(crate) fn upcast(&self, events: Vec<RecordedEvent>) -> Vec<RecordedEvent> {
+        events.into_iter().map(|event| upcast(&self.upcasters, event)).collect()
     }
 
     /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
@@ -140,7 +142,7 @@ impl Log {
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         let events = ask_each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
-        Ok(self.lift(events))
+        Ok(self.upcast(events))
     }
 
     /// All events of several aggregates before a position, stream by stream.
@@ -151,7 +153,7 @@ impl Log {
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         let events = ask_each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
-        Ok(self.lift(events))
+        Ok(self.upcast(events))
     }
 
     /// What was answered under an idempotency key.
@@ -162,6 +164,15 @@ impl Log {
     /// Forgets idempotency keys older than a time in microseconds since 1970; at most some thousand a call.
     pub(crate) async fn forget_before(&self, recorded_at: i64) -> Result<u64, sqlx::Error> {
         ask_each!(self, log => log.forget_before(recorded_at))
+    }
+
+    /// The newest snapshot of an aggregate: its state and the version that it is of.
+    pub(crate) async fn snapshot(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+    ) -> Result<Option<(String, i64)>, sqlx::Error> {
+        ask_each!(self, log => log.snapshot(aggregate_type, aggregate_id))
     }
 
     /// Keeps the newest snapshot of an aggregate.

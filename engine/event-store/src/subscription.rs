@@ -11,7 +11,7 @@ use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::log::Log;
 use crate::tail::Tail;
-use crate::upcast::lift;
+use crate::upcast::upcast;
 
 /// Events in one batch, at most.
 const BATCH_MAX: usize = 2_000;
@@ -184,7 +184,7 @@ impl Subscription {
                 .map_err(|e| e.to_string())
                 .and_then(|message| RecordedEvent::from_message(&message.payload).map_err(|e| e.to_string()))
                 // The relay may be of an older release.
-                .map(|event| lift(&self.log.upcasters, event));
+                .map(|event| upcast(&self.log.upcasters, event));
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {

@@ -19,8 +19,8 @@ use crate::log::Remembered;
 use crate::postgres::primary::{Primary, Purpose, Reserved};
 use crate::privileges::is_denied;
 
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../migrations/postgres/read");
+static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/log");
+static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/read");
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
@@ -281,6 +281,21 @@ impl Log {
         .execute(&self.pool)
         .await?;
         Ok(done.rows_affected())
+    }
+
+    pub(crate) async fn snapshot(
+        &self,
+        aggregate_type: &str,
+        aggregate_id: &str,
+    ) -> Result<Option<(String, i64)>, sqlx::Error> {
+        sqlx::query_as(
+            "select payload::text, last_sequence from snapshots where aggregate_type = $1 and aggregate_id = $2
+             order by last_sequence desc limit 1",
+        )
+        .bind(aggregate_type)
+        .bind(aggregate_id)
+        .fetch_optional(&self.pool)
+        .await
     }
 
     pub(crate) async fn save_snapshot(

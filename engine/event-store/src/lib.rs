@@ -22,7 +22,7 @@ pub mod store;
 pub mod subscription;
 mod tail;
 pub mod trace;
-pub mod upcast;
+mod upcast;
 
 /// Microseconds since 1970, as the log stamps its events.
 pub fn now_us() -> i64 {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cqrs_es::Aggregate;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use kernel::aggregate::Aggregate;
+use kernel::upcast::Upcasters;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +27,6 @@ use crate::settings::Settings;
 use crate::sqlite::Access;
 use crate::subscription::Subscription;
 use crate::tail::Tail;
-use crate::upcast::Upcasters;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
 /// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
@@ -185,9 +185,9 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Aggregates of one kind, with a cache of the hot ones; `bytes` says about how many one takes in memory.
-    pub fn aggregates<A: Aggregate + Clone + 'static>(&self, bytes: fn(&A) -> usize) -> Aggregates<A> {
-        Aggregates::new(self.clone(), &self.inner.settings, bytes)
+    /// Aggregates of one kind, with a cache of the hot ones.
+    pub fn aggregates<A: Aggregate>(&self) -> Aggregates<A> {
+        Aggregates::new(self.clone(), &self.inner.settings)
     }
 
     /// Position of the last event.

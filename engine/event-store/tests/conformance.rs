@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use cqrs_es::event_sink::EventSink;
-use cqrs_es::persist::{EventUpcaster, PersistedEventRepository, SerializedEvent};
-use cqrs_es::{Aggregate, DomainEvent};
+use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
 use event_store::append::{Append, Appended, Idempotency};
 use event_store::error::AppendError;
 use event_store::event::NewEvent;
 use event_store::settings::Settings;
 use event_store::store::{Store, open, open_beside};
-use event_store::upcast::Upcasters;
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::stock::Stock;
+use kernel::upcast::{Upcaster, Upcasters};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -23,50 +24,88 @@ struct Counter {
     sum: i64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 enum Counted {
     Added { by: i64 },
 }
 
-impl DomainEvent for Counted {
-    fn event_type(&self) -> String {
-        "Added".into()
+impl EventType for Counted {
+    const VERSIONS: &'static [(&'static str, &'static str)] = &[("Added", "1")];
+    fn name(&self) -> &'static str {
+        "Added"
     }
-    fn event_version(&self) -> String {
-        "1".into()
+}
+
+/// Nothing can be asked of it: these tests append events of their own.
+struct NoCommand;
+
+impl CommandType for NoCommand {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+    fn creates(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+struct Refused;
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("refused")
+    }
+}
+impl std::error::Error for Refused {}
+impl Refusal for Refused {
+    fn not_found() -> Self {
+        Self
+    }
+    fn slug(&self) -> &'static str {
+        "refused"
+    }
+    fn class(&self) -> RefusalClass {
+        RefusalClass::Rule
+    }
+    fn title(&self) -> &'static str {
+        "Refused"
     }
 }
 
 impl Aggregate for Counter {
     const TYPE: &'static str = "counter";
-    type Command = ();
+    const STATE_VERSION: i64 = 1;
+    const HISTORY: History = History::Bounded;
+    // Version 0 said `plus`.
+    const UPCASTERS: &'static [Upcaster] = &[Upcaster {
+        event_type: "Added",
+        from: "0",
+        to: "1",
+        upcast: |payload| {
+            if let Some(by) = payload.remove("plus") {
+                payload.insert("by".into(), by);
+            }
+        },
+    }];
+    type Command = NoCommand;
     type Event = Counted;
-    type Error = std::fmt::Error;
-    type Services = ();
-    async fn handle(&mut self, (): (), (): &(), _: &EventSink<Self>) -> Result<(), std::fmt::Error> {
-        Ok(())
+    type Error = Refused;
+    fn decide(&self, _: &NoCommand) -> Result<Vec<Counted>, Refused> {
+        Ok(vec![])
     }
-    fn apply(&mut self, Counted::Added { by }: Counted) {
+    fn evolve(&mut self, Counted::Added { by }: &Counted) {
         self.sum += by;
     }
-}
-
-/// Version 0 said `plus`.
-struct Lift;
-
-impl EventUpcaster for Lift {
-    fn can_upcast(&self, event_type: &str, event_version: &str) -> bool {
-        (event_type, event_version) == ("Added", "0")
+    fn access(&self) -> Access<'_> {
+        Access::Staff
     }
-    fn upcast(&self, mut event: SerializedEvent) -> SerializedEvent {
-        event.payload = json!({"Added": {"by": event.payload["Added"]["plus"]}});
-        event.event_version = "1".into();
-        event
+    fn weight(&self) -> usize {
+        size_of::<Self>()
     }
 }
 
 fn upcasters() -> Upcasters {
-    Upcasters::from([Box::new(Lift) as Box<dyn EventUpcaster>])
+    Upcasters::default().and::<Counter>()
 }
 
 fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
@@ -137,7 +176,7 @@ conformance![
     a_subscription_sees_everything_once,
     a_reopened_store_is_the_same,
     a_row_that_the_database_refuses_fails_alone,
-    an_old_version_is_lifted_whoever_reads_it,
+    an_old_version_is_upcast_whoever_reads_it,
 ];
 
 async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
@@ -244,7 +283,7 @@ async fn streams_and_log_agree(backend: Backend) {
 }
 
 async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
-    let counters = backend.store.aggregates::<Counter>(|_| 0);
+    let counters = backend.store.aggregates::<Counter>();
     let mut state = Counter::default();
     for version in 0..12 {
         let appended = backend.store.append(append("a", version, &[version])).await.unwrap();
@@ -252,13 +291,13 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
         counters.keep("a", state.clone(), appended.version, 1).await;
     }
     assert_eq!(counters.cached("a").unwrap().version, 12);
-    let loaded = backend.store.aggregates::<Counter>(|_| 0).load("a").await.unwrap();
+    let loaded = backend.store.aggregates::<Counter>().load("a").await.unwrap();
     assert_eq!((&loaded.state, loaded.version), (&state, 12));
-    assert_eq!(backend.store.aggregates::<Counter>(|_| 0).load("none").await.unwrap().version, 0);
+    assert_eq!(backend.store.aggregates::<Counter>().load("none").await.unwrap().version, 0);
 }
 
 async fn a_stale_cache_costs_a_conflict_and_no_event(backend: Backend) {
-    let (here, there) = (backend.store.aggregates::<Counter>(|_| 0), backend.store.aggregates::<Counter>(|_| 0));
+    let (here, there) = (backend.store.aggregates::<Counter>(), backend.store.aggregates::<Counter>());
     backend.store.append(append("a", 0, &[1])).await.unwrap();
     here.load("a").await.unwrap();
     let elsewhere = there.load("a").await.unwrap();
@@ -288,11 +327,11 @@ async fn foreign_rows_get_positions(backend: Backend) {
     match &backend._postgres {
         Some(postgres) => {
             let pool = sqlx::PgPool::connect(&postgres.url()).await.unwrap();
-            postgres_es::PostgresEventRepository::new(pool).persist::<Counter>(&events, None).await.unwrap();
+            postgres_es::PostgresEventRepository::new(pool).persist::<Stock<Counter>>(&events, None).await.unwrap();
         }
         None => {
             let pool = sqlx::SqlitePool::connect(&backend.settings.database_url).await.unwrap();
-            sqlite_es::SqliteEventRepository::new(pool).persist::<Counter>(&events, None).await.unwrap();
+            sqlite_es::SqliteEventRepository::new(pool).persist::<Stock<Counter>>(&events, None).await.unwrap();
         }
     }
     let refused = backend.store.append(append("a", 1, &[1])).await;
@@ -303,7 +342,7 @@ async fn foreign_rows_get_positions(backend: Backend) {
     assert_eq!(log.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(log.iter().all(|event| event.recorded_at > 0));
     assert_eq!(log.iter().map(|event| event.id()).collect::<HashSet<_>>().len(), 4);
-    assert_eq!(backend.store.aggregates::<Counter>(|_| 0).load("a").await.unwrap().state.sum, 121);
+    assert_eq!(backend.store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 121);
 }
 
 async fn a_subscription_sees_everything_once(backend: Backend) {
@@ -359,7 +398,7 @@ async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
     assert_eq!(backend.store.read(0, 10).await.unwrap().len(), written);
 }
 
-async fn an_old_version_is_lifted_whoever_reads_it(backend: Backend) {
+async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
     let store = &backend.store;
     let mut old = append("a", 0, &[0]);
     old.events[0].event_version = "0".into();
@@ -378,7 +417,7 @@ async fn an_old_version_is_lifted_whoever_reads_it(backend: Backend) {
         let [event] = &events[..] else { panic!("{events:?}") };
         assert_eq!((&*event.event_version, &*event.payload), ("1", r#"{"Added":{"by":5}}"#));
     }
-    assert_eq!(store.aggregates::<Counter>(|_| 0).load("a").await.unwrap().state.sum, 5);
+    assert_eq!(store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 5);
     let stored = store.read_stored(0, 10).await.unwrap();
     assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
 }

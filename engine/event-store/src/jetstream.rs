@@ -431,7 +431,7 @@ mod tests {
                 nats_url: nats.url(),
                 ..Settings::default()
             };
-            let (log, db) = Log::open(&settings, Arc::new([]), crate::sqlite::Access::Owner).await.unwrap();
+            let (log, db) = Log::open(&settings, Default::default(), crate::sqlite::Access::Owner).await.unwrap();
             log.migrate(&db).await.unwrap();
             Self { log, nats, settings, head: watch::channel(0).0, stop: CancellationToken::new(), _folder: folder }
         }

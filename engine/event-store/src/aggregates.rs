@@ -1,0 +1,117 @@
+//! Loads aggregates: hot ones from a bounded cache, the rest from their snapshots and events.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use kernel::aggregate::Aggregate;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::error::Error;
+use crate::metrics::{HITS, MISSES};
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// An aggregate at a version.
+pub struct Loaded<A> {
+    /// Its state.
+    pub state: A,
+    /// Its version: the sequence of its last event, 0 where there is none.
+    pub version: i64,
+}
+
+/// One kind of aggregate, with its hot ones in memory. What the cache says may be stale, because other processes write
+/// too; an append on a stale version is refused, so staleness costs a retry and never an event.
+pub struct Aggregates<A: Aggregate> {
+    store: Store,
+    cache: Cache<String, Arc<Loaded<A>>, ByWeight>,
+    snapshot_every_events: i64,
+}
+
+/// Bytes for which each aggregate has room in the cache; a larger one takes the place of several.
+const BYTES_PER_AGGREGATE: usize = 4_096;
+/// Events of a stream that are read at once.
+const EVENTS_AT_ONCE: i64 = 10_000;
+
+#[derive(Clone)]
+struct ByWeight;
+
+impl<A: Aggregate> Weighter<String, Arc<Loaded<A>>> for ByWeight {
+    fn weight(&self, _: &String, loaded: &Arc<Loaded<A>>) -> u64 {
+        loaded.state.weight().max(BYTES_PER_AGGREGATE) as u64
+    }
+}
+
+impl<A: Aggregate> Aggregates<A> {
+    pub(crate) fn new(store: Store, settings: &Settings) -> Self {
+        let most = settings.cache_aggregates_max;
+        let cache = Cache::with_weighter(most, most.saturating_mul(BYTES_PER_AGGREGATE) as u64, ByWeight);
+        Self { store, cache, snapshot_every_events: settings.snapshot_every_events }
+    }
+
+    /// The aggregate as last seen in this process, if it is hot.
+    pub fn cached(&self, id: &str) -> Option<Arc<Loaded<A>>> {
+        let found = self.cache.get(id);
+        if found.is_some() { &HITS } else { &MISSES }.fetch_add(1, Relaxed);
+        found
+    }
+
+    /// The aggregate as the log has it now: its snapshot and the events after it.
+    pub async fn load(&self, id: &str) -> Result<Arc<Loaded<A>>, Error> {
+        let loaded = Arc::new(self.read(id).await?);
+        if loaded.version > 0 {
+            self.cache.insert(id.to_owned(), loaded.clone());
+        }
+        Ok(loaded)
+    }
+
+    /// Keeps the state that an append led to, and, each time the stream has grown by the set number of events, a
+    /// snapshot of it. A snapshot that cannot be written costs a longer load, nothing else.
+    pub async fn keep(&self, id: &str, state: A, version: i64, appended: i64) {
+        let due = version / self.snapshot_every_events > (version - appended) / self.snapshot_every_events;
+        let loaded = Arc::new(Loaded { state, version });
+        self.cache.insert(id.to_owned(), loaded.clone());
+        if due {
+            let saved = match serde_json::to_string(&loaded.state) {
+                Ok(payload) => {
+                    self.store.log().save_snapshot(A::TYPE, id, version, &payload).await.map_err(|e| e.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = saved {
+                tracing::warn!(id, snapshot.version = version, error, "snapshot not saved");
+            }
+        }
+    }
+
+    /// Drops what the cache says of an aggregate.
+    pub fn forget(&self, id: &str) {
+        self.cache.remove(id);
+    }
+
+    async fn read(&self, id: &str) -> Result<Loaded<A>, Error> {
+        let log = self.store.log();
+        // A snapshot of an older shape of the state is passed over: the events say the same.
+        let snapshot = log.snapshot(A::TYPE, id).await?;
+        let snapshot = snapshot.and_then(|(state, version)| Some((serde_json::from_str(&state).ok()?, version)));
+        let (mut state, mut version): (A, i64) = snapshot.unwrap_or_default();
+        loop {
+            let events = log.read_stream(A::TYPE, id, version, i64::MAX, EVENTS_AT_ONCE).await?;
+            for event in &events {
+                let stored = |reason: serde_json::Error| {
+                    Error::Stored(format!(
+                        "{} {id}: event {} ({}): {reason}",
+                        A::TYPE,
+                        event.sequence,
+                        event.event_type
+                    ))
+                };
+                state.evolve(&serde_json::from_str(&event.payload).map_err(stored)?);
+                version = event.sequence;
+            }
+            if (events.len() as i64) < EVENTS_AT_ONCE {
+                return Ok(Loaded { state, version });
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Events in their newest versions, as every reader of the log sees them.
+
+use kernel::upcast::Upcasters;
+
+use crate::event::RecordedEvent;
+
+/// An event in its newest version.
+pub(crate) fn upcast(upcasters: &Upcasters, mut event: RecordedEvent) -> RecordedEvent {
+    let RecordedEvent { aggregate_type, event_type, event_version, payload, .. } = &event;
+    if let Some((version, payload)) = upcasters.upcast(aggregate_type, event_type, event_version, payload) {
+        event.event_version = version.into();
+        event.payload = payload;
+    }
+    event
+}

@@ -1,0 +1,27 @@
+//! The id of an event stream.
+
+use std::fmt;
+
+use compact_str::CompactString;
+
+/// An aggregate's stream: the type of the aggregate and its id. Two types may use the same id without ever meeting.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId {
+    /// Type of the aggregate, e.g. `counter`.
+    pub aggregate_type: CompactString,
+    /// Id of the aggregate, unique within its type.
+    pub aggregate_id: CompactString,
+}
+
+impl StreamId {
+    /// The stream of an aggregate.
+    pub fn new(aggregate_type: &str, aggregate_id: &str) -> Self {
+        Self { aggregate_type: aggregate_type.into(), aggregate_id: aggregate_id.into() }
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.aggregate_type, self.aggregate_id)
+    }
+}

@@ -79,7 +79,7 @@ pub trait EventType: Serialize + DeserializeOwned + JsonSchema + Send + Sync + '
 }
 
 /// The version in which events of a name are written; `None` where there is no such event.
-pub fn version_of<E: EventType + ?Sized>(name: &str) -> Option<&'static str> {
+pub fn version_of<E: EventType>(name: &str) -> Option<&'static str> {
     E::VERSIONS.iter().find(|(known, _)| *known == name).map(|(_, version)| *version)
 }
 

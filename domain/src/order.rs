@@ -451,6 +451,26 @@ impl Aggregate for Order {
 }
 
 impl Order {
+    /// Whose order it is; empty where it is absent.
+    pub fn owner(&self) -> &str {
+        self.customer_id.as_ref().map_or("", |id| id.as_str())
+    }
+
+    /// Pieces in all lines.
+    pub fn quantity(&self) -> i64 {
+        self.lines.iter().map(|line| i64::from(line.quantity)).sum()
+    }
+
+    /// The attribute that names the store, if there is one.
+    pub fn store_id(&self) -> Option<&str> {
+        self.attributes.get("store_id")
+    }
+
+    /// Whether it was placed, and so counts as a sale.
+    pub fn is_confirmed(&self) -> bool {
+        self.status == Status::Confirmed
+    }
+
     fn add(&self, item: &NewItem) -> Result<Event, Error> {
         let NewItem { sku, quantity, unit_price, name, category } = item;
         let unit_price = unit_price.minor(self.currency).map_err(Error::Amount)?;

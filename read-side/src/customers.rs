@@ -5,7 +5,7 @@ use axum::response::Response;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
-use projections::customers::{self, Customer};
+use projections::orders::customers::{self, Customer};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;

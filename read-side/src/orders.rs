@@ -6,15 +6,19 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use domain::order::Order;
 use jiff::Timestamp;
+use kernel::aggregate::Aggregate;
 use platform::auth::Principal;
 use platform::body::{Query, parse};
 use platform::conditional::{etag, if_none_match};
 use platform::problem::Problem;
-use projections::dead_letters;
-use projections::order::{ORDER, OrderState, occurred_at, payload_view, rfc3339};
-use projections::order_details;
-use projections::order_summaries::{self, Cursor, OrderSummary, Sort};
+use projection_engine::dead_letters;
+use projection_engine::registry::CORE;
+use projection_engine::state::{Versioned, occurred_at, rfc3339};
+use projections::orders::details as order_details;
+use projections::orders::summaries::{self as order_summaries, Cursor, OrderSummary, Sort};
+use projections::orders::view::{OrderView, payload_view};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -225,17 +229,18 @@ async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
         _ => return Err(invalid("as_of", "a version (1, 2, …) or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z")),
     };
-    let discarded = dead_letters::discarded(state.store.db()).await.map_err(unavailable)?;
-    let mut order = OrderState::default();
+    let discarded = dead_letters::discarded(state.store.db(), CORE).await.map_err(unavailable)?;
+    let mut order = Versioned::<Order>::default();
     'history: loop {
-        let page = state.store.read_stream(ORDER, id, order.version, to, EVENTS_PAGE).await.map_err(unavailable)?;
+        let page =
+            state.store.read_stream(Order::TYPE, id, order.version, to, EVENTS_PAGE).await.map_err(unavailable)?;
         let last = (page.len() as i64) < EVENTS_PAGE;
         for event in page {
             if occurred_at(&event) > until {
                 break 'history;
             }
             match discarded.holds(&event) {
-                true => order.pass_over(&event),
+                true => order.skip(&event),
                 false => drop(order.apply(&event).map_err(unreadable)?),
             }
         }
@@ -243,14 +248,14 @@ async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &
             break;
         }
     }
-    if !order.exists() || !principal.may_see(order.customer_id()) {
+    if !order.exists() || !principal.may_see(order.state.owner()) {
         return Err(no_such_order());
     }
     if to != i64::MAX && order.version < to {
         return Err(not_found("version-not-found", "The order has no such version")
             .detail(format!("The order is at version {}.", order.version)));
     }
-    let json = serde_json::to_string(&order.view()).map_err(|e| unreadable(e.to_string()))?;
+    let json = serde_json::to_string(&OrderView(&order)).map_err(|e| unreadable(e.to_string()))?;
     Ok((json, order.version))
 }
 
@@ -308,15 +313,15 @@ async fn history(
     }
     let position = state.log_at_least(query.min_position, query.wait_ms).await?;
     // The first event names the owner and the currency, which never change.
-    let first = state.store.read_stream(ORDER, &id, 0, 1, 1).await.map_err(unavailable)?;
-    let mut order = OrderState::default();
+    let first = state.store.read_stream(Order::TYPE, &id, 0, 1, 1).await.map_err(unavailable)?;
+    let mut order = Versioned::<Order>::default();
     if !first.first().is_some_and(|first| order.apply(first).is_ok() && order.exists())
-        || !principal.may_see(order.customer_id())
+        || !principal.may_see(order.state.owner())
     {
         return Err(no_such_order());
     }
     let after = query.after.unwrap_or(0).max(0);
-    let events = state.store.read_stream(ORDER, &id, after, i64::MAX, limit).await.map_err(unavailable)?;
+    let events = state.store.read_stream(Order::TYPE, &id, after, i64::MAX, limit).await.map_err(unavailable)?;
     let mut items = Vec::with_capacity(events.len());
     for event in events {
         items.push(HistoryEvent {
@@ -324,7 +329,7 @@ async fn history(
             position: event.position,
             occurred_at: rfc3339(occurred_at(&event)),
             payload: serde_json::from_str(&event.payload)
-                .map_or(Value::Null, |payload| payload_view(&payload, order.order.currency)),
+                .map_or(Value::Null, |payload| payload_view(&payload, order.state.currency)),
             event_type: event.event_type.into(),
         });
     }

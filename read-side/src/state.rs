@@ -6,7 +6,7 @@ use event_store::error::Error;
 use event_store::store::Store;
 use platform::auth::Authenticator;
 use platform::problem::Problem;
-use projections::progress::Progress;
+use projection_engine::progress::Progress;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 

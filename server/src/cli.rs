@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use platform::telemetry::redact::redact;
-use projections::dead_letters::Decision;
+use projection_engine::dead_letters::Decision;
 
 use crate::settings::Settings;
 

@@ -13,11 +13,11 @@ use platform::limits::Limiter;
 use platform::proxies::Proxies;
 use platform::shutdown::Shutdown;
 use platform::{http, metrics, telemetry};
-use projections::dead_letters;
-use projections::generation::prepare;
-use projections::order::upcasters;
-use projections::progress::Progress;
-use projections::pump;
+use projection_engine::dead_letters;
+use projection_engine::generation::prepare;
+use projection_engine::progress::Progress;
+use projection_engine::pump;
+use projections::orders;
 use read_side::push::presence::Presence;
 use read_side::push::{access, feed};
 use read_side::revocations;
@@ -29,6 +29,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use write_side::dispatch::WriteSide;
 
 use crate::api;
+use crate::modules::registry;
 use crate::settings::{Roles, Settings, without_password};
 
 /// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
@@ -79,12 +80,13 @@ pub async fn serve(
     // The store outlives the requests: it stops when they are answered.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
-    let store = open(settings.store, upcasters(), store_stop.clone(), shutdown.tracker.clone())
+    let registry = registry()?;
+    let store = open(settings.store, registry.upcasters(), store_stop.clone(), shutdown.tracker.clone())
         .await
         .with_context(|| format!("cannot open {database}"))?;
 
-    prepare(&store).await?;
-    let progress = Progress::default();
+    prepare(&store, &registry).await?;
+    let progress = Progress::new(registry);
     progress.refresh(store.db()).await?;
     authenticator.fetch_keys().await?;
     shutdown.tracker.spawn(authenticator.clone().follow_keys(shutdown.token.clone()));
@@ -238,7 +240,7 @@ async fn observe(store: Store, progress: Progress, roles: Roles, stop: tokio_uti
                 progress.observe(&store).await?;
                 if orders_at <= Instant::now() {
                     let started = Instant::now();
-                    progress.observe_orders(&store).await?;
+                    orders::metrics::observe(store.db()).await?;
                     // However many orders there are, counting them takes a hundredth of the time.
                     orders_at = Instant::now() + (started.elapsed() * 100).max(OBSERVE_ORDERS_EVERY);
                 }

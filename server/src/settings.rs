@@ -56,7 +56,7 @@ pub struct Settings {
     /// The event store and its stream.
     pub store: event_store::settings::Settings,
     /// The pump.
-    pub pump: projections::settings::Settings,
+    pub pump: projection_engine::settings::Settings,
     /// Who may ask.
     pub auth: platform::auth::Settings,
     /// How often.
@@ -163,7 +163,7 @@ impl Settings {
         let settings = Self {
             server: part(&mut named, &names_of(&Server::default()))?,
             store: part(&mut named, &names_of(&event_store::settings::Settings::default()))?,
-            pump: part(&mut named, &names_of(&projections::settings::Settings::default()))?,
+            pump: part(&mut named, &names_of(&projection_engine::settings::Settings::default()))?,
             auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
             write: part(&mut named, &names_of(&write_side::settings::Settings::default()))?,

@@ -1,5 +1,6 @@
 //! The stories of Docket, each told to an embedded and a scaled system where both can live it.
 
+mod architecture;
 mod authorization;
 mod campaign;
 mod concurrency;

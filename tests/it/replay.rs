@@ -345,7 +345,7 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
         .collect();
     system.post("/v1/commands").body("application/x-ndjson", bulk).send().await.expect(200);
     let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
-    assert_eq!((&letter["order_id"], &letter["sequence"]), (&json!("sick"), &json!(3)), "{letter}");
+    assert_eq!((&letter["aggregate_id"], &letter["sequence"]), (&json!("sick"), &json!(3)), "{letter}");
     system.settled().await;
     let health = async || Some(system.get("/health/ready").send().await.expect(200).json());
     let degraded = async || health().await.filter(|health| health["checks"]["dead_letters"]["status"] == "failed");
@@ -392,7 +392,7 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     foreign_event(&system, "lost", 3, "{}").await;
     foreign_event(&system, "lost", 4, good).await;
     let letter = until("the order is parked", async || {
-        dead_letters(&system).await.into_iter().find(|letter| letter["order_id"] == "lost")
+        dead_letters(&system).await.into_iter().find(|letter| letter["aggregate_id"] == "lost")
     })
     .await;
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
@@ -473,7 +473,7 @@ async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
         foreign_event(&system, name, 2, "{}").await;
         foreign_event(&system, name, 3, r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#).await;
         let letter = until("the order is parked", async || {
-            dead_letters(&system).await.into_iter().find(|letter| letter["order_id"] == name)
+            dead_letters(&system).await.into_iter().find(|letter| letter["aggregate_id"] == name)
         })
         .await;
         loaded(&system, name).await;
@@ -600,7 +600,7 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     };
     let parked = async |system: &TestSystem, order: &str| {
         let letter = until("the order is parked", async || {
-            dead_letters(system).await.into_iter().find(|letter| letter["order_id"] == order)
+            dead_letters(system).await.into_iter().find(|letter| letter["aggregate_id"] == order)
         });
         letter.await["position"].as_i64().expect("a position")
     };

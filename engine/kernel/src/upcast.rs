@@ -32,6 +32,12 @@ impl Upcasters {
         Self(self.0.iter().copied().chain(own).collect())
     }
 
+    /// Adds those of another type, which must not be among these.
+    #[must_use]
+    pub fn merge(self, other: &Self) -> Self {
+        Self(self.0.iter().chain(other.0.iter()).copied().collect())
+    }
+
     /// The newest version of an event and its payload, as JSON text; `None` where the stored one is the newest. A payload
     /// that is not an object tagged by the event's name stays as it is, and fails where it is decoded.
     pub fn upcast(

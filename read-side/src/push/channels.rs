@@ -3,14 +3,17 @@
 
 use std::time::Duration;
 
+use domain::order::Order;
+use std::sync::LazyLock;
+
 use event_store::db::Tx;
 use event_store::error::Error;
 use event_store::event::RecordedEvent;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kernel::aggregate::Aggregate;
 use platform::auth::Principal;
-use projections::order::ORDER;
-use projections::{customers, order_details, order_summaries, sales};
+use projections::orders::{customers, details as order_details, sales, summaries as order_summaries};
 use serde::Serialize;
 
 use crate::push::publication::Publication;
@@ -110,7 +113,12 @@ impl Channel {
 
 /// Every kind of channel. Their order is part of cursors: a new one comes last.
 pub fn channels() -> &'static [Channel] {
-    &[
+    static CHANNELS: LazyLock<Vec<Channel>> = LazyLock::new(list);
+    &CHANNELS
+}
+
+fn list() -> Vec<Channel> {
+    vec![
         Channel {
             name: ORDER_PREFIX,
             has_id: true,
@@ -285,7 +293,7 @@ async fn orders_in(
         return Ok(None);
     }
     let events = state.store.read(after, (until - after).max(0)).await?;
-    let events = events.iter().filter(|event| event.aggregate_type == ORDER && of_interest(event));
+    let events = events.iter().filter(|event| event.aggregate_type == Order::TYPE && of_interest(event));
     let mut ids: Vec<_> = events.map(|event| event.aggregate_id.to_string()).collect();
     if ids.len() as i64 > RECOVERED_MAX {
         return Ok(None);

@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use domain::order::Order;
 use event_store::event::RecordedEvent;
 use event_store::trace;
+use kernel::aggregate::Aggregate;
 use opentelemetry::trace::SpanKind;
-use projections::dead_letters;
-use projections::order::{BYTES_PER_ORDER, ByBytes, ORDER, OrderState};
+use projection_engine::dead_letters;
+use projection_engine::registry::CORE;
+use projection_engine::state::{BYTES_PER_AGGREGATE, ByWeight, Versioned};
 use quick_cache::sync::Cache;
 
 use crate::push::channels::{PROJECTIONS, projections};
@@ -73,14 +76,14 @@ pub async fn tell_projections(state: ReadSide) {
 }
 
 async fn follow(state: &ReadSide) {
-    let room = ORDERS_IN_MEMORY_MAX as u64 * BYTES_PER_ORDER;
-    let orders = Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByBytes);
+    let room = ORDERS_IN_MEMORY_MAX as u64 * BYTES_PER_AGGREGATE;
+    let orders = Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByWeight);
     let mut feed = Feed { state, orders, patience: PATIENCE_MAX, counted: Instant::now() };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
     // listens, the feed need not read: it begins there.
-    let mut position = state.progress.slowest();
+    let mut position = state.progress.slowest(CORE);
     loop {
-        let now = state.progress.slowest();
+        let now = state.progress.slowest(CORE);
         if state.hub.is_empty() {
             position = now;
             state.hub.skip_to(now);
@@ -114,7 +117,7 @@ async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) ->
 
 struct Feed<'a> {
     state: &'a ReadSide,
-    orders: Cache<String, Arc<OrderState>, ByBytes>,
+    orders: Cache<compact_str::CompactString, Arc<Versioned<Order>>, ByWeight>,
     /// How long readers may be waited for now, and when that was counted.
     patience: Duration,
     counted: Instant,
@@ -140,7 +143,7 @@ impl Feed<'_> {
             spans.extend(trace::of_event("push", SpanKind::Consumer, event));
             match Publication::of(before.remove(&*event.aggregate_id), event) {
                 Ok((publication, order)) => {
-                    self.orders.insert(event.aggregate_id.to_string(), order.clone());
+                    self.orders.insert(event.aggregate_id.clone(), order.clone());
                     before.insert(event.aggregate_id.to_string(), order);
                     if publication.has_order() {
                         bytes += publication.data.len();
@@ -188,9 +191,9 @@ impl Feed<'_> {
         let mut changes = self.state.progress.changes();
         loop {
             // The sender lives as long as the process.
-            let _ = changes.wait_for(|known| known.slowest() >= position).await;
+            let _ = changes.wait_for(|known| known.slowest(CORE) >= position).await;
             // What is known may be of before a crash of PostgreSQL, which took read models back.
-            match self.state.progress.slowest_in(self.state.store.db()).await {
+            match self.state.progress.slowest_in(self.state.store.db(), CORE).await {
                 Ok(slowest) if slowest >= position => return,
                 Ok(_) => {}
                 Err(error) => {
@@ -205,7 +208,7 @@ impl Feed<'_> {
     async fn before(
         &self,
         events: &[RecordedEvent],
-    ) -> Result<HashMap<String, Arc<OrderState>>, event_store::error::Error> {
+    ) -> Result<HashMap<String, Arc<Versioned<Order>>>, event_store::error::Error> {
         let mut first: HashMap<&str, &RecordedEvent> = HashMap::new();
         for event in events {
             first.entry(&event.aggregate_id).or_insert(event);
@@ -222,12 +225,12 @@ impl Feed<'_> {
             }
         }
         if let (false, Some(first)) = (missing.is_empty(), events.first()) {
-            let mut orders: HashMap<String, OrderState> = HashMap::new();
-            let discarded = dead_letters::discarded(self.state.store.db()).await?;
-            for event in self.state.store.read_streams(ORDER, &missing, first.position).await? {
+            let mut orders: HashMap<String, Versioned<Order>> = HashMap::new();
+            let discarded = dead_letters::discarded(self.state.store.db(), CORE).await?;
+            for event in self.state.store.read_streams(Order::TYPE, &missing, first.position).await? {
                 let order = orders.entry(event.aggregate_id.to_string()).or_default();
                 if discarded.holds(&event) {
-                    order.pass_over(&event);
+                    order.skip(&event);
                 } else if let Err(error) = order.apply(&event) {
                     // The events after it do not apply either: nothing of this order is published, the others flow.
                     tracing::error!(%error, "not published");
@@ -256,5 +259,5 @@ fn tell(events: &[RecordedEvent]) {
 
 /// Events that somebody could want to hear of.
 fn wanted((somebody, event): (bool, RecordedEvent)) -> Option<RecordedEvent> {
-    (somebody && event.aggregate_type == ORDER).then_some(event)
+    (somebody && event.aggregate_type == Order::TYPE).then_some(event)
 }

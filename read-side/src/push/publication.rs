@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::ws::Utf8Bytes;
+use domain::order::Order;
 use event_store::event::RecordedEvent;
 use kernel::aggregate::Aggregate;
-use projections::order::{FoldError, OrderState, OrderView, occurred_at, payload_view, rfc3339};
+use projection_engine::state::{FoldError, Versioned, occurred_at, rfc3339};
+use projections::orders::view::{OrderView, payload_view};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -16,8 +18,8 @@ pub struct Publication {
     pub position: i64,
     /// JSON text of `data`, with the order after the event as `view`.
     pub data: String,
-    before: Option<Arc<OrderState>>,
-    after: Arc<OrderState>,
+    before: Option<Arc<Versioned<Order>>>,
+    after: Arc<Versioned<Order>>,
     recorded: RecordedHead,
     patched: OnceLock<String>,
 }
@@ -49,23 +51,26 @@ impl Publication {
     ///
     /// # Errors
     /// The event does not apply.
-    pub fn of(before: Option<Arc<OrderState>>, event: &RecordedEvent) -> Result<(Self, Arc<OrderState>), FoldError> {
+    pub fn of(
+        before: Option<Arc<Versioned<Order>>>,
+        event: &RecordedEvent,
+    ) -> Result<(Self, Arc<Versioned<Order>>), FoldError> {
         let mut after = before.as_deref().cloned().unwrap_or_default();
         let change = after.apply(event)?;
         let recorded = RecordedHead {
             event_type: event.event_type.to_string(),
             occurred_at: rfc3339(occurred_at(event)),
-            payload: payload_view(&change, after.order.currency),
+            payload: payload_view(&change, after.state.currency),
         };
         let after = Arc::new(after);
-        let data = encode(&recorded, &after, Some(after.view()), None);
+        let data = encode(&recorded, &after, Some(OrderView(&after)), None);
         let patched = OnceLock::new();
         Ok((Self { position: event.position, data, before, after: after.clone(), recorded, patched }, after))
     }
 
     /// About how many bytes it has: its text, and the order that it was made of.
     pub fn bytes(&self) -> usize {
-        self.data.len() + self.after.order.weight()
+        self.data.len() + self.after.state.weight()
     }
 
     /// Whether there is an order to tell of.
@@ -75,12 +80,12 @@ impl Publication {
 
     /// The owner of the order.
     pub fn customer_id(&self) -> &str {
-        self.after.customer_id()
+        self.after.state.owner()
     }
 
     /// The order.
     pub fn order_id(&self) -> &str {
-        &self.after.order_id
+        &self.after.id
     }
 
     /// Position of the order's change before this one; 0 before the first.
@@ -90,24 +95,24 @@ impl Publication {
 
     /// Whether it makes the order a sale.
     pub fn is_sale(&self) -> bool {
-        self.after.is_confirmed() && !self.before.as_ref().is_some_and(|before| before.is_confirmed())
+        self.after.state.is_confirmed() && !self.before.as_ref().is_some_and(|before| before.state.is_confirmed())
     }
 
     /// JSON text of `data` with, in place of `view`, the merge patch (RFC 7396) that makes the view of it from the one
     /// before.
     pub fn patched(&self) -> &str {
         self.patched.get_or_init(|| {
-            let view = |order: &OrderState| serde_json::to_value(order.view()).unwrap_or_default();
+            let view = |order: &Versioned<Order>| serde_json::to_value(OrderView(order)).unwrap_or_default();
             let before = self.before.as_deref().map_or(Value::Object(Map::new()), view);
             encode(&self.recorded, &self.after, None, Some(merge_patch(&before, &view(&self.after))))
         })
     }
 }
 
-fn encode(recorded: &RecordedHead, after: &OrderState, view: Option<OrderView>, patch: Option<Value>) -> String {
+fn encode(recorded: &RecordedHead, after: &Versioned<Order>, view: Option<OrderView>, patch: Option<Value>) -> String {
     let data = Data {
         event_type: &recorded.event_type,
-        order_id: &after.order_id,
+        order_id: &after.id,
         version: after.version,
         position: after.position,
         occurred_at: &recorded.occurred_at,

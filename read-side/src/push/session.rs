@@ -6,12 +6,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use domain::order::Order;
 use event_store::error::Error;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kernel::aggregate::Aggregate;
 use platform::auth::Principal;
-use projections::order::{ORDER, OrderState};
-use projections::{dead_letters, generation, order_summaries};
+use projection_engine::registry::CORE;
+use projection_engine::state::Versioned;
+use projection_engine::{dead_letters, generation};
+use projections::orders::summaries as order_summaries;
 use tokio::sync::watch;
 
 use crate::push::allowance::FOLDED_MAX;
@@ -165,7 +169,7 @@ async fn starts(
     // Whatever lies beyond is in the queue.
     let queued = *state.hub.through().borrow();
     // Another process may be further than this one, and the listener may come from there.
-    let projected = state.progress.slowest_in(state.store.db()).await?;
+    let projected = state.progress.slowest_in(state.store.db(), CORE).await?;
     let mut until = projected.max(queued).max(after.map_or(0, |after| after.position));
     'again: for _ in 0..SNAPSHOTS_MAX {
         let mut starts = Vec::new();
@@ -244,7 +248,7 @@ async fn starts(
 /// Whether there is such a position to go on from.
 async fn is_of_this_log(state: &ReadSide, cursor: &Cursor) -> Result<bool, Error> {
     Ok(cursor.epoch == state.store.incarnation()
-        && (cursor.position <= state.progress.slowest() || cursor.position <= state.store.head().await?))
+        && (cursor.position <= state.progress.slowest(CORE) || cursor.position <= state.store.head().await?))
 }
 
 /// What happened on a channel after a position, up to another one; `None` where it is too much.
@@ -286,24 +290,24 @@ async fn recover(
     if orders.is_empty() {
         return Ok(Some(Vec::new()));
     }
-    let discarded = dead_letters::discarded(db).await?;
+    let discarded = dead_letters::discarded(db, CORE).await?;
     let (mut changes, mut bytes) = (Vec::new(), 0);
     let mut order = None;
-    for (number, event) in state.store.read_streams(ORDER, &orders, until + 1).await?.into_iter().enumerate() {
+    for (number, event) in state.store.read_streams(Order::TYPE, &orders, until + 1).await?.into_iter().enumerate() {
         if number % FOLDED_AT_ONCE == 0 {
             tokio::task::yield_now().await;
         }
         if event.sequence == 1 {
-            order = Some(None::<Arc<OrderState>>);
+            order = Some(None::<Arc<Versioned<Order>>>);
         }
         // An event that does not apply is parked by the projections, and what follows it in its stream.
         let Some(before) = order.take() else { continue };
         if discarded.holds(&event) {
-            let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
-            state.pass_over(&event);
+            let mut state = before.map_or_else(Versioned::<Order>::default, Arc::unwrap_or_clone);
+            state.skip(&event);
             order = Some(Some(Arc::new(state)));
         } else if event.position <= after || !(channel.concerns)(&event) {
-            let mut state = before.map_or_else(OrderState::default, Arc::unwrap_or_clone);
+            let mut state = before.map_or_else(Versioned::<Order>::default, Arc::unwrap_or_clone);
             order = state.apply(&event).is_ok().then(|| Some(Arc::new(state)));
         } else if let Ok((publication, state)) = Publication::of(before, &event) {
             if publication.has_order() && (channel.selects)(&publication) {

@@ -3,12 +3,11 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use crate::modules::registry;
 use anyhow::{Context, anyhow};
 use event_store::store::open;
 use platform::auth::{Authenticator, Role};
-use projections::generation::prepare;
-use projections::order::upcasters;
-use projections::projection::all;
+use projection_engine::generation::prepare;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,17 +43,18 @@ pub async fn migrate(migrate: Migrate) -> anyhow::Result<u8> {
     let mut settings = load(&migrate.common, &[])?;
     settings.store.nats_url.clear();
     let database = without_password(&settings.store.database_url);
-    let store = open(settings.store, upcasters(), CancellationToken::new(), TaskTracker::new())
+    let registry = registry()?;
+    let store = open(settings.store, registry.upcasters(), CancellationToken::new(), TaskTracker::new())
         .await
         .with_context(|| format!("cannot open {database}"))?;
     match &migrate.grant_to {
         // That role makes the tables of read models that are missing: then they are its own.
         Some(role) => {
-            let tables: Vec<_> = all().iter().flat_map(|projection| projection.tables).copied().collect();
+            let tables: Vec<_> = registry.projections().flat_map(|projection| projection.tables()).copied().collect();
             store.grant_to(role, &tables).await?;
             eprintln!("{role} may serve: it can append events, and neither change nor remove them.");
         }
-        None => prepare(&store).await?,
+        None => prepare(&store, &registry).await?,
     }
     eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
     Ok(0)

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail, ensure};
 use event_store::store::{Store, open_beside};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use projections::dead_letters::{self, Decided, Decision};
-use projections::generation::prepare;
-use projections::order::{ORDER, upcasters};
-use projections::progress::Progress;
-use projections::projection::{Projection, all, find};
-use projections::rebuild::{From, plan, prune, rebuild};
-use projections::verify::{self, Extent};
+use projection_engine::dead_letters::{self, Decided, Decision};
+use projection_engine::generation::prepare;
+use projection_engine::progress::Progress;
+use projection_engine::projection::AnyProjection;
+use projection_engine::pump::leadership;
+use projection_engine::rebuild::{self, From, Rebuilt, plan, prune, rebuild};
+use projection_engine::registry::{Group, Registry};
+use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
 use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
+use crate::modules::registry;
 use crate::settings::Settings;
 
 /// How long the projector is waited for after a decision, and how often it is asked.
@@ -26,29 +28,28 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often a line of progress is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-async fn opened(common: &Common) -> anyhow::Result<(Store, Settings)> {
+async fn opened(common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
     let settings = load(common, &[])?;
-    let store = open_beside(settings.store.clone(), upcasters()).await?;
-    prepare(&store).await?;
-    Ok((store, settings))
+    let registry = registry()?;
+    let store = open_beside(settings.store.clone(), registry.upcasters()).await?;
+    prepare(&store, &registry).await?;
+    Ok((store, registry, settings))
 }
 
-fn named(names: &[String]) -> anyhow::Result<Vec<&'static Projection>> {
-    if names.is_empty() {
-        return Ok(all().iter().collect());
+/// Projections of one group.
+type OfGroup<'a> = (&'a Group, Vec<&'static dyn AnyProjection>);
+
+/// The projections with these names, by group; all where none is named.
+fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<OfGroup<'a>>> {
+    if let Some(unknown) = names.iter().find(|name| registry.find(name).is_none()) {
+        let known: Vec<_> = registry.projections().map(|projection| projection.name()).collect();
+        return Err(Usage(anyhow!("`{unknown}` is no projection; there are {}", known.join(", "))).into());
     }
-    let unknown = |name: &String| {
-        let known: Vec<_> = all().iter().map(|projection| projection.name).collect();
-        anyhow::Error::from(Usage(anyhow!("`{name}` is no projection; there are {}", known.join(", "))))
+    let is_named = |projection: &&'static dyn AnyProjection| {
+        names.is_empty() || names.iter().any(|name| name == projection.name())
     };
-    let mut named: Vec<&'static Projection> = Vec::new();
-    for name in names {
-        let projection = find(name).ok_or_else(|| unknown(name))?;
-        if !named.iter().any(|known| known.name == projection.name) {
-            named.push(projection);
-        }
-    }
-    Ok(named)
+    let own = |group: &'a Group| (group, group.projections.iter().copied().filter(is_named).collect::<Vec<_>>());
+    Ok(registry.groups().iter().map(own).filter(|(_, projections)| !projections.is_empty()).collect())
 }
 
 /// A bar a projection on a terminal, else now and then a line.
@@ -123,10 +124,13 @@ impl Meter {
 }
 
 pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
-    let projections = named(&replay.projections)?;
-    let (store, settings) = opened(&replay.common).await?;
+    let (store, registry, settings) = opened(&replay.common).await?;
+    let groups = named(&registry, &replay.projections)?;
     if replay.prune {
-        let removed = prune(&store, &projections, replay.dry_run).await?;
+        let mut removed = Vec::new();
+        for (group, projections) in &groups {
+            removed.extend(prune(&store, group, projections, replay.dry_run).await?);
+        }
         for (name, generation) in &removed {
             let what = if replay.dry_run { "would be removed" } else { "is removed" };
             say(format_args!("{name}: generation {generation} {what}"));
@@ -143,27 +147,44 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
     };
     if replay.dry_run {
         let head = store.head().await?;
-        for planned in plan(&store, &projections, from).await? {
-            say(format_args!(
-                "{}: generation {} would be brought from position {} to {head}, and would serve",
-                planned.name, planned.generation, planned.position
-            ));
+        for (group, projections) in &groups {
+            for planned in plan(&store, group, projections, from).await? {
+                say(format_args!(
+                    "{}: generation {} would be brought from position {} to {head}, and would serve",
+                    planned.name, planned.generation, planned.position
+                ));
+            }
         }
         return Ok(0);
     }
-    let mut meter = Meter::new(replay.json);
+    for (group, projections) in groups {
+        rebuild_group(&store, group, &settings, &projections, from, replay.json).await?;
+    }
+    Ok(0)
+}
+
+async fn rebuild_group(
+    store: &Store,
+    group: &Group,
+    settings: &Settings,
+    projections: &[&'static dyn AnyProjection],
+    from: From,
+    json: bool,
+) -> anyhow::Result<()> {
+    let mut meter = Meter::new(json);
     let started = Instant::now();
     let show = |name: &str, position, target| meter.show(name, position, target);
-    let rebuilt = rebuild(&store, &settings.pump, &projections, from, show).await.map_err(told)?;
+    let rebuilt = rebuild(store, group, &settings.pump, projections, from, show).await.map_err(advice)?;
     meter.end();
     let seconds = started.elapsed().as_secs_f64().max(0.001);
     let rate = rebuilt.events as f64 / seconds;
-    if replay.json {
+    if json {
         let summary = json!({"done": rebuilt, "seconds": seconds, "events_per_second": rate.round()});
         say(format_args!("{summary}"));
-        return Ok(0);
+        return Ok(());
     }
-    for projection in &rebuilt.projections {
+    let Rebuilt { projections, events, missing: lost, position } = rebuilt;
+    for projection in &projections {
         let differences = match projection.differences {
             None => "not compared with the one before, which was of another version or had not come as far".to_owned(),
             Some(0) => "the same rows as before".to_owned(),
@@ -172,29 +193,32 @@ pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
         };
         eprintln!("{}: generation {} serves; {differences}", projection.name, projection.generation);
     }
-    eprintln!(
-        "{} events folded in {seconds:.1} s ({rate:.0} events/s), switched at position {}.",
-        rebuilt.events, rebuilt.position
-    );
-    if rebuilt.missing > 0 {
-        eprintln!("{}", missing(rebuilt.missing));
+    eprintln!("{events} events folded in {seconds:.1} s ({rate:.0} events/s), switched at position {position}.");
+    if lost > 0 {
+        eprintln!("{}", missing(lost));
     }
-    Ok(0)
+    Ok(())
 }
 
 pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
-    let projections = named(&verify.projections)?;
-    let (store, settings) = opened(&verify.common).await?;
-    let extent = verify.sample.map_or(Extent::Whole, |orders| Extent::Sample(orders as usize));
+    let (store, registry, settings) = opened(&verify.common).await?;
+    let groups = named(&registry, &verify.projections)?;
+    let extent = verify.sample.map_or(Extent::Whole, |streams| Extent::Sample(streams as usize));
     let mut meter = Meter::new(false);
-    let show = |folded, of| {
+    let mut show = |folded, of| {
         if !verify.json {
             meter.show("log", folded, of);
         }
     };
-    let found = verify::verify(&store, &settings.pump, &projections, extent, verify.first, show).await.map_err(told)?;
+    let (mut found, mut missing_events) = (Vec::new(), 0);
+    for (group, projections) in &groups {
+        let of_group =
+            verify::verify(&store, group, &settings.pump, projections, extent, verify.first, &mut show).await;
+        let of_group = of_group.map_err(advice)?;
+        found.extend(of_group.projections);
+        missing_events = missing_events.max(of_group.missing_events);
+    }
     meter.end();
-    let verify::Found { projections: found, missing_events } = found;
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
     let (head, left_out) = (store.head().await?, dead_letters::list(store.db()).await?);
     if verify.json {
@@ -248,9 +272,9 @@ pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
 }
 
 /// What to do about an event that does not apply.
-fn told(error: projections::error::Error) -> anyhow::Error {
+fn advice(error: projection_engine::error::Error) -> anyhow::Error {
     match &error {
-        projections::error::Error::Fold(failed) => {
+        projection_engine::error::Error::Fold(failed) => {
             let position = failed.position;
             anyhow!("{error}. Mend its row in `events`, or do without it: `docket dead-letters discard {position}`")
         }
@@ -267,13 +291,18 @@ fn rows(number: usize) -> String {
 }
 
 pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
-    let (store, _) = opened(&listing.common).await?;
-    let (items, head) = Progress::default().status(&store).await?;
+    let (store, registry, _) = opened(&listing.common).await?;
+    let (items, head) = Progress::new(registry.clone()).status(&store).await?;
     if listing.json {
         say(format_args!("{}", json!({"items": items, "head": head})));
         return Ok(0);
     }
-    let stopped = store.try_lead("rebuild").await?.is_some();
+    let mut running = Vec::new();
+    for group in registry.groups() {
+        if rebuild::is_running(&store, group).await? {
+            running.push(group.name);
+        }
+    }
     say(format_args!(
         "{:16} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
         "projection", "generation", "version", "position", "lag", "lag s"
@@ -281,7 +310,7 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
     for item in items {
         let state = match (&item.last_error, &item.rebuild) {
             (Some(error), _) => format!("{}: {error}", item.state),
-            (None, Some(rebuild)) if stopped => format!(
+            (None, Some(rebuild)) if !running.contains(&item.group) => format!(
                 "{}, generation {} was left at {}: `docket replay {}` goes on",
                 item.state, rebuild.generation, rebuild.position, item.name
             ),
@@ -300,7 +329,7 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
 }
 
 pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
-    let (store, _) = opened(&listing.common).await?;
+    let (store, ..) = opened(&listing.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     if listing.json {
         say(format_args!("{}", json!({"items": letters})));
@@ -308,11 +337,13 @@ pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
     }
     for letter in &letters {
         say(format_args!(
-            "{} {} {} of order {} since {} ({} attempts): {}",
+            "{} {} {} of {}/{}{} since {} ({} attempts): {}",
             letter.position,
             letter.state,
             letter.event_type,
-            letter.order_id,
+            letter.aggregate_type,
+            letter.aggregate_id,
+            letter.group.as_ref().map(|group| format!(" in {group}")).unwrap_or_default(),
             letter.parked_at,
             letter.attempts,
             letter.reason
@@ -325,12 +356,13 @@ pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
 }
 
 pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
-    let (store, _) = opened(&wanted.common).await?;
+    let (store, ..) = opened(&wanted.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     let Some(letter) = letters.into_iter().find(|letter| letter.position == wanted.position) else {
         bail!(no_such(wanted.position));
     };
-    let waiting = store.read_streams(ORDER, std::slice::from_ref(&letter.order_id), i64::MAX).await?;
+    let waiting =
+        store.read_streams(&letter.aggregate_type, std::slice::from_ref(&letter.aggregate_id), i64::MAX).await?;
     let waiting = waiting.iter().filter(|event| event.position >= letter.position);
     let waiting: Vec<_> = waiting.map(super::events::envelope).collect();
     say(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
@@ -338,9 +370,9 @@ pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
 }
 
 pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8> {
-    let (store, _) = opened(&wanted.common).await?;
+    let (store, registry, _) = opened(&wanted.common).await?;
     let position = wanted.position;
-    match dead_letters::decide(&store, position, decision).await? {
+    match dead_letters::decide(&store, &registry, position, decision).await? {
         Decided::NoSuch => bail!(no_such(position)),
         Decided::Done => {
             eprintln!(
@@ -354,26 +386,34 @@ pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8
     while asked.elapsed() < SEEN_WITHIN {
         tokio::time::sleep(LOOK).await;
         let letters = dead_letters::list(store.db()).await?;
-        match letters.iter().find(|letter| letter.position == position).map(|letter| (&*letter.state, letter)) {
-            None => {
-                eprintln!("The order is brought up to date.");
-                return Ok(0);
-            }
-            Some(("discarded", _)) => {
-                eprintln!("Event {position} is discarded, and its order goes on without it.");
-                return Ok(0);
-            }
-            Some(("parked", letter)) => bail!("the order is parked again: {}", letter.reason),
-            Some(_) => {}
+        let own: Vec<_> = letters.iter().filter(|letter| letter.position == position).collect();
+        if own.iter().any(|letter| letter.state == "retry" || letter.state == "discard") {
+            continue;
         }
+        if let Some(letter) = own.iter().find(|letter| letter.state == "parked") {
+            bail!("{}/{} is parked again: {}", letter.aggregate_type, letter.aggregate_id, letter.reason);
+        }
+        match own.is_empty() {
+            true => eprintln!("The stream is brought up to date."),
+            false => eprintln!("Event {position} is discarded, and its stream goes on without it."),
+        }
+        return Ok(0);
     }
-    match store.try_lead("projections").await? {
-        Some(_) => eprintln!("No projector runs: it will be done when a server with the role `project` starts."),
-        None => eprintln!("The projector has not come to it yet; `docket dead-letters list` tells what becomes of it."),
+    let letters = dead_letters::list(store.db()).await?;
+    for letter in letters.iter().filter(|letter| letter.position == position) {
+        let Some(group) = letter.group.as_ref().filter(|_| letter.state != "discarded") else { continue };
+        match store.try_lead(&leadership(group)).await? {
+            Some(_) => {
+                eprintln!("No projector of {group} runs: it will be done when a server with the role `project` starts.")
+            }
+            None => eprintln!(
+                "The projector of {group} has not come to it yet; `docket dead-letters list` tells what becomes of it."
+            ),
+        }
     }
     Ok(0)
 }
 
 fn no_such(position: i64) -> String {
-    format!("no order is parked at position {position}: `docket dead-letters list` names those that are")
+    format!("no stream is parked at position {position}: `docket dead-letters list` names those that are")
 }

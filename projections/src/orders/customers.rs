@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 
-use domain::order::Status;
+use domain::order::{Order, Status};
 use domain::values::{Currency, format_minor};
 use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 use serde::Serialize;
 
-use crate::order::rfc3339;
-use crate::projection::{Change, Projection, Rows};
+use projection_engine::projection::{Change, Fold, Projection, Rows};
+use projection_engine::state::rfc3339;
 
-const TABLE: Table = Table {
+static TABLE: Table = Table {
     name: "customers",
     columns: &[
         text("customer_id", Merge::Key),
@@ -28,7 +28,8 @@ const TABLE: Table = Table {
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "customers", version: 1, tables: &[&TABLE], fold };
+pub static PROJECTION: Projection<Order> =
+    Projection { name: "customers", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
 #[derive(Default)]
 struct Delta {
@@ -40,22 +41,22 @@ struct Delta {
     last: i64,
 }
 
-fn fold(changes: &[Change]) -> Vec<Rows> {
+fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     let mut deltas: HashMap<(&str, Currency), Delta> = HashMap::new();
     for Change { before, after } in changes {
-        let was = before.as_ref().map_or(Status::Absent, |before| before.order.status);
-        let became = |status| i64::from(was != status && after.order.status == status);
-        let delta = deltas.entry((after.customer_id(), after.order.currency)).or_insert_with(|| Delta {
-            first: after.placed_at,
-            last: after.placed_at,
+        let was = before.as_ref().map_or(Status::Absent, |before| before.state.status);
+        let became = |status| i64::from(was != status && after.state.status == status);
+        let delta = deltas.entry((after.state.owner(), after.state.currency)).or_insert_with(|| Delta {
+            first: after.created_at,
+            last: after.created_at,
             ..Delta::default()
         });
         delta.orders += i64::from(before.is_none());
         delta.confirmed += became(Status::Confirmed);
         delta.cancelled += became(Status::Cancelled);
-        delta.spend = delta.spend.saturating_add(became(Status::Confirmed) * after.order.total);
-        delta.first = delta.first.min(after.placed_at);
-        delta.last = delta.last.max(after.placed_at);
+        delta.spend = delta.spend.saturating_add(became(Status::Confirmed) * after.state.total);
+        delta.first = delta.first.min(after.created_at);
+        delta.last = delta.last.max(after.created_at);
     }
     let rows = deltas.into_iter().map(|((customer_id, currency), delta)| {
         vec![

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use domain::order::Order;
 use domain::values::{Currency, format_minor};
 use event_store::db::{Merge, Read, Table, Value, int, text};
 use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
-use crate::order::{OrderState, rfc3339};
-use crate::projection::{Change, Projection, Rows};
+use projection_engine::projection::{Change, Fold, Projection, Rows};
+use projection_engine::state::{Versioned, rfc3339};
 
-const TABLE: Table = Table {
+static TABLE: Table = Table {
     name: "order_summaries",
     columns: &[
         text("order_id", Merge::Key),
@@ -35,17 +36,18 @@ const TABLE: Table = Table {
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "order_summaries", version: 1, tables: &[&TABLE], fold };
+pub static PROJECTION: Projection<Order> =
+    Projection { name: "order_summaries", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
-fn fold(changes: &[Change]) -> Vec<Rows> {
+fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     vec![(&TABLE, changes.iter().map(|change| row(&change.after)).collect())]
 }
 
-fn row(state: &OrderState) -> Vec<Value> {
-    let order = &state.order;
+fn row(versioned: &Versioned<Order>) -> Vec<Value> {
+    let order = &versioned.state;
     let categories: BTreeSet<_> =
         order.lines.iter().filter_map(|line| line.category.as_ref()).map(|category| category.as_str()).collect();
-    let mut search = format!("{}\n{}", state.order_id, state.customer_id());
+    let mut search = format!("{}\n{}", versioned.id, order.owner());
     for line in &order.lines {
         search.push('\n');
         search.push_str(line.sku.as_str());
@@ -55,20 +57,20 @@ fn row(state: &OrderState) -> Vec<Value> {
         }
     }
     vec![
-        state.order_id.clone().into(),
-        state.customer_id().into(),
+        versioned.id.to_string().into(),
+        order.owner().into(),
         order.status.as_str().into(),
         order.currency.to_string().into(),
         order.total.saturating_mul(milli_per_minor(order.currency)).into(),
-        state.quantity().into(),
+        order.quantity().into(),
         (order.lines.len() as i64).into(),
         categories.iter().fold("\n".to_owned(), |all, category| all + category + "\n").into(),
         search.to_lowercase().into(),
-        state.store_id().map(str::to_owned).into(),
-        state.placed_at.into(),
-        state.updated_at.into(),
-        state.version.into(),
-        state.position.into(),
+        order.store_id().map(str::to_owned).into(),
+        versioned.created_at.into(),
+        versioned.updated_at.into(),
+        versioned.version.into(),
+        versioned.position.into(),
     ]
 }
 

@@ -20,10 +20,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::dead_letters;
 use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD, RETURNING};
 use crate::metrics::METRICS;
-use crate::projection::{all, find};
-use crate::{dead_letters, order_summaries};
+use crate::registry::Registry;
 
 /// Name of the hint.
 pub(crate) const HINT: &str = "projected";
@@ -42,8 +42,10 @@ pub struct Positions {
     /// Epoch of the database in which they were read.
     epoch: u64,
     by_name: BTreeMap<String, i64>,
-    /// Those that serve in a version of another release, and wait until they are built anew.
+    /// Those that serve in a version of another release, and wait until they are built again.
     frozen: BTreeSet<String>,
+    /// The group of each.
+    groups: Arc<BTreeMap<&'static str, &'static str>>,
 }
 
 impl Positions {
@@ -52,19 +54,21 @@ impl Positions {
         self.by_name.get(projection).copied().unwrap_or(0)
     }
 
-    /// Position that every read model has reached that follows the log.
-    pub fn slowest(&self) -> i64 {
-        let moving = self.by_name.iter().filter(|(name, _)| !self.frozen.contains(*name));
-        moving.map(|(_, position)| *position).min().or_else(|| self.by_name.values().copied().min()).unwrap_or(0)
+    /// Position that every read model of a group has reached that follows the log.
+    pub fn slowest(&self, group: &str) -> i64 {
+        let of_group = || self.by_name.iter().filter(|(name, _)| self.groups.get(name.as_str()) == Some(&group));
+        let moving = of_group().filter(|(name, _)| !self.frozen.contains(*name));
+        moving.map(|(_, position)| *position).min().or_else(|| of_group().map(|(_, at)| *at).min()).unwrap_or(0)
     }
 }
 
-/// A position a generation.
+/// Position of each generation.
 type Generations = BTreeMap<(String, i64), i64>;
 
 /// Positions of the read models; cheap to clone.
 #[derive(Clone)]
 pub struct Progress {
+    registry: Registry,
     positions: Arc<watch::Sender<Positions>>,
     /// How often the pump of this process has told of a commit.
     commits: Arc<AtomicU64>,
@@ -73,24 +77,13 @@ pub struct Progress {
     samples: Arc<Mutex<VecDeque<(Instant, Generations)>>>,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        let by_name = all().iter().map(|projection| (projection.name.to_owned(), 0)).collect();
-        let positions = Positions { epoch: 0, by_name, frozen: BTreeSet::new() };
-        Self {
-            positions: Arc::new(watch::channel(positions).0),
-            commits: Arc::default(),
-            generations: Arc::default(),
-            samples: Arc::default(),
-        }
-    }
-}
-
 /// A projection, as operators see it.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Status {
     /// Its name.
     pub name: String,
+    /// The group that it follows the log with.
+    pub group: &'static str,
     /// Which build of its tables serves; a rebuild makes a new one.
     pub generation: i64,
     /// Version of the code that filled it.
@@ -104,7 +97,7 @@ pub struct Status {
     /// Events a second, over the last seconds, as this process saw it.
     pub events_per_second: f64,
     /// `live`; `failed` while it cannot go on, which is tried again; `frozen` while it serves in a version that is not
-    /// this release's, until it is built anew.
+    /// this release's, until it is built again.
     pub state: &'static str,
     /// Why it failed last.
     pub last_error: Option<String>,
@@ -132,6 +125,27 @@ pub struct Rebuild {
 }
 
 impl Progress {
+    /// Of the read models of a program; nothing is known before the first [`Self::refresh`].
+    pub fn new(registry: Registry) -> Self {
+        let by_name = registry.projections().map(|projection| (projection.name().to_owned(), 0)).collect();
+        let groups = registry.groups().iter();
+        let groups =
+            groups.flat_map(|group| group.projections.iter().map(|projection| (projection.name(), group.name)));
+        let positions = Positions { epoch: 0, by_name, frozen: BTreeSet::new(), groups: Arc::new(groups.collect()) };
+        Self {
+            registry,
+            positions: Arc::new(watch::channel(positions).0),
+            commits: Arc::default(),
+            generations: Arc::default(),
+            samples: Arc::default(),
+        }
+    }
+
+    /// The read models.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Keeps the positions up to date in this process, until `stop`.
     pub async fn follow(self, store: Store, stop: CancellationToken) {
         let mut hints = store.hints(HINT).await;
@@ -153,12 +167,13 @@ impl Progress {
         let epoch = db.epoch();
         let checkpoints = checkpoints(db).await?;
         // What only another release knows does not concern this one.
-        let of_release = |row: &&Checkpoint| row.state == LIVE && find(&row.projection).is_some();
+        let of_release = |row: &&Checkpoint| row.state == LIVE && self.registry.find(&row.projection).is_some();
         let live = checkpoints.iter().filter(of_release);
-        let frozen = live.clone().filter(|row| is_frozen(row)).map(|row| row.projection.clone()).collect();
+        let frozen = live.clone().filter(|row| self.is_frozen(row)).map(|row| row.projection.clone()).collect();
         let generations: BTreeMap<_, _> = live.clone().map(|row| (row.projection.clone(), row.generation)).collect();
         let by_name = live.map(|row| (row.projection.clone(), row.position)).collect();
-        let mut positions = Positions { epoch, by_name, frozen };
+        let groups = self.positions.borrow().groups.clone();
+        let mut positions = Positions { epoch, by_name, frozen, groups };
         let before = {
             let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             std::mem::replace(&mut *known, generations.clone())
@@ -234,15 +249,15 @@ impl Progress {
         Err(unsteady())
     }
 
-    /// Position that every read model has reached that follows the log, as the database has it now.
+    /// Position that every read model of a group has reached that follows the log, as the database has it now.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn slowest_in(&self, db: &Db) -> Result<i64, Error> {
+    pub async fn slowest_in(&self, db: &Db, group: &str) -> Result<i64, Error> {
         for _ in 0..READS_MAX {
             let (epoch, slowest) = {
                 let known = self.positions.borrow();
-                (known.epoch, known.slowest())
+                (known.epoch, known.slowest(group))
             };
             if epoch == db.epoch() {
                 return Ok(slowest);
@@ -252,9 +267,9 @@ impl Progress {
         Err(unsteady())
     }
 
-    /// Position that every read model has reached that follows the log.
-    pub fn slowest(&self) -> i64 {
-        self.positions.borrow().slowest()
+    /// Position that every read model of a group has reached that follows the log.
+    pub fn slowest(&self, group: &str) -> i64 {
+        self.positions.borrow().slowest(group)
     }
 
     /// Waits until a projection has a position, at most so long. Gives where it is then.
@@ -277,16 +292,18 @@ impl Progress {
         let checkpoints = checkpoints(store.db()).await?;
         let head = store.head().await?;
         let mut status = Vec::new();
-        for projection in all() {
-            let own =
-                |state: &str| checkpoints.iter().rfind(|row| row.projection == projection.name && row.state == state);
+        for projection in self.registry.projections() {
+            let Some((group, _)) = self.registry.find(projection.name()) else { continue };
+            let name = projection.name();
+            let own = |state: &str| checkpoints.iter().rfind(|row| row.projection == name && row.state == state);
             let Some(live) = own(LIVE) else { continue };
             let position = live.position;
             let waits = store.read(position, 1).await?;
             let ahead = (position > head).then(|| crate::error::Error::Ahead { position, head }.to_string());
             let last_error = live.last_error.clone().or(ahead);
             status.push(Status {
-                name: projection.name.to_owned(),
+                name: name.to_owned(),
+                group: group.name,
                 generation: live.generation,
                 version: live.version,
                 position,
@@ -295,7 +312,7 @@ impl Progress {
                 events_per_second: self.rate(live),
                 state: match &last_error {
                     Some(_) => "failed",
-                    None if is_frozen(live) => "frozen",
+                    None if self.is_frozen(live) => "frozen",
                     None => "live",
                 },
                 last_error,
@@ -316,7 +333,7 @@ impl Progress {
         Ok((status, head))
     }
 
-    /// Measures lag, dead letters and orders.
+    /// Measures lag and dead letters.
     ///
     /// # Errors
     /// The database is away.
@@ -339,17 +356,9 @@ impl Progress {
         Ok(())
     }
 
-    /// Counts the orders of each status; a look at all of them, so not to be done often.
-    ///
-    /// # Errors
-    /// The database is away.
-    pub async fn observe_orders(&self, store: &Store) -> Result<(), Error> {
-        let counts = order_summaries::by_status(store.db()).await?;
-        for status in ["draft", "confirmed", "cancelled"] {
-            let count = counts.iter().find(|(known, _)| known == status).map_or(0, |(_, count)| *count);
-            METRICS.orders.record(count, &[KeyValue::new("status", status)]);
-        }
-        Ok(())
+    /// Whether it was filled by another release's code.
+    fn is_frozen(&self, row: &Checkpoint) -> bool {
+        self.registry.find(&row.projection).is_some_and(|(_, projection)| projection.version() != row.version)
     }
 
     fn rate(&self, row: &Checkpoint) -> f64 {
@@ -364,11 +373,6 @@ impl Progress {
 /// The server ends connections as fast as they are opened.
 fn unsteady() -> Error {
     sqlx::Error::Protocol("connections to the database are opened again and again".into()).into()
-}
-
-/// Whether it was filled by another release's code.
-fn is_frozen(row: &Checkpoint) -> bool {
-    find(&row.projection).is_some_and(|projection| projection.version != row.version)
 }
 
 async fn checkpoints(db: &Db) -> Result<Vec<Checkpoint>, Error> {

@@ -1,11 +1,13 @@
 //! Why a read model was not brought on.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use event_store::error::Error as StoreError;
 use futures::FutureExt;
+use kernel::stream::StreamId;
 
-use crate::order::FoldError;
+use crate::state::FoldError;
 
 /// Nothing of the batch was written.
 #[derive(Debug, thiserror::Error)]
@@ -38,28 +40,26 @@ pub enum Error {
         position: i64,
     },
     /// A projection's code failed: a fault of this program.
-    #[error("a projector panicked: {0}")]
+    #[error("a projection panicked: {0}")]
     Panicked(String),
     /// One rebuild runs at a time.
     #[error("another rebuild is running: wait for it, its progress is in /v1/projections")]
     Busy,
     /// A rebuild must know every event.
-    #[error(
-        "order {order_id} is parked at event {position}: run `docket dead-letters retry {position}` or `discard` first"
-    )]
+    #[error("{stream} is parked at event {position}: run `docket dead-letters retry {position}` or `discard` first")]
     Parked {
-        /// The order.
-        order_id: String,
+        /// The stream.
+        stream: StreamId,
         /// Position of the event that cannot be applied.
         position: i64,
     },
     /// The same, though somebody has decided.
     #[error(
-        "order {order_id} is parked at event {position} until a projector has seen what was decided: start one (`docket dev` or `docket serve`), or wait a second"
+        "{stream} is parked at event {position} until a projector has carried out what was decided: start one (`docket dev` or `docket serve`), or wait a second"
     )]
     Waits {
-        /// The order.
-        order_id: String,
+        /// The stream.
+        stream: StreamId,
         /// Position of the event.
         position: i64,
     },
@@ -86,10 +86,14 @@ pub enum Error {
     },
 }
 
-/// A panic as a failure like others: seen, told, and tried again.
-pub(crate) async fn guarded<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(Error::Panicked(text.unwrap_or("without a word").to_owned()))
-    })
+/// A panic as a failure like others: reported, and tried again.
+pub(crate) async fn catch_panic<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let caught = AssertUnwindSafe(work).catch_unwind().await;
+    caught.unwrap_or_else(|panic| Err(Error::Panicked(panic_text(&*panic))))
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it gave no reason").to_owned()
 }

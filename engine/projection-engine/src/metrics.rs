@@ -2,14 +2,8 @@
 
 use std::sync::LazyLock;
 
+use opentelemetry::global;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
-use opentelemetry::{KeyValue, global};
-
-use crate::projection::Change;
-
-/// Buckets of the value of an order, in units of its currency.
-const VALUES: &[f64] = &[1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0, 100_000.0];
-const ITEMS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0];
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -22,9 +16,6 @@ pub(crate) struct Metrics {
     pub(crate) batch: Histogram<f64>,
     pub(crate) dead_letters: Gauge<u64>,
     pub(crate) oldest: Gauge<f64>,
-    pub(crate) orders: Gauge<i64>,
-    value: Histogram<f64>,
-    items: Histogram<u64>,
 }
 
 impl Metrics {
@@ -67,31 +58,6 @@ impl Metrics {
                 .with_unit("s")
                 .with_description("Age of the oldest parked one; 0 where there is none.")
                 .build(),
-            orders: meter.i64_gauge("docket.orders").with_description("Orders, by status.").build(),
-            value: meter
-                .f64_histogram("docket.order.value")
-                .with_description("Value of confirmed orders, in units of their currency.")
-                .with_boundaries(VALUES.to_vec())
-                .build(),
-            items: meter
-                .u64_histogram("docket.order.items")
-                .with_description("Pieces in confirmed orders.")
-                .with_boundaries(ITEMS.to_vec())
-                .build(),
-        }
-    }
-
-    /// Counts the business of a batch: the orders that became confirmed in it.
-    pub(crate) fn business(&self, changes: &[Change]) {
-        for change in changes {
-            let order = &change.after;
-            if !order.is_confirmed() || change.before.as_ref().is_some_and(|before| before.is_confirmed()) {
-                continue;
-            }
-            let currency = order.order.currency;
-            let units = order.order.total as f64 / 10f64.powi(currency.minor_digits().into());
-            self.value.record(units, &[KeyValue::new("currency", currency.as_str())]);
-            self.items.record(order.quantity().try_into().unwrap_or(0), &[]);
         }
     }
 }

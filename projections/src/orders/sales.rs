@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use domain::order::Order;
 use domain::values::{Currency, format_minor};
 use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
+use projection_engine::state::rfc3339;
 use serde::{Deserialize, Serialize};
 
-use crate::projection::{Change, Projection, Rows};
+use projection_engine::projection::{Change, Fold, Projection, Rows};
 
-const TABLE: Table = Table {
+static TABLE: Table = Table {
     name: "sales",
     columns: &[
         // `day`, `category` or `store`, each kept by day so that a period can be summed.
@@ -27,7 +29,8 @@ const TABLE: Table = Table {
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "sales", version: 1, tables: &[&TABLE], fold };
+pub static PROJECTION: Projection<Order> =
+    Projection { name: "sales", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
 /// What a report is grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]
@@ -59,25 +62,25 @@ pub(crate) struct Sum {
     pub(crate) revenue: i64,
 }
 
-fn fold(changes: &[Change]) -> Vec<Rows> {
+fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     let mut sums: HashMap<(Dimension, String, String, Currency), Sum> = HashMap::new();
     for Change { before, after } in changes {
         // Confirmed is final: it is counted once, when it comes.
-        if !after.is_confirmed() || before.as_ref().is_some_and(|before| before.is_confirmed()) {
+        if !after.state.is_confirmed() || before.as_ref().is_some_and(|before| before.state.is_confirmed()) {
             continue;
         }
-        let (day, currency) = (after.day(), after.order.currency);
+        let (day, currency) = (day_of(after.created_at), after.state.currency);
         let mut add = |dimension, key: &str, quantity, revenue, orders| {
             let sum = sums.entry((dimension, key.to_owned(), day.clone(), currency)).or_default();
             sum.orders += orders;
             sum.quantity += quantity;
             sum.revenue = sum.revenue.saturating_add(revenue);
         };
-        let (quantity, total) = (after.quantity(), after.order.total);
+        let (quantity, total) = (after.state.quantity(), after.state.total);
         add(Dimension::Day, &day, quantity, total, 1);
-        add(Dimension::Store, after.store_id().unwrap_or_default(), quantity, total, 1);
+        add(Dimension::Store, after.state.store_id().unwrap_or_default(), quantity, total, 1);
         let mut seen = BTreeSet::new();
-        for line in &after.order.lines {
+        for line in &after.state.lines {
             let category = line.category.as_ref().map_or("", |category| category.as_str());
             let quantity = i64::from(line.quantity);
             add(Dimension::Category, category, quantity, line.total(), i64::from(seen.insert(category)));
@@ -95,6 +98,11 @@ fn fold(changes: &[Change]) -> Vec<Rows> {
         ]
     });
     vec![(&TABLE, rows.collect())]
+}
+
+/// The day of a time in microseconds since 1970: YYYY-MM-DD, UTC.
+fn day_of(us: i64) -> String {
+    rfc3339(us)[..10].to_owned()
 }
 
 /// A line of the report.

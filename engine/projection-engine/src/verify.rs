@@ -5,29 +5,28 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
 use event_store::db::{Column, Merge, Table, Value};
-use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use serde::Serialize;
 
 use crate::dead_letters;
 use crate::error::Error;
-use crate::fold::Fold;
-use crate::generation::{LIVE, Member, checkpoints};
-use crate::order::{ORDER, OrderState};
-use crate::projection::{Change, Projection};
+use crate::fold::{Batch, GroupFold};
+use crate::generation::{Generation, LIVE, checkpoints};
+use crate::projection::AnyProjection;
+use crate::registry::Group;
 use crate::settings::Settings;
 
 /// Events read and folded at once.
 const CHUNK: i64 = 10_000;
-/// Orders folded at once for a sample.
-const ORDERS: usize = 500;
+/// Streams folded at once for a sample.
+const STREAMS: usize = 500;
 
 /// How much is verified.
 #[derive(Debug, Clone, Copy)]
 pub enum Extent {
     /// Every row.
     Whole,
-    /// The rows of so many orders, drawn by lot from the log; tables of sums cannot be checked so.
+    /// The rows of so many streams, drawn at random from the log; tables of sums cannot be checked so.
     Sample(usize),
 }
 
@@ -72,7 +71,7 @@ type Key = Vec<Value>;
 
 /// What the log says of a table: rows, or, where a row's last writing says all, their hashes.
 struct Expected {
-    member: Member,
+    generation: Generation,
     table: &'static Table,
     sums: bool,
     rows: HashMap<Key, Vec<Value>>,
@@ -80,9 +79,9 @@ struct Expected {
 }
 
 impl Expected {
-    fn new(member: Member, table: &'static Table) -> Self {
+    fn new(generation: Generation, table: &'static Table) -> Self {
         let sums = table.columns.iter().any(|column| !matches!(column.merge, Merge::Key | Merge::Set));
-        Self { member, table, sums, rows: HashMap::new(), hashes: HashMap::new() }
+        Self { generation, table, sums, rows: HashMap::new(), hashes: HashMap::new() }
     }
 
     fn write(&mut self, row: Vec<Value>, hasher: &RandomState) {
@@ -134,15 +133,16 @@ fn key(table: &Table, row: &[Value]) -> Key {
     columns.filter(|(column, _)| column.merge == Merge::Key).map(|(_, value)| value.clone()).collect()
 }
 
-/// Compares projections with the log. Gives at most `first_max` differences of each. `progress` is told how many of how
+/// Compares projections of a group with the log. Gives at most `first_max` differences of each. `progress` is told how many of how
 /// many events are folded.
 ///
 /// # Errors
 /// The database is away; an event that does not apply and is not parked; read models beyond the log's end.
 pub async fn verify(
     store: &Store,
+    group: &Group,
     settings: &Settings,
-    projections: &[&'static Projection],
+    projections: &[&'static dyn AnyProjection],
     extent: Extent,
     first_max: usize,
     mut progress: impl FnMut(i64, i64),
@@ -150,41 +150,42 @@ pub async fn verify(
     // One state of checkpoints and rows, however long it takes.
     let mut tx = store.db().snapshot().await?;
     let rows = checkpoints(&mut tx).await?;
-    let (left_out, _) = dead_letters::sort_out(dead_letters::rows(&mut tx).await?);
-    let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
+    let (exclusions, _) = dead_letters::partition(&dead_letters::rows(&mut tx).await?, group.name);
+    let fold = GroupFold::new(store, group, settings.aggregates_in_memory_max, exclusions);
     let head = store.head().await?;
     let (mut found, mut missing_events) = (Vec::new(), 0);
-    let mut members = Vec::new();
+    let mut generations = Vec::new();
     for &projection in projections {
-        let Some(row) = rows.iter().find(|row| row.projection == projection.name && row.state == LIVE) else {
+        let Some(row) = rows.iter().find(|row| row.projection == projection.name() && row.state == LIVE) else {
             continue;
         };
-        row.is_of(store, head).await?;
-        if row.version != projection.version {
-            let (name, version, known) = (row.projection.clone(), row.version, projection.version);
+        row.check_belongs_to(store, head).await?;
+        if row.version != projection.version() {
+            let (name, version, known) = (row.projection.clone(), row.version, projection.version());
             return Err(match version > known {
                 true => Error::Newer { projection: name, version, known },
                 false => Error::Frozen { projection: name },
             });
         }
-        members.push((Member { projection, generation: row.generation }, row.position));
+        generations.push((Generation { projection, number: row.generation }, row.position));
     }
     let hasher = RandomState::new();
-    let mut all: Vec<(Expected, i64)> = members
+    let mut all: Vec<(Expected, i64)> = generations
         .iter()
-        .flat_map(|(member, position)| {
-            member.projection.tables.iter().map(|table| (Expected::new(*member, table), *position))
+        .flat_map(|(generation, position)| {
+            let tables = generation.projection.tables().iter();
+            tables.map(|table| (Expected::new(*generation, table), *position))
         })
         .collect();
-    let end = members.iter().map(|(_, position)| *position).max().unwrap_or(0);
+    let end = generations.iter().map(|(_, position)| *position).max().unwrap_or(0);
     let extent = match extent {
         // Reading one by one what may be read in one go takes longer.
-        Extent::Sample(orders) if orders as i64 >= end / 10 => Extent::Whole,
+        Extent::Sample(streams) if streams as i64 >= end / 10 => Extent::Whole,
         extent => extent,
     };
     match extent {
         Extent::Whole => {
-            let stops: BTreeSet<i64> = members.iter().map(|(_, position)| *position).collect();
+            let stops: BTreeSet<i64> = generations.iter().map(|(_, position)| *position).collect();
             let mut at = 0;
             while at < end {
                 let until = stops.range(at + 1..).next().copied().unwrap_or(end).min(at + CHUNK);
@@ -194,35 +195,38 @@ pub async fn verify(
                 let Some(last) = events.last().map(|event| event.position) else { break };
                 missing_events += last - at - events.len() as i64;
                 let changes = fold.changes(&events).await?;
-                fold.keep(&changes);
-                expect(&mut all, &changes, at, &hasher);
+                expect(&mut all, &changes, at, &hasher)?;
+                fold.put(&changes);
                 at = last;
                 progress(at, end);
             }
         }
-        Extent::Sample(orders) => {
+        Extent::Sample(streams) => {
             all.retain(|(expected, _)| !expected.sums);
-            let ids = draw(store, orders, end).await?;
+            let sampled = sample_ids(store, &fold, streams, end).await?;
             let mut folded = 0;
-            for ids in ids.chunks(ORDERS) {
-                let events = store.read_streams(ORDER, ids, end + 1).await?;
-                for (member, position) in &members {
-                    let changes = whole_orders(&fold, &events, *position)?;
-                    let mut own: Vec<_> = all
-                        .extract_if(.., |(expected, _)| expected.member.projection.name == member.projection.name)
-                        .collect();
-                    expect(&mut own, &changes, 0, &hasher);
-                    all.extend(own);
+            for (aggregate_type, ids) in sampled {
+                for ids in ids.chunks(STREAMS) {
+                    let events = store.read_streams(aggregate_type, ids, end + 1).await?;
+                    for (generation, position) in &generations {
+                        let changes = fold.whole(&events, *position)?;
+                        let is_own = |(expected, _): &mut (Expected, i64)| {
+                            expected.generation.projection.name() == generation.projection.name()
+                        };
+                        let mut own: Vec<_> = all.extract_if(.., is_own).collect();
+                        expect(&mut own, &changes, 0, &hasher)?;
+                        all.extend(own);
+                    }
+                    folded += ids.len() as i64;
+                    progress(folded, streams as i64);
                 }
-                folded += ids.len() as i64;
-                progress(folded, orders as i64);
             }
         }
     }
-    for (member, position) in members {
-        let name = member.projection.name;
+    for (generation, position) in generations {
+        let name = generation.projection.name();
         let (mut rows, mut different, mut checked) = (0, BTreeSet::new(), false);
-        for (expected, _) in all.iter_mut().filter(|(expected, _)| expected.member.projection.name == name) {
+        for (expected, _) in all.iter_mut().filter(|(expected, _)| expected.generation.projection.name() == name) {
             checked = true;
             rows += expected.len();
             let table = expected.table;
@@ -234,13 +238,13 @@ pub async fn verify(
                             wrong.push(key(table, &row));
                         }
                     };
-                    tx.each_row(table, member.generation, each).await?;
+                    tx.each_row(table, generation.number, each).await?;
                     wrong.extend(expected.rows.keys().chain(expected.hashes.keys()).cloned());
                     different.extend(wrong.into_iter().map(|key| (table.name, show_key(&key), key)).map(Named));
                 }
                 Extent::Sample(_) => {
                     for key in expected.hashes.keys().cloned().collect::<Vec<_>>() {
-                        let row = tx.row(table, member.generation, &key).await?;
+                        let row = tx.row(table, generation.number, &key).await?;
                         if !row.is_some_and(|row| expected.take(&row, &hasher)) {
                             different.insert(Named((table.name, show_key(&key), key)));
                         }
@@ -256,7 +260,7 @@ pub async fn verify(
                 None if expected.hashes.contains_key(key) => fold_row(store, &fold, expected, key, position).await?,
                 None => None,
             };
-            let is = tx.row(expected.table, member.generation, key).await?;
+            let is = tx.row(expected.table, generation.number, key).await?;
             first.push(Difference { table, key: shown.clone(), what: explain(expected.table, is, should) });
         }
         found.push(Verified { name, position, rows, differences: different.len(), first, checked });
@@ -284,58 +288,57 @@ impl PartialEq for Named {
 }
 impl Eq for Named {}
 
-/// Writes what changes lead to into the tables of projections that stand beyond `after`.
-fn expect(all: &mut [(Expected, i64)], changes: &[Change], after: i64, hasher: &RandomState) {
+/// Writes what changes lead to into the tables of projections that are beyond `after`.
+fn expect(all: &mut [(Expected, i64)], changes: &Batch, after: i64, hasher: &RandomState) -> Result<(), Error> {
     let mut done: Vec<&str> = Vec::new();
-    let members: Vec<(Member, i64)> = all.iter().map(|(expected, position)| (expected.member, *position)).collect();
-    for (member, position) in members {
-        if position <= after || done.contains(&member.projection.name) {
+    let generations: Vec<_> = all.iter().map(|(expected, position)| (expected.generation, *position)).collect();
+    for (Generation { projection, .. }, position) in generations {
+        if position <= after || done.contains(&projection.name()) {
             continue;
         }
-        done.push(member.projection.name);
-        for (table, rows) in (member.projection.fold)(changes) {
+        done.push(projection.name());
+        for (table, rows) in changes.rows(projection, None)? {
             if let Some((expected, _)) = all.iter_mut().find(|(expected, _)| expected.table.name == table.name) {
                 rows.into_iter().for_each(|row| expected.write(row, hasher));
             }
         }
     }
+    Ok(())
 }
 
-/// Orders drawn by lot: the more events an order has, the likelier it is.
-async fn draw(store: &Store, orders: usize, end: i64) -> Result<Vec<String>, Error> {
-    let lots = RandomState::new();
-    let mut ids = BTreeSet::new();
-    for lot in 0..orders as u64 {
-        let after = (lots.hash_one(lot) % end.max(1) as u64) as i64;
-        let event = store.read(after, 1).await?;
-        ids.extend(
-            event.into_iter().filter(|event| event.aggregate_type == ORDER).map(|event| event.aggregate_id.into()),
-        );
+/// Streams drawn at random, by type: the more events a stream has, the likelier it is.
+async fn sample_ids(
+    store: &Store,
+    fold: &GroupFold,
+    streams: usize,
+    end: i64,
+) -> Result<Vec<(&'static str, Vec<String>)>, Error> {
+    let random = RandomState::new();
+    let mut drawn = BTreeSet::new();
+    for number in 0..streams as u64 {
+        let after = (random.hash_one(number) % end.max(1) as u64) as i64;
+        drawn.extend(store.read(after, 1).await?.into_iter().map(|event| (event.aggregate_type, event.aggregate_id)));
     }
-    Ok(ids.into_iter().collect())
+    let of_type = |name: &'static str| {
+        let own = drawn.iter().filter(|(aggregate_type, _)| aggregate_type == name);
+        (name, own.map(|(_, id)| id.to_string()).collect())
+    };
+    Ok(fold.aggregate_types().map(of_type).collect())
 }
 
-/// Each order of the events as it was at a position, as one change.
-fn whole_orders(fold: &Fold, events: &[RecordedEvent], position: i64) -> Result<Vec<Change>, Error> {
-    let mut orders: HashMap<&str, OrderState> = HashMap::new();
-    for event in events.iter().filter(|event| event.position <= position && !fold.left_out.parks(event)) {
-        fold.apply(orders.entry(&event.aggregate_id).or_default(), event)?;
-    }
-    Ok(orders.into_values().filter_map(|after| Change::of(None, after.into())).collect())
-}
-
-/// The row of one order, folded again.
+/// The row of one aggregate, folded again. Its key begins with the aggregate's id.
 async fn fold_row(
     store: &Store,
-    fold: &Fold,
+    fold: &GroupFold,
     expected: &Expected,
     wanted: &Key,
     position: i64,
 ) -> Result<Option<Vec<Value>>, Error> {
     let Some(Value::Text(Some(id))) = wanted.first() else { return Ok(None) };
-    let events = store.read_streams(ORDER, std::slice::from_ref(id), position + 1).await?;
-    let changes = whole_orders(fold, &events, position)?;
-    let mut rows = (expected.member.projection.fold)(&changes).into_iter();
+    let projection = expected.generation.projection;
+    let aggregate_type = projection.aggregate().aggregate_type();
+    let events = store.read_streams(aggregate_type, std::slice::from_ref(id), position + 1).await?;
+    let mut rows = fold.whole(&events, position)?.rows(projection, None)?.into_iter();
     let rows = rows.find(|(table, _)| table.name == expected.table.name).map(|(_, rows)| rows).unwrap_or_default();
     Ok(rows.into_iter().find(|row| key(expected.table, row) == *wanted))
 }

@@ -1,11 +1,13 @@
 //! One order with its lines, kept as the JSON that clients get.
 
+use crate::orders::view::OrderView;
+use domain::order::Order;
 use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 
-use crate::projection::{Change, Projection, Rows};
+use projection_engine::projection::{Change, Fold, Projection, Rows};
 
-const TABLE: Table = Table {
+static TABLE: Table = Table {
     name: "order_details",
     columns: &[
         text("order_id", Merge::Key),
@@ -19,7 +21,8 @@ const TABLE: Table = Table {
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "order_details", version: 1, tables: &[&TABLE], fold };
+pub static PROJECTION: Projection<Order> =
+    Projection { name: "order_details", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
 /// An order as stored.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -32,15 +35,15 @@ pub struct OrderDetails {
     pub view: String,
 }
 
-fn fold(changes: &[Change]) -> Vec<Rows> {
+fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     let rows = changes.iter().map(|Change { after, .. }| {
         vec![
-            after.order_id.clone().into(),
-            after.customer_id().into(),
+            after.id.to_string().into(),
+            after.state.owner().into(),
             after.version.into(),
             after.position.into(),
             // A struct of strings and numbers always serializes.
-            serde_json::to_string(&after.view()).unwrap_or_default().into(),
+            serde_json::to_string(&OrderView(after)).unwrap_or_default().into(),
         ]
     });
     vec![(&TABLE, rows.collect())]

@@ -15,16 +15,18 @@ use event_store::store::Store;
 use serde::Serialize;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::dead_letters::{self, LeftOut};
-use crate::error::{Error, guarded};
-use crate::fold::Fold;
+use crate::dead_letters::{self, Exclusions, Scope};
+use crate::error::{Error, catch_panic};
+use crate::fold::GroupFold;
 use crate::generation::{
-    BUILDING, CHECKPOINTS, Checkpoint, LIVE, Lane, Member, OLD, RETURNING, checkpoints, create, lanes, remove,
-    serving_now, set_state, take_over,
+    BUILDING, CHECKPOINTS, Checkpoint, CheckpointGroup, Generation, GenerationRows, LIVE, OLD, RETURNING, bump_fence,
+    by_position, checkpoints, create, prepare_group, remove, serving_now, set_state,
 };
-use crate::order::FoldError;
-use crate::projection::{Change, Projection, all};
+use crate::projection::AnyProjection;
+use crate::pump;
+use crate::registry::{CORE, Group};
 use crate::settings::Settings;
+use crate::state::FoldError;
 
 /// Events read and folded at once, and about how many bytes of them: with what is folded and what is read ahead, some ten
 /// megabytes.
@@ -74,7 +76,20 @@ pub struct Rebuilt {
     pub position: i64,
 }
 
-/// Builds new generations of projections and switches to them. `progress` is told each projection's position and where it
+/// Name of the lead of a group's rebuilds: that of the core group is the one of every release.
+fn leadership(group: &Group) -> String {
+    if group.name == CORE { "rebuild".to_owned() } else { format!("rebuild of {}", group.name) }
+}
+
+/// Whether a rebuild of a group runs now, in any process.
+///
+/// # Errors
+/// The database is away.
+pub async fn is_running(store: &Store, group: &Group) -> Result<bool, StoreError> {
+    Ok(store.try_lead(&leadership(group)).await?.is_none())
+}
+
+/// Builds new generations of a group's projections and switches to them. `progress` is told each projection's position and where it
 /// has to go.
 ///
 /// # Errors
@@ -82,8 +97,9 @@ pub struct Rebuilt {
 /// what an operator has discarded.
 pub async fn rebuild(
     store: &Store,
+    group: &Group,
     settings: &Settings,
-    projections: &[&'static Projection],
+    projections: &[&'static dyn AnyProjection],
     from: From,
     mut progress: impl FnMut(&str, i64, i64),
 ) -> Result<Rebuilt, Error> {
@@ -91,25 +107,25 @@ pub async fn rebuild(
     let mut events = 0;
     let mut missing = 0;
     let mut from = from;
-    let mut wanted: Vec<Member> = Vec::new();
+    let mut wanted: Vec<Generation> = Vec::new();
     loop {
         // The answer to a switch may have been lost with its connection.
         if let Some(position) = all_serve(store, &wanted).await {
-            let switched = |member: &Member| Switched {
-                name: member.projection.name,
-                generation: member.generation,
+            let switched = |generation: &Generation| Switched {
+                name: generation.projection.name(),
+                generation: generation.number,
                 differences: None,
             };
             return Ok(Rebuilt { projections: wanted.iter().map(switched).collect(), events, missing, position });
         }
         // Held while it works: one rebuild at a time.
         let outcome = async {
-            let mut leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
-            let mut build = Build::begin(store, settings, projections, from).await?;
+            let mut leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
+            let mut build = Build::begin(store, group, settings, projections, from).await?;
             if from == From::Afresh {
                 from = From::Log;
             }
-            wanted = build.lanes.iter().flat_map(|lane| lane.members.iter().copied()).collect();
+            wanted = build.groups.iter().flat_map(|group| group.generations.iter().copied()).collect();
             let outcome = build.run(&mut leadership, &mut progress).await;
             (events, missing) = (events + build.events, missing + build.missing);
             outcome
@@ -127,16 +143,14 @@ pub async fn rebuild(
 }
 
 /// Where generations stand that all serve already; `None` where one does not, or nobody can tell.
-async fn all_serve(store: &Store, wanted: &[Member]) -> Option<i64> {
+async fn all_serve(store: &Store, wanted: &[Generation]) -> Option<i64> {
     if wanted.is_empty() {
         return None;
     }
     let serving = serving_now(store.db()).await.ok()?;
-    let positions = wanted.iter().map(|member| {
-        serving
-            .get(member.projection.name)
-            .filter(|live| live.generation == member.generation)
-            .map(|live| live.position)
+    let positions = wanted.iter().map(|generation| {
+        let live = serving.get(generation.projection.name());
+        live.filter(|live| live.generation == generation.number).map(|live| live.position)
     });
     positions.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
@@ -169,17 +183,22 @@ pub struct Planned {
 ///
 /// # Errors
 /// What would end the rebuild before its first event.
-pub async fn plan(store: &Store, projections: &[&'static Projection], from: From) -> Result<Vec<Planned>, Error> {
-    let _leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
+pub async fn plan(
+    store: &Store,
+    group: &Group,
+    projections: &[&'static dyn AnyProjection],
+    from: From,
+) -> Result<Vec<Planned>, Error> {
+    let _leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     // Never committed.
-    let (members, _) = members(&mut tx, store, projections, from).await?;
-    let planned = |(member, position): (Member, i64)| Planned {
-        name: member.projection.name,
-        generation: member.generation,
+    let (generations, _) = generations(&mut tx, store, group, projections, from).await?;
+    let planned = |(generation, position): (Generation, i64)| Planned {
+        name: generation.projection.name(),
+        generation: generation.number,
         position,
     };
-    Ok(members.into_iter().map(planned).collect())
+    Ok(generations.into_iter().map(planned).collect())
 }
 
 /// Removes the generations that served before and those that no rebuild will finish, or only names them: projections
@@ -189,17 +208,18 @@ pub async fn plan(store: &Store, projections: &[&'static Projection], from: From
 /// [`Error::Busy`] while a rebuild runs.
 pub async fn prune(
     store: &Store,
-    projections: &[&'static Projection],
+    group: &Group,
+    projections: &[&'static dyn AnyProjection],
     dry_run: bool,
 ) -> Result<Vec<(&'static str, i64)>, Error> {
-    let _leadership = store.try_lead("rebuild").await?.ok_or(Error::Busy)?;
+    let _leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
     let mut removed = Vec::new();
     for row in checkpoints(&mut tx).await?.iter().filter(|row| row.state != LIVE) {
-        if let Some(projection) = projections.iter().find(|projection| projection.name == row.projection) {
-            remove(&mut tx, projection, row.generation).await?;
-            removed.push((projection.name, row.generation));
+        if let Some(projection) = projections.iter().find(|projection| projection.name() == row.projection) {
+            remove(&mut tx, *projection, row.generation).await?;
+            removed.push((projection.name(), row.generation));
         }
     }
     if !dry_run {
@@ -209,23 +229,23 @@ pub async fn prune(
 }
 
 /// Builds what this release has in a newer version than the database, and what can no longer be brought on, for ever.
-pub(crate) async fn upgrade(store: &Store, settings: &Settings) {
+pub(crate) async fn upgrade(store: &Store, group: &Group, settings: &Settings) {
     loop {
-        match outdated(store).await {
+        match outdated(store, group).await {
             Ok(projections) if projections.is_empty() => {}
             Ok(projections) => {
-                let names: Vec<_> = projections.iter().map(|projection| projection.name).collect();
+                let names: Vec<_> = projections.iter().map(|projection| projection.name()).collect();
                 tracing::info!(?names, "building newer versions of projections");
-                match guarded(rebuild(store, settings, &projections, From::Log, |_, _, _| {})).await {
+                match catch_panic(rebuild(store, group, settings, &projections, From::Log, |_, _, _| {})).await {
                     Ok(rebuilt) => tracing::info!(?rebuilt, "newer versions serve"),
                     Err(error) => {
                         tracing::error!(%error, "newer versions are not built");
                         // No projector of this release works before they are built, so it is for this one to park.
                         if let Error::Fold(failed) = error
-                            && projections.len() == all().len()
+                            && projections.len() == group.projections.len()
                             && let Err(error) = park(store, &failed).await
                         {
-                            tracing::warn!(%error, "the order could not be parked");
+                            tracing::warn!(%error, "the stream could not be parked");
                         }
                     }
                 }
@@ -238,22 +258,26 @@ pub(crate) async fn upgrade(store: &Store, settings: &Settings) {
 
 async fn park(store: &Store, failed: &FoldError) -> Result<(), StoreError> {
     let mut tx = store.db().begin().await?;
-    dead_letters::park(&mut tx, failed, 1).await?;
+    dead_letters::park(&mut tx, Scope::EveryGroup, failed, 1).await?;
     tx.commit().await
 }
 
 /// Projections whose live generation is of an older version than this release's.
-async fn outdated(store: &Store) -> Result<Vec<&'static Projection>, StoreError> {
+async fn outdated(store: &Store, group: &Group) -> Result<Vec<&'static dyn AnyProjection>, StoreError> {
     let rows: Vec<Checkpoint> = store.db().fetch_all(CHECKPOINTS, vec![]).await?;
     let live = |name: &str| rows.iter().find(|row| row.projection == name && row.state == LIVE);
-    Ok(all().iter().filter(|p| live(p.name).is_some_and(|row| row.version < p.version)).collect())
+    let is_older = |projection: &&'static dyn AnyProjection| {
+        live(projection.name()).is_some_and(|row| row.version < projection.version())
+    };
+    Ok(group.projections.iter().copied().filter(is_older).collect())
 }
 
 struct Build<'a> {
     store: &'a Store,
-    lanes: Vec<Lane>,
-    epoch: i64,
-    fold: Fold,
+    group: &'a Group,
+    groups: Vec<CheckpointGroup>,
+    fence: i64,
+    fold: GroupFold,
     events: i64,
     missing: i64,
     /// How far to go at least, where nobody projected when it began; and as far as the live generations are in any case.
@@ -263,19 +287,20 @@ struct Build<'a> {
 impl<'a> Build<'a> {
     async fn begin(
         store: &'a Store,
+        group: &'a Group,
         settings: &Settings,
-        projections: &[&'static Projection],
+        projections: &[&'static dyn AnyProjection],
         from: From,
     ) -> Result<Self, Error> {
-        crate::generation::prepare(store).await?;
+        prepare_group(store, group).await?;
         let mut tx = store.db().begin().await?;
-        let (members, left_out) = members(&mut tx, store, projections, from).await?;
-        let epoch = take_over(&mut tx, &[from.state()]).await?;
+        let (generations, exclusions) = generations(&mut tx, store, group, projections, from).await?;
+        let fence = bump_fence(&mut tx, group.name, &[from.state()]).await?;
         tx.commit().await?;
-        let nobody_projects = store.try_lead("projections").await?.is_some();
+        let nobody_projects = store.try_lead(&pump::leadership(group.name)).await?.is_some();
         let end = if nobody_projects { store.head().await? } else { 0 };
-        let fold = Fold::new(store.clone(), settings.orders_in_memory_max, left_out);
-        Ok(Self { store, lanes: lanes(members), epoch, fold, events: 0, missing: 0, end })
+        let fold = GroupFold::new(store, group, settings.aggregates_in_memory_max, exclusions);
+        Ok(Self { store, group, groups: by_position(generations), fence, fold, events: 0, missing: 0, end })
     }
 
     /// Three things at once: the next events are read, these are folded, those before are written.
@@ -294,23 +319,24 @@ impl<'a> Build<'a> {
                 return Err(StoreError::Storage(trouble).into());
             }
             let target = self.target().await?;
-            let position = self.lanes[0].position;
-            for lane in &self.lanes {
-                lane.members.iter().for_each(|member| progress(member.projection.name, lane.position, target));
+            let position = self.groups[0].position;
+            for group in &self.groups {
+                let names = group.generations.iter().map(|generation| generation.projection.name());
+                names.for_each(|name| progress(name, group.position, target));
             }
-            if self.lanes.len() == 1 && target - position <= CHUNK && !indexed {
+            if self.groups.len() == 1 && target - position <= CHUNK && !indexed {
                 writing.done().await?;
                 self.index().await?;
                 indexed = true;
             }
-            if self.lanes.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
+            if self.groups.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
                 writing.done().await?;
                 if let Some(switched) = self.switch().await? {
                     return Ok(switched);
                 }
                 continue;
             }
-            let until = self.lanes.get(1).map_or(target, |next| next.position);
+            let until = self.groups.get(1).map_or(target, |next| next.position);
             let events = reading.take(self.store, position, until).await?;
             let Some(last) = events.last().cloned() else {
                 return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
@@ -319,14 +345,15 @@ impl<'a> Build<'a> {
             let position = last.position;
             reading.begin(self.store, position, until);
             let changes = self.fold.changes(&events).await?;
-            self.fold.keep(&changes);
+            let rows = self.fold.run(|| self.groups[0].rows(&changes, None))?;
+            self.fold.put(&changes);
             writing.done().await?;
-            writing.begin(self.store, &self.lanes[0], self.epoch, changes, last);
+            writing.begin(self.store, &self.groups[0], self.fence, rows, last);
             self.events += events.len() as i64;
-            self.lanes[0].position = position;
-            if self.lanes.get(1).is_some_and(|next| next.position == position) {
-                let caught_up = self.lanes.remove(0);
-                self.lanes[0].members.extend(caught_up.members);
+            self.groups[0].position = position;
+            if self.groups.get(1).is_some_and(|next| next.position == position) {
+                let caught_up = self.groups.remove(0);
+                self.groups[0].generations.extend(caught_up.generations);
             }
             if checked.elapsed() > Duration::from_secs(2) {
                 leadership.check().await?;
@@ -338,23 +365,23 @@ impl<'a> Build<'a> {
     /// How far to go before the switch.
     async fn target(&self) -> Result<i64, Error> {
         let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
-        let own = self.lanes.last().map_or(0, |lane| lane.position);
-        let furthest = furthest(&rows).max(own).max(self.end);
+        let own = self.groups.last().map_or(0, |group| group.position);
+        let furthest = furthest(&rows, self.group).max(own).max(self.end);
         Ok(furthest.min(self.store.head().await?))
     }
 
     /// The checkpoints that this build will replace.
     fn live(&self, rows: &[Checkpoint]) -> Vec<Checkpoint> {
-        let names: Vec<_> =
-            self.lanes.iter().flat_map(|lane| &lane.members).map(|member| member.projection.name).collect();
+        let generations = self.groups.iter().flat_map(|group| &group.generations);
+        let names: Vec<_> = generations.map(|generation| generation.projection.name()).collect();
         rows.iter().filter(|row| row.state == LIVE && names.contains(&&*row.projection)).cloned().collect()
     }
 
     async fn index(&self) -> Result<(), Error> {
-        for member in &self.lanes[0].members {
-            for table in member.projection.tables {
+        for generation in &self.groups[0].generations {
+            for table in generation.projection.tables() {
                 let mut tx = self.store.db().begin().await?;
-                tx.index(table, member.generation).await?;
+                tx.index(table, generation.number).await?;
                 tx.commit().await?;
             }
         }
@@ -368,61 +395,64 @@ impl<'a> Build<'a> {
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let known = checkpoints(&mut tx).await?;
-        let LeftOut { discarded, .. } = left_out(&mut tx, self.store).await?;
-        self.fold.left_out.discarded = discarded;
+        self.fold.exclusions.discarded = exclusions(&mut tx, self.store, self.group).await?.discarded;
         let live = self.live(&known);
         let head = self.store.head().await?;
-        let furthest = furthest(&known).max(self.end).min(head);
-        let lane = &mut self.lanes[0];
-        if furthest - lane.position > CHUNK {
+        let furthest = furthest(&known, self.group).max(self.end).min(head);
+        let group = &mut self.groups[0];
+        if furthest - group.position > CHUNK {
             return Ok(None);
         }
-        while lane.position < furthest {
-            let mut events = self.store.read(lane.position, CHUNK.min(furthest - lane.position)).await?;
+        while group.position < furthest {
+            let mut events = self.store.read(group.position, CHUNK.min(furthest - group.position)).await?;
             events.retain(|event| event.position <= furthest);
             let Some(last) = events.last() else { break };
             let changes = self.fold.changes(&events).await?;
-            lane.write(&mut tx, self.epoch, &changes, Some(last)).await?;
-            self.fold.keep(&changes);
+            let rows = self.fold.run(|| group.rows(&changes, None))?;
+            group.write(&mut tx, self.fence, rows, Some(last)).await?;
+            self.fold.put(&changes);
             self.events += events.len() as i64;
-            self.missing += last.position - lane.position - events.len() as i64;
-            lane.position = last.position;
+            self.missing += last.position - group.position - events.len() as i64;
+            group.position = last.position;
         }
         let mut switched = Vec::new();
-        for member in &lane.members {
-            let projection = member.projection;
-            let name = projection.name;
+        for &Generation { projection, number } in &group.generations {
+            let name = projection.name();
             let was = live.iter().find(|row| row.projection == name);
             let mut differences = None;
-            if let Some(was) = was.filter(|was| was.position == lane.position && was.version == projection.version) {
+            if let Some(was) = was.filter(|was| was.position == group.position && was.version == projection.version()) {
                 let mut rows = 0;
-                for table in projection.tables {
-                    rows += tx.differences(table, was.generation, member.generation).await?;
+                for table in projection.tables() {
+                    rows += tx.differences(table, was.generation, number).await?;
                 }
                 differences = Some(rows);
             }
-            for table in projection.tables {
-                tx.serve(table, member.generation).await?;
+            for table in projection.tables() {
+                tx.serve(table, number).await?;
             }
-            for row in known.iter().filter(|row| row.projection == name && row.generation != member.generation) {
+            for row in known.iter().filter(|row| row.projection == name && row.generation != number) {
                 match row.state == LIVE {
                     true => set_state(&mut tx, name, row.generation, OLD).await?,
                     false => remove(&mut tx, projection, row.generation).await?,
                 }
             }
-            set_state(&mut tx, name, member.generation, LIVE).await?;
-            switched.push(Switched { name, generation: member.generation, differences });
+            set_state(&mut tx, name, number, LIVE).await?;
+            switched.push(Switched { name, generation: number, differences });
         }
         // Whoever moved the ones that are old now writes nothing more, and reads the checkpoints again.
-        take_over(&mut tx, &[OLD, LIVE]).await?;
+        bump_fence(&mut tx, self.group.name, &[OLD, LIVE]).await?;
         tx.commit().await?;
-        Ok(Some((switched, lane.position)))
+        Ok(Some((switched, group.position)))
     }
 }
 
 /// Where the read models are: also those that are not built, so that the new generation follows the log with them.
-fn furthest(rows: &[Checkpoint]) -> i64 {
-    rows.iter().filter(|row| row.state == LIVE).map(|row| row.position).max().unwrap_or(0)
+fn furthest(rows: &[Checkpoint], group: &Group) -> i64 {
+    rows.iter()
+        .filter(|row| row.group_name == group.name && row.state == LIVE)
+        .map(|row| row.position)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Events on their way from the log.
@@ -467,9 +497,9 @@ impl Reading {
 struct Writing(Option<JoinHandle<Result<(), Error>>>);
 
 impl Writing {
-    fn begin(&mut self, store: &Store, lane: &Lane, epoch: i64, changes: Vec<Change>, last: RecordedEvent) {
-        let (store, lane) = (store.clone(), lane.clone());
-        self.0 = Some(tokio::spawn(async move { lane.commit(&store, epoch, &changes, &last).await }));
+    fn begin(&mut self, store: &Store, group: &CheckpointGroup, fence: i64, rows: GenerationRows, last: RecordedEvent) {
+        let (store, group) = (store.clone(), group.clone());
+        self.0 = Some(tokio::spawn(async move { group.commit(&store, fence, rows, &last).await }));
     }
 
     async fn done(&mut self) -> Result<(), Error> {
@@ -500,67 +530,69 @@ impl From {
 }
 
 /// Finds the generations to go on with, or makes them; and what is left out of them.
-async fn members(
+async fn generations(
     tx: &mut Tx,
     store: &Store,
-    projections: &[&'static Projection],
+    group: &Group,
+    projections: &[&'static dyn AnyProjection],
     from: From,
-) -> Result<(Vec<(Member, i64)>, LeftOut), Error> {
+) -> Result<(Vec<(Generation, i64)>, Exclusions), Error> {
     tx.lock_checkpoints().await?;
     let head = store.head().await?;
-    let left_out = left_out(tx, store).await?;
+    let exclusions = exclusions(tx, store, group).await?;
     let begun = from.state();
     let mut known = Vec::new();
     for row in checkpoints(tx).await? {
-        let own = projections.iter().find(|projection| projection.name == row.projection);
+        let own = projections.iter().copied().find(|projection| projection.name() == row.projection);
         match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
             // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
             Some(own)
                 if from == From::Afresh
                     || row.state != begun
-                    || row.version != own.version
-                    || row.is_of(store, head).await.is_err() =>
+                    || row.version != own.version()
+                    || row.check_belongs_to(store, head).await.is_err() =>
             {
                 remove(tx, own, row.generation).await?;
             }
             _ => known.push(row),
         }
     }
-    let mut members = Vec::new();
+    let mut wanted = Vec::new();
     for &projection in projections {
-        let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name && row.state == state);
-        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version && from != From::Older) {
+        let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name() && row.state == state);
+        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version() && from != From::Older) {
             let (name, version) = (live.projection.clone(), live.version);
-            return Err(Error::Newer { projection: name, version, known: projection.version });
+            return Err(Error::Newer { projection: name, version, known: projection.version() });
         }
         let (generation, position) = match (own(begun), from) {
             (Some(begun), _) => (begun.generation, begun.position),
             (None, From::Older) => {
-                let older = own(OLD).filter(|row| row.version == projection.version);
-                let older = older.ok_or_else(|| Error::NoOlder(projection.name.to_owned()))?;
-                older.is_of(store, head).await?;
-                set_state(tx, projection.name, older.generation, RETURNING).await?;
+                let older = own(OLD).filter(|row| row.version == projection.version());
+                let older = older.ok_or_else(|| Error::NoOlder(projection.name().to_owned()))?;
+                older.check_belongs_to(store, head).await?;
+                set_state(tx, projection.name(), older.generation, RETURNING).await?;
                 (older.generation, older.position)
             }
-            (None, From::Log | From::Afresh) => (create(tx, projection, &known).await?, 0),
+            (None, From::Log | From::Afresh) => (create(tx, group, projection, &known).await?, 0),
         };
-        members.push((Member { projection, generation }, position));
+        wanted.push((Generation { projection, number: generation }, position));
     }
-    Ok((members, left_out))
+    Ok((wanted, exclusions))
 }
 
 fn gone(error: JoinError) -> Error {
     Error::Store(StoreError::Stored(format!("a task of the rebuild ended: {error}")))
 }
 
-/// What operators have discarded; refuses to go on while an order is parked.
-async fn left_out(tx: &mut Tx, store: &Store) -> Result<LeftOut, Error> {
-    let (left_out, asked) = dead_letters::sort_out(dead_letters::of_this_log(tx, store).await?);
+/// What operators have discarded; refuses to go on while a stream is parked.
+async fn exclusions(tx: &mut Tx, store: &Store, group: &Group) -> Result<Exclusions, Error> {
+    let letters = dead_letters::of_this_log(tx, store).await?;
+    let (exclusions, asked) = dead_letters::partition(&letters, group.name);
     if let Some(row) = asked.first() {
-        return Err(Error::Waits { order_id: row.aggregate_id.clone(), position: row.position });
+        return Err(Error::Waits { stream: row.stream(), position: row.position });
     }
-    match left_out.parked.iter().min_by_key(|(_, position)| **position) {
-        Some((order_id, position)) => Err(Error::Parked { order_id: order_id.clone(), position: *position }),
-        None => Ok(left_out),
+    match exclusions.parked.iter().min_by_key(|(_, position)| **position) {
+        Some((stream, position)) => Err(Error::Parked { stream: stream.clone(), position: *position }),
+        None => Ok(exclusions),
     }
 }

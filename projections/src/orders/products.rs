@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 
-use domain::order::Line;
+use domain::order::{Line, Order};
 use domain::values::{Currency, format_minor};
 use event_store::db::{Db, Merge, Table, int, text};
 use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
-use crate::projection::{Change, Projection, Rows};
-use crate::sales::Sum;
+use crate::orders::sales::Sum;
+use projection_engine::projection::{Change, Fold, Projection, Rows};
 
-const TABLE: Table = Table {
+static TABLE: Table = Table {
     name: "products",
     columns: &[
         text("sku", Merge::Key),
@@ -28,16 +28,17 @@ const TABLE: Table = Table {
 };
 
 /// The projection.
-pub const PROJECTION: Projection = Projection { name: "products", version: 2, tables: &[&TABLE], fold };
+pub static PROJECTION: Projection<Order> =
+    Projection { name: "products", version: 2, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
-fn fold(changes: &[Change]) -> Vec<Rows> {
+fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     let mut sums: HashMap<(&str, Currency), (Sum, i64, &Line)> = HashMap::new();
     for Change { before, after } in changes {
-        if !after.is_confirmed() || before.as_ref().is_some_and(|before| before.is_confirmed()) {
+        if !after.state.is_confirmed() || before.as_ref().is_some_and(|before| before.state.is_confirmed()) {
             continue;
         }
-        for line in &after.order.lines {
-            let key = (line.sku.as_str(), after.order.currency);
+        for line in &after.state.lines {
+            let key = (line.sku.as_str(), after.state.currency);
             let (sum, position, latest) = sums.entry(key).or_insert_with(|| (Sum::default(), after.position, line));
             let quantity = i64::from(line.quantity);
             sum.orders += 1;

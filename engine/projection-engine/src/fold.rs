@@ -1,0 +1,454 @@
+//! From events to changes of aggregates, for the pump, the rebuild and the verification alike.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use compact_str::CompactString;
+use event_store::error::Error as StoreError;
+use event_store::event::RecordedEvent;
+use event_store::store::Store;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kernel::aggregate::Aggregate;
+use kernel::stream::StreamId;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder};
+use rayon::prelude::*;
+
+use crate::dead_letters::Exclusions;
+use crate::error::{Error, panic_text};
+use crate::projection::{AnyChanges, AnyProjection, Change, Changes, Decoded, Rows};
+use crate::registry::{CORE, Group};
+use crate::state::{BYTES_PER_AGGREGATE, ByWeight, FoldError, Versioned, occurred_at};
+
+/// Events that are worth being divided among cores; the batches of the pump are smaller.
+const MANY: usize = 4_000;
+/// Aggregates, and events of them, whose whole streams are read at once.
+const READ_AT_ONCE: usize = 500;
+const READ_EVENTS_MAX: i64 = 10_000;
+/// How much of the cache is for what was asked for often: an aggregate's events come soon after each other, and then no more.
+const OFTEN: f64 = 0.5;
+
+/// What of a batch is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Folds {
+    /// The states of aggregates before and after it.
+    pub state: bool,
+    /// Its events, decoded.
+    pub events: bool,
+}
+
+/// Folds the batches of a group, which follow each other.
+pub(crate) struct GroupFold {
+    folds: Vec<Box<dyn AnyFold>>,
+    /// Events that are left out.
+    pub(crate) exclusions: Exclusions,
+    is_core: bool,
+}
+
+/// What a batch did, for each kind of aggregate.
+pub struct Batch(Vec<Box<dyn AnyChanges>>);
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|changes| changes.is_empty())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn AnyChanges> {
+        self.0.iter().map(|changes| &**changes)
+    }
+
+    /// The rows of one projection: all of them, or those of one stream.
+    ///
+    /// # Errors
+    /// [`Error::Panicked`].
+    pub(crate) fn rows(&self, projection: &dyn AnyProjection, only: Option<&StreamId>) -> Result<Vec<Rows>, Error> {
+        let rows = || self.0.iter().flat_map(|changes| projection.rows(&**changes, only.map(|id| &*id.aggregate_id)));
+        let caught = catch_unwind(AssertUnwindSafe(|| rows().collect()));
+        caught.map_err(|panic| Error::Panicked(format!("{}: {}", projection.name(), panic_text(&*panic))))
+    }
+}
+
+impl GroupFold {
+    pub(crate) fn new(store: &Store, group: &Group, aggregates_max: usize, exclusions: Exclusions) -> Self {
+        let folds = |kind: &str| {
+            let own = group.projections.iter().filter(|projection| projection.aggregate().aggregate_type() == kind);
+            own.fold(Folds::default(), |all, one| Folds {
+                state: all.state || one.needs().state,
+                events: all.events || one.needs().events,
+            })
+        };
+        let kinds = group.aggregates().into_iter();
+        let folds = kinds.map(|kind| kind.new_fold(store.clone(), folds(kind.aggregate_type()), aggregates_max));
+        Self { folds: folds.collect(), exclusions, is_core: group.name == CORE }
+    }
+
+    /// Removes every aggregate from the cache: what was folded was not written.
+    pub(crate) fn clear(&self) {
+        self.folds.iter().for_each(|fold| fold.clear());
+    }
+
+    /// Keeps what a batch led to, once it is written.
+    pub(crate) fn put(&self, batch: &Batch) {
+        for fold in &self.folds {
+            batch.iter().for_each(|changes| fold.put(changes));
+        }
+    }
+
+    /// What the events do, and the first event of each stream that does not fold.
+    pub(crate) async fn fold(&self, events: &[RecordedEvent]) -> Result<(Batch, Vec<FoldError>), StoreError> {
+        let (mut all, mut failed) = (Vec::new(), Vec::new());
+        for fold in &self.folds {
+            let folded = fold.fold(events, &self.exclusions).await?;
+            all.push(folded.changes);
+            failed.extend(folded.failed);
+        }
+        Ok((Batch(all), failed))
+    }
+
+    /// The same where no event may fail.
+    ///
+    /// # Errors
+    /// [`Error::Fold`] for the first event that fails.
+    pub(crate) async fn changes(&self, events: &[RecordedEvent]) -> Result<Batch, Error> {
+        let (batch, failed) = self.fold(events).await?;
+        match failed.into_iter().next() {
+            Some(failed) => Err(Error::Fold(failed)),
+            None => Ok(batch),
+        }
+    }
+
+    /// Whether the states of a kind of aggregate are folded, for which its whole streams are read.
+    pub(crate) fn needs_state(&self, aggregate_type: &str) -> bool {
+        self.folds.iter().any(|fold| fold.aggregate_type() == aggregate_type && fold.needs_state())
+    }
+
+    /// What the events of one stream do from a position on.
+    pub(crate) fn from_position(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Partial {
+        let own = self.folds.iter().find(|fold| fold.aggregate_type() == stream.aggregate_type);
+        match own {
+            Some(fold) => fold.from_position(events, position, &self.exclusions),
+            None => Partial { batch: Batch(Vec::new()), reached: i64::MAX, failed: None },
+        }
+    }
+
+    /// Each aggregate of the events, which hold whole streams, as it was at a position: one change each.
+    ///
+    /// # Errors
+    /// An event that does not fold.
+    pub(crate) fn whole(&self, events: &[RecordedEvent], position: i64) -> Result<Batch, FoldError> {
+        let all = self.folds.iter().map(|fold| fold.whole(events, position, &self.exclusions));
+        Ok(Batch(all.collect::<Result<_, _>>()?))
+    }
+
+    /// The kinds of aggregates that are folded.
+    pub(crate) fn aggregate_types(&self) -> impl Iterator<Item = &'static str> {
+        self.folds.iter().map(|fold| fold.aggregate_type())
+    }
+
+    /// Runs work of a context. That of a foreign one may block the thread; then its other tasks move to another one.
+    pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.is_core { work() } else { tokio::task::block_in_place(work) }
+    }
+}
+
+/// What folding a batch gave.
+pub struct Folded {
+    /// Of the streams that fold.
+    pub changes: Box<dyn AnyChanges>,
+    /// The first event of each stream that does not.
+    pub failed: Vec<FoldError>,
+}
+
+/// What the events of one stream do from a position on.
+pub struct Partial {
+    pub(crate) batch: Batch,
+    /// Position of the last event that was applied or skipped.
+    pub(crate) reached: i64,
+    /// The event that does not fold, if there is one.
+    pub(crate) failed: Option<FoldError>,
+}
+
+/// The fold of one kind of aggregate, without its type.
+pub trait AnyFold: Send + Sync {
+    fn aggregate_type(&self) -> &'static str;
+
+    fn needs_state(&self) -> bool;
+
+    /// What the events do, stream by stream.
+    fn fold<'a>(
+        &'a self,
+        events: &'a [RecordedEvent],
+        exclusions: &'a Exclusions,
+    ) -> BoxFuture<'a, Result<Folded, StoreError>>;
+
+    /// See [`GroupFold::from_position`].
+    fn from_position(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
+
+    /// See [`GroupFold::whole`].
+    fn whole(
+        &self,
+        events: &[RecordedEvent],
+        position: i64,
+        exclusions: &Exclusions,
+    ) -> Result<Box<dyn AnyChanges>, FoldError>;
+
+    /// Keeps what a batch led to.
+    fn put(&self, changes: &dyn AnyChanges);
+
+    /// Removes everything from the cache.
+    fn clear(&self);
+}
+
+pub(crate) struct AggregateFold<A: Aggregate> {
+    store: Store,
+    folds: Folds,
+    /// Aggregates as the last batch left them. Only ever a shortcut: an entry that is not exactly the version before the next
+    /// event is folded again from the log.
+    cache: Cache<CompactString, Arc<Versioned<A>>, ByWeight>,
+}
+
+/// What happened to one stream: its change, and its events with their places in the batch.
+type OfStream<A> = (Option<Change<A>>, Vec<Decoded<A>>);
+
+impl<A: Aggregate> AggregateFold<A> {
+    pub(crate) fn new(store: Store, folds: Folds, aggregates_max: usize) -> Self {
+        Self { store, folds, cache: recent(aggregates_max) }
+    }
+
+    async fn streams(
+        &self,
+        events: &[RecordedEvent],
+        exclusions: &Exclusions,
+    ) -> Result<Vec<Result<OfStream<A>, FoldError>>, StoreError> {
+        let mut streams: HashMap<&str, Vec<&RecordedEvent>> = HashMap::new();
+        let mut arrival = Vec::new();
+        for event in events.iter().filter(|event| event.aggregate_type == A::TYPE && !exclusions.parks(event)) {
+            let stream = streams.entry(&event.aggregate_id).or_default();
+            if stream.is_empty() {
+                arrival.push(&*event.aggregate_id);
+            }
+            stream.push(event);
+        }
+        let Some(first) = events.first().filter(|_| !arrival.is_empty()) else { return Ok(Vec::new()) };
+        let before = match self.folds.state {
+            true => self.before(&arrival, &streams, first.position, exclusions).await?,
+            false => HashMap::new(),
+        };
+        let one = |id: &&str| match self.folds.state {
+            true => self.state(before.get(id).cloned(), &streams[id], exclusions),
+            false => self.events(&streams[id], exclusions),
+        };
+        Ok(match events.len() < MANY {
+            true => arrival.iter().map(one).collect(),
+            // Aggregates do not know of each other: each core takes its part.
+            false => arrival.par_iter().map(one).collect(),
+        })
+    }
+
+    fn state(
+        &self,
+        before: Option<Result<Arc<Versioned<A>>, FoldError>>,
+        events: &[&RecordedEvent],
+        exclusions: &Exclusions,
+    ) -> Result<OfStream<A>, FoldError> {
+        let before = before.transpose()?;
+        let mut after = before.as_deref().cloned().unwrap_or_default();
+        let mut decoded = Vec::new();
+        for event in events {
+            let applied = apply(&mut after, event, exclusions)?;
+            decoded.extend(applied.filter(|_| self.folds.events).map(|applied| decode(event, applied)));
+        }
+        Ok((Change::of(before, Arc::new(after)), decoded))
+    }
+
+    fn events(&self, events: &[&RecordedEvent], exclusions: &Exclusions) -> Result<OfStream<A>, FoldError> {
+        let own = events.iter().filter(|event| !exclusions.discards(event));
+        let decoded = own.map(|event| match serde_json::from_str(&event.payload) {
+            Ok(payload) => Ok(decode(event, payload)),
+            Err(error) => Err(FoldError::new(event, error.to_string())),
+        });
+        Ok((None, decoded.collect::<Result<_, _>>()?))
+    }
+
+    /// The aggregates as they were before a batch: from memory, or folded from the log in few queries.
+    async fn before<'a>(
+        &self,
+        ids: &[&'a str],
+        streams: &HashMap<&str, Vec<&RecordedEvent>>,
+        first_position: i64,
+        exclusions: &Exclusions,
+    ) -> Result<HashMap<&'a str, Result<Arc<Versioned<A>>, FoldError>>, StoreError> {
+        let mut before = HashMap::new();
+        let mut missing = HashMap::new();
+        for id in ids.iter().copied() {
+            let version = streams[id][0].sequence - 1;
+            if version == 0 {
+                continue;
+            }
+            match self.cache.get(id) {
+                Some(known) if known.version == version => {
+                    before.insert(id, Ok(known));
+                }
+                _ => {
+                    missing.insert(id.to_owned(), id);
+                }
+            }
+        }
+        let ids: Vec<String> = missing.keys().cloned().collect();
+        let mut rest = &ids[..];
+        while !rest.is_empty() {
+            let mut events = 0;
+            let fits = rest.iter().take(READ_AT_ONCE).take_while(|id| {
+                events += streams[&***id][0].sequence;
+                events <= READ_EVENTS_MAX
+            });
+            // One at least, however long it is.
+            let (ids, more) = rest.split_at(fits.count().max(1));
+            rest = more;
+            let mut states: HashMap<&str, Result<Versioned<A>, FoldError>> = HashMap::new();
+            for event in self.store.read_streams(A::TYPE, ids, first_position).await? {
+                let Some(id) = missing.get(&*event.aggregate_id) else { continue };
+                let state = states.entry(id).or_insert_with(|| Ok(Versioned::default()));
+                if let Ok(known) = state
+                    && let Err(failed) = apply(known, &event, exclusions)
+                {
+                    // What was folded before is in the rows: the aggregate stops at the event that comes next.
+                    *state = Err(FoldError::new(streams[*id][0], format!("{failed}, before it")));
+                }
+            }
+            before.extend(states.into_iter().map(|(id, state)| (id, state.map(Arc::new))));
+        }
+        Ok(before)
+    }
+}
+
+impl<A: Aggregate> AnyFold for AggregateFold<A> {
+    fn aggregate_type(&self) -> &'static str {
+        A::TYPE
+    }
+
+    fn needs_state(&self) -> bool {
+        self.folds.state
+    }
+
+    fn fold<'a>(
+        &'a self,
+        events: &'a [RecordedEvent],
+        exclusions: &'a Exclusions,
+    ) -> BoxFuture<'a, Result<Folded, StoreError>> {
+        async move {
+            let (mut changes, mut failed) = (Changes::<A> { states: Vec::new(), events: Vec::new() }, Vec::new());
+            for stream in self.streams(events, exclusions).await? {
+                match stream {
+                    Ok((change, decoded)) => {
+                        changes.states.extend(change);
+                        changes.events.extend(decoded);
+                    }
+                    Err(error) => failed.push(error),
+                }
+            }
+            changes.events.sort_unstable_by_key(|event| event.position);
+            Ok(Folded { changes: Box::new(changes), failed })
+        }
+        .boxed()
+    }
+
+    fn from_position(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
+        let mut state = Versioned::<A>::default();
+        let (mut before, mut decoded, mut failed) = (None, Vec::new(), None);
+        if let Some(first) = events.first().filter(|first| first.sequence > 1) {
+            // Nothing needs the states before: the events from here on are enough.
+            (state.version, state.position) = (first.sequence - 1, first.position - 1);
+        }
+        for event in events {
+            if event.position == position && state.version > 0 {
+                before = Some(Arc::new(state.clone()));
+            }
+            match apply(&mut state, event, exclusions) {
+                Ok(applied) if event.position >= position && self.folds.events => {
+                    decoded.extend(applied.map(|applied| decode(event, applied)));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        let reached = state.position;
+        let state = Some(state).filter(|state| self.folds.state && state.position >= position);
+        let states = state.and_then(|state| Change::of(before, Arc::new(state))).into_iter().collect();
+        Partial { batch: Batch(vec![Box::new(Changes { states, events: decoded })]), reached, failed }
+    }
+
+    fn whole(
+        &self,
+        events: &[RecordedEvent],
+        position: i64,
+        exclusions: &Exclusions,
+    ) -> Result<Box<dyn AnyChanges>, FoldError> {
+        let mut states: HashMap<&str, Versioned<A>> = HashMap::new();
+        let mut decoded = Vec::new();
+        let own = |event: &&RecordedEvent| {
+            event.aggregate_type == A::TYPE && event.position <= position && !exclusions.parks(event)
+        };
+        for event in events.iter().filter(own) {
+            let applied = apply(states.entry(&event.aggregate_id).or_default(), event, exclusions)?;
+            decoded.extend(applied.filter(|_| self.folds.events).map(|applied| decode(event, applied)));
+        }
+        let states = states.into_values().filter(|_| self.folds.state);
+        let states = states.filter_map(|after| Change::of(None, Arc::new(after))).collect();
+        Ok(Box::new(Changes { states, events: decoded }))
+    }
+
+    fn put(&self, changes: &dyn AnyChanges) {
+        let Some(changes) = changes.as_any().downcast_ref::<Changes<A>>() else { return };
+        for change in &changes.states {
+            self.cache.insert(change.after.id.clone(), change.after.clone());
+        }
+    }
+
+    fn clear(&self) {
+        self.cache.clear();
+    }
+}
+
+/// Applies one event, or skips it; the event decoded, where it was applied.
+fn apply<A: Aggregate>(
+    state: &mut Versioned<A>,
+    event: &RecordedEvent,
+    exclusions: &Exclusions,
+) -> Result<Option<A::Event>, FoldError> {
+    if exclusions.discards(event) {
+        state.skip(event);
+        return Ok(None);
+    }
+    let applied = catch_unwind(AssertUnwindSafe(|| state.apply(event)));
+    match applied {
+        Ok(applied) => applied.map(Some),
+        Err(panic) => Err(FoldError::new(event, format!("the aggregate panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+fn decode<A: Aggregate>(recorded: &RecordedEvent, event: A::Event) -> Decoded<A> {
+    Decoded {
+        id: recorded.aggregate_id.clone(),
+        event,
+        sequence: recorded.sequence,
+        position: recorded.position,
+        occurred_at: occurred_at(recorded),
+    }
+}
+
+/// A cache that keeps what is new, not only what proves itself.
+fn recent<A: Aggregate>(aggregates_max: usize) -> Cache<CompactString, Arc<Versioned<A>>, ByWeight> {
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(aggregates_max)
+        .weight_capacity(aggregates_max as u64 * BYTES_PER_AGGREGATE)
+        .hot_allocation(OFTEN)
+        .build()
+        .expect("both capacities are set");
+    Cache::with_options(options, ByWeight, DefaultHashBuilder::default(), DefaultLifecycle::default())
+}

@@ -9,6 +9,7 @@ mod edges;
 mod hostile;
 mod idempotency;
 mod import;
+mod kept_stores;
 mod live;
 mod load;
 mod operations;

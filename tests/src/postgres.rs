@@ -112,13 +112,25 @@ impl Postgres {
     /// # Panics
     /// If one fails.
     pub async fn sql(&self, statements: &[&str]) -> String {
+        self.psql(statements.iter().flat_map(|statement| ["-c", statement])).await
+    }
+
+    /// Runs a file of statements, such as a dump, as the superuser.
+    ///
+    /// # Panics
+    /// If one fails.
+    pub async fn load(&self, file: &Path) {
+        self.psql(["-f", file.to_str().expect("UTF-8")]).await;
+    }
+
+    /// Runs psql on the database `docket`; what it prints.
+    async fn psql(&self, arguments: impl IntoIterator<Item = &str>) -> String {
         let mut psql = tokio::process::Command::new(programs().join("psql"));
         psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", "docket", "-XAtq"]);
-        psql.args(["-v", "ON_ERROR_STOP=1"]);
-        psql.args(statements.iter().flat_map(|statement| ["-c", statement]));
+        psql.args(["-v", "ON_ERROR_STOP=1"]).args(arguments);
         let output = psql.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("psql starts");
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{statements:?}: {error}{}", self.process.log_tail());
+        assert!(output.status.success(), "{psql:?}: {error}{}", self.process.log_tail());
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 

@@ -45,6 +45,8 @@ pub struct Builder {
     disk: Option<u64>,
     /// Variables that it does not get.
     without: Vec<String>,
+    /// Folder of a kept store that it begins with.
+    store: Option<PathBuf>,
 }
 
 impl Builder {
@@ -108,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// Begins with a copy of a kept store: `docket.db` and `docket-read.db` of a folder, or its `docket.sql`.
+    #[must_use]
+    pub fn store(mut self, folder: PathBuf) -> Self {
+        self.store = Some(folder);
+        self
+    }
+
     /// Starts the servers that Docket needs, but not Docket: [`TestSystem::start`] does.
     pub async fn stopped(self) -> TestSystem {
         let binary = profile_directory().join("docket");
@@ -117,6 +126,11 @@ impl Builder {
             Mode::Embedded => (None, None),
             Mode::Scaled => (Some(Postgres::start(self.durable).await), Some(Nats::start().await)),
         };
+        match (&self.store, &postgres) {
+            (Some(folder), Some(postgres)) => postgres.load(&folder.join("docket.sql")).await,
+            (Some(folder), None) => copy_files(folder, directory.path(), &["docket.db", "docket-read.db"]),
+            (None, _) => {}
+        }
         let (standby, database) = match &postgres {
             Some(postgres) if self.standby => {
                 (Some(Postgres::start_standby(postgres).await), Some(Proxy::start(&postgres.address()).await))
@@ -208,6 +222,7 @@ impl TestSystem {
             role: "postgres".into(),
             disk: None,
             without: vec![],
+            store: None,
         }
     }
 
@@ -405,6 +420,14 @@ pub async fn settled(reader: &Client) -> u64 {
 /// The file of real orders, or what another program found in it: `csv`, `expected.json`.
 pub fn sample(kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("data/grocery-orders-sample.{kind}"))
+}
+
+/// Copies the contents of files: the copies can be written, whatever the permissions of the originals are.
+fn copy_files(from: &Path, to: &Path, names: &[&str]) {
+    for name in names {
+        let content = std::fs::read(from.join(name)).unwrap_or_else(|error| panic!("{name} of {from:?}: {error}"));
+        std::fs::write(to.join(name), content).expect("a temporary directory");
+    }
 }
 
 /// Arguments of `unshare` that let this user mount what only one process sees.

@@ -316,7 +316,7 @@ fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
         health.register("storage", probe, true);
     }
     let parked = store.clone();
-    // Everything but the parked orders goes on.
+    // Everything but the parked streams goes on.
     health.register(
         "dead_letters",
         move || {
@@ -327,7 +327,7 @@ fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
                 match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
                     None => Ok(()),
                     Some(oldest) => Err(format!(
-                        "{} orders are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
+                        "{} streams are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
                         parked.len()
                     )),
                 }

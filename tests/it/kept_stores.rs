@@ -271,10 +271,17 @@ async fn commands_go_on(system: &TestSystem, recorded: &Value) {
 /// The dead letters, without the fields that depend on the attempts: their number, the last one's reason, the time.
 async fn dead_letters(system: &TestSystem) -> Value {
     let found: Value = serde_json::from_str(&system.cli(&["dead-letters", "list", "--json"]).await).expect("JSON");
-    let fields = ["position", "order_id", "sequence", "event_type", "state"];
+    // What the earlier release called `order_id` is the id of any aggregate now.
+    let fields = [
+        ("position", "position"),
+        ("order_id", "aggregate_id"),
+        ("sequence", "sequence"),
+        ("event_type", "event_type"),
+        ("state", "state"),
+    ];
     let letters = found["items"].as_array().expect("items").iter();
     letters
-        .map(|letter| fields.iter().map(|&field| (field.to_owned(), letter[field].clone())).collect::<Value>())
+        .map(|letter| fields.iter().map(|(then, now)| ((*then).to_owned(), letter[*now].clone())).collect::<Value>())
         .collect()
 }
 

@@ -85,11 +85,11 @@ impl Row {
     pub(crate) fn failed(&self, reason: String) -> FoldError {
         FoldError {
             position: self.position,
-            event_type: self.event_type.clone(),
+            event_type: self.event_type.as_str().into(),
             stream: self.stream(),
             sequence: self.sequence,
-            event_id: self.event.clone().unwrap_or_default(),
-            reason,
+            event_id: self.event.as_deref().unwrap_or_default().into(),
+            reason: reason.into(),
         }
     }
 }
@@ -161,18 +161,18 @@ pub(crate) async fn park(tx: &mut Tx, scope: Scope<'_>, failed: &FoldError, atte
         failed.stream.aggregate_type.to_string().into(),
         failed.stream.aggregate_id.to_string().into(),
         failed.sequence.into(),
-        failed.event_type.clone().into(),
+        (&*failed.event_type).into(),
         failed.reason.replace('\0', "\\0").into(),
         attempts.into(),
         now_us().into(),
-        Some(failed.event_id.clone()).filter(|id| !id.is_empty()).into(),
+        Some(failed.event_id.to_string()).filter(|id| !id.is_empty()).into(),
     ];
     tx.execute(sql, values).await.map(drop)
 }
 
 /// The decision was carried out in the row's group.
 pub(crate) async fn settle(tx: &mut Tx, row: &Row) -> Result<(), Error> {
-    let of_every_group = "select 1 as found from dead_letters where group_name = '' and position = $1";
+    let of_every_group = "select position from dead_letters where group_name = '' and position = $1";
     let known: Vec<(i64,)> = tx.fetch_all(of_every_group, vec![row.position.into()]).await?;
     let sql = match row.state.as_str() {
         "discard" if known.is_empty() => {

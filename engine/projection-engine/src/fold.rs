@@ -125,10 +125,10 @@ impl GroupFold {
     }
 
     /// What the events of one stream do from a position on.
-    pub(crate) fn from_position(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Partial {
+    pub(crate) fn since(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Partial {
         let own = self.folds.iter().find(|fold| fold.aggregate_type() == stream.aggregate_type);
         match own {
-            Some(fold) => fold.from_position(events, position, &self.exclusions),
+            Some(fold) => fold.since(events, position, &self.exclusions),
             None => Partial { batch: Batch(Vec::new()), reached: i64::MAX, failed: None },
         }
     }
@@ -183,8 +183,8 @@ pub trait AnyFold: Send + Sync {
         exclusions: &'a Exclusions,
     ) -> BoxFuture<'a, Result<Folded, StoreError>>;
 
-    /// See [`GroupFold::from_position`].
-    fn from_position(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
+    /// See [`GroupFold::since`].
+    fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
 
     /// See [`GroupFold::whole`].
     fn whole(
@@ -355,7 +355,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
         .boxed()
     }
 
-    fn from_position(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
+    fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
         let mut state = Versioned::<A>::default();
         let (mut before, mut decoded, mut failed) = (None, Vec::new(), None);
         if let Some(first) = events.first().filter(|first| first.sequence > 1) {

@@ -402,7 +402,7 @@ impl<'a> Pump<'a> {
             self.fold.exclusions.discarded.insert(row.position, row.event.clone());
         }
         let events = self.events_of(row, group.position).await?;
-        let partial = self.fold.run(|| self.fold.from_position(&stream, &events, row.position));
+        let partial = self.fold.run(|| self.fold.since(&stream, &events, row.position));
         let failed = partial.failed.map(|error| match error.position < row.position {
             // What is before the parked event is in the rows.
             true => row.failed(format!("{error}, before it")),

@@ -16,15 +16,15 @@ pub struct FoldError {
     /// Position of the event.
     pub position: i64,
     /// Its name.
-    pub event_type: String,
+    pub event_type: Box<str>,
     /// Its stream.
     pub stream: StreamId,
     /// Its place in the stream.
     pub sequence: i64,
     /// Its id.
-    pub event_id: String,
+    pub event_id: Box<str>,
     /// Why.
-    pub reason: String,
+    pub reason: Box<str>,
 }
 
 impl FoldError {
@@ -32,11 +32,11 @@ impl FoldError {
     pub fn new(event: &RecordedEvent, reason: String) -> Self {
         Self {
             position: event.position,
-            event_type: event.event_type.to_string(),
+            event_type: (&*event.event_type).into(),
             stream: StreamId::new(&event.aggregate_type, &event.aggregate_id),
             sequence: event.sequence,
-            event_id: event.id(),
-            reason,
+            event_id: event.id().into(),
+            reason: reason.into(),
         }
     }
 }

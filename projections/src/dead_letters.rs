@@ -116,8 +116,8 @@ pub(crate) async fn park(tx: &mut Tx, failed: &FoldError, attempts: i64) -> Resu
     let sql = "insert into dead_letters
                    (position, aggregate_id, sequence, event_type, reason, attempts, parked_at, state, event)
                values ($1, $2, $3, $4, $5, $6, $7, 'parked', $8)
-               on conflict (position) do update set reason = excluded.reason, attempts = dead_letters.attempts + 1,
-                                                    state = 'parked'";
+               on conflict (group_name, position) do update
+               set reason = excluded.reason, attempts = dead_letters.attempts + 1, state = 'parked'";
     let values = vec![
         failed.position.into(),
         failed.order_id.clone().into(),

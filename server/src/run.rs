@@ -29,6 +29,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use write_side::dispatch::WriteSide;
 
 use crate::api;
+use crate::migrations::MIGRATIONS;
 use crate::settings::{Roles, Settings, without_password};
 
 /// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
@@ -79,7 +80,7 @@ pub async fn serve(
     // The store outlives the requests: it stops when they are answered.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
-    let store = open(settings.store, upcasters(), store_stop.clone(), shutdown.tracker.clone())
+    let store = open(settings.store, MIGRATIONS, upcasters(), store_stop.clone(), shutdown.tracker.clone())
         .await
         .with_context(|| format!("cannot open {database}"))?;
 

@@ -402,6 +402,7 @@ mod tests {
 
     use crate::append::Append;
     use crate::event::NewEvent;
+    use crate::migrations::Migrations;
     use crate::subscription::Subscription;
 
     #[test]
@@ -432,7 +433,7 @@ mod tests {
                 ..Settings::default()
             };
             let (log, db) = Log::open(&settings, Default::default(), crate::sqlite::Access::Owner).await.unwrap();
-            log.migrate(&db).await.unwrap();
+            log.migrate(&db, Migrations::of_repository()).await.unwrap();
             Self { log, nats, settings, head: watch::channel(0).0, stop: CancellationToken::new(), _folder: folder }
         }
 

@@ -13,6 +13,7 @@ mod jetstream;
 pub mod leader;
 pub mod log;
 mod metrics;
+pub mod migrations;
 mod postgres;
 mod privileges;
 mod queue;

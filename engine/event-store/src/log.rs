@@ -6,6 +6,7 @@ use crate::append::{Append, Plan};
 use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
+use crate::migrations::Migrations;
 use crate::settings::Settings;
 use crate::upcast::upcast;
 use crate::{postgres, sqlite};
@@ -79,16 +80,16 @@ impl Log {
     }
 
     /// Brings the schema up to date; what is there stays.
-    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
-        each!(self, log => log.migrate(db))
+    pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
+        each!(self, log => log.migrate(db, migrations))
     }
 
     /// The same for a process that is no server. SQLite without a server is brought up to date; who shares PostgreSQL
     /// with others leaves that to `docket migrate`.
-    pub(crate) async fn migrate_beside(&self, db: &Db) -> Result<(), Error> {
+    pub(crate) async fn migrate_beside(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         match &self.database {
-            Database::Sqlite(log) => log.migrate(db).await,
-            Database::Postgres(log) => log.is_migrated().await,
+            Database::Sqlite(log) => log.migrate(db, migrations).await,
+            Database::Postgres(log) => log.is_migrated(migrations).await,
         }
     }
 

@@ -16,11 +16,9 @@ use crate::db::Db;
 use crate::error::{Error, is_about_the_data, is_rollback};
 use crate::event::RecordedEvent;
 use crate::log::Remembered;
+use crate::migrations::Migrations;
 use crate::postgres::primary::{Primary, Purpose, Reserved};
 use crate::privileges::is_denied;
-
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/read");
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
@@ -73,12 +71,12 @@ impl Log {
         Ok((log, db))
     }
 
-    pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
+    pub(crate) async fn migrate(&self, _db: &Db, migrations: Migrations) -> Result<(), Error> {
         // A role that owns nothing can serve, as long as nothing is missing.
-        if self.is_migrated().await.is_ok() {
+        if self.is_migrated(migrations).await.is_ok() {
             return Ok(());
         }
-        let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
+        let all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter()).cloned().collect();
         // Migrations only add: what a newer release has added does not stop this one.
         let migrations = std::borrow::Cow::Owned(all);
         let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
@@ -96,7 +94,7 @@ impl Log {
     }
 
     /// Makes sure that the schema is this release's, or a newer one's.
-    pub(crate) async fn is_migrated(&self) -> Result<(), Error> {
+    pub(crate) async fn is_migrated(&self, migrations: Migrations) -> Result<(), Error> {
         let missing =
             |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or see database_url")));
         let (there,): (bool,) =
@@ -108,7 +106,7 @@ impl Log {
             sqlx::query_as("select version, checksum from _sqlx_migrations where success")
                 .fetch_all(&self.pool)
                 .await?;
-        let mut all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter());
+        let mut all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter());
         match all.all(|migration| applied.contains(&(migration.version, migration.checksum.to_vec()))) {
             true => Ok(()),
             false => missing("is of an older release"),

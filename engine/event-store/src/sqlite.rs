@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use platform::files::{self, folder_of};
 use sqlx::Connection;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -22,10 +21,8 @@ use crate::disk::Disk;
 use crate::error::{Error, is_about_the_data};
 use crate::event::RecordedEvent;
 use crate::log::Remembered;
+use crate::migrations::Migrations;
 use crate::settings::Settings;
-
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";
@@ -97,10 +94,10 @@ impl Log {
         lock(&self.file, &format!("{role}.lock"))
     }
 
-    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
-        LOG_MIGRATIONS.run(&self.write).await?;
+    pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
+        migrations.sqlite_log.run(&self.write).await?;
         if let Db::Sqlite { write, .. } = db {
-            READ_MIGRATIONS.run(write).await?;
+            migrations.sqlite_read.run(write).await?;
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::jetstream::Bus;
 use crate::leader::Leadership;
 use crate::log::{Database, Log, Remembered};
 use crate::metrics::METRICS;
+use crate::migrations::Migrations;
 use crate::now_us;
 use crate::settings::Settings;
 use crate::sqlite::Access;
@@ -29,19 +30,20 @@ use crate::subscription::Subscription;
 use crate::tail::Tail;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
-/// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
+/// `settings.nats_url` chooses whether the stream goes over JetStream. The caller embeds the migrations. Tasks run on `tracker` and end after `stop`.
 ///
 /// # Errors
 /// Settings that cannot work, a database that is away, a NATS server that is too old.
 pub async fn open(
     settings: Settings,
+    migrations: Migrations,
     upcasters: Upcasters,
     stop: CancellationToken,
     tracker: TaskTracker,
 ) -> Result<Store, Error> {
     settings.check()?;
     let (log, db) = Log::open(&settings, upcasters, Access::Owner).await?;
-    log.migrate(&db).await?;
+    log.migrate(&db, migrations).await?;
     start(log, db, settings, stop, tracker).await
 }
 
@@ -50,14 +52,14 @@ pub async fn open(
 ///
 /// # Errors
 /// As [`open`]; a database without a schema, or with that of an older release.
-pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Store, Error> {
+pub async fn open_beside(settings: Settings, migrations: Migrations, upcasters: Upcasters) -> Result<Store, Error> {
     settings.check()?;
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
     if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
         return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
-        Ok((log, db)) => log.migrate_beside(&db).await?,
+        Ok((log, db)) => log.migrate_beside(&db, migrations).await?,
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }
@@ -72,12 +74,12 @@ pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Sto
 ///
 /// # Errors
 /// What keeps a server from starting.
-pub async fn check(settings: &Settings) -> Result<Vec<String>, Error> {
+pub async fn check(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
     settings.check()?;
     let mut notes = Vec::new();
     if !settings.database_url.starts_with("sqlite:") {
         let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
-        if let Err(Error::Settings(reason)) = log.is_migrated().await {
+        if let Err(Error::Settings(reason)) = log.is_migrated(migrations).await {
             notes.push(format!("Not ready to serve: {reason}."));
         }
         notes.extend(log.primary.notes(crate::postgres::connections(settings.connections_max)).await?);

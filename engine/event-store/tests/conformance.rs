@@ -7,6 +7,7 @@ use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
 use event_store::append::{Append, Appended, Idempotency};
 use event_store::error::AppendError;
 use event_store::event::NewEvent;
+use event_store::migrations::Migrations;
 use event_store::settings::Settings;
 use event_store::store::{Store, open, open_beside};
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
@@ -15,6 +16,7 @@ use kernel::upcast::{Upcaster, Upcasters};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::migrate::Migrator;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -128,6 +130,19 @@ fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
     }
 }
 
+fn migrations() -> Migrations {
+    static SQLITE_LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
+    static SQLITE_READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
+    static POSTGRES_LOG: Migrator = sqlx::migrate!("../../migrations/postgres/log");
+    static POSTGRES_READ: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+    Migrations {
+        sqlite_log: &SQLITE_LOG,
+        sqlite_read: &SQLITE_READ,
+        postgres_log: &POSTGRES_LOG,
+        postgres_read: &POSTGRES_READ,
+    }
+}
+
 /// A store in its own database, which goes with it.
 struct Backend {
     store: Store,
@@ -137,11 +152,13 @@ struct Backend {
 }
 
 async fn reopened(settings: &Settings) -> Store {
-    open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await.expect("the store opens")
+    open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new())
+        .await
+        .expect("the store opens")
 }
 
 async fn reopened_beside(settings: &Settings) -> Store {
-    open_beside(settings.clone(), upcasters()).await.expect("the store opens a second time")
+    open_beside(settings.clone(), migrations(), upcasters()).await.expect("the store opens a second time")
 }
 
 async fn sqlite() -> Backend {
@@ -369,13 +386,14 @@ async fn a_reopened_store_is_the_same(backend: Backend) {
     let Backend { store, settings, _folder, _postgres } = backend;
     drop(store);
     // The appender's task ends with the last handle; only then is the file free again.
-    let mut again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
+    let mut again =
+        open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     for _ in 0..100 {
         if again.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
+        again = open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     }
     let store = again.expect("the store opens again");
     assert_eq!((store.head().await.unwrap(), store.incarnation()), (3, &*incarnation));

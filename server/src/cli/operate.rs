@@ -18,6 +18,7 @@ use projections::verify::{self, Extent};
 use serde_json::json;
 
 use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
+use crate::migrations::MIGRATIONS;
 use crate::settings::Settings;
 
 /// How long the projector is waited for after a decision, and how often it is asked.
@@ -28,7 +29,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 
 async fn opened(common: &Common) -> anyhow::Result<(Store, Settings)> {
     let settings = load(common, &[])?;
-    let store = open_beside(settings.store.clone(), upcasters()).await?;
+    let store = open_beside(settings.store.clone(), MIGRATIONS, upcasters()).await?;
     prepare(&store).await?;
     Ok((store, settings))
 }

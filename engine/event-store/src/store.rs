@@ -12,15 +12,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::aggregates::Aggregates;
-use crate::append::{Append, Appended, Appender};
+use crate::aggregates::AggregateRepository;
+use crate::append::{Append, Appended};
+use crate::appender::Appender;
 use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::{AppendError, Error};
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::leader::Leadership;
-use crate::log::{Database, Log, Remembered};
+use crate::log::{Database, IdempotencyRecord, Log};
 use crate::metrics::METRICS;
 use crate::migrations::Migrations;
 use crate::now_us;
@@ -138,11 +139,10 @@ struct Inner {
 }
 
 impl Store {
-    /// Appends one command's events. When it returns `Ok`, they are durable.
+    /// Appends events to one stream or several, together or not at all. When it returns `Ok`, they are durable.
     ///
     /// # Errors
-    /// [`AppendError::Conflict`] and [`AppendError::KeyUsed`] wrote nothing; after a [`AppendError::Store`] the outcome
-    /// may be unknown.
+    /// After an [`AppendError::Store`] the outcome may be unknown; after any other nothing was written.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         if let Some(trouble) = self.disk().and_then(Disk::trouble) {
             METRICS.failures.add(1, &[]);
@@ -187,9 +187,9 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Aggregates of one kind, with a cache of the hot ones.
-    pub fn aggregates<A: Aggregate>(&self) -> Aggregates<A> {
-        Aggregates::new(self.clone(), &self.inner.settings)
+    /// Aggregates of one type, with a cache of the hot ones.
+    pub fn aggregates<A: Aggregate>(&self) -> AggregateRepository<A> {
+        AggregateRepository::new(self.clone(), &self.inner.settings)
     }
 
     /// Position of the last event.
@@ -277,9 +277,9 @@ impl Store {
         Subscription::new(self.inner.log.clone(), self.inner.tail.clone(), bus, self.inner.head.subscribe(), after)
     }
 
-    /// What was answered under an idempotency key.
-    pub async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, Error> {
-        Ok(self.inner.log.remembered(scope, key).await?)
+    /// The record of an idempotency key, where it was used.
+    pub async fn idempotency_record(&self, scope: &str, key: &str) -> Result<Option<IdempotencyRecord>, Error> {
+        Ok(self.inner.log.idempotency_record(scope, key).await?)
     }
 
     /// The read models' database.
@@ -407,7 +407,7 @@ impl Store {
     async fn sweep_idempotency(&self) {
         let keep_us = self.inner.settings.idempotency_hours.max(24) * 3_600_000_000;
         loop {
-            match self.inner.log.forget_before(now_us() - keep_us).await {
+            match self.inner.log.purge_idempotency_before(now_us() - keep_us).await {
                 Ok(5000) => continue,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "old idempotency keys not removed"),

@@ -12,6 +12,7 @@ macro_rules! eprintln {
 
 mod api;
 mod cli;
+mod migrations;
 mod modules;
 mod run;
 mod settings;

@@ -29,6 +29,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use write_side::dispatch::WriteSide;
 
 use crate::api;
+use crate::migrations::MIGRATIONS;
 use crate::modules::registry;
 use crate::settings::{Roles, Settings, without_password};
 
@@ -81,7 +82,7 @@ pub async fn serve(
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
     let registry = registry()?;
-    let store = open(settings.store, registry.upcasters(), store_stop.clone(), shutdown.tracker.clone())
+    let store = open(settings.store, MIGRATIONS, registry.upcasters(), store_stop.clone(), shutdown.tracker.clone())
         .await
         .with_context(|| format!("cannot open {database}"))?;
 

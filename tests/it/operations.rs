@@ -81,7 +81,8 @@ async fn one_request_is_followed_everywhere() {
     for (name, roles) in [("publish", "write"), ("project", "project"), ("push", "read")] {
         let (span, append) = (one(name), &one("append").span_id);
         assert_eq!((&*span.roles, &span.parent_id), (roles, append), "{name}");
-        assert_eq!(span.attributes["docket.order.id"], "followed");
+        let of = (&*span.attributes["docket.aggregate.type"], &*span.attributes["docket.aggregate.id"]);
+        assert_eq!(of, ("order", "followed"));
     }
     assert_eq!(one("POST /v1/orders").attributes["docket.request_id"], REQUEST_ID);
 

@@ -6,8 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use domain::order::Command;
 use domain::values::OrderId;
-use event_store::append::Idempotency;
-use event_store::log::Remembered;
+use event_store::log::IdempotencyRecord;
 use platform::auth::Principal;
 use platform::conditional::{Versions, etag, if_match};
 use platform::problem::Problem;
@@ -15,7 +14,7 @@ use platform::{body, request_id};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use crate::dispatch::{Accepted, Given, Rejected, WriteSide, unavailable};
+use crate::dispatch::{Accepted, Given, Key, Rejected, WriteSide, unavailable};
 use crate::in_flight::still_answered;
 
 /// Name of the request's header.
@@ -84,18 +83,14 @@ impl<T> Call<T> {
             None => None,
             Some((key, hash)) => {
                 let in_flight = state.in_flight().enter(&scope, key)?;
-                if let Some(found) = state.store().remembered(&scope, key).await.map_err(unavailable)? {
+                if let Some(found) = state.store().idempotency_record(&scope, key).await.map_err(unavailable)? {
                     return replay(found, hash);
                 }
                 Some(in_flight)
             }
         };
-        let idempotency = self.key.clone().map(|(key, request_hash)| Idempotency {
-            scope: scope.clone(),
-            key,
-            request_hash,
-            status: status.as_u16(),
-        });
+        let idempotency =
+            self.key.clone().map(|(key, request_hash)| Key { scope: scope.clone(), key, request_hash, status });
         let given = Given {
             principal: self.principal,
             order_id,
@@ -113,7 +108,7 @@ impl<T> Call<T> {
             (Err(Rejected::KeyUsed), None) => Err(still_answered()),
             // Another process may have taken the key since it was looked up, and so be the reason for the refusal.
             (Err(rejected), Some((key, hash))) => {
-                match (state.store().remembered(&scope, &key).await.map_err(unavailable)?, rejected) {
+                match (state.store().idempotency_record(&scope, &key).await.map_err(unavailable)?, rejected) {
                     (Some(found), _) => replay(found, &hash),
                     (None, Rejected::Problem(problem)) => Err(problem),
                     (None, Rejected::KeyUsed) => Err(still_answered()),
@@ -124,7 +119,7 @@ impl<T> Call<T> {
 }
 
 /// The same answer again, byte for byte.
-fn replay(found: Remembered, request_hash: &str) -> Result<Response, Problem> {
+fn replay(found: IdempotencyRecord, request_hash: &str) -> Result<Response, Problem> {
     if found.request_hash != request_hash {
         return Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,

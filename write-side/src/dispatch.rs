@@ -8,13 +8,14 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use domain::order::{Command, Error as Refused, Event, Order};
 use domain::values::OrderId;
-use event_store::aggregates::{Aggregates, Loaded};
-use event_store::append::{Append, Appended, Idempotency};
+use event_store::aggregates::{AggregateRepository, Loaded};
+use event_store::append::{Append, Idempotency, StreamCheck, StreamWrite, Unchanged};
 use event_store::error::{AppendError, Error as StoreError};
 use event_store::event::NewEvent;
 use event_store::store::Store;
 use jiff::Timestamp;
 use kernel::aggregate::{Aggregate, CommandType, EventType, Refusal, RefusalClass};
+use kernel::stream::StreamId;
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use platform::auth::{Authenticator, Principal};
@@ -57,7 +58,7 @@ pub struct WriteSide {
 
 struct Inner {
     store: Store,
-    orders: Aggregates<Order>,
+    orders: AggregateRepository<Order>,
     /// Commands to one order in this process go one after the other: they would only conflict.
     turns: Vec<Mutex<()>>,
     in_flight: InFlight,
@@ -83,7 +84,7 @@ pub struct Given {
     /// Only at one of these versions (`If-Match`).
     pub expected_version: Option<Versions>,
     /// What to remember the answer under.
-    pub idempotency: Option<Idempotency>,
+    pub idempotency: Option<Key>,
     /// When it happened; now, unless staff say otherwise.
     pub occurred_at: Option<Timestamp>,
     /// Waits where the store does not keep up, in place of being refused.
@@ -92,6 +93,34 @@ pub struct Given {
     pub request_id: Option<String>,
     /// Where the request stands in its trace.
     pub trace: Option<Context>,
+}
+
+/// An idempotency key and the request that it belongs to.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The principal.
+    pub scope: String,
+    /// The key as the client sent it.
+    pub key: String,
+    /// Hash of method, path and body.
+    pub request_hash: String,
+    /// Status of a success.
+    pub status: StatusCode,
+}
+
+impl Key {
+    /// What the log records when the command commits.
+    fn record(&self, stream: StreamId, unchanged: Option<Unchanged>) -> Idempotency {
+        Idempotency {
+            scope: self.scope.clone(),
+            key: self.key.clone(),
+            request_hash: self.request_hash.clone(),
+            status: self.status.as_u16(),
+            stream,
+            unchanged,
+            answer: None,
+        }
+    }
 }
 
 /// What a command led to.
@@ -192,7 +221,7 @@ impl WriteSide {
                 Ok(events) => events,
                 Err(problem) => return Err(problem.into()),
             };
-            let mut last = Appended { version: loaded.version, position: 0 };
+            let mut last = Unchanged { version: loaded.version, position: 0 };
             if events.is_empty() {
                 last.position = self.position(&id, last.version).await?;
                 if given.idempotency.is_none() {
@@ -207,11 +236,12 @@ impl WriteSide {
                 Ok(appended) => {
                     let mut state = loaded.state.clone();
                     events.iter().for_each(|event| state.evolve(event));
-                    self.inner.orders.keep(&id, state, appended.version, events.len() as i64).await;
-                    return Ok(Accepted { order_id: id, version: appended.version, position: appended.position });
+                    let version = appended.versions.first().copied().unwrap_or(last.version);
+                    self.inner.orders.put(&id, state, version, events.len() as i64).await;
+                    return Ok(Accepted { order_id: id, version, position: appended.position });
                 }
-                Err(AppendError::Conflict { expected, actual }) => {
-                    tracing::debug!(id, expected, actual, attempt, "conflict: deciding again");
+                Err(error @ (AppendError::Conflict { .. } | AppendError::Predecessor | AppendError::Fenced)) => {
+                    tracing::debug!(%error, attempt, "conflict: deciding again");
                     metrics::retried();
                     fresh = true;
                     // Others write to this order: spread the next tries of all of them.
@@ -221,7 +251,7 @@ impl WriteSide {
                 Err(AppendError::Store(error)) => {
                     // Of what was shed nothing can have been written.
                     if !matches!(error, StoreError::Overloaded) {
-                        self.inner.orders.forget(&id);
+                        self.inner.orders.evict(&id);
                     }
                     return Err(unavailable(error).into());
                 }
@@ -319,6 +349,7 @@ pub(crate) fn unavailable(error: StoreError) -> Problem {
     }
     tracing::error!(%error, "store");
     match error {
+        StoreError::Malformed(_) => return Problem::internal(),
         StoreError::Stored(_) => {
             return Problem::internal().detail(
                 "What is stored of this order cannot be read, so trying again will not help: tell the operator.",
@@ -356,7 +387,13 @@ struct Metadata<'a> {
 }
 
 /// `last` is the event that the command was decided on; its position is only asked for where there are no events.
-fn append(given: &Given, source: u64, last: Appended, events: &[Event], span: &trace::Open) -> Result<Append, Problem> {
+fn append(
+    given: &Given,
+    source: u64,
+    last: Unchanged,
+    events: &[Event],
+    span: &trace::Open,
+) -> Result<Append, Problem> {
     let command_id = Uuid::now_v7();
     let own_correlation = command_id.to_string();
     // What happens to the events is part of the request's trace. One that nobody records is worth no bytes in the log,
@@ -366,8 +403,8 @@ fn append(given: &Given, source: u64, last: Appended, events: &[Event], span: &t
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let encode = |event: &Event| -> Result<NewEvent, serde_json::Error> {
         Ok(NewEvent {
-            event_type: event.name().into(),
-            event_version: event.version().into(),
+            event_type: event.name(),
+            event_version: event.version(),
             payload: serde_json::to_string(event)?,
             metadata: serde_json::to_string(&Metadata {
                 event_id: Uuid::now_v7(),
@@ -380,17 +417,23 @@ fn append(given: &Given, source: u64, last: Appended, events: &[Event], span: &t
             })?,
         })
     };
-    let events = events.iter().map(encode).collect::<Result<_, _>>().map_err(|error| {
+    let events = events.iter().map(encode).collect::<Result<Vec<_>, _>>().map_err(|error| {
         tracing::error!(%error, "an event does not serialize");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error")
     })?;
+    let stream = StreamId::new(Order::TYPE, given.order_id.as_str());
+    let unchanged = events.is_empty().then_some(last);
+    let idempotency = given.idempotency.as_ref().map(|key| key.record(stream.clone(), unchanged));
+    let (mut writes, mut checks) = (Vec::new(), Vec::new());
+    match events.is_empty() {
+        true => checks.push(StreamCheck { stream, version: last.version }),
+        false => writes.push(StreamWrite { stream, expected_version: last.version, events, lineage: None }),
+    }
     Ok(Append {
-        aggregate_type: Order::TYPE,
-        aggregate_id: given.order_id.as_str().to_owned(),
-        expected_version: last.version,
-        events,
-        last_position: last.position,
-        idempotency: given.idempotency.clone(),
+        writes,
+        checks,
+        reaction: None,
+        idempotency,
         source,
         is_patient: given.is_patient,
         trace: span.context().cloned(),

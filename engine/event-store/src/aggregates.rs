@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kernel::aggregate::Aggregate;
+use kernel::stream::StreamId;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::error::Error;
 use crate::metrics::{HITS, MISSES};
 use crate::settings::Settings;
+use crate::snapshots::Snapshot;
 use crate::store::Store;
 
 /// An aggregate at a version.
@@ -20,9 +22,9 @@ pub struct Loaded<A> {
     pub version: i64,
 }
 
-/// One kind of aggregate, with its hot ones in memory. What the cache says may be stale, because other processes write
+/// The aggregates of one type, with the hot ones in memory. What the cache holds may be stale, because other processes write
 /// too; an append on a stale version is refused, so staleness costs a retry and never an event.
-pub struct Aggregates<A: Aggregate> {
+pub struct AggregateRepository<A: Aggregate> {
     store: Store,
     cache: Cache<String, Arc<Loaded<A>>, ByWeight>,
     snapshot_every_events: i64,
@@ -42,7 +44,7 @@ impl<A: Aggregate> Weighter<String, Arc<Loaded<A>>> for ByWeight {
     }
 }
 
-impl<A: Aggregate> Aggregates<A> {
+impl<A: Aggregate> AggregateRepository<A> {
     pub(crate) fn new(store: Store, settings: &Settings) -> Self {
         let most = settings.cache_aggregates_max;
         let cache = Cache::with_weighter(most, most.saturating_mul(BYTES_PER_AGGREGATE) as u64, ByWeight);
@@ -67,32 +69,37 @@ impl<A: Aggregate> Aggregates<A> {
 
     /// Keeps the state that an append led to, and, each time the stream has grown by the set number of events, a
     /// snapshot of it. A snapshot that cannot be written costs a longer load, nothing else.
-    pub async fn keep(&self, id: &str, state: A, version: i64, appended: i64) {
+    pub async fn put(&self, id: &str, state: A, version: i64, appended: i64) {
         let due = version / self.snapshot_every_events > (version - appended) / self.snapshot_every_events;
         let loaded = Arc::new(Loaded { state, version });
         self.cache.insert(id.to_owned(), loaded.clone());
-        if due {
-            let saved = match serde_json::to_string(&loaded.state) {
-                Ok(payload) => {
-                    self.store.log().save_snapshot(A::TYPE, id, version, &payload).await.map_err(|e| e.to_string())
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(error) = saved {
-                tracing::warn!(id, snapshot.version = version, error, "snapshot not saved");
-            }
+        if due && let Err(error) = self.save(id, &loaded).await {
+            tracing::warn!(
+                aggregate.r#type = A::TYPE,
+                aggregate.id = id,
+                snapshot.version = version,
+                error,
+                "snapshot not saved"
+            );
         }
     }
 
-    /// Drops what the cache says of an aggregate.
-    pub fn forget(&self, id: &str) {
+    async fn save(&self, id: &str, loaded: &Loaded<A>) -> Result<(), String> {
+        let payload = serde_json::to_string(&loaded.state).map_err(|error| error.to_string())?;
+        let (stream, version) = (StreamId::new(A::TYPE, id), loaded.version);
+        let snapshot = Snapshot { stream, version, state_version: A::STATE_VERSION, payload };
+        self.store.log().save_snapshot(snapshot).await.map_err(|error| error.to_string())
+    }
+
+    /// Removes an aggregate from the cache.
+    pub fn evict(&self, id: &str) {
         self.cache.remove(id);
     }
 
     async fn read(&self, id: &str) -> Result<Loaded<A>, Error> {
         let log = self.store.log();
-        // A snapshot of an older shape of the state is passed over: the events say the same.
-        let snapshot = log.snapshot(A::TYPE, id).await?;
+        // One that does not deserialize is ignored: the events say the same.
+        let snapshot = log.snapshot(A::TYPE, id, A::STATE_VERSION).await?;
         let snapshot = snapshot.and_then(|(state, version)| Some((serde_json::from_str(&state).ok()?, version)));
         let (mut state, mut version): (A, i64) = snapshot.unwrap_or_default();
         loop {

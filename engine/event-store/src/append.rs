@@ -1,52 +1,69 @@
-//! Group commit: one task takes what waits, from all requests, into one transaction.
-//!
-//! Positions come from one counter, updated inside that transaction, so they are dense and in commit order; sharing the
-//! transaction wins back what the serialisation costs. Within a batch each command stands alone: a loser gets its
-//! conflict, the others are not disturbed.
+//! What a command or a reaction asks of the log: one append, whole or absent.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
 
-use opentelemetry::trace::TraceContextExt;
-use opentelemetry::{Context, KeyValue};
-use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use compact_str::CompactString;
+use kernel::stream::StreamId;
+use opentelemetry::Context;
 
-use crate::error::{AppendError, Error};
-use crate::event::{NewEvent, RecordedEvent, metadata_text};
-use crate::log::Log;
-use crate::metrics::METRICS;
-use crate::now_us;
-use crate::queue::{Limits, Queue, Refused};
-use crate::settings::Settings;
-use crate::tail::Tail;
-use crate::trace;
+use crate::error::Error;
+use crate::event::NewEvent;
 
-/// One command's events, to be written together or not at all.
-#[derive(Debug)]
+/// Changes that commit together or not at all. All conditions are checked before anything is applied.
+#[derive(Debug, Default)]
 pub struct Append {
-    /// Kind of the aggregate.
-    pub aggregate_type: &'static str,
-    /// The aggregate's id.
-    pub aggregate_id: String,
-    /// The version on which the command was decided; 0 where the stream must not exist.
-    pub expected_version: i64,
-    /// Its events; may be empty where only an idempotency row is to be kept.
-    pub events: Vec<NewEvent>,
-    /// Position of the event at `expected_version`: what an append without events answers with.
-    pub last_position: i64,
-    /// What to remember of the answer, where the request had an idempotency key.
+    /// The streams that it writes, each once.
+    pub writes: Vec<StreamWrite>,
+    /// Streams that it rests on and does not write, each once.
+    pub checks: Vec<StreamCheck>,
+    /// The checkpoint that it moves, where a reactor appends.
+    pub reaction: Option<ReactionMove>,
+    /// The record of the request's idempotency key, where it has one.
     pub idempotency: Option<Idempotency>,
-    /// Who asks, as a number: the appender's time is shared equally between sources.
+    /// The principal, as a number: sources share the appender's time equally.
     pub source: u64,
-    /// Waits until there is room, however long that takes, and is never shed.
+    /// Waits until the queue has room, however long that takes, and is never shed.
     pub is_patient: bool,
     /// Span of the append, where the request is traced: it is linked with that of the transaction.
     pub trace: Option<Context>,
 }
 
-/// The request to remember; the answer's version and position are filled in when the append commits.
+/// Events for one stream.
+#[derive(Debug)]
+pub struct StreamWrite {
+    /// The stream.
+    pub stream: StreamId,
+    /// The version on which the events were decided; 0 where the stream must not exist.
+    pub expected_version: i64,
+    /// The events, at least one.
+    pub events: Vec<NewEvent>,
+    /// Its place in a chain of writes of which each was decided on the one before; `None` where nothing is decided on it
+    /// before it is committed.
+    pub lineage: Option<Lineage>,
+}
+
+/// The place of a write in a chain of writes. A write that fails breaks its chain: what was decided on it fails, even
+/// where the version numbers match, because a foreign event may have taken the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lineage {
+    /// Number of the chain, unique in the process.
+    pub id: u64,
+    /// Number of this write, unique in its chain.
+    pub ticket: u64,
+    /// Ticket of the write that this one was decided on; `None` where it was decided on committed state.
+    pub predecessor: Option<u64>,
+}
+
+/// A condition: the stream ends at this version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamCheck {
+    /// The stream.
+    pub stream: StreamId,
+    /// This version exists and the next one does not; 0: the stream does not exist.
+    pub version: i64,
+}
+
+/// The answer to record under an idempotency key. Its version and position are filled in when the append commits.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
     /// The principal.
@@ -57,362 +74,179 @@ pub struct Idempotency {
     pub request_hash: String,
     /// Status of the answer.
     pub status: u16,
+    /// The stream that the answer is about: one that the append writes, or, where the command changed nothing, one that
+    /// it checks.
+    pub stream: StreamId,
+    /// Version and position of the answer where the append does not write `stream`.
+    pub unchanged: Option<Unchanged>,
+    /// The answer itself, where it does not follow from the other fields.
+    pub answer: Option<String>,
 }
 
-/// Where an append stands in the log.
+/// Where a stream ends that a command did not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Appended {
-    /// The aggregate's version after it.
+pub struct Unchanged {
+    /// The stream's version.
     pub version: i64,
-    /// Position of its last event; for an append without events, the append's `last_position`.
+    /// Position of the event at that version.
     pub position: i64,
 }
 
-/// An append and who waits for it.
-pub(crate) struct Pending {
-    pub(crate) append: Append,
-    reply: oneshot::Sender<Reply>,
+/// What a reaction does besides its events. It applies only where the reactor's checkpoint is at `from` under `fence`.
+#[derive(Debug, Clone, Default)]
+pub struct ReactionMove {
+    /// Name of the reactor.
+    pub reactor: CompactString,
+    /// Its partition.
+    pub partition: i64,
+    /// Position of the checkpoint before.
+    pub from: i64,
+    /// Position of the checkpoint after; `from` for a retry from the backlog.
+    pub to: i64,
+    /// Fence of the checkpoint.
+    pub fence: i64,
+    /// Events that go into the backlog, or stay there with other values.
+    pub park: Vec<BacklogEntry>,
+    /// Events of the backlog that are done. Each must be there, so that a retry has its effect once.
+    pub settle: Vec<BacklogKey>,
+    /// Deadlines to set; one of the same name is replaced.
+    pub schedule: Vec<Deadline>,
+    /// Deadlines to remove, where they are there. They are removed before others are set.
+    pub unschedule: Vec<DeadlineKey>,
 }
 
-/// What became of an append, and when that was known.
-type Reply = (Instant, Result<Appended, AppendError>);
-
-/// Answers; a requester that went away has no use for it.
-fn answer(reply: oneshot::Sender<Reply>, at: Instant, outcome: Result<Appended, AppendError>) {
-    let _ = reply.send((at, outcome));
+/// An event in a reactor's backlog.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BacklogKey {
+    /// What the reactor keeps in order.
+    pub key: CompactString,
+    /// Position of the event.
+    pub position: i64,
 }
 
-/// What the transaction found when it held the lock.
-pub(crate) struct Found {
-    /// The log's head.
-    pub(crate) head: i64,
-    /// Versions of the aggregates in the batch.
-    pub(crate) versions: HashMap<String, i64>,
-    /// Idempotency keys of the batch that are taken.
-    pub(crate) keys: HashSet<(String, String)>,
+/// An event that a reactor has not settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BacklogEntry {
+    /// Which event.
+    pub event: BacklogKey,
+    /// How often it was tried.
+    pub attempts: i64,
+    /// When it is tried again, in microseconds since 1970; `None`: when an operator decides so.
+    pub due_at: Option<i64>,
+    /// Why the last try failed.
+    pub reason: Option<String>,
 }
 
-/// What each command of the batch gets, and what there is to write for the winners.
-pub(crate) struct Plan {
-    /// One for each append, in order.
-    pub(crate) outcomes: Vec<Result<Appended, AppendError>>,
-    /// Head after the batch.
-    pub(crate) head: i64,
-    /// When it was recorded, in microseconds since 1970.
-    pub(crate) recorded_at: i64,
+/// Names a deadline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DeadlineKey {
+    /// Type of the process that set it.
+    pub process: CompactString,
+    /// Id of the process.
+    pub id: CompactString,
+    /// Its name within the process.
+    pub name: CompactString,
 }
 
-/// Key of an aggregate within a batch.
-pub(crate) fn aggregate_key(append: &Append) -> String {
-    format!("{}/{}", append.aggregate_type, append.aggregate_id)
+/// A deadline of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deadline {
+    /// Which deadline.
+    pub key: DeadlineKey,
+    /// When it is due, in microseconds since 1970.
+    pub due_at: i64,
 }
 
-/// Decides who wins. Appends to one aggregate are taken in order of arrival, each checked against those before it.
-pub(crate) fn plan(batch: &[&Append], mut found: Found) -> Plan {
-    let mut head = found.head;
-    let outcomes = batch
-        .iter()
-        .map(|append| {
-            if let Some(idempotency) = &append.idempotency
-                && !found.keys.insert((idempotency.scope.clone(), idempotency.key.clone()))
-            {
-                return Err(AppendError::KeyUsed);
-            }
-            let version = found.versions.entry(aggregate_key(append)).or_default();
-            if *version != append.expected_version {
-                if let Some(idempotency) = &append.idempotency {
-                    found.keys.remove(&(idempotency.scope.clone(), idempotency.key.clone()));
-                }
-                return Err(AppendError::Conflict { expected: append.expected_version, actual: *version });
-            }
-            *version += append.events.len() as i64;
-            head += append.events.len() as i64;
-            let position = if append.events.is_empty() { append.last_position } else { head };
-            Ok(Appended { version: *version, position })
-        })
-        .collect();
-    Plan { outcomes, head, recorded_at: now_us() }
+/// Where an append is in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The version of each written stream after it, in the order of the writes.
+    pub versions: Vec<i64>,
+    /// Position of its last event; of an append without events the position in [`Idempotency::unchanged`], or 0.
+    pub position: i64,
 }
 
-/// The plan for the usual case, made without a look: nobody else wrote since `head`, every command was decided on its
-/// stream's last version, no key is taken. Each is checked when the plan is written: the head by comparison, keys by their
-/// primary key, and versions by theirs, because a command decided on an older version would write a sequence that is there;
-/// that the stream is not shorter is for the writer to make sure. `None` for a batch in which an append without events has nothing that a key could catch.
-pub(crate) fn assumed(batch: &[&Append], head: i64) -> Option<Plan> {
-    let mut versions = HashMap::new();
-    for append in batch {
-        if append.events.is_empty() {
-            return None;
-        }
-        versions.entry(aggregate_key(append)).or_insert(append.expected_version);
-    }
-    Some(plan(batch, Found { head, versions, keys: HashSet::new() }))
-}
-
-/// Hands appends to the one task that writes. When the last clone is dropped, that task finishes what was queued and
-/// ends.
-#[derive(Clone)]
-pub(crate) struct Appender(Arc<Entrance>);
-
-struct Entrance {
-    queue: Arc<Queue<Pending>>,
-    log: Log,
-    /// Of the appender's thread.
-    runtime: Handle,
-}
-
-impl Drop for Entrance {
-    fn drop(&mut self) {
-        self.queue.close();
-    }
-}
-
-impl Appender {
-    /// Starts the task; `head` receives each new head of the log.
-    pub(crate) fn start(
-        log: Log,
-        settings: &Settings,
-        head: watch::Sender<i64>,
-        tail: Tail,
-        tracker: &tokio_util::task::TaskTracker,
-    ) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new(Limits {
-            commands_max: settings.append_queue_max,
-            batch_events_max: settings.append_batch_events_max,
-            wait_max: settings.append_wait_max(),
-        }));
-        let task = tracker.track_future(run(Committer { log: log.clone(), head, tail }, queue.clone()));
-        // On a thread of its own: a commit takes several steps, and each would wait behind all the requests that are ready.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let entrance = Entrance { queue, log, runtime: runtime.handle().clone() };
-        std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
-        Ok(Self(Arc::new(entrance)))
+impl Append {
+    /// Number of events.
+    pub fn events(&self) -> usize {
+        self.writes.iter().map(|write| write.events.len()).sum()
     }
 
-    /// Tries an append between two batches, on the appender's thread, where its connection belongs.
-    pub(crate) async fn probe(&self) -> Result<(), Error> {
-        let log = self.0.log.clone();
-        self.0.runtime.spawn(async move { log.probe().await }).await.map_err(|_| Error::Closing)?
-    }
-
-    /// Whether an append of this source would be shed now.
-    pub(crate) fn is_overloaded(&self, source: u64) -> bool {
-        self.0.queue.is_overloaded(source)
-    }
-
-    /// Whether answers wait for the processor rather than for the database.
-    pub(crate) fn is_short_of_processor(&self) -> bool {
-        self.0.queue.is_short_of_processor()
-    }
-
-    pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        let started = Instant::now();
-        let outcome = self.queued(append).await;
-        METRICS.wait.record(started.elapsed().as_secs_f64(), &[]);
-        outcome
-    }
-
-    async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
-        let queue = &self.0.queue;
-        let (reply, answered) = oneshot::channel();
-        let (source, events, is_patient) = (append.source, append.events.len(), append.is_patient);
-        let pending = Pending { append, reply };
-        match is_patient {
-            true => queue.push_patiently(source, events, pending).await.ok_or(Error::Closing)?,
-            false => queue.push(source, events, pending).map_err(|refused| match refused {
-                Refused::Full(_) => Error::Overloaded,
-                Refused::Closed => Error::Closing,
-            })?,
-        }
-        let _under_way = queue.enter();
-        let (at, outcome) = answered.await.map_err(|_| Error::Closing)?;
-        queue.answered(at.elapsed());
-        outcome
-    }
-}
-
-/// The database gave no answer in that time.
-struct Silent(Duration);
-
-/// What a committed batch goes through.
-struct Committer {
-    log: Log,
-    head: watch::Sender<i64>,
-    tail: Tail,
-}
-
-async fn run(committer: Committer, queue: Arc<Queue<Pending>>) {
-    while let Some((batch, behind)) = queue.take().await {
-        METRICS.queue.record(behind as u64, &[]);
-        METRICS.batch_size.record(batch.len() as u64, &[]);
-        let events = batch.iter().map(|pending| pending.append.events.len()).sum();
-        let outcome = committer.write(batch).await;
-        queue.written(events);
-        if let Err(Silent(waited)) = outcome {
-            // Those behind it have waited as long, and would each wait as long again.
-            for next in queue.drain() {
-                answer(next.reply, Instant::now(), Err(Error::Silent(waited).into()));
-            }
-        }
-    }
-}
-
-impl Committer {
-    /// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit
-    /// fails.
+    /// Makes sure that it asks for something that can be done.
     ///
     /// # Errors
-    /// The database did not answer.
-    async fn write(&self, batch: Vec<Pending>) -> Result<(), Silent> {
-        let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
-        let traces = appends.iter().filter_map(|append| append.trace.as_ref());
-        let span = trace::shared("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
-        if let Some(span) = &span {
-            span.describe([KeyValue::new("docket.append.commands", appends.len() as i64)]);
-            traces.for_each(|of| of.span().add_link(span.context().span().span_context().clone(), vec![]));
+    /// [`Error::Malformed`]: the caller has a programming error.
+    pub fn check(&self) -> Result<(), Error> {
+        let malformed = |reason| Err(Error::Malformed(reason));
+        if self.writes.is_empty() && self.idempotency.is_none() && self.reaction.is_none() {
+            return malformed("it writes nothing");
         }
-        let started = Instant::now();
-        let outcome = self.log.append(&appends).await;
-        METRICS.commit.record(started.elapsed().as_secs_f64(), &[]);
-        drop(span);
-        match outcome {
-            Ok(plan) => {
-                drop(appends);
-                self.committed(batch, plan);
-                Ok(())
-            }
-            Err(error) if batch.len() > 1 && error.is_about_the_data() => {
-                for pending in batch {
-                    Box::pin(self.write(vec![pending])).await?;
+        if self.writes.iter().any(|write| write.events.is_empty()) {
+            return malformed("a write has no event");
+        }
+        if self.writes.len() + self.checks.len() > 1 {
+            let mut streams = HashSet::with_capacity(self.writes.len() + self.checks.len());
+            let named =
+                self.writes.iter().map(|write| &write.stream).chain(self.checks.iter().map(|check| &check.stream));
+            for stream in named {
+                if !streams.insert(stream) {
+                    return malformed("it names a stream twice");
                 }
-                Ok(())
-            }
-            Err(error) => {
-                METRICS.failures.add(1, &[]);
-                tracing::error!(%error, commands = batch.len(), "append failed");
-                for pending in batch {
-                    answer(pending.reply, Instant::now(), Err(error.of_each().into()));
-                }
-                if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
             }
         }
+        if let Some(idempotency) = &self.idempotency
+            && idempotency.unchanged.is_none()
+            && !self.writes.iter().any(|write| write.stream == idempotency.stream)
+        {
+            return malformed("its answer is about a stream that it does not write, and names no version");
+        }
+        if self.reaction.as_ref().is_some_and(|reaction| reaction.to < reaction.from) {
+            return malformed("it moves a checkpoint back");
+        }
+        Ok(())
     }
-
-    /// Hands the events to readers, then the answers to requesters.
-    fn committed(&self, batch: Vec<Pending>, plan: Plan) {
-        let mut answers = Vec::with_capacity(batch.len());
-        let mut events = 0;
-        for (Pending { append, reply }, outcome) in batch.into_iter().zip(plan.outcomes) {
-            if let Ok(appended) = &outcome {
-                events += append.events.len() as u64;
-                tell(&append, appended);
-                self.tail.push(recorded(append, *appended, plan.recorded_at));
-            }
-            if matches!(outcome, Err(AppendError::Conflict { .. })) {
-                METRICS.conflicts.add(1, &[]);
-            }
-            answers.push((reply, outcome));
-        }
-        METRICS.events.add(events, &[]);
-        self.head.send_if_modified(|known| {
-            let newer = plan.head > *known;
-            *known = plan.head.max(*known);
-            newer
-        });
-        let at = Instant::now();
-        for (reply, outcome) in answers {
-            answer(reply, at, outcome);
-        }
-    }
-}
-
-/// A line for whoever follows one request through the logs.
-fn tell(append: &Append, appended: &Appended) {
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        let before = append.events.len() as i64;
-        for (event, nth) in append.events.iter().zip(1..) {
-            tracing::debug!(
-                request_id = metadata_text(&event.metadata, "request_id"),
-                order.id = append.aggregate_id,
-                event.r#type = event.event_type,
-                event.position = appended.position - before + nth,
-                "appended"
-            );
-        }
-    }
-}
-
-/// A command's events as the log has them now.
-fn recorded(append: Append, appended: Appended, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
-    let Append { aggregate_type, aggregate_id, events, .. } = append;
-    let before = events.len() as i64;
-    events.into_iter().zip(1..).map(move |(event, nth)| RecordedEvent {
-        position: appended.position - before + nth,
-        aggregate_type: aggregate_type.into(),
-        aggregate_id: (&*aggregate_id).into(),
-        sequence: appended.version - before + nth,
-        event_type: event.event_type.into(),
-        event_version: event.event_version.into(),
-        payload: event.payload,
-        metadata: event.metadata,
-        recorded_at,
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn append(id: &str, expected_version: i64, events: usize, key: Option<&str>) -> Append {
-        let event =
-            NewEvent { event_type: "E".into(), event_version: "1".into(), payload: "{}".into(), metadata: "{}".into() };
-        Append {
-            aggregate_type: "order",
-            aggregate_id: id.into(),
-            expected_version,
-            events: vec![event; events],
-            last_position: 7,
-            source: 0,
-            is_patient: false,
-            idempotency: key.map(|key| Idempotency {
-                scope: "s".into(),
-                key: key.into(),
-                request_hash: "h".into(),
-                status: 200,
-            }),
-            trace: None,
+    fn write(id: &str, events: usize) -> StreamWrite {
+        let event = NewEvent { event_type: "E", event_version: "1", payload: "{}".into(), metadata: "{}".into() };
+        StreamWrite { stream: StreamId::new("t", id), expected_version: 0, events: vec![event; events], lineage: None }
+    }
+
+    fn idempotency(id: &str, unchanged: Option<Unchanged>) -> Option<Idempotency> {
+        let (scope, key, request_hash) = ("s".into(), "k".into(), "h".into());
+        let stream = StreamId::new("t", id);
+        Some(Idempotency { scope, key, request_hash, status: 200, stream, unchanged, answer: None })
+    }
+
+    #[test]
+    fn an_append_that_makes_no_sense_is_refused() {
+        let check = |id: &str| StreamCheck { stream: StreamId::new("t", id), version: 1 };
+        let reaction = ReactionMove { from: 2, to: 1, ..ReactionMove::default() };
+        let refused = [
+            Append::default(),
+            Append { checks: vec![check("a")], ..Append::default() },
+            Append { writes: vec![write("a", 0)], ..Append::default() },
+            Append { writes: vec![write("a", 1), write("a", 1)], ..Append::default() },
+            Append { writes: vec![write("a", 1)], checks: vec![check("a")], ..Append::default() },
+            Append { writes: vec![write("a", 1)], idempotency: idempotency("b", None), ..Append::default() },
+            Append { reaction: Some(reaction), ..Append::default() },
+        ];
+        for append in refused {
+            assert!(matches!(append.check(), Err(Error::Malformed(_))), "{append:?}");
         }
-    }
-
-    #[test]
-    fn a_loser_leaves_its_neighbours_and_no_hole() {
-        let batch =
-            [append("a", 0, 2, None), append("a", 0, 1, None), append("a", 2, 1, None), append("b", 4, 1, None)];
-        let found = Found { head: 10, versions: HashMap::from([("order/b".into(), 4)]), keys: HashSet::new() };
-        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
-        assert_eq!(plan.head, 14);
-        assert!(matches!(plan.outcomes[0], Ok(Appended { version: 2, position: 12 })));
-        assert!(matches!(plan.outcomes[1], Err(AppendError::Conflict { expected: 0, actual: 2 })));
-        assert!(matches!(plan.outcomes[2], Ok(Appended { version: 3, position: 13 })));
-        assert!(matches!(plan.outcomes[3], Ok(Appended { version: 5, position: 14 })));
-    }
-
-    #[test]
-    fn an_append_without_events_answers_with_its_own_last_position() {
-        let batch = [append("b", 4, 0, None), append("a", 0, 1, None)];
-        let found = Found { head: 10, versions: HashMap::from([("order/b".into(), 4)]), keys: HashSet::new() };
-        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
-        assert!(matches!(plan.outcomes[0], Ok(Appended { version: 4, position: 7 })));
-        assert!(matches!(plan.outcomes[1], Ok(Appended { version: 1, position: 11 })));
-    }
-
-    #[test]
-    fn a_key_wins_once_and_a_conflict_gives_it_back() {
-        let batch = [append("a", 3, 1, Some("k")), append("a", 0, 1, Some("k")), append("b", 0, 1, Some("k"))];
-        let found = Found { head: 0, versions: HashMap::new(), keys: HashSet::new() };
-        let plan = plan(&batch.iter().collect::<Vec<_>>(), found);
-        assert!(matches!(plan.outcomes[0], Err(AppendError::Conflict { .. })));
-        assert!(plan.outcomes[1].is_ok());
-        assert!(matches!(plan.outcomes[2], Err(AppendError::KeyUsed)));
+        let unchanged = Some(Unchanged { version: 1, position: 1 });
+        let taken = [
+            Append { writes: vec![write("a", 1), write("b", 2)], checks: vec![check("c")], ..Append::default() },
+            Append { writes: vec![write("a", 1)], idempotency: idempotency("a", None), ..Append::default() },
+            Append { checks: vec![check("a")], idempotency: idempotency("a", unchanged), ..Append::default() },
+            Append { reaction: Some(ReactionMove::default()), ..Append::default() },
+        ];
+        for append in taken {
+            append.check().unwrap();
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kernel::stream::StreamId;
+
 /// A failure of the store or of the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -45,6 +47,9 @@ pub enum Error {
     /// A stored stream or snapshot does not read.
     #[error("stored data: {0}")]
     Stored(String),
+    /// The caller asked for something that cannot be done: a programming error.
+    #[error("malformed append: {0}")]
+    Malformed(&'static str),
     /// More waits than can be written in time; ask again later.
     #[error("more commands wait than can be written in time")]
     Overloaded,
@@ -119,10 +124,12 @@ pub(crate) fn is_rollback(error: &sqlx::Error) -> bool {
 /// then the outcome is unknown, and only an idempotency key makes asking again safe.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The aggregate is at another version than the command expected.
-    #[error("expected version {expected}, the stream is at {actual}")]
+    /// A stream is at another version than the append expected.
+    #[error("expected version {expected} of {stream}, it is at {actual}")]
     Conflict {
-        /// What the command was decided on.
+        /// The first such stream, in the order of the writes and then of the checks.
+        stream: StreamId,
+        /// What the append rests on.
         expected: i64,
         /// What the log holds.
         actual: i64,
@@ -130,6 +137,12 @@ pub enum AppendError {
     /// The idempotency key was used before: read what was answered then.
     #[error("the idempotency key was used before")]
     KeyUsed,
+    /// The write that this one was decided on did not commit: decide again on committed state.
+    #[error("the write before this one did not commit")]
+    Predecessor,
+    /// The reactor's checkpoint is not where the reaction left it, its fence was raised, or what it settles is settled.
+    #[error("the reactor's checkpoint is elsewhere")]
+    Fenced,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] Error),

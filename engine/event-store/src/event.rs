@@ -9,9 +9,9 @@ use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 #[derive(Debug, Clone)]
 pub struct NewEvent {
     /// The event's name, e.g. `ItemAdded`: a storage format, never renamed.
-    pub event_type: String,
+    pub event_type: &'static str,
     /// Version of the payload's schema.
-    pub event_version: String,
+    pub event_version: &'static str,
     /// JSON, in the form in which cqrs-es stores it (tagged by the event's name).
     pub payload: String,
     /// JSON object of strings: cqrs-es reads metadata as a map of strings.

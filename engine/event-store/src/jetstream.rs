@@ -400,8 +400,12 @@ fn check_version(version: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    use crate::append::Append;
+    use kernel::stream::StreamId;
+
+    use crate::append::{Append, StreamWrite};
     use crate::event::NewEvent;
+    use crate::migrations::Migrations;
+    use crate::plan::Lineages;
     use crate::subscription::Subscription;
 
     #[test]
@@ -432,7 +436,7 @@ mod tests {
                 ..Settings::default()
             };
             let (log, db) = Log::open(&settings, Default::default(), crate::sqlite::Access::Owner).await.unwrap();
-            log.migrate(&db).await.unwrap();
+            log.migrate(&db, Migrations::of_repository()).await.unwrap();
             Self { log, nats, settings, head: watch::channel(0).0, stop: CancellationToken::new(), _folder: folder }
         }
 
@@ -443,24 +447,16 @@ mod tests {
         async fn append(&self, count: usize) {
             let (head, _) = self.log.head().await.unwrap();
             let event = |n: usize| NewEvent {
-                event_type: "E".into(),
-                event_version: "1".into(),
+                event_type: "E",
+                event_version: "1",
                 payload: "{}".into(),
                 metadata: format!(r#"{{"event_id":"e-{}"}}"#, head as usize + n),
             };
-            let append = Append {
-                aggregate_type: "t",
-                aggregate_id: format!("a-{head}"),
-                expected_version: 0,
-                events: (1..=count).map(event).collect(),
-                last_position: 0,
-                source: 0,
-                is_patient: false,
-                idempotency: None,
-                trace: None,
-            };
-            let plan = self.log.append(&[&append]).await.unwrap();
-            self.head.send_replace(plan.head);
+            let (stream, events) = (StreamId::new("t", &format!("a-{head}")), (1..=count).map(event).collect());
+            let write = StreamWrite { stream, expected_version: 0, events, lineage: None };
+            let append = Append { writes: vec![write], ..Append::default() };
+            let committed = self.log.append(&[&append], &Lineages::default()).await.unwrap();
+            self.head.send_replace(committed.head);
         }
 
         fn relay(&self, bus: Bus) {

@@ -5,6 +5,7 @@
 
 pub mod aggregates;
 pub mod append;
+mod appender;
 pub mod db;
 pub mod disk;
 pub mod error;
@@ -13,10 +14,13 @@ mod jetstream;
 pub mod leader;
 pub mod log;
 mod metrics;
+pub mod migrations;
+mod plan;
 mod postgres;
 mod privileges;
 mod queue;
 pub mod settings;
+mod snapshots;
 mod sqlite;
 pub mod store;
 pub mod subscription;

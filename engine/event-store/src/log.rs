@@ -2,27 +2,38 @@
 
 use kernel::upcast::Upcasters;
 
-use crate::append::{Append, Plan};
+use crate::append::Append;
 use crate::db::Db;
 use crate::error::Error;
 use crate::event::RecordedEvent;
+use crate::migrations::Migrations;
+use crate::plan::{Committed, Lineages};
 use crate::settings::Settings;
+use crate::snapshots::Snapshot;
 use crate::upcast::upcast;
 use crate::{postgres, sqlite};
 
+/// The columns of an [`IdempotencyRecord`].
+pub(crate) const IDEMPOTENCY_RECORD: &str = "select request_hash, status, aggregate_type, aggregate_id, version, position, \
+                                             answer from idempotency where scope = $1 and key = $2";
+
 /// What was answered to a request with an idempotency key.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
-pub struct Remembered {
+pub struct IdempotencyRecord {
     /// Hash of method, path and body.
     pub request_hash: String,
     /// Status of the answer.
     pub status: i64,
-    /// The aggregate it touched.
+    /// Type of the aggregate that the answer is about.
+    pub aggregate_type: String,
+    /// Its id.
     pub aggregate_id: String,
-    /// Its version after it.
+    /// Its version after the request.
     pub version: i64,
-    /// Position of its last event.
+    /// Position of the request's last event.
     pub position: i64,
+    /// The answer; `None` where it follows from the other fields.
+    pub answer: Option<String>,
 }
 
 /// The log, each event read in its newest version.
@@ -79,22 +90,22 @@ impl Log {
     }
 
     /// Brings the schema up to date; what is there stays.
-    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
-        each!(self, log => log.migrate(db))
+    pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
+        each!(self, log => log.migrate(db, migrations))
     }
 
     /// The same for a process that is no server. SQLite without a server is brought up to date; who shares PostgreSQL
     /// with others leaves that to `docket migrate`.
-    pub(crate) async fn migrate_beside(&self, db: &Db) -> Result<(), Error> {
+    pub(crate) async fn migrate_beside(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         match &self.database {
-            Database::Sqlite(log) => log.migrate(db).await,
-            Database::Postgres(log) => log.is_migrated().await,
+            Database::Sqlite(log) => log.migrate(db, migrations).await,
+            Database::Postgres(log) => log.is_migrated(migrations).await,
         }
     }
 
-    /// One transaction: lock the head, check versions and keys, insert, move the head, commit.
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
-        each!(self, log => log.append(batch))
+    /// One transaction: lock the head, check all that the appends rest on, write what the winners ask for, commit.
+    pub(crate) async fn append(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, Error> {
+        each!(self, log => log.append(batch, lineages))
     }
 
     /// Whether an append would be written now.
@@ -157,32 +168,37 @@ impl Log {
     }
 
     /// What was answered under an idempotency key.
-    pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
-        ask_each!(self, log => log.remembered(scope, key))
+    pub(crate) async fn idempotency_record(
+        &self,
+        scope: &str,
+        key: &str,
+    ) -> Result<Option<IdempotencyRecord>, sqlx::Error> {
+        ask_each!(self, log => log.idempotency_record(scope, key))
     }
 
-    /// Forgets idempotency keys older than a time in microseconds since 1970; at most some thousand a call.
-    pub(crate) async fn forget_before(&self, recorded_at: i64) -> Result<u64, sqlx::Error> {
-        ask_each!(self, log => log.forget_before(recorded_at))
+    /// Removes records of idempotency keys from before a time in microseconds since 1970; at most some thousand a call.
+    pub(crate) async fn purge_idempotency_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
+        ask_each!(self, log => log.purge_idempotency_before(created_at))
     }
 
-    /// The newest snapshot of an aggregate: its state and the version that it is of.
+    /// The snapshot of an aggregate, where its state is of this shape: the state and the version that it is of.
     pub(crate) async fn snapshot(
         &self,
         aggregate_type: &str,
         aggregate_id: &str,
+        state_version: i64,
     ) -> Result<Option<(String, i64)>, sqlx::Error> {
-        ask_each!(self, log => log.snapshot(aggregate_type, aggregate_id))
+        ask_each!(self, log => log.snapshot(aggregate_type, aggregate_id, state_version))
     }
 
-    /// Keeps the newest snapshot of an aggregate.
-    pub(crate) async fn save_snapshot(
-        &self,
-        aggregate_type: &str,
-        aggregate_id: &str,
-        version: i64,
-        payload: &str,
-    ) -> Result<(), sqlx::Error> {
-        ask_each!(self, log => log.save_snapshot(aggregate_type, aggregate_id, version, payload))
+    /// Saves the newest snapshot of an aggregate; in SQLite together with the next append.
+    pub(crate) async fn save_snapshot(&self, snapshot: Snapshot) -> Result<(), sqlx::Error> {
+        match &self.database {
+            Database::Sqlite(log) => {
+                log.snapshots.put(snapshot);
+                Ok(())
+            }
+            Database::Postgres(log) => log.primary.answered(log.save_snapshot(&snapshot)).await,
+        }
     }
 }

@@ -51,7 +51,7 @@ impl Metrics {
             wait: seconds("docket.append.wait", "Time of an append from its queueing to its answer."),
             commit: seconds("docket.append.commit.duration", "Time of a transaction of the log."),
             events: counter("docket.append.events", "Events appended."),
-            conflicts: counter("docket.append.conflicts", "Appends refused because the order had changed."),
+            conflicts: counter("docket.append.conflicts", "Appends refused because a stream had changed."),
             failures: counter("docket.append.failures", "Transactions of the log that failed."),
             queue: gauge("docket.append.queue", "Appends that wait."),
             log_position: position("docket.log.position", "Position of the log's last event, as known here."),
@@ -64,7 +64,7 @@ impl Metrics {
         };
         meter
             .u64_observable_counter("docket.aggregate.lookups")
-            .with_description("Orders looked for in memory: hit or miss.")
+            .with_description("Aggregates looked for in memory: hit or miss.")
             .with_callback(|observer| {
                 for (result, count) in [("hit", &HITS), ("miss", &MISSES)] {
                     observer.observe(count.load(Relaxed), &[KeyValue::new("result", result)]);

@@ -1,26 +1,27 @@
 //! The log in PostgreSQL.
 
+mod append;
 pub(crate) mod primary;
 
-use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use sqlx::Connection;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgPool;
-use sqlx::{Connection, PgExecutor};
 use tokio::sync::Mutex;
 
-use crate::append::{Append, Found, Plan, aggregate_key, assumed, plan};
+use crate::append::Append;
 use crate::db::Db;
 use crate::error::{Error, is_about_the_data, is_rollback};
 use crate::event::RecordedEvent;
-use crate::log::Remembered;
-use crate::postgres::primary::{Primary, Purpose, Reserved};
+use crate::log::{IDEMPOTENCY_RECORD, IdempotencyRecord};
+use crate::migrations::Migrations;
+use crate::plan::{Committed, Lineages};
+use crate::postgres::append::Writer;
+use crate::postgres::primary::{Primary, Purpose};
 use crate::privileges::is_denied;
-
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+use crate::snapshots::Snapshot;
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
@@ -73,12 +74,12 @@ impl Log {
         Ok((log, db))
     }
 
-    pub(crate) async fn migrate(&self, _db: &Db) -> Result<(), Error> {
+    pub(crate) async fn migrate(&self, _db: &Db, migrations: Migrations) -> Result<(), Error> {
         // A role that owns nothing can serve, as long as nothing is missing.
-        if self.is_migrated().await.is_ok() {
+        if self.is_migrated(migrations).await.is_ok() {
             return Ok(());
         }
-        let all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter()).cloned().collect();
+        let all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter()).cloned().collect();
         // Migrations only add: what a newer release has added does not stop this one.
         let migrations = std::borrow::Cow::Owned(all);
         let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
@@ -96,7 +97,7 @@ impl Log {
     }
 
     /// Makes sure that the schema is this release's, or a newer one's.
-    pub(crate) async fn is_migrated(&self) -> Result<(), Error> {
+    pub(crate) async fn is_migrated(&self, migrations: Migrations) -> Result<(), Error> {
         let missing =
             |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or see database_url")));
         let (there,): (bool,) =
@@ -108,20 +109,20 @@ impl Log {
             sqlx::query_as("select version, checksum from _sqlx_migrations where success")
                 .fetch_all(&self.pool)
                 .await?;
-        let mut all = LOG_MIGRATIONS.iter().chain(READ_MIGRATIONS.iter());
+        let mut all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter());
         match all.all(|migration| applied.contains(&(migration.version, migration.checksum.to_vec()))) {
             true => Ok(()),
             false => missing("is of an older release"),
         }
     }
 
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
+    pub(crate) async fn append(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, Error> {
         let appended = self.primary.answered(async {
             let mut place = self.writer.lock().await;
             let mut writer = self.usable(place.take()).await?;
             let mut retries = 0;
             let outcome = loop {
-                match writer.append(batch).await {
+                match writer.append(batch, lineages).await {
                     Err(error) if is_rollback(&error) && retries < APPEND_RETRIES => retries += 1,
                     outcome => break outcome,
                 }
@@ -173,7 +174,7 @@ impl Log {
             return Ok(writer);
         }
         let reserved = self.primary.connect(Purpose::Append).await?;
-        Ok(Writer { reserved, head: None, used: Instant::now() })
+        Ok(Writer { reserved, used: Instant::now() })
     }
 
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
@@ -262,17 +263,15 @@ impl Log {
         .await
     }
 
-    pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
-        sqlx::query_as(
-            "select request_hash, status, aggregate_id, version, position from idempotency where scope = $1 and key = $2",
-        )
-        .bind(scope)
-        .bind(key)
-        .fetch_optional(&self.pool)
-        .await
+    pub(crate) async fn idempotency_record(
+        &self,
+        scope: &str,
+        key: &str,
+    ) -> Result<Option<IdempotencyRecord>, sqlx::Error> {
+        sqlx::query_as(IDEMPOTENCY_RECORD).bind(scope).bind(key).fetch_optional(&self.pool).await
     }
 
-    pub(crate) async fn forget_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn purge_idempotency_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
         let done = sqlx::query(
             "delete from idempotency where (scope, key) in
                  (select scope, key from idempotency where created_at < $1 limit 5000)",
@@ -287,172 +286,39 @@ impl Log {
         &self,
         aggregate_type: &str,
         aggregate_id: &str,
+        state_version: i64,
     ) -> Result<Option<(String, i64)>, sqlx::Error> {
         sqlx::query_as(
-            "select payload::text, last_sequence from snapshots where aggregate_type = $1 and aggregate_id = $2
-             order by last_sequence desc limit 1",
+            "select payload::text, last_sequence from snapshots
+             where aggregate_type = $1 and aggregate_id = $2 and state_version = $3 and state_sequence = last_sequence",
         )
         .bind(aggregate_type)
         .bind(aggregate_id)
+        .bind(state_version)
         .fetch_optional(&self.pool)
         .await
     }
 
-    pub(crate) async fn save_snapshot(
-        &self,
-        aggregate_type: &str,
-        aggregate_id: &str,
-        version: i64,
-        payload: &str,
-    ) -> Result<(), sqlx::Error> {
+    /// Writes a snapshot, unless a newer one of the same shape is there.
+    pub(crate) async fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
         sqlx::query(
-            "insert into snapshots as s (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload)
-             values ($1, $2, $3, 1, $4::json)
+            "insert into snapshots as s (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload,
+                                         state_version, state_sequence)
+             values ($1, $2, $3, 1, $4::json, $5, $3)
              on conflict (aggregate_type, aggregate_id) do update
              set last_sequence = excluded.last_sequence, current_snapshot = s.current_snapshot + 1,
-                 payload = excluded.payload
-             where s.last_sequence < excluded.last_sequence",
+                 payload = excluded.payload, state_version = excluded.state_version,
+                 state_sequence = excluded.state_sequence
+             where s.last_sequence < excluded.last_sequence or s.state_version <> excluded.state_version
+                or s.state_sequence <> s.last_sequence",
         )
-        .bind(aggregate_type)
-        .bind(aggregate_id)
-        .bind(version)
-        .bind(payload)
+        .bind(&*snapshot.stream.aggregate_type)
+        .bind(&*snapshot.stream.aggregate_id)
+        .bind(snapshot.version)
+        .bind(&snapshot.payload)
+        .bind(snapshot.state_version)
         .execute(&self.pool)
         .await?;
         Ok(())
     }
-}
-
-/// The appender's connection.
-struct Writer {
-    reserved: Reserved,
-    /// The log's head as this connection's last append left it; a guess, checked by the statement that relies on it.
-    head: Option<i64>,
-    used: Instant,
-}
-
-impl Writer {
-    async fn append(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
-        let guess = self.head.take();
-        let plan = match guess.and_then(|head| Some((assumed(batch, head)?, head))) {
-            Some((plan, head)) if self.append_at_once(batch, &plan, head).await? => plan,
-            _ => self.append_under_lock(batch).await?,
-        };
-        self.head = Some(plan.head);
-        Ok(plan)
-    }
-
-    /// Writes what was [`assumed`], in one round trip; false, and nothing written, where it was not so.
-    async fn append_at_once(&mut self, batch: &[&Append], plan: &Plan, head: i64) -> Result<bool, sqlx::Error> {
-        match write(&mut self.reserved.connection, batch, plan, head).await {
-            Err(error) if is_about_the_data(&error) => Ok(false),
-            outcome => outcome,
-        }
-    }
-
-    /// Locks the head, looks, decides, writes.
-    async fn append_under_lock(&mut self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
-        let mut tx = self.reserved.connection.begin().await?;
-        let (head, _): (i64, String) = sqlx::query_as(&format!("{HEAD} for update")).fetch_one(&mut *tx).await?;
-        let types: Vec<&str> = batch.iter().map(|a| a.aggregate_type).collect();
-        let ids: Vec<&str> = batch.iter().map(|a| &*a.aggregate_id).collect();
-        // Under the lock: whoever inserted before has committed, and read committed shows it.
-        let versions: Vec<(String, i64)> = sqlx::query_as(
-            "select w.t || '/' || w.id, e.sequence
-             from (select distinct * from unnest($1::text[], $2::text[]) as u (t, id)) w
-             cross join lateral (
-                 select sequence from events where aggregate_type = w.t and aggregate_id = w.id
-                 order by sequence desc limit 1) e",
-        )
-        .bind(&types)
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await?;
-        let idempotent: Vec<_> = batch.iter().filter_map(|a| a.idempotency.as_ref()).collect();
-        let taken: Vec<(String, String)> = sqlx::query_as(
-            "select scope, key from idempotency where (scope, key) in (select * from unnest($1::text[], $2::text[]))",
-        )
-        .bind(idempotent.iter().map(|i| &*i.scope).collect::<Vec<_>>())
-        .bind(idempotent.iter().map(|i| &*i.key).collect::<Vec<_>>())
-        .fetch_all(&mut *tx)
-        .await?;
-        let found = Found { head, versions: versions.into_iter().collect(), keys: taken.into_iter().collect() };
-        let plan = plan(batch, found);
-        written(write(&mut *tx, batch, &plan, head).await?)?;
-        tx.commit().await?;
-        Ok(plan)
-    }
-}
-
-/// Under the lock nothing can have changed since the look.
-fn written(written: bool) -> Result<(), sqlx::Error> {
-    let changed = || sqlx::Error::Protocol("the log changed under its lock".into());
-    written.then_some(()).ok_or_else(changed)
-}
-
-/// One statement moves the head and writes the winners' events and keys. False, and nothing written, where the head is
-/// not where the plan begins, or a stream ends before the version that a command was decided on.
-async fn write(
-    connection: impl PgExecutor<'_>,
-    batch: &[&Append],
-    plan: &Plan,
-    head: i64,
-) -> Result<bool, sqlx::Error> {
-    let winners: Vec<_> =
-        batch.iter().zip(&plan.outcomes).filter_map(|(a, o)| o.as_ref().ok().map(|o| (*a, o))).collect();
-    let events: Vec<_> = winners
-        .iter()
-        .flat_map(|(append, appended)| {
-            let first = appended.version - append.events.len() as i64 + 1;
-            append.events.iter().zip(first..).map(move |(event, sequence)| (append, sequence, event))
-        })
-        .collect();
-    let keys: Vec<_> = winners.iter().filter_map(|(a, o)| a.idempotency.as_ref().map(|key| (a, o, key))).collect();
-    // The event that each stream must end in at least; one that the batch itself appends need not be looked for.
-    let mut streams = HashSet::new();
-    let ends: Vec<_> =
-        winners.iter().filter(|(a, _)| streams.insert(aggregate_key(a)) && a.expected_version > 0).collect();
-    let (moved,): (i64,) = sqlx::query_as(
-        "with head as (
-             update log_head set position = $1 where position = $2 and not exists (
-                 select from unnest($18::text[], $19::text[], $20::bigint[]) as w (t, id, sequence)
-                 where not exists (select from events e
-                     where e.aggregate_type = w.t and e.aggregate_id = w.id and e.sequence = w.sequence))
-             returning 1
-         ), new_events as (
-             insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata,
-                                 position, recorded_at)
-             select t, id, sequence, type, version, payload::json, metadata::json, $2 + place, $3
-             from head, unnest($4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[])
-                  with ordinality as e (t, id, sequence, type, version, payload, metadata, place)
-         ), new_keys as (
-             insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
-             select k.*, $3 from head, unnest($11::text[], $12::text[], $13::text[], $14::bigint[], $15::text[],
-                                              $16::bigint[], $17::bigint[]) as k
-         )
-         select count(*) from head",
-    )
-    .bind(plan.head)
-    .bind(head)
-    .bind(plan.recorded_at)
-    .bind(events.iter().map(|(a, _, _)| a.aggregate_type).collect::<Vec<_>>())
-    .bind(events.iter().map(|(a, _, _)| &*a.aggregate_id).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, sequence, _)| *sequence).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, _, e)| &*e.event_type).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, _, e)| &*e.event_version).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, _, e)| &*e.payload).collect::<Vec<_>>())
-    .bind(events.iter().map(|(_, _, e)| &*e.metadata).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, _, key)| &*key.scope).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, _, key)| &*key.key).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, _, key)| &*key.request_hash).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, _, key)| i64::from(key.status)).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(a, _, _)| &*a.aggregate_id).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, o, _)| o.version).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, o, _)| o.position).collect::<Vec<_>>())
-    .bind(ends.iter().map(|(a, _)| a.aggregate_type).collect::<Vec<_>>())
-    .bind(ends.iter().map(|(a, _)| &*a.aggregate_id).collect::<Vec<_>>())
-    .bind(ends.iter().map(|(a, _)| a.expected_version).collect::<Vec<_>>())
-    .fetch_one(connection)
-    .await?;
-    Ok(moved == 1)
 }

@@ -14,12 +14,19 @@ const GRANTS: &[(&str, &str)] = &[
     ("log_head", "select, update"),
     ("idempotency", "select, insert, delete"),
     ("snapshots", "select, insert, update"),
+    ("reactor_checkpoints", "select, insert, update, delete"),
+    ("reactor_backlog", "select, insert, update, delete"),
+    ("process_deadlines", "select, insert, update, delete"),
+    ("bans", "select, insert, update, delete"),
     ("checkpoints", "select, insert, update, delete"),
     ("dead_letters", "select, insert, update, delete"),
     ("tickets", "select, insert, delete"),
     ("revocations", "select, insert, update"),
     ("_sqlx_migrations", "select"),
 ];
+
+/// The function through which a server appends. It runs with the rights of its caller.
+const APPEND: &str = "docket_append";
 
 impl Store {
     /// Gives a role what a server needs, takes everything else from it, and makes it the owner of the tables and views of
@@ -53,6 +60,7 @@ impl Store {
             run(&mut tx, &format!("revoke all on {table} from {name}")).await?;
             run(&mut tx, &format!("grant {privileges} on {table} to {name}")).await?;
         }
+        run(&mut tx, &format!("grant execute on function {APPEND} to {name}")).await?;
         check(&mut tx, role).await?;
         hand_over(&mut tx, role, &name, read_models).await?;
         Ok(tx.commit().await?)

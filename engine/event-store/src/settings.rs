@@ -32,7 +32,7 @@ pub struct Settings {
     pub append_wait_ms_max: u64,
     /// Connections for queries (PostgreSQL) or readers (SQLite).
     pub connections_max: u32,
-    /// Orders kept in memory on the write side.
+    /// Aggregates of a type kept in memory on the write side.
     pub cache_aggregates_max: usize,
     /// A snapshot is written each time a stream has grown by so many events.
     pub snapshot_every_events: i64,

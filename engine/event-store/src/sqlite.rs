@@ -1,6 +1,7 @@
 //! The log in SQLite: one writer, `synchronous=FULL`, and the read models in a file of their own beside it.
 
-use std::collections::{HashMap, HashSet};
+mod append;
+
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -11,21 +12,18 @@ use std::time::Duration;
 
 use platform::files::{self, folder_of};
 use sqlx::Connection;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use crate::append::{Append, Found, Plan, assumed, plan};
 use crate::db::{Db, sqlite_chunks};
 use crate::disk::Disk;
-use crate::error::{Error, is_about_the_data};
+use crate::error::Error;
 use crate::event::RecordedEvent;
-use crate::log::Remembered;
+use crate::log::{IDEMPOTENCY_RECORD, IdempotencyRecord};
+use crate::migrations::Migrations;
 use crate::settings::Settings;
-
-static LOG_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
-static READ_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
+use crate::snapshots::{Snapshot, WaitingSnapshots};
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";
@@ -50,6 +48,8 @@ pub(crate) struct Log {
     /// The log's database: the one path that every other path to it leads to.
     file: Arc<Path>,
     pub(crate) disk: Disk,
+    /// Snapshots that the next append writes.
+    pub(crate) snapshots: WaitingSnapshots,
     /// Held by the one process that appends: one lock for the log, one for the read models.
     _lock: Option<Arc<[File; 2]>>,
 }
@@ -88,7 +88,16 @@ impl Log {
         let durable = pool(1).connect_lazy_with(options(&views, SqliteSynchronous::Full));
         let disk = Disk::new(vec![file.clone(), views], settings.disk_free_bytes_min);
         let head = Arc::new(AtomicI64::new(UNKNOWN));
-        let log = Self { read, write, head, failing: Arc::default(), file: file.into(), disk, _lock: lock };
+        let log = Self {
+            read,
+            write,
+            head,
+            failing: Arc::default(),
+            file: file.into(),
+            disk,
+            snapshots: WaitingSnapshots::default(),
+            _lock: lock,
+        };
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
@@ -97,84 +106,12 @@ impl Log {
         lock(&self.file, &format!("{role}.lock"))
     }
 
-    pub(crate) async fn migrate(&self, db: &Db) -> Result<(), Error> {
-        LOG_MIGRATIONS.run(&self.write).await?;
+    pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
+        migrations.sqlite_log.run(&self.write).await?;
         if let Db::Sqlite { write, .. } = db {
-            READ_MIGRATIONS.run(write).await?;
+            migrations.sqlite_read.run(write).await?;
         }
         Ok(())
-    }
-
-    pub(crate) async fn append(&self, batch: &[&Append]) -> Result<Plan, Error> {
-        let outcome = self.append_batch(batch).await;
-        self.failing.store(matches!(outcome, Err(Error::Storage(_))), Ordering::Relaxed);
-        outcome
-    }
-
-    async fn append_batch(&self, batch: &[&Append]) -> Result<Plan, Error> {
-        let guess = self.head.swap(UNKNOWN, Ordering::Relaxed);
-        // Only of new streams: for others a look is as cheap as making sure that they have the version assumed.
-        let all_new = batch.iter().all(|append| append.expected_version == 0);
-        let plan = match assumed(batch, guess).filter(|_| guess != UNKNOWN && all_new) {
-            Some(plan) if self.append_at_once(batch, &plan, guess).await.map_err(failed)? => plan,
-            _ => self.append_after_a_look(batch).await.map_err(failed)?,
-        };
-        self.head.store(plan.head, Ordering::Relaxed);
-        Ok(plan)
-    }
-
-    /// Writes what was [`assumed`]; false, and nothing written, where it was not so.
-    async fn append_at_once(&self, batch: &[&Append], plan: &Plan, head: i64) -> Result<bool, sqlx::Error> {
-        let mut tx = self.write.begin_with("begin immediate").await?;
-        match write(&mut tx, batch, plan, head).await {
-            Ok(true) => tx.commit().await?,
-            Ok(false) => return Ok(false),
-            Err(error) if is_about_the_data(&error) => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        Ok(true)
-    }
-
-    /// Begins, looks, decides, writes.
-    async fn append_after_a_look(&self, batch: &[&Append]) -> Result<Plan, sqlx::Error> {
-        let mut tx = self.write.begin_with("begin immediate").await?;
-        let (head,): (i64,) = sqlx::query_as("select position from log_head").fetch_one(&mut *tx).await?;
-        let mut ids: HashMap<&str, Vec<&str>> = HashMap::new();
-        for append in batch {
-            ids.entry(append.aggregate_type).or_default().push(&append.aggregate_id);
-        }
-        let mut versions = HashMap::new();
-        for (aggregate_type, ids) in ids {
-            // One seek an aggregate; a join would let the planner walk the whole log instead.
-            let found: Vec<(String, i64)> = sqlx::query_as(
-                "select $1 || '/' || w.value, coalesce(
-                     (select sequence from events where aggregate_type = $1 and aggregate_id = w.value
-                      order by sequence desc limit 1), 0)
-                 from json_each($2) w",
-            )
-            .bind(aggregate_type)
-            .bind(serde_json::to_string(&ids).unwrap_or_default())
-            .fetch_all(&mut *tx)
-            .await?;
-            versions.extend(found);
-        }
-        let mut keys = HashSet::new();
-        for idempotency in batch.iter().filter_map(|a| a.idempotency.as_ref()) {
-            let taken: Option<(i64,)> = sqlx::query_as("select 1 from idempotency where scope = $1 and key = $2")
-                .bind(&idempotency.scope)
-                .bind(&idempotency.key)
-                .fetch_optional(&mut *tx)
-                .await?;
-            if taken.is_some() {
-                keys.insert((idempotency.scope.clone(), idempotency.key.clone()));
-            }
-        }
-        let plan = plan(batch, Found { head, versions, keys });
-        if !write(&mut tx, batch, &plan, head).await? {
-            return Err(sqlx::Error::Protocol("the log changed under its lock".into()));
-        }
-        tx.commit().await?;
-        Ok(plan)
     }
 
     /// Whether an append would be written now. It is rolled back, unless the last append failed: then only a commit shows
@@ -272,17 +209,15 @@ impl Log {
         .await
     }
 
-    pub(crate) async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, sqlx::Error> {
-        sqlx::query_as(
-            "select request_hash, status, aggregate_id, version, position from idempotency where scope = $1 and key = $2",
-        )
-        .bind(scope)
-        .bind(key)
-        .fetch_optional(&self.read)
-        .await
+    pub(crate) async fn idempotency_record(
+        &self,
+        scope: &str,
+        key: &str,
+    ) -> Result<Option<IdempotencyRecord>, sqlx::Error> {
+        sqlx::query_as(IDEMPOTENCY_RECORD).bind(scope).bind(key).fetch_optional(&self.read).await
     }
 
-    pub(crate) async fn forget_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn purge_idempotency_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
         let done = sqlx::query(
             "delete from idempotency where (scope, key) in
                  (select scope, key from idempotency where created_at < $1 limit 5000)",
@@ -297,40 +232,41 @@ impl Log {
         &self,
         aggregate_type: &str,
         aggregate_id: &str,
+        state_version: i64,
     ) -> Result<Option<(String, i64)>, sqlx::Error> {
         sqlx::query_as(
-            "select payload, last_sequence from snapshots where aggregate_type = $1 and aggregate_id = $2
-             order by last_sequence desc limit 1",
+            "select payload, last_sequence from snapshots
+             where aggregate_type = $1 and aggregate_id = $2 and state_version = $3 and state_sequence = last_sequence",
         )
         .bind(aggregate_type)
         .bind(aggregate_id)
+        .bind(state_version)
         .fetch_optional(&self.read)
         .await
     }
+}
 
-    pub(crate) async fn save_snapshot(
-        &self,
-        aggregate_type: &str,
-        aggregate_id: &str,
-        version: i64,
-        payload: &str,
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "insert into snapshots (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload)
-             values ($1, $2, $3, 1, $4)
-             on conflict (aggregate_type, aggregate_id) do update
-             set last_sequence = excluded.last_sequence, current_snapshot = current_snapshot + 1,
-                 payload = excluded.payload
-             where last_sequence < excluded.last_sequence",
-        )
-        .bind(aggregate_type)
-        .bind(aggregate_id)
-        .bind(version)
-        .bind(payload)
-        .execute(&self.write)
-        .await?;
-        Ok(())
-    }
+/// Writes a snapshot, unless a newer one of the same shape is there.
+async fn save_snapshot(tx: &mut SqliteConnection, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into snapshots (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload, state_version,
+                                state_sequence)
+         values ($1, $2, $3, 1, $4, $5, $3)
+         on conflict (aggregate_type, aggregate_id) do update
+         set last_sequence = excluded.last_sequence, current_snapshot = current_snapshot + 1,
+             payload = excluded.payload, state_version = excluded.state_version,
+             state_sequence = excluded.state_sequence
+         where last_sequence < excluded.last_sequence or state_version <> excluded.state_version
+            or state_sequence <> last_sequence",
+    )
+    .bind(&*snapshot.stream.aggregate_type)
+    .bind(&*snapshot.stream.aggregate_id)
+    .bind(snapshot.version)
+    .bind(&snapshot.payload)
+    .bind(snapshot.state_version)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// The log's database and that of the read models beside it, each by the one path that every other path to it leads to:
@@ -462,57 +398,6 @@ async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Res
     // A reader's cache is dropped at every commit of the writer: pages are kept by the system.
     let read = pool(readers).connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on")).await?;
     Ok((write, read))
-}
-
-/// Moves the head and writes the winners' events and keys. False, and nothing written, where the head is not where the
-/// plan begins. After an error the transaction must be rolled back: `or fail` leaves the rows before the one that failed.
-async fn write(tx: &mut SqliteConnection, batch: &[&Append], plan: &Plan, head: i64) -> Result<bool, sqlx::Error> {
-    let moved = sqlx::query("update log_head set position = $1 where position = $2")
-        .bind(plan.head)
-        .bind(head)
-        .execute(&mut *tx);
-    if moved.await?.rows_affected() != 1 {
-        return Ok(false);
-    }
-    let now = plan.recorded_at;
-    let mut rows = Vec::with_capacity((plan.head - head) as usize);
-    let mut position = head;
-    for (append, outcome) in batch.iter().zip(&plan.outcomes) {
-        let Ok(appended) = outcome else { continue };
-        let first = appended.version - append.events.len() as i64 + 1;
-        rows.extend(append.events.iter().zip(first..).map(|(event, sequence)| {
-            position += 1;
-            Row {
-                aggregate_type: append.aggregate_type,
-                aggregate_id: &append.aggregate_id,
-                sequence,
-                event_type: &event.event_type,
-                event_version: &event.event_version,
-                payload: &event.payload,
-                metadata: &event.metadata,
-                position,
-                recorded_at: now,
-            }
-        }));
-        if let Some(idempotency) = &append.idempotency {
-            sqlx::query(
-                "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, $8)",
-            )
-            .bind(&idempotency.scope)
-            .bind(&idempotency.key)
-            .bind(&idempotency.request_hash)
-            .bind(i64::from(idempotency.status))
-            .bind(&append.aggregate_id)
-            .bind(appended.version)
-            .bind(appended.position)
-            .bind(now)
-            .execute(&mut *tx)
-            .await?;
-        }
-    }
-    insert(tx, &rows).await?;
-    Ok(true)
 }
 
 /// An event as it is written.

@@ -12,16 +12,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::aggregates::Aggregates;
-use crate::append::{Append, Appended, Appender};
+use crate::aggregates::AggregateRepository;
+use crate::append::{Append, Appended};
+use crate::appender::Appender;
 use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::{AppendError, Error};
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::leader::Leadership;
-use crate::log::{Database, Log, Remembered};
+use crate::log::{Database, IdempotencyRecord, Log};
 use crate::metrics::METRICS;
+use crate::migrations::Migrations;
 use crate::now_us;
 use crate::settings::Settings;
 use crate::sqlite::Access;
@@ -29,19 +31,20 @@ use crate::subscription::Subscription;
 use crate::tail::Tail;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
-/// `settings.nats_url` chooses whether the stream goes over JetStream. Tasks run on `tracker` and end after `stop`.
+/// `settings.nats_url` chooses whether the stream goes over JetStream. The caller embeds the migrations. Tasks run on `tracker` and end after `stop`.
 ///
 /// # Errors
 /// Settings that cannot work, a database that is away, a NATS server that is too old.
 pub async fn open(
     settings: Settings,
+    migrations: Migrations,
     upcasters: Upcasters,
     stop: CancellationToken,
     tracker: TaskTracker,
 ) -> Result<Store, Error> {
     settings.check()?;
     let (log, db) = Log::open(&settings, upcasters, Access::Owner).await?;
-    log.migrate(&db).await?;
+    log.migrate(&db, migrations).await?;
     start(log, db, settings, stop, tracker).await
 }
 
@@ -50,14 +53,14 @@ pub async fn open(
 ///
 /// # Errors
 /// As [`open`]; a database without a schema, or with that of an older release.
-pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Store, Error> {
+pub async fn open_beside(settings: Settings, migrations: Migrations, upcasters: Upcasters) -> Result<Store, Error> {
     settings.check()?;
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
     if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
         return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
-        Ok((log, db)) => log.migrate_beside(&db).await?,
+        Ok((log, db)) => log.migrate_beside(&db, migrations).await?,
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }
@@ -72,12 +75,12 @@ pub async fn open_beside(settings: Settings, upcasters: Upcasters) -> Result<Sto
 ///
 /// # Errors
 /// What keeps a server from starting.
-pub async fn check(settings: &Settings) -> Result<Vec<String>, Error> {
+pub async fn check(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
     settings.check()?;
     let mut notes = Vec::new();
     if !settings.database_url.starts_with("sqlite:") {
         let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
-        if let Err(Error::Settings(reason)) = log.is_migrated().await {
+        if let Err(Error::Settings(reason)) = log.is_migrated(migrations).await {
             notes.push(format!("Not ready to serve: {reason}."));
         }
         notes.extend(log.primary.notes(crate::postgres::connections(settings.connections_max)).await?);
@@ -136,11 +139,10 @@ struct Inner {
 }
 
 impl Store {
-    /// Appends one command's events. When it returns `Ok`, they are durable.
+    /// Appends events to one stream or several, together or not at all. When it returns `Ok`, they are durable.
     ///
     /// # Errors
-    /// [`AppendError::Conflict`] and [`AppendError::KeyUsed`] wrote nothing; after a [`AppendError::Store`] the outcome
-    /// may be unknown.
+    /// After an [`AppendError::Store`] the outcome may be unknown; after any other nothing was written.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         if let Some(trouble) = self.disk().and_then(Disk::trouble) {
             METRICS.failures.add(1, &[]);
@@ -185,9 +187,9 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Aggregates of one kind, with a cache of the hot ones.
-    pub fn aggregates<A: Aggregate>(&self) -> Aggregates<A> {
-        Aggregates::new(self.clone(), &self.inner.settings)
+    /// Aggregates of one type, with a cache of the hot ones.
+    pub fn aggregates<A: Aggregate>(&self) -> AggregateRepository<A> {
+        AggregateRepository::new(self.clone(), &self.inner.settings)
     }
 
     /// Position of the last event.
@@ -275,9 +277,9 @@ impl Store {
         Subscription::new(self.inner.log.clone(), self.inner.tail.clone(), bus, self.inner.head.subscribe(), after)
     }
 
-    /// What was answered under an idempotency key.
-    pub async fn remembered(&self, scope: &str, key: &str) -> Result<Option<Remembered>, Error> {
-        Ok(self.inner.log.remembered(scope, key).await?)
+    /// The record of an idempotency key, where it was used.
+    pub async fn idempotency_record(&self, scope: &str, key: &str) -> Result<Option<IdempotencyRecord>, Error> {
+        Ok(self.inner.log.idempotency_record(scope, key).await?)
     }
 
     /// The read models' database.
@@ -405,7 +407,7 @@ impl Store {
     async fn sweep_idempotency(&self) {
         let keep_us = self.inner.settings.idempotency_hours.max(24) * 3_600_000_000;
         loop {
-            match self.inner.log.forget_before(now_us() - keep_us).await {
+            match self.inner.log.purge_idempotency_before(now_us() - keep_us).await {
                 Ok(5000) => continue,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "old idempotency keys not removed"),

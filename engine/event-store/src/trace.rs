@@ -36,7 +36,8 @@ pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Op
         return None;
     }
     let attributes = vec![
-        KeyValue::new("docket.order.id", event.aggregate_id.to_string()),
+        KeyValue::new("docket.aggregate.type", event.aggregate_type.to_string()),
+        KeyValue::new("docket.aggregate.id", event.aggregate_id.to_string()),
         KeyValue::new("docket.event.type", event.event_type.to_string()),
         KeyValue::new("docket.event.position", event.position),
     ];

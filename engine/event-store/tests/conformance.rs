@@ -1,28 +1,29 @@
-//! What a store promises, asked of both backends by the same tests.
+//! What a store promises: the same tests run on both backends.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
-use event_store::append::{Append, Appended, Idempotency};
-use event_store::error::AppendError;
+use event_store::append::{
+    Append, Appended, BacklogEntry, BacklogKey, Deadline, DeadlineKey, Idempotency, Lineage, ReactionMove, StreamCheck,
+    StreamWrite, Unchanged,
+};
+use event_store::error::{AppendError, Error};
 use event_store::event::NewEvent;
+use event_store::migrations::Migrations;
 use event_store::settings::Settings;
 use event_store::store::{Store, open, open_beside};
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
 use kernel::stock::Stock;
+use kernel::stream::StreamId;
 use kernel::upcast::{Upcaster, Upcasters};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::migrate::Migrator;
+use sqlx::{Connection, PgConnection, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// Counts: enough of an aggregate to load.
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-struct Counter {
-    sum: i64,
-}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 enum Counted {
@@ -72,59 +73,107 @@ impl Refusal for Refused {
     }
 }
 
-impl Aggregate for Counter {
-    const TYPE: &'static str = "counter";
-    const STATE_VERSION: i64 = 1;
-    const HISTORY: History = History::Bounded;
-    // Version 0 said `plus`.
-    const UPCASTERS: &'static [Upcaster] = &[Upcaster {
-        event_type: "Added",
-        from: "0",
-        to: "1",
-        upcast: |payload| {
-            if let Some(by) = payload.remove("plus") {
-                payload.insert("by".into(), by);
+/// Aggregates that count: enough to load.
+macro_rules! counting {
+    ($name:ident, $aggregate_type:literal, $state_version:literal) => {
+        #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+        struct $name {
+            sum: i64,
+        }
+
+        impl Aggregate for $name {
+            const TYPE: &'static str = $aggregate_type;
+            const STATE_VERSION: i64 = $state_version;
+            const HISTORY: History = History::Bounded;
+            const UPCASTERS: &'static [Upcaster] = UPCASTERS;
+            type Command = NoCommand;
+            type Event = Counted;
+            type Error = Refused;
+            fn decide(&self, _: &NoCommand) -> Result<Vec<Counted>, Refused> {
+                Ok(vec![])
             }
-        },
-    }];
-    type Command = NoCommand;
-    type Event = Counted;
-    type Error = Refused;
-    fn decide(&self, _: &NoCommand) -> Result<Vec<Counted>, Refused> {
-        Ok(vec![])
-    }
-    fn evolve(&mut self, Counted::Added { by }: &Counted) {
-        self.sum += by;
-    }
-    fn access(&self) -> Access<'_> {
-        Access::Staff
-    }
-    fn weight(&self) -> usize {
-        size_of::<Self>()
-    }
+            fn evolve(&mut self, Counted::Added { by }: &Counted) {
+                self.sum += by;
+            }
+            fn access(&self) -> Access<'_> {
+                Access::Staff
+            }
+            fn weight(&self) -> usize {
+                size_of::<Self>()
+            }
+        }
+    };
 }
+
+/// Version 0 said `plus`.
+const UPCASTERS: &[Upcaster] = &[Upcaster {
+    event_type: "Added",
+    from: "0",
+    to: "1",
+    upcast: |payload| {
+        if let Some(by) = payload.remove("plus") {
+            payload.insert("by".into(), by);
+        }
+    },
+}];
+
+counting!(Counter, "counter", 1);
+// The same aggregate in a later release, whose state looks the same and means something else.
+counting!(NextCounter, "counter", 2);
+// Another type with the same events.
+counting!(Gauge, "gauge", 1);
 
 fn upcasters() -> Upcasters {
     Upcasters::default().and::<Counter>()
 }
 
-fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
-    let events = by.iter().map(|by| NewEvent {
-        event_type: "Added".into(),
-        event_version: "1".into(),
+fn event(by: i64) -> NewEvent {
+    NewEvent {
+        event_type: "Added",
+        event_version: "1",
         payload: json!({"Added": {"by": by}}).to_string(),
         metadata: json!({"event_id": uuid::Uuid::now_v7().to_string()}).to_string(),
-    });
-    Append {
-        aggregate_type: "counter",
-        aggregate_id: id.into(),
-        expected_version,
-        events: events.collect(),
-        last_position: 0,
-        source: 0,
-        is_patient: false,
-        idempotency: None,
-        trace: None,
+    }
+}
+
+fn write(aggregate_type: &str, id: &str, expected_version: i64, by: &[i64]) -> StreamWrite {
+    let events = by.iter().copied().map(event).collect();
+    StreamWrite { stream: StreamId::new(aggregate_type, id), expected_version, events, lineage: None }
+}
+
+/// An append to one counter.
+fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
+    Append { writes: vec![write(Counter::TYPE, id, expected_version, by)], ..Append::default() }
+}
+
+/// A counter at a version.
+fn check(id: &str, version: i64) -> StreamCheck {
+    StreamCheck { stream: StreamId::new(Counter::TYPE, id), version }
+}
+
+/// An answer about a counter.
+fn idempotency(key: &str, id: &str) -> Option<Idempotency> {
+    Some(Idempotency {
+        scope: "me".into(),
+        key: key.into(),
+        request_hash: "h".into(),
+        status: 201,
+        stream: StreamId::new(Counter::TYPE, id),
+        unchanged: None,
+        answer: None,
+    })
+}
+
+fn migrations() -> Migrations {
+    static SQLITE_LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
+    static SQLITE_READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
+    static POSTGRES_LOG: Migrator = sqlx::migrate!("../../migrations/postgres/log");
+    static POSTGRES_READ: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+    Migrations {
+        sqlite_log: &SQLITE_LOG,
+        sqlite_read: &SQLITE_READ,
+        postgres_log: &POSTGRES_LOG,
+        postgres_read: &POSTGRES_READ,
     }
 }
 
@@ -137,11 +186,13 @@ struct Backend {
 }
 
 async fn reopened(settings: &Settings) -> Store {
-    open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await.expect("the store opens")
+    open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new())
+        .await
+        .expect("the store opens")
 }
 
 async fn reopened_beside(settings: &Settings) -> Store {
-    open_beside(settings.clone(), upcasters()).await.expect("the store opens a second time")
+    open_beside(settings.clone(), migrations(), upcasters()).await.expect("the store opens a second time")
 }
 
 async fn sqlite() -> Backend {
@@ -156,6 +207,88 @@ async fn postgres() -> Backend {
     let settings = Settings { database_url: postgres.url(), snapshot_every_events: 5, ..Settings::default() };
     let folder = tempfile::tempdir().unwrap();
     Backend { store: reopened(&settings).await, settings, _folder: folder, _postgres: Some(postgres) }
+}
+
+/// A connection of somebody else to the log.
+enum Other {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl Other {
+    async fn sql(&mut self, sql: &str) {
+        match self {
+            Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop),
+            Self::Postgres(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop),
+        }
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    async fn number(&mut self, sql: &str) -> i64 {
+        let (number,) = match self {
+            Self::Sqlite(connection) => sqlx::query_as::<_, (i64,)>(sql).fetch_one(connection).await,
+            Self::Postgres(connection) => sqlx::query_as(sql).fetch_one(connection).await,
+        }
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+        number
+    }
+
+    /// Takes the lock that every append needs, until this connection commits.
+    async fn hold(&mut self) {
+        match self {
+            Self::Sqlite(_) => self.sql("begin immediate").await,
+            Self::Postgres(_) => self.sql("begin; select from log_head for update").await,
+        }
+    }
+}
+
+impl Backend {
+    async fn other(&self) -> Other {
+        match &self._postgres {
+            Some(postgres) => Other::Postgres(PgConnection::connect(&postgres.url()).await.unwrap()),
+            None => Other::Sqlite(SqliteConnection::connect(&self.settings.database_url).await.unwrap()),
+        }
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        self.other().await.number(sql).await
+    }
+
+    /// A second process that appends. SQLite admits none: there it is the first one.
+    async fn second_writer(&self) -> Store {
+        match &self._postgres {
+            Some(_) => reopened(&self.settings).await,
+            None => self.store.clone(),
+        }
+    }
+
+    /// Waits until an append waits for the lock.
+    async fn appender_waits(&self) {
+        if self._postgres.is_none() {
+            // SQLite shows no waiting connection.
+            return tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        while self.number("select count(*) from pg_locks where not granted").await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Appends in one batch: they come in this order while the appender waits for the lock.
+    async fn append_together(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
+        let mut other = self.other().await;
+        other.hold().await;
+        let store = self.store.clone();
+        let first = tokio::spawn(async move { store.append(append(&uuid::Uuid::now_v7().to_string(), 0, &[1])).await });
+        self.appender_waits().await;
+        let outcomes = futures::future::join_all(appends.into_iter().map(|append| self.store.append(append)));
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            other.sql("commit").await;
+        };
+        let (outcomes, ()) = tokio::join!(outcomes, release);
+        first.await.unwrap().unwrap();
+        outcomes
+    }
 }
 
 macro_rules! conformance {
@@ -177,6 +310,19 @@ conformance![
     a_reopened_store_is_the_same,
     a_row_that_the_database_refuses_fails_alone,
     an_old_version_is_upcast_whoever_reads_it,
+    two_types_share_an_id,
+    a_key_names_the_aggregate_that_took_it,
+    a_check_that_fails_writes_nothing,
+    one_conflict_of_several_streams_writes_nothing,
+    appends_in_opposite_order_of_streams_are_whole,
+    a_batch_is_judged_in_its_order,
+    what_rests_on_a_failed_write_fails,
+    an_append_that_makes_no_sense_is_refused,
+    a_stale_reaction_writes_nothing,
+    a_fence_raised_meanwhile_stops_a_reaction,
+    backlog_and_deadlines_follow_the_events,
+    a_snapshot_of_another_shape_is_ignored,
+    a_snapshot_waits_for_an_append_in_sqlite,
 ];
 
 async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
@@ -190,7 +336,7 @@ async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
             while taken.len() < 10 {
                 match store.append(append(&id, version, &[1, 2])).await {
                     Ok(appended) => {
-                        version = appended.version;
+                        version = appended.versions[0];
                         taken.push(appended);
                     }
                     Err(AppendError::Conflict { actual, .. }) => version = actual,
@@ -213,8 +359,8 @@ async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
     }
     let positions: HashSet<i64> = taken.iter().map(|appended| appended.position).collect();
     assert_eq!(positions.len(), taken.len(), "no two commands were told the same position");
-    for Appended { version, position } in taken {
-        assert_eq!(log[position as usize - 1].sequence, version, "what was acknowledged is there");
+    for Appended { versions, position } in taken {
+        assert_eq!(vec![log[position as usize - 1].sequence], versions, "what was acknowledged is there");
         // One command's events lie side by side.
         assert_eq!(log[position as usize - 2].aggregate_id, log[position as usize - 1].aggregate_id);
     }
@@ -238,32 +384,33 @@ async fn a_loser_writes_nothing_and_disturbs_nobody(backend: Backend) {
 
 async fn a_key_has_one_effect(backend: Backend) {
     let store = &backend.store;
-    let idempotency =
-        |hash: &str| Some(Idempotency { scope: "me".into(), key: "k".into(), request_hash: hash.into(), status: 201 });
     let attempts = (0..16).map(|n| {
-        let append = Append { idempotency: idempotency("h"), ..append(&format!("a-{n}"), 0, &[1]) };
-        store.append(append)
+        let id = format!("a-{n}");
+        store.append(Append { idempotency: idempotency("k", &id), ..append(&id, 0, &[1]) })
     });
     let outcomes = futures::future::join_all(attempts).await;
     let won: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()).collect();
     assert_eq!(won.len(), 1);
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(AppendError::KeyUsed))));
-    let remembered = store.remembered("me", "k").await.unwrap().unwrap();
-    assert_eq!((remembered.request_hash.as_str(), remembered.status), ("h", 201));
-    assert_eq!((remembered.version, remembered.position), (won[0].version, won[0].position));
-    assert_eq!(store.remembered("you", "k").await.unwrap(), None);
+    let record = store.idempotency_record("me", "k").await.unwrap().unwrap();
+    assert_eq!((record.request_hash.as_str(), record.status), ("h", 201));
+    assert_eq!((vec![record.version], record.position), (won[0].versions.clone(), won[0].position));
+    assert_eq!(store.idempotency_record("you", "k").await.unwrap(), None);
     // A conflict gives the key back.
-    let conflict = Append { idempotency: None, ..append("z", 3, &[1]) };
-    let second = Some(Idempotency { key: "k2".into(), ..idempotency("h").unwrap() });
-    store.append(Append { idempotency: second.clone(), ..conflict }).await.unwrap_err();
-    let first = store.append(Append { idempotency: second, ..append("z", 0, &[1]) }).await.unwrap();
-    // Nothing to write, and yet an answer to remember: that of the stream, not of the log's head.
+    store.append(Append { idempotency: idempotency("k2", "z"), ..append("z", 3, &[1]) }).await.unwrap_err();
+    let first = store.append(Append { idempotency: idempotency("k2", "z"), ..append("z", 0, &[1]) }).await.unwrap();
+    // Nothing to write, and yet an answer to record: that of the stream, not of the log's head.
     store.append(append("elsewhere", 0, &[1])).await.unwrap();
-    let key = Some(Idempotency { key: "k3".into(), ..idempotency("h").unwrap() });
-    let nothing = Append { events: vec![], last_position: first.position, idempotency: key, ..append("z", 1, &[]) };
-    assert_eq!(store.append(nothing).await.unwrap(), first);
-    let remembered = store.remembered("me", "k3").await.unwrap().unwrap();
-    assert_eq!((remembered.version, remembered.position), (first.version, first.position));
+    let nothing = |version| {
+        let unchanged = Some(Unchanged { version, position: first.position });
+        let idempotency = idempotency("k3", "z").map(|key| Idempotency { unchanged, answer: Some("{}".into()), ..key });
+        Append { checks: vec![check("z", version)], idempotency, ..Append::default() }
+    };
+    let refused = store.append(nothing(2)).await;
+    assert!(matches!(refused, Err(AppendError::Conflict { expected: 2, actual: 1, .. })), "{refused:?}");
+    assert_eq!(store.append(nothing(1)).await.unwrap(), Appended { versions: vec![], position: first.position });
+    let record = store.idempotency_record("me", "k3").await.unwrap().unwrap();
+    assert_eq!((record.version, record.position, record.answer.as_deref()), (1, first.position, Some("{}")));
 }
 
 async fn streams_and_log_agree(backend: Backend) {
@@ -288,7 +435,7 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
     for version in 0..12 {
         let appended = backend.store.append(append("a", version, &[version])).await.unwrap();
         state.sum += version;
-        counters.keep("a", state.clone(), appended.version, 1).await;
+        counters.put("a", state.clone(), appended.versions[0], 1).await;
     }
     assert_eq!(counters.cached("a").unwrap().version, 12);
     let loaded = backend.store.aggregates::<Counter>().load("a").await.unwrap();
@@ -304,7 +451,7 @@ async fn a_stale_cache_costs_a_conflict_and_no_event(backend: Backend) {
     backend.store.append(append("a", elsewhere.version, &[2])).await.unwrap();
     let stale = here.cached("a").unwrap();
     let refused = backend.store.append(append("a", stale.version, &[3])).await;
-    assert!(matches!(refused, Err(AppendError::Conflict { expected: 1, actual: 2 })));
+    assert!(matches!(refused, Err(AppendError::Conflict { expected: 1, actual: 2, .. })));
     let fresh = here.load("a").await.unwrap();
     backend.store.append(append("a", fresh.version, &[3])).await.unwrap();
     assert_eq!(there.load("a").await.unwrap().state.sum, 6);
@@ -369,18 +516,19 @@ async fn a_reopened_store_is_the_same(backend: Backend) {
     let Backend { store, settings, _folder, _postgres } = backend;
     drop(store);
     // The appender's task ends with the last handle; only then is the file free again.
-    let mut again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
+    let mut again =
+        open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     for _ in 0..100 {
         if again.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-        again = open(settings.clone(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
+        again = open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     }
     let store = again.expect("the store opens again");
     assert_eq!((store.head().await.unwrap(), store.incarnation()), (3, &*incarnation));
     let appended = store.append(append("a", 3, &[4])).await.unwrap();
-    assert_eq!(appended, Appended { version: 4, position: 4 });
+    assert_eq!(appended, Appended { versions: vec![4], position: 4 });
 }
 
 async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
@@ -401,8 +549,8 @@ async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
 async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
     let store = &backend.store;
     let mut old = append("a", 0, &[0]);
-    old.events[0].event_version = "0".into();
-    old.events[0].payload = r#"{"Added":{"plus":5}}"#.into();
+    old.writes[0].events[0].event_version = "0";
+    old.writes[0].events[0].payload = r#"{"Added":{"plus":5}}"#.into();
     store.append(old).await.unwrap();
     // From a position before it, so that no reader has it from memory only.
     let subscribed = reopened_beside(&backend.settings).await.subscribe(0).next().await.unwrap();
@@ -420,4 +568,340 @@ async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
     assert_eq!(store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 5);
     let stored = store.read_stored(0, 10).await.unwrap();
     assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
+}
+
+async fn two_types_share_an_id(backend: Backend) {
+    let store = &backend.store;
+    store.append(append("17", 0, &[1, 2])).await.unwrap();
+    let gauge =
+        |version, by: &[i64]| Append { writes: vec![write(Gauge::TYPE, "17", version, by)], ..Append::default() };
+    assert_eq!(store.append(gauge(0, &[10])).await.unwrap(), Appended { versions: vec![1], position: 3 });
+    // Both in one append, and then each on its own version.
+    let both = Append {
+        writes: vec![write(Gauge::TYPE, "17", 1, &[20]), write(Counter::TYPE, "17", 2, &[3, 4])],
+        ..Append::default()
+    };
+    assert_eq!(store.append(both).await.unwrap(), Appended { versions: vec![2, 4], position: 6 });
+    let refused = store.append(gauge(4, &[1])).await;
+    assert!(
+        matches!(&refused, Err(AppendError::Conflict { stream, actual: 2, .. }) if stream.aggregate_type == "gauge")
+    );
+    for (aggregate_type, positions) in [(Counter::TYPE, vec![1, 2, 5, 6]), (Gauge::TYPE, vec![3, 4])] {
+        let events = store.read_stream(aggregate_type, "17", 0, i64::MAX, 100).await.unwrap();
+        assert!(events.iter().zip(1..).all(|(event, sequence)| event.sequence == sequence), "{events:?}");
+        assert!(events.iter().all(|event| event.aggregate_type == aggregate_type));
+        assert_eq!(events.iter().map(|event| event.position).collect::<Vec<_>>(), positions);
+    }
+    assert_eq!(store.aggregates::<Counter>().load("17").await.unwrap().state.sum, 10);
+    assert_eq!(store.aggregates::<Gauge>().load("17").await.unwrap().state.sum, 30);
+}
+
+async fn a_key_names_the_aggregate_that_took_it(backend: Backend) {
+    let store = &backend.store;
+    let of = |stream: StreamWrite| {
+        let idempotency = idempotency("k", "").map(|key| Idempotency { stream: stream.stream.clone(), ..key });
+        Append { writes: vec![stream], idempotency, ..Append::default() }
+    };
+    store.append(of(write(Gauge::TYPE, "17", 0, &[1]))).await.unwrap();
+    let refused = store.append(of(write(Counter::TYPE, "17", 0, &[1]))).await;
+    assert!(matches!(refused, Err(AppendError::KeyUsed)), "{refused:?}");
+    let record = store.idempotency_record("me", "k").await.unwrap().unwrap();
+    assert_eq!((&*record.aggregate_type, &*record.aggregate_id, record.answer), (Gauge::TYPE, "17", None));
+    assert_eq!(store.head().await.unwrap(), 1);
+    // Several streams: the record is about the one that it names.
+    let both = Append {
+        writes: vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "b", 0, &[1, 2])],
+        idempotency: idempotency("k2", "b"),
+        ..Append::default()
+    };
+    store.append(both).await.unwrap();
+    let record = store.idempotency_record("me", "k2").await.unwrap().unwrap();
+    assert_eq!((&*record.aggregate_id, record.version, record.position), ("b", 2, 4));
+}
+
+async fn a_check_that_fails_writes_nothing(backend: Backend) {
+    let store = &backend.store;
+    store.append(append("checked", 0, &[1, 2])).await.unwrap();
+    for (id, version, actual) in [("checked", 1, 2), ("checked", 3, 2), ("checked", 0, 2), ("absent", 1, 0)] {
+        let refused = store.append(Append { checks: vec![check(id, version)], ..append("new", 0, &[1]) }).await;
+        let Err(AppendError::Conflict { stream, expected, actual: found }) = refused else { panic!("{refused:?}") };
+        assert_eq!((&*stream.aggregate_id, expected, found), (id, version, actual));
+    }
+    // Beside appends that succeed, in one batch.
+    let outcomes = backend
+        .append_together(vec![
+            append("left", 0, &[1]),
+            Append { checks: vec![check("checked", 1)], ..append("new", 0, &[1]) },
+            append("right", 0, &[1]),
+        ])
+        .await;
+    assert!(outcomes[0].is_ok() && outcomes[1].is_err() && outcomes[2].is_ok(), "{outcomes:?}");
+    assert_eq!(store.aggregates::<Counter>().load("new").await.unwrap().version, 0);
+    let checks = vec![check("checked", 2), check("absent", 0)];
+    store.append(Append { checks, ..append("new", 0, &[1]) }).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), backend.number("select count(*) from events").await);
+    assert_eq!(store.aggregates::<Counter>().load("checked").await.unwrap().version, 2, "a check writes nothing");
+}
+
+async fn one_conflict_of_several_streams_writes_nothing(backend: Backend) {
+    let store = &backend.store;
+    store.append(append("b", 0, &[1])).await.unwrap();
+    let writes = || vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "b", 0, &[1, 1])];
+    let key = || idempotency("k", "a");
+    let refused = store.append(Append { writes: writes(), idempotency: key(), ..Append::default() }).await;
+    let Err(AppendError::Conflict { stream, actual: 1, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!(stream.aggregate_id, "b");
+    assert_eq!((store.head().await.unwrap(), backend.number("select count(*) from events").await), (1, 1));
+    assert_eq!(store.idempotency_record("me", "k").await.unwrap(), None);
+    let mut writes = writes();
+    writes[1].expected_version = 1;
+    let appended = store.append(Append { writes, idempotency: key(), ..Append::default() }).await.unwrap();
+    assert_eq!(appended, Appended { versions: vec![1, 3], position: 4 });
+}
+
+async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
+    const EACH: i64 = 60;
+    let writers = [backend.store.clone(), backend.second_writer().await, backend.store.clone()];
+    let mut tasks = tokio::task::JoinSet::new();
+    for (task, store) in (0..).zip(writers) {
+        tasks.spawn(async move {
+            let names = if task % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
+            let mut versions = [0, 0];
+            for number in 0..EACH {
+                loop {
+                    let mark = task * EACH + number;
+                    let of = |at: usize| write(Counter::TYPE, names[at], versions[at], &[mark]);
+                    match store.append(Append { writes: vec![of(0), of(1)], ..Append::default() }).await {
+                        Ok(appended) => break versions.copy_from_slice(&appended.versions),
+                        Err(AppendError::Conflict { stream, actual, .. }) => {
+                            versions[usize::from(stream.aggregate_id != names[0])] = actual;
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        });
+    }
+    tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await.expect("no deadlock");
+    let log = backend.store.read(0, 10_000).await.unwrap();
+    assert_eq!(log.len() as i64, 2 * 3 * EACH);
+    let mut versions = BTreeMap::new();
+    for (event, position) in log.iter().zip(1..) {
+        assert_eq!(event.position, position, "positions are dense");
+        let version = versions.entry(&*event.aggregate_id).or_insert(0);
+        *version += 1;
+        assert_eq!(event.sequence, *version, "a stream has no gap");
+    }
+    for both in log.chunks(2) {
+        assert_eq!(both[0].payload, both[1].payload, "each is whole");
+        assert_ne!(both[0].aggregate_id, both[1].aggregate_id);
+    }
+}
+
+async fn a_batch_is_judged_in_its_order(backend: Backend) {
+    backend.store.append(append("a", 0, &[1])).await.unwrap();
+    let checked = |id: &str, version| Append { checks: vec![check("a", version)], ..append(id, 0, &[1]) };
+    let appends = vec![checked("b", 1), append("a", 1, &[1]), checked("c", 1), checked("d", 2), append("a", 2, &[1])];
+    let outcomes = backend.append_together(appends).await;
+    let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!(won, [true, true, false, true, true], "{outcomes:?}");
+    assert!(matches!(&outcomes[2], Err(AppendError::Conflict { stream, actual: 2, .. }) if stream.aggregate_id == "a"));
+    // A loss that the database finds comes before the judgement of what follows.
+    backend.other().await.sql(FOREIGN).await;
+    let outcomes =
+        backend.append_together(vec![append("a", 3, &[1]), append("a", 4, &[1]), append("a", 4, &[1])]).await;
+    let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!(won, [false, true, false], "{outcomes:?}");
+    assert_eq!(backend.store.head().await.unwrap(), backend.number("select count(*) from events").await);
+}
+
+/// Version 4 of the counter `a`, written by stock code.
+const FOREIGN: &str =
+    "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                       values ('counter', 'a', 4, 'Added', '1', '{\"Added\":{\"by\":1}}', '{}')";
+
+async fn what_rests_on_a_failed_write_fails(backend: Backend) {
+    let chained = |ticket, predecessor, expected| {
+        let mut append = append("a", expected, &[1]);
+        append.writes[0].lineage = Some(Lineage { id: 1, ticket, predecessor });
+        append
+    };
+    let outcomes =
+        backend.append_together(vec![chained(1, None, 0), chained(2, Some(1), 1), chained(3, Some(2), 2)]).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    backend.other().await.sql(FOREIGN).await;
+    // The number of the second one matches, and yet it was decided on an event that is not there.
+    let outcomes = backend.append_together(vec![chained(4, Some(3), 3), chained(5, Some(4), 4)]).await;
+    assert!(matches!(outcomes[0], Err(AppendError::Conflict { actual: 4, .. })), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Err(AppendError::Predecessor)), "{outcomes:?}");
+    let late = backend.store.append(chained(6, Some(5), 4)).await;
+    assert!(matches!(late, Err(AppendError::Predecessor)), "{late:?}");
+    backend.store.append(chained(7, None, 4)).await.unwrap();
+    backend.store.append(chained(8, Some(7), 5)).await.unwrap();
+}
+
+async fn an_append_that_makes_no_sense_is_refused(backend: Backend) {
+    let refused = backend.store.append(Append { checks: vec![check("a", 0)], ..Append::default() }).await;
+    assert!(matches!(refused, Err(AppendError::Store(Error::Malformed(_)))), "{refused:?}");
+    let twice = vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "a", 1, &[1])];
+    let refused = backend.store.append(Append { writes: twice, ..Append::default() }).await;
+    assert!(matches!(refused, Err(AppendError::Store(Error::Malformed(_)))), "{refused:?}");
+    assert_eq!(backend.store.head().await.unwrap(), 0);
+}
+
+const REACTOR: &str = "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at)
+                       values ('r', 0, 5, 1, 0), ('r', 1, 0, 9, 0)";
+const CHECKPOINT: &str =
+    "select position * 1000 + fence from reactor_checkpoints where reactor = 'r' and partition = 0";
+
+fn step(from: i64, to: i64, fence: i64) -> ReactionMove {
+    ReactionMove { reactor: "r".into(), from, to, fence, ..ReactionMove::default() }
+}
+
+/// A reaction with an event.
+fn reacted(id: &str, reaction: ReactionMove) -> Append {
+    Append { reaction: Some(reaction), ..append(id, 0, &[1]) }
+}
+
+async fn a_stale_reaction_writes_nothing(backend: Backend) {
+    let store = &backend.store;
+    let refused = store.append(reacted("a", step(5, 6, 1))).await;
+    assert!(matches!(refused, Err(AppendError::Fenced)), "it has no checkpoint: {refused:?}");
+    backend.other().await.sql(REACTOR).await;
+    for (from, fence) in [(4, 1), (6, 1), (5, 0), (5, 2)] {
+        let stale = ReactionMove { park: vec![parked("k", 5)], ..step(from, from + 1, fence) };
+        let refused = store.append(Append { idempotency: idempotency("k", "a"), ..reacted("a", stale) }).await;
+        assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
+    }
+    assert_eq!((store.head().await.unwrap(), backend.number(CHECKPOINT).await), (0, 5_001));
+    assert_eq!(backend.number("select count(*) from reactor_backlog").await, 0);
+    assert_eq!(store.idempotency_record("me", "k").await.unwrap(), None);
+    // Two in one batch follow each other; a third one, which is stale, disturbs neither.
+    let appends = vec![reacted("a", step(4, 5, 1)), reacted("b", step(5, 6, 1)), reacted("c", step(6, 8, 1))];
+    let outcomes = backend.append_together(appends).await;
+    let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!((won, backend.number(CHECKPOINT).await), (vec![false, true, true], 8_001), "{outcomes:?}");
+    // Without events, it moves the checkpoint alone.
+    let appended = store.append(Append { reaction: Some(step(8, 9, 1)), ..Append::default() }).await.unwrap();
+    assert_eq!((appended.versions.len(), backend.number(CHECKPOINT).await), (0, 9_001));
+    // The conflict of a stream leaves the checkpoint where it is.
+    let refused = store.append(reacted("b", step(9, 10, 1))).await;
+    assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
+    assert_eq!(backend.number(CHECKPOINT).await, 9_001);
+}
+
+async fn a_fence_raised_meanwhile_stops_a_reaction(backend: Backend) {
+    let mut other = backend.other().await;
+    other.sql(REACTOR).await;
+    // The appender has a connection, and in PostgreSQL the function has its plans.
+    backend.store.append(reacted("first", step(5, 6, 1))).await.unwrap();
+    other.hold().await;
+    let store = backend.store.clone();
+    let reaction = tokio::spawn(async move { store.append(reacted("second", step(6, 7, 1))).await });
+    backend.appender_waits().await;
+    other.sql("update reactor_checkpoints set fence = 2 where reactor = 'r' and partition = 0").await;
+    other.sql("commit").await;
+    let refused = reaction.await.unwrap();
+    assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
+    assert_eq!((backend.store.head().await.unwrap(), backend.number(CHECKPOINT).await), (1, 6_002));
+}
+
+fn done(key: &str, position: i64) -> BacklogKey {
+    BacklogKey { key: key.into(), position }
+}
+
+fn parked(key: &str, position: i64) -> BacklogEntry {
+    BacklogEntry { event: done(key, position), attempts: 1, due_at: None, reason: Some("it failed".into()) }
+}
+
+fn deadline(name: &str) -> DeadlineKey {
+    DeadlineKey { process: "p".into(), id: "1".into(), name: name.into() }
+}
+
+async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
+    let (store, mut other) = (&backend.store, backend.other().await);
+    other.sql(REACTOR).await;
+    let rows = "select (select count(*) from reactor_backlog) * 100 + (select count(*) from process_deadlines)";
+    let begun = ReactionMove {
+        park: vec![parked("k", 6), parked("k", 7), parked("l", 6)],
+        schedule: vec![Deadline { key: deadline("d"), due_at: 40 }, Deadline { key: deadline("e"), due_at: 50 }],
+        ..step(5, 7, 1)
+    };
+    store.append(reacted("a", begun)).await.unwrap();
+    assert_eq!(other.number(rows).await, 302);
+    // A retry: one row is settled, one is tried again later, a deadline moves and another one goes.
+    let again = BacklogEntry { attempts: 2, due_at: Some(9), reason: None, ..parked("k", 7) };
+    let retried = ReactionMove {
+        park: vec![again],
+        settle: vec![done("k", 6)],
+        schedule: vec![Deadline { key: deadline("d"), due_at: 60 }],
+        unschedule: vec![deadline("d"), deadline("e"), deadline("never set")],
+        ..step(7, 7, 1)
+    };
+    store.append(reacted("b", retried.clone())).await.unwrap();
+    assert_eq!(other.number(rows).await, 201);
+    let values = "select (select attempts * 10 + due_at from reactor_backlog where key = 'k') * 100
+                         + (select due_at from process_deadlines)";
+    assert_eq!(other.number(values).await, 2_960);
+    // Once more: that row is settled, so this has had its effect.
+    let refused = store.append(reacted("c", retried)).await;
+    assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
+    // In one batch: what is parked may be settled, once.
+    let park = ReactionMove { park: vec![parked("m", 8)], ..step(7, 8, 1) };
+    let settle = ReactionMove { settle: vec![done("m", 8), done("l", 6)], ..step(8, 8, 1) };
+    let appends = vec![reacted("d", park), reacted("e", settle.clone()), reacted("f", settle)];
+    let outcomes = backend.append_together(appends).await;
+    let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!(won, [true, true, false], "{outcomes:?}");
+    assert_eq!(other.number(rows).await, 101);
+    // A conflict leaves all of it.
+    let refused = store.append(reacted("a", ReactionMove { settle: vec![done("k", 7)], ..step(8, 9, 1) })).await;
+    assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
+    assert_eq!((other.number(rows).await, other.number(CHECKPOINT).await), (101, 8_001));
+}
+
+async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
+    let store = &backend.store;
+    store.append(append("a", 0, &[1, 2, 3, 4, 5])).await.unwrap();
+    // Not the sum of the events, so that the snapshot can be told from them.
+    store.aggregates::<Counter>().put("a", Counter { sum: 1_000 }, 5, 5).await;
+    store.append(append("a", 5, &[6])).await.unwrap();
+    let sums = async || {
+        let (this, next) = (store.aggregates::<Counter>(), store.aggregates::<NextCounter>());
+        (this.load("a").await.unwrap().state.sum, next.load("a").await.unwrap().state.sum)
+    };
+    assert_eq!(sums().await, (1_006, 21), "another shape, though it deserializes");
+    let mut other = backend.other().await;
+    other.sql("update snapshots set payload = '[]'").await;
+    assert_eq!(sums().await, (21, 21), "what does not deserialize");
+    store.aggregates::<NextCounter>().put("a", NextCounter { sum: 2_000 }, 6, 6).await;
+    store.append(append("b", 0, &[1])).await.unwrap();
+    assert_eq!(sums().await, (21, 2_000));
+    // As an older release writes it, which knows nothing of shapes.
+    store.append(append("a", 6, &[7])).await.unwrap();
+    other.sql("update snapshots set payload = '{\"sum\": 3000}', last_sequence = 7").await;
+    assert_eq!(sums().await, (28, 28));
+    // And this release makes it right again.
+    store.aggregates::<Counter>().put("a", Counter { sum: 4_000 }, 7, 7).await;
+    store.append(append("b", 1, &[1])).await.unwrap();
+    assert_eq!(sums().await, (4_000, 28));
+}
+
+async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
+    let (store, mut other) = (&backend.store, backend.other().await);
+    let counters = store.aggregates::<Counter>();
+    for version in 0..12 {
+        store.append(append("a", version, &[1])).await.unwrap();
+    }
+    counters.put("a", Counter { sum: 5 }, 5, 5).await;
+    counters.put("a", Counter { sum: 12 }, 12, 7).await;
+    let at = "select coalesce(max(last_sequence), 0) from snapshots";
+    let is_sqlite = backend._postgres.is_none();
+    assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 });
+    store.probe().await.unwrap();
+    let refused = store.append(append("a", 0, &[1])).await;
+    assert!(refused.is_err());
+    assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 }, "no append, no snapshot");
+    store.append(append("b", 0, &[1])).await.unwrap();
+    assert_eq!((other.number(at).await, other.number("select count(*) from snapshots").await), (12, 1));
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::{Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, say};
+use crate::migrations::MIGRATIONS;
 use crate::run;
 use crate::settings::{Settings, without_password};
 
@@ -44,7 +45,7 @@ pub async fn migrate(migrate: Migrate) -> anyhow::Result<u8> {
     settings.store.nats_url.clear();
     let database = without_password(&settings.store.database_url);
     let registry = registry()?;
-    let store = open(settings.store, registry.upcasters(), CancellationToken::new(), TaskTracker::new())
+    let store = open(settings.store, MIGRATIONS, registry.upcasters(), CancellationToken::new(), TaskTracker::new())
         .await
         .with_context(|| format!("cannot open {database}"))?;
     match &migrate.grant_to {
@@ -88,7 +89,7 @@ pub async fn config_check(check: ConfigCheck) -> anyhow::Result<u8> {
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
     if check.connect {
         let database = without_password(&settings.store.database_url);
-        let notes = event_store::store::check(&settings.store).await;
+        let notes = event_store::store::check(&settings.store, MIGRATIONS).await;
         for note in notes.with_context(|| format!("the store at {database} and its NATS cannot be used"))? {
             eprintln!("{note}");
         }

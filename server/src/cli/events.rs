@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::{Common, Export, Restore, Restored, Tail, load};
+use crate::migrations::MIGRATIONS;
 
 /// Events read or written at once.
 const CHUNK: usize = 2_000;
@@ -106,7 +107,7 @@ impl Envelope {
 }
 
 pub async fn export(export: Export) -> anyhow::Result<u8> {
-    let store = open_beside(load(&export.common, &[])?.store, registry()?.upcasters()).await?;
+    let store = open_beside(load(&export.common, &[])?.store, MIGRATIONS, registry()?.upcasters()).await?;
     let head = match &export.output {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
@@ -190,7 +191,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 async fn alone(common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
     let mut settings = load(common, &[])?.store;
     settings.nats_url.clear();
-    let store = open(settings, registry()?.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    let store =
+        open(settings, MIGRATIONS, registry()?.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
     match (store.try_lead("relay").await?, store.try_lead("projections").await?) {
         (Some(relay), Some(projections)) => Ok((store, [relay, projections])),
         _ => bail!("a server runs on this store: stop it first, every process of it"),
@@ -273,7 +275,7 @@ async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> any
 }
 
 pub async fn tail(tail: Tail) -> anyhow::Result<u8> {
-    let store = open_beside(load(&tail.common, &[])?.store, registry()?.upcasters()).await?;
+    let store = open_beside(load(&tail.common, &[])?.store, MIGRATIONS, registry()?.upcasters()).await?;
     let head = store.head().await?;
     let mut position = match tail.after {
         Some(after) if after > head && !tail.follow => bail!("nothing is there yet: the log ends at {head}"),

@@ -19,6 +19,7 @@ use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
 use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
+use crate::migrations::MIGRATIONS;
 use crate::modules::registry;
 use crate::settings::Settings;
 
@@ -31,7 +32,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 async fn opened(common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
     let settings = load(common, &[])?;
     let registry = registry()?;
-    let store = open_beside(settings.store.clone(), registry.upcasters()).await?;
+    let store = open_beside(settings.store.clone(), MIGRATIONS, registry.upcasters()).await?;
     prepare(&store, &registry).await?;
     Ok((store, registry, settings))
 }

@@ -103,6 +103,10 @@ impl Purpose {
             // them.
             settings.push(("enable_seqscan", "off".into()));
         }
+        if self == Self::Append {
+            // The appender passes arrays, which change no plan: no call plans again.
+            settings.push(("plan_cache_mode", "force_generic_plan".into()));
+        }
         if !schema.is_empty() {
             settings.push(("search_path", quoted(schema).into()));
         }

@@ -291,14 +291,14 @@ mod tests {
     #[test]
     fn a_line_has_the_stable_fields_and_its_own() {
         let (lines, errors) = logged(|| {
-            tracing::info!(order.id = "o-1", event.position = 7, "appended");
+            tracing::info!(aggregate.id = "o-1", event.position = 7, "appended");
             tracing::error!(error = "boom\nsecond line", fine = true, "failed");
             tracing::info!(target: "http", "GET /");
         });
         assert_eq!((lines.len(), errors.len()), (3, 1));
         let first = &lines[0];
         assert_eq!((&first["level"], &first["message"]), (&"info".into(), &"appended".into()));
-        assert_eq!((&first["order.id"], &first["event.position"]), (&"o-1".into(), &7.into()));
+        assert_eq!((&first["aggregate.id"], &first["event.position"]), (&"o-1".into(), &7.into()));
         assert_eq!((&first["service"], &first["version"]), (&"docket".into(), &env!("CARGO_PKG_VERSION").into()));
         assert!(first["timestamp"].as_str().unwrap().ends_with('Z'));
         assert_eq!(errors[0]["error"], "boom\nsecond line");

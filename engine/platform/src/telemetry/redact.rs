@@ -100,7 +100,7 @@ mod tests {
             assert_eq!(redact(text), text);
         }
         assert!(
-            is_secret("db.Password") && is_secret("jwt_secret") && is_secret("x-api-key") && !is_secret("order.id")
+            is_secret("db.Password") && is_secret("jwt_secret") && is_secret("x-api-key") && !is_secret("aggregate.id")
         );
     }
 }

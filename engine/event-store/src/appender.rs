@@ -1,0 +1,260 @@
+//! Group commit: one task takes what waits, from all requests, into one transaction.
+//!
+//! Positions come from one counter, updated inside that transaction, so they are dense and in commit order; sharing the
+//! transaction wins back what the serialisation costs. Within a batch each command stands alone: a loser gets its
+//! conflict, the others are not disturbed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TraceContextExt;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+
+use crate::append::{Append, Appended};
+use crate::error::{AppendError, Error};
+use crate::event::{RecordedEvent, metadata_text};
+use crate::log::Log;
+use crate::metrics::METRICS;
+use crate::plan::{Committed, Lineages};
+use crate::queue::{Limits, Queue, Refused};
+use crate::settings::Settings;
+use crate::tail::Tail;
+use crate::trace;
+
+/// An append and who waits for it.
+pub(crate) struct Pending {
+    pub(crate) append: Append,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What became of an append, and when that was known.
+type Reply = (Instant, Result<Appended, AppendError>);
+
+/// Answers; a requester that went away has no use for it.
+fn answer(reply: oneshot::Sender<Reply>, at: Instant, outcome: Result<Appended, AppendError>) {
+    let _ = reply.send((at, outcome));
+}
+
+/// Hands appends to the one task that writes. When the last clone is dropped, that task finishes what was queued and
+/// ends.
+#[derive(Clone)]
+pub(crate) struct Appender(Arc<Entrance>);
+
+struct Entrance {
+    queue: Arc<Queue<Pending>>,
+    log: Log,
+    /// Of the appender's thread.
+    runtime: Handle,
+}
+
+impl Drop for Entrance {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+impl Appender {
+    /// Starts the task; `head` receives each new head of the log.
+    pub(crate) fn start(
+        log: Log,
+        settings: &Settings,
+        head: watch::Sender<i64>,
+        tail: Tail,
+        tracker: &tokio_util::task::TaskTracker,
+    ) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::new(Limits {
+            commands_max: settings.append_queue_max,
+            batch_events_max: settings.append_batch_events_max,
+            wait_max: settings.append_wait_max(),
+        }));
+        let committer = Committer { log: log.clone(), head, tail, lineages: Lineages::default() };
+        let task = tracker.track_future(run(committer, queue.clone()));
+        // On a thread of its own: a commit takes several steps, and each would wait behind all the requests that are ready.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entrance = Entrance { queue, log, runtime: runtime.handle().clone() };
+        std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
+        Ok(Self(Arc::new(entrance)))
+    }
+
+    /// Tries an append between two batches, on the appender's thread, where its connection belongs.
+    pub(crate) async fn probe(&self) -> Result<(), Error> {
+        let log = self.0.log.clone();
+        self.0.runtime.spawn(async move { log.probe().await }).await.map_err(|_| Error::Closing)?
+    }
+
+    /// Whether an append of this source would be shed now.
+    pub(crate) fn is_overloaded(&self, source: u64) -> bool {
+        self.0.queue.is_overloaded(source)
+    }
+
+    /// Whether answers wait for the processor rather than for the database.
+    pub(crate) fn is_short_of_processor(&self) -> bool {
+        self.0.queue.is_short_of_processor()
+    }
+
+    pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let started = Instant::now();
+        let outcome = self.queued(append).await;
+        METRICS.wait.record(started.elapsed().as_secs_f64(), &[]);
+        outcome
+    }
+
+    async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
+        append.check()?;
+        let queue = &self.0.queue;
+        let (reply, answered) = oneshot::channel();
+        let (source, events, is_patient) = (append.source, append.events(), append.is_patient);
+        let pending = Pending { append, reply };
+        match is_patient {
+            true => queue.push_patiently(source, events, pending).await.ok_or(Error::Closing)?,
+            false => queue.push(source, events, pending).map_err(|refused| match refused {
+                Refused::Full(_) => Error::Overloaded,
+                Refused::Closed => Error::Closing,
+            })?,
+        }
+        let _under_way = queue.enter();
+        let (at, outcome) = answered.await.map_err(|_| Error::Closing)?;
+        queue.answered(at.elapsed());
+        outcome
+    }
+}
+
+/// The database gave no answer in that time.
+struct Silent(Duration);
+
+/// What a committed batch goes through.
+struct Committer {
+    log: Log,
+    head: watch::Sender<i64>,
+    tail: Tail,
+    lineages: Lineages,
+}
+
+async fn run(mut committer: Committer, queue: Arc<Queue<Pending>>) {
+    while let Some((batch, behind)) = queue.take().await {
+        METRICS.queue.record(behind as u64, &[]);
+        METRICS.batch_size.record(batch.len() as u64, &[]);
+        let events = batch.iter().map(|pending| pending.append.events()).sum();
+        let outcome = committer.write(batch).await;
+        queue.written(events);
+        if let Err(Silent(waited)) = outcome {
+            // Those behind it have waited as long, and would each wait as long again.
+            for next in queue.drain() {
+                answer(next.reply, Instant::now(), Err(Error::Silent(waited).into()));
+            }
+        }
+    }
+}
+
+impl Committer {
+    /// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit
+    /// fails.
+    ///
+    /// # Errors
+    /// The database did not answer.
+    async fn write(&mut self, batch: Vec<Pending>) -> Result<(), Silent> {
+        let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
+        let traces = appends.iter().filter_map(|append| append.trace.as_ref());
+        let span = trace::shared("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
+        if let Some(span) = &span {
+            span.describe([KeyValue::new("docket.append.commands", appends.len() as i64)]);
+            traces.for_each(|of| of.span().add_link(span.context().span().span_context().clone(), vec![]));
+        }
+        let started = Instant::now();
+        let outcome = self.log.append(&appends, &self.lineages).await;
+        METRICS.commit.record(started.elapsed().as_secs_f64(), &[]);
+        drop(span);
+        match outcome {
+            Ok(committed) => {
+                drop(appends);
+                self.committed(batch, committed);
+                Ok(())
+            }
+            Err(error) if batch.len() > 1 && error.is_about_the_data() => {
+                for pending in batch {
+                    Box::pin(self.write(vec![pending])).await?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                METRICS.failures.add(1, &[]);
+                tracing::error!(%error, commands = batch.len(), "append failed");
+                for pending in batch {
+                    self.lineages.record(&pending.append, false);
+                    answer(pending.reply, Instant::now(), Err(error.of_each().into()));
+                }
+                if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Hands the events to readers, then the answers to requesters.
+    fn committed(&mut self, batch: Vec<Pending>, committed: Committed) {
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut events = 0;
+        for (Pending { append, reply }, outcome) in batch.into_iter().zip(committed.outcomes) {
+            self.lineages.record(&append, outcome.is_ok());
+            if let Ok(appended) = &outcome {
+                events += append.events() as u64;
+                log_appended(&append, appended);
+                self.tail.push(recorded(append, appended.position, committed.recorded_at));
+            }
+            if matches!(outcome, Err(AppendError::Conflict { .. })) {
+                METRICS.conflicts.add(1, &[]);
+            }
+            answers.push((reply, outcome));
+        }
+        METRICS.events.add(events, &[]);
+        self.head.send_if_modified(|known| {
+            let newer = committed.head > *known;
+            *known = committed.head.max(*known);
+            newer
+        });
+        let at = Instant::now();
+        for (reply, outcome) in answers {
+            answer(reply, at, outcome);
+        }
+    }
+}
+
+/// A line an event, for whoever follows one request through the logs.
+fn log_appended(append: &Append, appended: &Appended) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let events =
+            append.writes.iter().flat_map(|write| write.events.iter().map(move |event| (&write.stream, event)));
+        let first = appended.position - append.events() as i64 + 1;
+        for ((stream, event), position) in events.zip(first..) {
+            tracing::debug!(
+                request_id = metadata_text(&event.metadata, "request_id"),
+                aggregate.r#type = &*stream.aggregate_type,
+                aggregate.id = &*stream.aggregate_id,
+                event.r#type = event.event_type,
+                event.position = position,
+                "appended"
+            );
+        }
+    }
+}
+
+/// The events of an append as the log has them now; `last` is the position of the last one.
+fn recorded(append: Append, last: i64, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
+    let first = last - append.events() as i64 + 1;
+    let events = append.writes.into_iter().flat_map(|write| {
+        let (stream, sequences) = (write.stream, write.expected_version + 1..);
+        write.events.into_iter().zip(sequences).map(move |(event, sequence)| (stream.clone(), sequence, event))
+    });
+    events.zip(first..).map(move |((stream, sequence, event), position)| RecordedEvent {
+        position,
+        aggregate_type: stream.aggregate_type,
+        aggregate_id: stream.aggregate_id,
+        sequence,
+        event_type: CompactString::const_new(event.event_type),
+        event_version: CompactString::const_new(event.event_version),
+        payload: event.payload,
+        metadata: event.metadata,
+        recorded_at,
+    })
+}

@@ -1,0 +1,33 @@
+//! The migrations of the schema. The binary embeds the files and hands them over; this crate holds no SQL file.
+
+use sqlx::migrate::Migrator;
+
+/// Migrations of both databases: of the log, which may not be lost, and of the read models' checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub struct Migrations {
+    /// The log in SQLite.
+    pub sqlite_log: &'static Migrator,
+    /// The read models' file in SQLite.
+    pub sqlite_read: &'static Migrator,
+    /// The log in PostgreSQL.
+    pub postgres_log: &'static Migrator,
+    /// The read models in PostgreSQL, in the log's database.
+    pub postgres_read: &'static Migrator,
+}
+
+#[cfg(test)]
+impl Migrations {
+    /// The files of this repository, for this crate's own tests.
+    pub(crate) fn of_repository() -> Self {
+        static SQLITE_LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
+        static SQLITE_READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
+        static POSTGRES_LOG: Migrator = sqlx::migrate!("../../migrations/postgres/log");
+        static POSTGRES_READ: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+        Self {
+            sqlite_log: &SQLITE_LOG,
+            sqlite_read: &SQLITE_READ,
+            postgres_log: &POSTGRES_LOG,
+            postgres_read: &POSTGRES_READ,
+        }
+    }
+}

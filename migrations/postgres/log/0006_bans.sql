@@ -1,0 +1,8 @@
+-- Subjects that are refused, however new their tokens are, until an operator reinstates them. No event tells of it, so
+-- it belongs to what may not be lost.
+create table bans (
+    subject   text   primary key,
+    reason    text   not null,
+    actor     text   not null, -- who banned the subject
+    banned_at bigint not null  -- microseconds since 1970
+);

@@ -1,0 +1,17 @@
+//! The SQL files of the schema, embedded in the binary.
+
+use event_store::migrations::Migrations;
+use sqlx::migrate::Migrator;
+
+static SQLITE_LOG: Migrator = sqlx::migrate!("../migrations/sqlite/log");
+static SQLITE_READ: Migrator = sqlx::migrate!("../migrations/sqlite/read");
+static POSTGRES_LOG: Migrator = sqlx::migrate!("../migrations/postgres/log");
+static POSTGRES_READ: Migrator = sqlx::migrate!("../migrations/postgres/read");
+
+/// The migrations that this release knows.
+pub const MIGRATIONS: Migrations = Migrations {
+    sqlite_log: &SQLITE_LOG,
+    sqlite_read: &SQLITE_READ,
+    postgres_log: &POSTGRES_LOG,
+    postgres_read: &POSTGRES_READ,
+};

@@ -5,11 +5,11 @@ use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use axum::middleware::map_response;
 use axum::response::Response;
+use command_engine::api::CommandApi;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
-use write_side::dispatch::WriteSide;
 
 /// What stands over the paths.
 #[derive(OpenApi)]
@@ -36,8 +36,8 @@ impl utoipa::Modify for Bearer {
 }
 
 /// The command API.
-pub fn write_side() -> OpenApiRouter<WriteSide> {
-    OpenApiRouter::new().merge(write_side::orders::router()).merge(write_side::bulk::router())
+pub fn write_side() -> OpenApiRouter<CommandApi> {
+    OpenApiRouter::new().merge(write_side::orders::router()).merge(command_engine::bulk::router())
 }
 
 /// The query API, and of the push layer what is asked and answered.

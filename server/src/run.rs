@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method};
+use command_engine::api::CommandApi;
 use event_store::store::{Store, open};
 use platform::auth::Authenticator;
 use platform::health::Health;
@@ -26,7 +27,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use write_side::dispatch::WriteSide;
 
 use crate::api;
 use crate::migrations::MIGRATIONS;
@@ -99,7 +99,8 @@ pub async fn serve(
         store.start_write_tasks();
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
         let folders = vec![settings.server.data.clone(), std::env::temp_dir()];
-        let state = WriteSide::new(store.clone(), auth, limiter.clone(), settings.write, folders, stop);
+        let lines = vec![write_side::orders::BULK];
+        let state = CommandApi::new(store.clone(), auth, limiter.clone(), settings.write, folders, lines, stop);
         app = app.merge(api::write_side().with_state(state).split_for_parts().0);
     }
     if roles.project {

@@ -62,7 +62,7 @@ pub struct Settings {
     /// How often.
     pub limits: platform::limits::Settings,
     /// Commands in bulk.
-    pub write: write_side::settings::Settings,
+    pub write: command_engine::settings::Settings,
     /// Who may listen to live updates.
     pub push: read_side::state::Settings,
     /// What is logged.
@@ -166,7 +166,7 @@ impl Settings {
             pump: part(&mut named, &names_of(&projection_engine::settings::Settings::default()))?,
             auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
-            write: part(&mut named, &names_of(&write_side::settings::Settings::default()))?,
+            write: part(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
             push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
         };

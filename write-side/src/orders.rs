@@ -1,25 +1,49 @@
-//! Commands to orders: route, body and handler, one after the other.
+//! Commands to orders: routes and bodies, one after the other, then the lines in bulk.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use domain::order::{Command, LINES_MAX, NewItem};
+use command_engine::api::CommandApi;
+use command_engine::bulk::envelope::field;
+use command_engine::bulk::lines::{BulkLines, Line};
+use command_engine::problems::refused;
+use command_engine::request::{CommandRequest, Resource};
+use domain::order::{Command, LINES_MAX, NewItem, Order};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
 use platform::body;
 use platform::problem::Problem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::call::Call;
-use crate::dispatch::{Accepted, WriteSide, refused};
+/// How answers name an order.
+static RESOURCE: Resource = Resource { id_field: "order_id", path: "/v1/orders/" };
+
+/// What may come in bulk.
+pub const BULK: BulkLines = BulkLines {
+    types: &["create_order", "add_item", "change_item", "remove_item", "confirm_order", "cancel_order"],
+    parse: line,
+};
+
+/// What a command led to.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes an answer that the engine writes")]
+struct Accepted {
+    /// The order.
+    order_id: String,
+    /// Its version now.
+    version: i64,
+    /// Position in the log that has the change: a query with `min_position` sees it.
+    position: i64,
+}
 
 /// The routes.
-pub fn router() -> OpenApiRouter<WriteSide> {
+pub fn router() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(add_item))
@@ -160,14 +184,24 @@ fn sku(sku: &str) -> Result<Sku, Problem> {
     })
 }
 
+async fn execute(
+    request: CommandRequest<()>,
+    api: &CommandApi,
+    status: StatusCode,
+    id: OrderId,
+    command: Command,
+) -> Result<Response, Problem> {
+    request.execute::<Order>(api, &RESOURCE, status, id.as_str(), command).await
+}
+
 /// Creates an order, with its first items if they are given.
 #[utoipa::path(post, path = "/v1/orders", tag = "commands", request_body = CreateOrder,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; the same key and body give the same answer")),
     responses((status = 201, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn create(State(state): State<WriteSide>, call: Call<CreateOrder>) -> Result<Response, Problem> {
-    let (call, body) = call.take();
-    let (id, command) = body.command(&call.principal)?;
-    call.answer(&state, StatusCode::CREATED, id, command).await
+async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrder>) -> Result<Response, Problem> {
+    let (request, body) = request.take();
+    let (id, command) = body.command(&request.principal)?;
+    execute(request, &api, StatusCode::CREATED, id, command).await
 }
 
 /// Adds an item, or pieces to the line that has its SKU and price.
@@ -175,12 +209,12 @@ async fn create(State(state): State<WriteSide>, call: Call<CreateOrder>) -> Resu
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn add_item(
-    State(state): State<WriteSide>,
+    State(api): State<CommandApi>,
     Path(id): Path<String>,
-    call: Call<AddItem>,
+    request: CommandRequest<AddItem>,
 ) -> Result<Response, Problem> {
-    let (call, body) = call.take();
-    call.answer(&state, StatusCode::OK, order_id(&id)?, Command::AddItem(body.into())).await
+    let (request, body) = request.take();
+    execute(request, &api, StatusCode::OK, order_id(&id)?, Command::AddItem(body.into())).await
 }
 
 /// Sets a line's quantity.
@@ -188,13 +222,13 @@ async fn add_item(
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn change_item(
-    State(state): State<WriteSide>,
+    State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
-    call: Call<ChangeItem>,
+    request: CommandRequest<ChangeItem>,
 ) -> Result<Response, Problem> {
-    let (call, body) = call.take();
+    let (request, body) = request.take();
     let command = Command::ChangeQuantity { sku: sku(&item)?, quantity: body.quantity };
-    call.answer(&state, StatusCode::OK, order_id(&id)?, command).await
+    execute(request, &api, StatusCode::OK, order_id(&id)?, command).await
 }
 
 /// Removes a line.
@@ -202,11 +236,11 @@ async fn change_item(
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn remove_item(
-    State(state): State<WriteSide>,
+    State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
-    call: Call<NoBody>,
+    request: CommandRequest<NoBody>,
 ) -> Result<Response, Problem> {
-    call.answer(&state, StatusCode::OK, order_id(&id)?, Command::RemoveItem { sku: sku(&item)? }).await
+    execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::RemoveItem { sku: sku(&item)? }).await
 }
 
 /// Confirms a draft that has at least one line; a confirmed order takes no more change.
@@ -214,11 +248,11 @@ async fn remove_item(
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn confirm(
-    State(state): State<WriteSide>,
+    State(api): State<CommandApi>,
     Path(id): Path<String>,
-    call: Call<NoBody>,
+    request: CommandRequest<NoBody>,
 ) -> Result<Response, Problem> {
-    call.answer(&state, StatusCode::OK, order_id(&id)?, Command::Confirm).await
+    execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::Confirm).await
 }
 
 /// Cancels a draft; a cancelled order takes no more change.
@@ -226,10 +260,51 @@ async fn confirm(
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn cancel(
-    State(state): State<WriteSide>,
+    State(api): State<CommandApi>,
     Path(id): Path<String>,
-    call: Call<CancelOrder>,
+    request: CommandRequest<CancelOrder>,
 ) -> Result<Response, Problem> {
-    let (call, body) = call.take();
-    call.answer(&state, StatusCode::OK, order_id(&id)?, Command::Cancel { reason: body.reason }).await
+    let (request, body) = request.take();
+    execute(request, &api, StatusCode::OK, order_id(&id)?, Command::Cancel { reason: body.reason }).await
+}
+
+/// A line of a bulk request as a command.
+fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Result<Line, Problem> {
+    if kind == "create_order" {
+        if !fields.contains_key("order_id") {
+            fields.insert("order_id".into(), Uuid::now_v7().to_string().into());
+        }
+        let (id, command) = body::from_value::<CreateOrder>(fields.into())?.command(principal)?;
+        return Ok(Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command));
+    }
+    let id = match fields.remove("order_id") {
+        Some(Value::String(id)) => order_id(&id)?,
+        _ => return Err(field("/order_id", "must name the order")),
+    };
+    let command = match kind {
+        "add_item" => Command::AddItem(body::from_value::<AddItem>(fields.into())?.into()),
+        "change_item" => {
+            let sku = line_sku(&mut fields)?;
+            Command::ChangeQuantity { sku, quantity: body::from_value::<ChangeItem>(fields.into())?.quantity }
+        }
+        "remove_item" => {
+            let sku = line_sku(&mut fields)?;
+            body::from_value::<NoBody>(fields.into())?;
+            Command::RemoveItem { sku }
+        }
+        "cancel_order" => Command::Cancel { reason: body::from_value::<CancelOrder>(fields.into())?.reason },
+        // `confirm_order`: the engine hands over no other type than those listed.
+        _ => {
+            body::from_value::<NoBody>(fields.into())?;
+            Command::Confirm
+        }
+    };
+    Ok(Line::new::<Order>(&RESOURCE, StatusCode::OK, id.as_str(), command))
+}
+
+fn line_sku(fields: &mut Map<String, Value>) -> Result<Sku, Problem> {
+    match fields.remove("sku") {
+        Some(Value::String(sku)) => sku.parse().map_err(|e: domain::values::Error| field("/sku", &e.to_string())),
+        _ => Err(field("/sku", "must name the item")),
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
 
-use crate::dispatch::{Accepted, Rejected};
+use crate::decider::{Executed, Rejected};
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -26,7 +26,7 @@ impl Metrics {
                 .build(),
             retries: meter
                 .u64_counter("docket.command.retries")
-                .with_description("Times that a command was decided again because its order had changed.")
+                .with_description("Times that a command was decided again because its stream had changed.")
                 .build(),
         };
         metrics.retries.add(0, &[]);
@@ -34,8 +34,8 @@ impl Metrics {
     }
 }
 
-/// Counts a command that was dispatched.
-pub(crate) fn dispatched(command: &'static str, outcome: &Result<Accepted, Rejected>) {
+/// Counts a command.
+pub(crate) fn executed(command: &'static str, outcome: &Result<Executed, Rejected>) {
     let result = match outcome {
         Ok(_) => "accepted",
         Err(Rejected::KeyUsed) => "conflict",

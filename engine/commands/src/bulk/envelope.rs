@@ -1,0 +1,110 @@
+//! A line read as a command.
+
+use axum::http::StatusCode;
+use jiff::Timestamp;
+use platform::auth::Principal;
+use platform::body;
+use platform::conditional::Versions;
+use platform::problem::Problem;
+use serde_json::{Map, Value};
+
+use crate::bulk::lines::{BulkLines, Line};
+use crate::decider::Origin;
+
+/// Characters of a line's `id`.
+const ID_CHARS_MAX: usize = 255;
+
+/// Id and trace of the request that the lines came with.
+pub(crate) type RequestContext = (Option<String>, Option<opentelemetry::Context>);
+
+/// What a line says.
+pub(crate) struct Envelope {
+    pub(crate) number: u64,
+    /// The line's own `id`.
+    pub(crate) id: Option<Value>,
+    /// `Err` where the line is refused before it is a command.
+    pub(crate) command: Result<(Line, Origin), Box<Problem>>,
+}
+
+/// Reads a line. `lines` are those of each context.
+pub(crate) fn envelope(
+    number: u64,
+    bytes: &[u8],
+    principal: &Principal,
+    context: &RequestContext,
+    lines: &[BulkLines],
+) -> Envelope {
+    let mut id = None;
+    let command = (|| {
+        let mut fields: Map<String, Value> = body::parse(bytes, "")?;
+        id = match fields.remove("id") {
+            Some(Value::String(text)) if text.chars().count() > ID_CHARS_MAX => {
+                return Err(field("/id", "may have 255 characters"));
+            }
+            // Another number would come back in another form: 1e2 as 100.0, one of 20 digits rounded.
+            Some(Value::Number(number)) if !number.is_i64() && !number.is_u64() => {
+                return Err(field("/id", "must be a text or a whole number of at most 64 bits"));
+            }
+            id @ (None | Some(Value::Null | Value::String(_) | Value::Number(_))) => id,
+            Some(_) => return Err(field("/id", "must be a text or a number")),
+        };
+        if principal.expires_at < Timestamp::now().as_second() {
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
+                .detail("The token expired while commands were read: send the rest with a fresh one."));
+        }
+        let occurred_at = occurred_at(&mut fields, principal)?;
+        let expected = match fields.remove("expected_version") {
+            None | Some(Value::Null) => None,
+            Some(version) => {
+                let version =
+                    version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?;
+                Some(Versions::Listed(vec![version]))
+            }
+        };
+        let Some(Value::String(kind)) = fields.remove("type") else {
+            return Err(field("/type", "must name the command"));
+        };
+        let own = lines.iter().find(|own| own.types.contains(&kind.as_str()));
+        let mut line = (own.ok_or_else(|| unknown_type(lines))?.parse)(&kind, fields, principal)?;
+        line.step.expect(expected);
+        let origin = Origin {
+            principal: principal.clone(),
+            key: None,
+            occurred_at,
+            is_patient: true,
+            request_id: context.0.clone(),
+            trace: context.1.clone(),
+        };
+        Ok((line, origin))
+    })();
+    Envelope { number, id, command: command.map_err(Box::new) }
+}
+
+fn unknown_type(lines: &[BulkLines]) -> Problem {
+    let types: Vec<_> = lines.iter().flat_map(|own| own.types).copied().collect();
+    field("/type", &format!("must be one of {}", types.join(", ")))
+}
+
+fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result<Option<Timestamp>, Problem> {
+    match fields.remove("occurred_at") {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) if !principal.is_staff() => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+            .detail("Only staff may say when a command happened.")
+            .error("/occurred_at", "only staff may set it")),
+        Some(at) => at
+            .as_str()
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .and_then(|at| Timestamp::from_microsecond(at.as_microsecond()).ok())
+            // What RFC 3339 can say.
+            .filter(|at| (0..=9999).contains(&jiff::tz::Offset::UTC.to_datetime(*at).year()))
+            .map(Some)
+            .ok_or_else(|| field("/occurred_at", "must be RFC 3339, e.g. \"2017-01-01T11:53:26Z\"")),
+    }
+}
+
+/// A field that is wrong.
+pub fn field(pointer: &str, message: &str) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "The line cannot be taken")
+        .detail(format!("{} {message}", pointer.trim_start_matches('/')))
+        .error(pointer, message)
+}

@@ -1,0 +1,104 @@
+//! A body cut into lines.
+
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use bytes::BytesMut;
+use futures::{Stream, StreamExt};
+use platform::problem::Problem;
+
+/// A line, in bytes, at most.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the buffer that lines are read into which are kept from line to line.
+const BUFFER_BYTES_KEPT: usize = 64 << 10;
+
+/// Lines of a body; one that is too long is passed over and reported as such.
+pub(crate) fn split_lines(
+    body: impl Stream<Item = Result<Bytes, axum::Error>>,
+) -> impl Stream<Item = Result<BytesMut, Box<Problem>>> {
+    struct Reader<S> {
+        body: std::pin::Pin<Box<S>>,
+        buffer: BytesMut,
+        searched: usize,
+        too_long: bool,
+        done: bool,
+    }
+    let reader = Reader { body: Box::pin(body), buffer: BytesMut::new(), searched: 0, too_long: false, done: false };
+    futures::stream::unfold(reader, |mut reader| async move {
+        loop {
+            if let Some(at) = reader.buffer[reader.searched..].iter().position(|byte| *byte == b'\n') {
+                let line = reader.buffer.split_to(reader.searched + at + 1);
+                reader.searched = 0;
+                let line = if std::mem::take(&mut reader.too_long) { Err(too_long()) } else { Ok(line) };
+                return Some((line, reader));
+            }
+            // The last line has been carried out: its memory is given back.
+            if reader.buffer.is_empty() && reader.buffer.capacity() > BUFFER_BYTES_KEPT {
+                reader.buffer = BytesMut::new();
+            }
+            if reader.buffer.len() > LINE_BYTES_MAX {
+                reader.too_long = true;
+                reader.buffer.clear();
+            }
+            reader.searched = reader.buffer.len();
+            if reader.done {
+                let line = std::mem::take(&mut reader.buffer);
+                reader.searched = 0;
+                let too_long_line = std::mem::take(&mut reader.too_long);
+                return match (line.is_empty(), too_long_line) {
+                    (_, true) => Some((Err(too_long()), reader)),
+                    (true, false) => None,
+                    (false, false) => Some((Ok(line), reader)),
+                };
+            }
+            match reader.body.next().await {
+                Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
+                // Cut in the middle: the last line is not whole, so it is not a command.
+                Some(Err(_)) => {
+                    reader.buffer.clear();
+                    reader.too_long = false;
+                    reader.done = true;
+                    reader.searched = 0;
+                    return Some((Err(cut_off()), reader));
+                }
+                None => reader.done = true,
+            }
+        }
+    })
+}
+
+fn cut_off() -> Box<Problem> {
+    Box::new(
+        Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
+            .detail("The body broke off here. This line and what follows were not read: send them again."),
+    )
+}
+
+fn too_long() -> Box<Problem> {
+    Box::new(
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "line-too-long", "The line is too long")
+            .detail(format!("A line holds at most {LINE_BYTES_MAX} bytes.")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(chunks: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
+        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        split_lines(futures::stream::iter(chunks)).map(|line| line.ok().map(Vec::from)).collect().await
+    }
+
+    #[tokio::test]
+    async fn lines_may_be_cut_anywhere() {
+        let expected = vec![Some(b"ab\n".to_vec()), Some(b"\n".to_vec()), Some(b"cd".to_vec())];
+        assert_eq!(lines(&[b"ab\n\ncd"]).await, expected);
+        assert_eq!(lines(&[b"a", b"b", b"\n\nc", b"d"]).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_line_too_long_is_one_refusal_and_the_next_line_is_read() {
+        let long = vec![b'x'; LINE_BYTES_MAX];
+        assert_eq!(lines(&[&long, &long, b"\nok\n"]).await, vec![None, Some(b"ok\n".to_vec())]);
+    }
+}

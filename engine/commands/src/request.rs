@@ -1,0 +1,197 @@
+//! What every command request brings along: who, which version, under which idempotency key, and the body; and its answer.
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header::{ETAG, LOCATION};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use event_store::log::IdempotencyRecord;
+use kernel::aggregate::Aggregate;
+use platform::auth::Principal;
+use platform::conditional::{Versions, etag, if_match};
+use platform::problem::Problem;
+use platform::{body, request_id};
+use serde::de::DeserializeOwned;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use crate::api::CommandApi;
+use crate::decider::{Key, Origin, Rejected};
+use crate::in_flight::still_answered;
+use crate::problems::unavailable;
+use crate::step::{AnyStep, Step};
+
+/// Name of the request's header.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// How answers name the aggregates of a kind.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The member of an answer that holds the id, e.g. `counter_id`.
+    pub id_field: &'static str,
+    /// The path that the id is added to in `Location`, e.g. `/v1/counters/`.
+    pub path: &'static str,
+}
+
+/// What a command led to: `{"<id_field>", "version", "position"}`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// How the aggregate is named.
+    pub resource: &'static Resource,
+    /// Its id.
+    pub id: String,
+    /// Its version now.
+    pub version: i64,
+    /// Position in the log that has the change: a query with `min_position` sees it.
+    pub position: i64,
+}
+
+impl Serialize for Accepted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(Some(3))?;
+        members.serialize_entry(self.resource.id_field, &self.id)?;
+        members.serialize_entry("version", &self.version)?;
+        members.serialize_entry("position", &self.position)?;
+        members.end()
+    }
+}
+
+/// A command request with its body read as `T`; an empty body reads as `{}`.
+pub struct CommandRequest<T> {
+    /// Who.
+    pub principal: Principal,
+    /// The body.
+    pub body: T,
+    expected_version: Option<Versions>,
+    /// The key, and the hash of the request.
+    key: Option<(String, String)>,
+}
+
+impl<T: DeserializeOwned> FromRequest<CommandApi> for CommandRequest<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &CommandApi) -> Result<Self, Problem> {
+        let (mut parts, content) = request.into_parts();
+        let principal = Principal::from_request_parts(&mut parts, api).await?;
+        let expected_version = if_match(&parts.headers)?;
+        let key = idempotency_key(&parts.headers)?;
+        let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+        let bytes = body::read(Request::from_parts(parts, content), api).await?;
+        let key = key.map(|key| {
+            let mut hash = Sha256::new();
+            for part in [method.as_str().as_bytes(), path.as_bytes(), &bytes] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+            (key, format!("{:x}", hash.finalize()))
+        });
+        let body = body::parse(if bytes.is_empty() { b"{}" } else { &bytes }, "")?;
+        Ok(Self { principal, body, expected_version, key })
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    if (1..=255).contains(&key.len()) {
+        return Ok(Some(key.to_owned()));
+    }
+    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "Idempotency-Key cannot be used")
+        .detail("Idempotency-Key takes 1 to 255 printable ASCII characters, e.g. a UUID."))
+}
+
+impl<T> CommandRequest<T> {
+    /// The body apart from the rest.
+    pub fn take(self) -> (CommandRequest<()>, T) {
+        let Self { principal, body, expected_version, key } = self;
+        (CommandRequest { principal, body: (), expected_version, key }, body)
+    }
+
+    /// Carries out a command and makes the answer. `status` is that of a success.
+    ///
+    /// # Errors
+    /// The refusal, or why the command could not be carried out.
+    pub async fn execute<A: Aggregate>(
+        self,
+        api: &CommandApi,
+        resource: &'static Resource,
+        status: StatusCode,
+        id: &str,
+        command: A::Command,
+    ) -> Result<Response, Problem> {
+        let scope = self.principal.subject.clone();
+        let _in_flight = match &self.key {
+            None => None,
+            Some((key, hash)) => {
+                let in_flight = api.in_flight().enter(&scope, key)?;
+                if let Some(found) = api.store().idempotency_record(&scope, key).await.map_err(unavailable)? {
+                    return replay(resource, found, hash);
+                }
+                Some(in_flight)
+            }
+        };
+        let key = self.key.clone().map(|(key, request_hash)| Key {
+            scope: scope.clone(),
+            key,
+            request_hash,
+            status: status.as_u16(),
+        });
+        let origin = Origin {
+            principal: self.principal,
+            key,
+            occurred_at: None,
+            is_patient: false,
+            request_id: request_id::current(),
+            trace: request_id::current_trace(),
+        };
+        let mut steps: [Box<dyn AnyStep>; 1] = [Step::<A>::new(id, command)];
+        steps[0].expect(self.expected_version);
+        let rejected = match (api.decider().execute(&mut steps, &origin).await, &self.key) {
+            (Ok(executed), _) => {
+                let version = executed.versions.first().copied().unwrap_or_default();
+                let accepted = Accepted { resource, id: id.to_owned(), version, position: executed.position };
+                return Ok(success(status, &accepted));
+            }
+            (Err(Rejected::Problem(problem)), None) => return Err(problem),
+            (Err(Rejected::KeyUsed), None) => return Err(still_answered()),
+            (Err(rejected), Some(_)) => rejected,
+        };
+        let Some((key, hash)) = self.key else { return Err(Problem::internal()) };
+        // Another process may have taken the key since it was looked up, and so be the reason for the refusal.
+        match (api.store().idempotency_record(&scope, &key).await.map_err(unavailable)?, rejected) {
+            (Some(found), _) => replay(resource, found, &hash),
+            (None, Rejected::Problem(problem)) => Err(problem),
+            (None, Rejected::KeyUsed) => Err(still_answered()),
+        }
+    }
+}
+
+/// The same answer again, byte for byte.
+fn replay(resource: &'static Resource, found: IdempotencyRecord, request_hash: &str) -> Result<Response, Problem> {
+    if found.request_hash != request_hash {
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "The Idempotency-Key belongs to another request",
+        )
+        .detail("The key was used with another method, path or body. Use a new key for a new request."));
+    }
+    let status = StatusCode::from_u16(found.status as u16).unwrap_or(StatusCode::OK);
+    let accepted = Accepted { resource, id: found.aggregate_id, version: found.version, position: found.position };
+    let mut response = success(status, &accepted);
+    response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    Ok(response)
+}
+
+fn success(status: StatusCode, accepted: &Accepted) -> Response {
+    let mut response = (status, axum::Json(accepted)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(ETAG, etag(accepted.version));
+    // What is no header's value has no `Location`.
+    if status == StatusCode::CREATED
+        && let Ok(location) = HeaderValue::try_from(format!("{}{}", accepted.resource.path, accepted.id))
+    {
+        headers.insert(LOCATION, location);
+    }
+    response
+}

@@ -83,8 +83,7 @@ fn every_schema_has_golden_events_and_every_golden_file_a_schema() {
 fn decode(file: &str, stored: &Value) -> serde_json::Result<Event> {
     let (event_type, version) = file.trim_end_matches(".json").split_once(".v").unwrap();
     let payload = stored.to_string();
-    let (version, payload) = Upcasters::default()
-        .and::<Order>()
+    let (version, payload) = Upcasters::of(Order::TYPE, Order::UPCASTERS)
         .upcast("order", event_type, version, &payload)
         .unwrap_or((present(event_type), payload));
     assert_eq!(version, present(event_type), "{file} is upcast to the present version");

@@ -113,7 +113,9 @@ fn sources(folder: &Path) -> BTreeMap<String, String> {
                 add(&path, src, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path).expect("a source file");
-                let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
+                let tests = ["\n#[cfg(test)]\nmod ", "\n#[cfg(test)]\npub(crate) mod "];
+                let end = tests.iter().filter_map(|tests| text.find(tests)).min().unwrap_or(text.len());
+                let text = text[..end].to_owned();
                 found.insert(path.strip_prefix(src).expect("in src").display().to_string(), text);
             }
         }

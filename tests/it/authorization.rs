@@ -464,7 +464,10 @@ async fn check_rows(system: &TestSystem) -> Vec<String> {
 fn plain_routes() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut folders: Vec<_> =
-        ["platform", "read-side", "write-side", "server"].iter().map(|name| root.join(name).join("src")).collect();
+        ["engine/platform", "engine/commands", "engine/projection-engine", "read-side", "write-side", "server"]
+            .iter()
+            .map(|name| root.join(name).join("src"))
+            .collect();
     let mut routes = BTreeSet::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("the sources are there").flatten() {

@@ -39,8 +39,8 @@ use crate::bulk::envelope::{Envelope, RequestContext, envelope};
 use crate::bulk::lines::Line;
 use crate::bulk::split::split_lines;
 use crate::bulk::spool::{Reader, Spool};
-use crate::decider::{Executed, Rejected};
-use crate::request::{Accepted, IDEMPOTENCY_KEY};
+use crate::outcome::{Accepted, Executed, Rejected};
+use crate::request::IDEMPOTENCY_KEY;
 
 /// What a line counts until its result has been kept: so many bytes, and so many for each of its own. That is what its
 /// parsed form and its result may take.

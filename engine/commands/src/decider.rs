@@ -3,18 +3,13 @@
 //! Commands to one stream in this process go one after the other, because they would only conflict. A command may touch
 //! several streams: each is decided by its aggregate, and all commit or none.
 
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use event_store::aggregates::AggregateRepository;
 use event_store::append::{Append, Appended, Idempotency, StreamCheck, StreamWrite, Unchanged};
 use event_store::error::{AppendError, Error as StoreError};
 use event_store::store::Store;
 use jiff::Timestamp;
-use kernel::aggregate::Aggregate;
 use kernel::stream::StreamId;
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
@@ -26,7 +21,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::metrics;
+use crate::outcome::{Executed, Rejected};
 use crate::problems::{busy, unavailable};
+use crate::repositories::Repositories;
 use crate::step::AnyStep;
 
 /// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
@@ -42,8 +39,7 @@ const LOCKS: usize = 65_536;
 /// Decides on commands to every kind of aggregate.
 pub struct Decider {
     store: Store,
-    /// The repository of each kind of aggregate, by its type.
-    repositories: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    repositories: Repositories,
     stream_locks: Vec<Mutex<()>>,
     /// Makes numbers of streams and principals. Keyed, so that nobody can choose one that shares another's place.
     hasher: RandomState,
@@ -79,30 +75,6 @@ pub struct Key {
     pub status: u16,
 }
 
-/// What commands led to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Executed {
-    /// The version of each aggregate now, in the order of the commands.
-    pub versions: Vec<i64>,
-    /// Position in the log that has the changes: a query with `min_position` sees them.
-    pub position: i64,
-}
-
-/// Why commands were not carried out.
-#[derive(Debug)]
-pub enum Rejected {
-    /// An answer for the client.
-    Problem(Problem),
-    /// The idempotency key has been used since it was looked up.
-    KeyUsed,
-}
-
-impl From<Problem> for Rejected {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
-    }
-}
-
 /// What an event carries besides its payload; cqrs-es reads metadata as a map of strings.
 #[derive(Serialize)]
 struct Metadata<'a> {
@@ -121,8 +93,8 @@ impl Decider {
     /// Over a store.
     pub fn new(store: Store) -> Self {
         Self {
+            repositories: Repositories::new(store.clone()),
             store,
-            repositories: RwLock::default(),
             stream_locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
             hasher: RandomState::new(),
         }
@@ -135,21 +107,6 @@ impl Decider {
     /// A number of a stream, for dividing work.
     pub(crate) fn number_of(&self, stream: &StreamId) -> usize {
         self.hasher.hash_one(stream) as usize
-    }
-
-    /// Aggregates of one kind.
-    pub(crate) fn repository<A: Aggregate>(&self) -> Arc<AggregateRepository<A>> {
-        let kind = TypeId::of::<A>();
-        let known = self.repositories.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
-        let known = known.unwrap_or_else(|| {
-            let mut all = self.repositories.write().unwrap_or_else(PoisonError::into_inner);
-            all.entry(kind).or_insert_with(|| Arc::new(self.store.aggregates::<A>())).clone()
-        });
-        match known.downcast() {
-            Ok(repository) => repository,
-            // The key is the type.
-            Err(_) => Arc::new(self.store.aggregates::<A>()),
-        }
     }
 
     /// Carries commands out, all or none; the first refusal answers. When it returns `Ok`, their events are durable.
@@ -223,7 +180,7 @@ impl Decider {
                 Err(AppendError::Store(error)) => {
                     // Of what was shed nothing can have been written.
                     if !matches!(error, StoreError::Overloaded) {
-                        steps.iter().for_each(|step| step.evict(self));
+                        steps.iter().for_each(|step| step.evict(&self.repositories));
                     }
                     return Err(unavailable(error).into());
                 }
@@ -240,7 +197,7 @@ impl Decider {
         fresh: bool,
     ) -> Result<Result<(), Problem>, Problem> {
         for step in steps.iter_mut() {
-            step.load(self, fresh).await.map_err(unavailable)?;
+            step.load(&self.repositories, fresh).await.map_err(unavailable)?;
             if let Err(problem) = step.decide(principal) {
                 return Ok(Err(problem));
             }
@@ -257,7 +214,7 @@ impl Decider {
                 0 => versions.push(step.version()),
                 _ => {
                     let version = written.next().copied().unwrap_or_default();
-                    step.commit(self, version).await;
+                    step.commit(&self.repositories, version).await;
                     versions.push(version);
                 }
             }

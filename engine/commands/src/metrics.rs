@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
 
-use crate::decider::{Executed, Rejected};
+use crate::outcome::{Executed, Rejected};
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 

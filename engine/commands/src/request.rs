@@ -11,50 +11,17 @@ use platform::conditional::{Versions, etag, if_match};
 use platform::problem::Problem;
 use platform::{body, request_id};
 use serde::de::DeserializeOwned;
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::api::CommandApi;
-use crate::decider::{Key, Origin, Rejected};
+use crate::decider::{Key, Origin};
 use crate::in_flight::still_answered;
+use crate::outcome::{Accepted, Rejected, Resource};
 use crate::problems::unavailable;
 use crate::step::{AnyStep, Step};
 
 /// Name of the request's header.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
-
-/// How answers name the aggregates of a kind.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// The member of an answer that holds the id, e.g. `counter_id`.
-    pub id_field: &'static str,
-    /// The path that the id is added to in `Location`, e.g. `/v1/counters/`.
-    pub path: &'static str,
-}
-
-/// What a command led to: `{"<id_field>", "version", "position"}`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Accepted {
-    /// How the aggregate is named.
-    pub resource: &'static Resource,
-    /// Its id.
-    pub id: String,
-    /// Its version now.
-    pub version: i64,
-    /// Position in the log that has the change: a query with `min_position` sees it.
-    pub position: i64,
-}
-
-impl Serialize for Accepted {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut members = serializer.serialize_map(Some(3))?;
-        members.serialize_entry(self.resource.id_field, &self.id)?;
-        members.serialize_entry("version", &self.version)?;
-        members.serialize_entry("position", &self.position)?;
-        members.end()
-    }
-}
 
 /// A command request with its body read as `T`; an empty body reads as `{}`.
 pub struct CommandRequest<T> {

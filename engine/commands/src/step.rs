@@ -14,8 +14,8 @@ use platform::auth::Principal;
 use platform::conditional::Versions;
 use platform::problem::Problem;
 
-use crate::decider::Decider;
 use crate::problems::refused;
+use crate::repositories::Repositories;
 
 /// A command to one aggregate, with what was decided on it.
 pub struct Step<A: Aggregate> {
@@ -47,7 +47,7 @@ pub trait AnyStep: Send + Sync {
     fn expect(&mut self, versions: Option<Versions>);
     /// Loads the state to decide on: that in memory, which may be stale, unless it has to be `fresh` from the log. A command
     /// that creates its aggregate is decided on an absent one: the append checks it.
-    fn load<'a>(&'a mut self, decider: &'a Decider, fresh: bool) -> BoxFuture<'a, Result<(), Error>>;
+    fn load<'a>(&'a mut self, repositories: &'a Repositories, fresh: bool) -> BoxFuture<'a, Result<(), Error>>;
     /// Decides. Nothing is applied.
     ///
     /// # Errors
@@ -63,9 +63,9 @@ pub trait AnyStep: Send + Sync {
     /// An event or its metadata does not serialize.
     fn encode(&self, metadata: &mut dyn FnMut() -> serde_json::Result<String>) -> serde_json::Result<Vec<NewEvent>>;
     /// The events are durable: keeps the state that they lead to in memory.
-    fn commit<'a>(&'a mut self, decider: &'a Decider, version: i64) -> BoxFuture<'a, ()>;
+    fn commit<'a>(&'a mut self, repositories: &'a Repositories, version: i64) -> BoxFuture<'a, ()>;
     /// Nobody knows what became of the events: removes the aggregate from memory.
-    fn evict(&self, decider: &Decider);
+    fn evict(&self, repositories: &Repositories);
 }
 
 impl<A: Aggregate> AnyStep for Step<A> {
@@ -85,8 +85,8 @@ impl<A: Aggregate> AnyStep for Step<A> {
         self.expected_version = versions;
     }
 
-    fn load<'a>(&'a mut self, decider: &'a Decider, fresh: bool) -> BoxFuture<'a, Result<(), Error>> {
-        let repository: Arc<AggregateRepository<A>> = decider.repository();
+    fn load<'a>(&'a mut self, repositories: &'a Repositories, fresh: bool) -> BoxFuture<'a, Result<(), Error>> {
+        let repository: Arc<AggregateRepository<A>> = repositories.of();
         let in_memory = match fresh {
             true => None,
             false if self.command.creates() => {
@@ -150,10 +150,10 @@ impl<A: Aggregate> AnyStep for Step<A> {
         self.events.iter().map(encode).collect()
     }
 
-    fn commit<'a>(&'a mut self, decider: &'a Decider, version: i64) -> BoxFuture<'a, ()> {
+    fn commit<'a>(&'a mut self, repositories: &'a Repositories, version: i64) -> BoxFuture<'a, ()> {
         async move {
             let Some(loaded) = self.loaded.take() else { return };
-            let repository: Arc<AggregateRepository<A>> = decider.repository();
+            let repository: Arc<AggregateRepository<A>> = repositories.of();
             // The cache has the other reference to the state: without it the state is evolved where it is.
             repository.evict(&self.id);
             let mut state = Arc::try_unwrap(loaded).map_or_else(|shared| shared.state.clone(), |own| own.state);
@@ -163,8 +163,8 @@ impl<A: Aggregate> AnyStep for Step<A> {
         .boxed()
     }
 
-    fn evict(&self, decider: &Decider) {
-        decider.repository::<A>().evict(&self.id);
+    fn evict(&self, repositories: &Repositories) {
+        repositories.of::<A>().evict(&self.id);
     }
 }
 

@@ -124,7 +124,7 @@ counting!(NextCounter, "counter", 2);
 counting!(Gauge, "gauge", 1);
 
 fn upcasters() -> Upcasters {
-    Upcasters::default().and::<Counter>()
+    Upcasters::of(Counter::TYPE, Counter::UPCASTERS)
 }
 
 fn event(by: i64) -> NewEvent {

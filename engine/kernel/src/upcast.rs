@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::aggregate::Aggregate;
-
 /// One step: from one version of an event to the next.
 #[derive(Debug, Clone, Copy)]
 pub struct Upcaster {
@@ -25,11 +23,9 @@ pub struct Upcaster {
 pub struct Upcasters(Arc<[(&'static str, Upcaster)]>);
 
 impl Upcasters {
-    /// These and those of one more aggregate.
-    #[must_use]
-    pub fn and<A: Aggregate>(self) -> Self {
-        let own = A::UPCASTERS.iter().map(|upcaster| (A::TYPE, *upcaster));
-        Self(self.0.iter().copied().chain(own).collect())
+    /// Those of one type of aggregate.
+    pub fn of(aggregate_type: &'static str, upcasters: &[Upcaster]) -> Self {
+        Self(upcasters.iter().map(|upcaster| (aggregate_type, *upcaster)).collect())
     }
 
     /// Adds those of another type, which must not be among these.

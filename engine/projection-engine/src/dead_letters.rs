@@ -5,8 +5,6 @@
 //! group. A row that the database refuses, or a fold that panics, parks the stream in one group only. A decision about the
 //! first kind becomes one row for each group, because each group brings its own rows up to date.
 
-use std::collections::HashMap;
-
 use event_store::db::{Db, Tx};
 use event_store::error::Error;
 use event_store::event::RecordedEvent;
@@ -15,51 +13,12 @@ use event_store::store::Store;
 use kernel::stream::StreamId;
 use serde::Serialize;
 
+use crate::exclusions::{Discarded, Exclusions};
 use crate::registry::Registry;
 use crate::state::{FoldError, rfc3339};
 
 /// Name in the database for every group.
 const EVERY_GROUP: &str = "";
-
-/// What a fold leaves out.
-#[derive(Debug, Clone, Default)]
-pub struct Exclusions {
-    /// Streams, each from a position on.
-    pub(crate) parked: HashMap<StreamId, i64>,
-    /// Single events.
-    pub(crate) discarded: Discarded,
-}
-
-/// Events that operators have decided to do without, by position, with their ids where those are known.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Discarded(HashMap<i64, Option<String>>);
-
-impl Discarded {
-    /// Whether this event is one of them.
-    pub fn holds(&self, event: &RecordedEvent) -> bool {
-        self.0.get(&event.position).is_some_and(|id| id.as_ref().is_none_or(|id| *id == event.id()))
-    }
-
-    pub(crate) fn insert(&mut self, position: i64, id: Option<String>) {
-        self.0.insert(position, id);
-    }
-}
-
-impl Exclusions {
-    /// Whether the event waits for an operator, or for one before it in its stream.
-    pub fn parks(&self, event: &RecordedEvent) -> bool {
-        if self.parked.is_empty() {
-            return false;
-        }
-        let stream = StreamId::new(&event.aggregate_type, &event.aggregate_id);
-        self.parked.get(&stream).is_some_and(|from| event.position >= *from)
-    }
-
-    /// Whether an operator has decided to do without it.
-    pub fn discards(&self, event: &RecordedEvent) -> bool {
-        self.discarded.holds(event)
-    }
-}
 
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Row {

@@ -1,4 +1,4 @@
-//! From events to changes of aggregates, for the pump, the rebuild and the verification alike.
+//! From events to changes of the aggregates of one kind.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,15 +11,13 @@ use event_store::store::Store;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kernel::aggregate::Aggregate;
-use kernel::stream::StreamId;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder};
 use rayon::prelude::*;
 
-use crate::dead_letters::Exclusions;
-use crate::error::{Error, panic_text};
-use crate::projection::{AnyChanges, AnyProjection, Change, Changes, Decoded, Rows};
-use crate::registry::{CORE, Group};
+use crate::change::{AnyChanges, Change, Changes, Decoded, Folds};
+use crate::error::panic_text;
+use crate::exclusions::Exclusions;
 use crate::state::{BYTES_PER_AGGREGATE, ByWeight, FoldError, Versioned, occurred_at};
 
 /// Events that are worth being divided among cores; the batches of the pump are smaller.
@@ -29,129 +27,6 @@ const READ_AT_ONCE: usize = 500;
 const READ_EVENTS_MAX: i64 = 10_000;
 /// How much of the cache is for what was asked for often: an aggregate's events come soon after each other, and then no more.
 const OFTEN: f64 = 0.5;
-
-/// What of a batch is wanted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Folds {
-    /// The states of aggregates before and after it.
-    pub state: bool,
-    /// Its events, decoded.
-    pub events: bool,
-}
-
-/// Folds the batches of a group, which follow each other.
-pub(crate) struct GroupFold {
-    folds: Vec<Box<dyn AnyFold>>,
-    /// Events that are left out.
-    pub(crate) exclusions: Exclusions,
-    is_core: bool,
-}
-
-/// What a batch did, for each kind of aggregate.
-pub struct Batch(Vec<Box<dyn AnyChanges>>);
-
-impl Batch {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(|changes| changes.is_empty())
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn AnyChanges> {
-        self.0.iter().map(|changes| &**changes)
-    }
-
-    /// The rows of one projection: all of them, or those of one stream.
-    ///
-    /// # Errors
-    /// [`Error::Panicked`].
-    pub(crate) fn rows(&self, projection: &dyn AnyProjection, only: Option<&StreamId>) -> Result<Vec<Rows>, Error> {
-        let rows = || self.0.iter().flat_map(|changes| projection.rows(&**changes, only.map(|id| &*id.aggregate_id)));
-        let caught = catch_unwind(AssertUnwindSafe(|| rows().collect()));
-        caught.map_err(|panic| Error::Panicked(format!("{}: {}", projection.name(), panic_text(&*panic))))
-    }
-}
-
-impl GroupFold {
-    pub(crate) fn new(store: &Store, group: &Group, aggregates_max: usize, exclusions: Exclusions) -> Self {
-        let folds = |kind: &str| {
-            let own = group.projections.iter().filter(|projection| projection.aggregate().aggregate_type() == kind);
-            own.fold(Folds::default(), |all, one| Folds {
-                state: all.state || one.needs().state,
-                events: all.events || one.needs().events,
-            })
-        };
-        let kinds = group.aggregates().into_iter();
-        let folds = kinds.map(|kind| kind.new_fold(store.clone(), folds(kind.aggregate_type()), aggregates_max));
-        Self { folds: folds.collect(), exclusions, is_core: group.name == CORE }
-    }
-
-    /// Removes every aggregate from the cache: what was folded was not written.
-    pub(crate) fn clear(&self) {
-        self.folds.iter().for_each(|fold| fold.clear());
-    }
-
-    /// Keeps what a batch led to, once it is written.
-    pub(crate) fn put(&self, batch: &Batch) {
-        for fold in &self.folds {
-            batch.iter().for_each(|changes| fold.put(changes));
-        }
-    }
-
-    /// What the events do, and the first event of each stream that does not fold.
-    pub(crate) async fn fold(&self, events: &[RecordedEvent]) -> Result<(Batch, Vec<FoldError>), StoreError> {
-        let (mut all, mut failed) = (Vec::new(), Vec::new());
-        for fold in &self.folds {
-            let folded = fold.fold(events, &self.exclusions).await?;
-            all.push(folded.changes);
-            failed.extend(folded.failed);
-        }
-        Ok((Batch(all), failed))
-    }
-
-    /// The same where no event may fail.
-    ///
-    /// # Errors
-    /// [`Error::Fold`] for the first event that fails.
-    pub(crate) async fn changes(&self, events: &[RecordedEvent]) -> Result<Batch, Error> {
-        let (batch, failed) = self.fold(events).await?;
-        match failed.into_iter().next() {
-            Some(failed) => Err(Error::Fold(failed)),
-            None => Ok(batch),
-        }
-    }
-
-    /// Whether the states of a kind of aggregate are folded, for which its whole streams are read.
-    pub(crate) fn needs_state(&self, aggregate_type: &str) -> bool {
-        self.folds.iter().any(|fold| fold.aggregate_type() == aggregate_type && fold.needs_state())
-    }
-
-    /// What the events of one stream do from a position on.
-    pub(crate) fn since(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Partial {
-        let own = self.folds.iter().find(|fold| fold.aggregate_type() == stream.aggregate_type);
-        match own {
-            Some(fold) => fold.since(events, position, &self.exclusions),
-            None => Partial { batch: Batch(Vec::new()), reached: i64::MAX, failed: None },
-        }
-    }
-
-    /// Each aggregate of the events, which hold whole streams, as it was at a position: one change each.
-    ///
-    /// # Errors
-    /// An event that does not fold.
-    pub(crate) fn whole(&self, events: &[RecordedEvent], position: i64) -> Result<Batch, FoldError> {
-        let all = self.folds.iter().map(|fold| fold.whole(events, position, &self.exclusions));
-        Ok(Batch(all.collect::<Result<_, _>>()?))
-    }
-
-    /// The kinds of aggregates that are folded.
-    pub(crate) fn aggregate_types(&self) -> impl Iterator<Item = &'static str> {
-        self.folds.iter().map(|fold| fold.aggregate_type())
-    }
-
-    /// Runs work of a context. That of a foreign one may block the thread; then its other tasks move to another one.
-    pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        if self.is_core { work() } else { tokio::task::block_in_place(work) }
-    }
-}
 
 /// What folding a batch gave.
 pub struct Folded {
@@ -163,7 +38,7 @@ pub struct Folded {
 
 /// What the events of one stream do from a position on.
 pub struct Partial {
-    pub(crate) batch: Batch,
+    pub(crate) changes: Box<dyn AnyChanges>,
     /// Position of the last event that was applied or skipped.
     pub(crate) reached: i64,
     /// The event that does not fold, if there is one.
@@ -183,10 +58,13 @@ pub trait AnyFold: Send + Sync {
         exclusions: &'a Exclusions,
     ) -> BoxFuture<'a, Result<Folded, StoreError>>;
 
-    /// See [`GroupFold::since`].
+    /// What the events of one stream do from a position on.
     fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
 
-    /// See [`GroupFold::whole`].
+    /// Each aggregate of the events, which hold whole streams, as it was at a position: one change each.
+    ///
+    /// # Errors
+    /// An event that does not fold.
     fn whole(
         &self,
         events: &[RecordedEvent],
@@ -380,7 +258,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
         let reached = state.position;
         let state = Some(state).filter(|state| self.folds.state && state.position >= position);
         let states = state.and_then(|state| Change::of(before, Arc::new(state))).into_iter().collect();
-        Partial { batch: Batch(vec![Box::new(Changes { states, events: decoded })]), reached, failed }
+        Partial { changes: Box::new(Changes { states, events: decoded }), reached, failed }
     }
 
     fn whole(

@@ -9,9 +9,10 @@ use event_store::now_us;
 use event_store::store::Store;
 use kernel::stream::StreamId;
 
+use crate::change::Rows;
 use crate::error::Error;
-use crate::fold::Batch;
-use crate::projection::{AnyProjection, Rows};
+use crate::group_fold::Batch;
+use crate::projection::AnyProjection;
 use crate::registry::{Group, Registry};
 
 // States of a generation, as the database has them.

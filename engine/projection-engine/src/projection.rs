@@ -2,10 +2,8 @@
 //!
 //! Types are erased once for a batch of events, never for each event.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use event_store::db::{Merge, Table, Value};
 use event_store::event::RecordedEvent;
@@ -13,40 +11,8 @@ use event_store::store::Store;
 use kernel::aggregate::{Aggregate, History};
 use kernel::upcast::Upcasters;
 
-use crate::fold::{AggregateFold, AnyFold, Folds};
-use crate::state::Versioned;
-
-/// What a batch of events did to one aggregate.
-pub struct Change<A> {
-    /// The aggregate before the batch; `None` where the batch created it.
-    pub before: Option<Arc<Versioned<A>>>,
-    /// The aggregate after it.
-    pub after: Arc<Versioned<A>>,
-}
-
-impl<A: Aggregate> Change<A> {
-    /// `None` where the aggregate does not exist: a stream whose first event is missing or discarded is in no read model.
-    pub fn of(before: Option<Arc<Versioned<A>>>, after: Arc<Versioned<A>>) -> Option<Self> {
-        after.exists().then(|| Self { before: before.filter(|before| before.exists()), after })
-    }
-}
-
-/// An event, decoded. Times are microseconds since 1970.
-pub struct Decoded<A: Aggregate> {
-    /// Id of the aggregate.
-    pub id: compact_str::CompactString,
-    /// The event.
-    pub event: A::Event,
-    /// Its place in its stream.
-    pub sequence: i64,
-    /// Its place in the log.
-    pub position: i64,
-    /// When it happened.
-    pub occurred_at: i64,
-}
-
-/// Rows for one table; keys are distinct.
-pub type Rows = (&'static Table, Vec<Vec<Value>>);
+use crate::change::{AnyChanges, Change, Changes, Decoded, Folds, Rows};
+use crate::fold::{AggregateFold, AnyFold};
 
 /// How a batch of events becomes rows: a pure function.
 pub enum Fold<A: Aggregate> {
@@ -138,32 +104,6 @@ fn last_of_each_key((table, rows): Rows) -> Rows {
     (table, kept.map(|(_, row)| row).collect())
 }
 
-/// What a batch did to the aggregates of one kind.
-pub struct Changes<A: Aggregate> {
-    /// The aggregates that changed, where a projection needs their states.
-    pub states: Vec<Change<A>>,
-    /// The events in the order of the log, where a projection needs them.
-    pub events: Vec<Decoded<A>>,
-}
-
-/// [`Changes`] without their type.
-pub trait AnyChanges: Any + Send + Sync {
-    /// For the downcast.
-    fn as_any(&self) -> &dyn Any;
-    /// Whether nothing changed.
-    fn is_empty(&self) -> bool;
-}
-
-impl<A: Aggregate> AnyChanges for Changes<A> {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.events.is_empty()
-    }
-}
-
 /// A kind of aggregate without its type.
 pub trait AnyAggregate: Send + Sync {
     /// See [`Aggregate::TYPE`].
@@ -195,7 +135,7 @@ impl<A: Aggregate> AnyAggregate for Kind<A> {
     }
 
     fn upcasters(&self) -> Upcasters {
-        Upcasters::default().and::<A>()
+        Upcasters::of(A::TYPE, A::UPCASTERS)
     }
 
     fn undecodable(&self, event: &RecordedEvent) -> Option<String> {

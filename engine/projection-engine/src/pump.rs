@@ -15,16 +15,18 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use tokio_util::sync::CancellationToken;
 
-use crate::dead_letters::{self, Exclusions, Scope};
+use crate::dead_letters::{self, Scope};
 use crate::error::{Error, catch_panic};
-use crate::fold::{Batch, GroupFold};
+use crate::exclusions::Exclusions;
+use crate::fold::Partial;
 use crate::generation::{
     CheckpointGroup, Generation, LIVE, bump_fence, by_position, checkpoints, invalidate_others, prepare_group,
 };
+use crate::group_fold::{Batch, GroupFold};
 use crate::metrics::METRICS;
 use crate::progress::{HINT, Progress};
 use crate::rebuild;
-use crate::registry::{CORE, Group};
+use crate::registry::{Group, projecting};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
@@ -57,15 +59,10 @@ pub async fn run(store: Store, settings: Settings, progress: Progress, stop: Can
     futures::future::join_all(tasks).await;
 }
 
-/// Name of a group's leadership: that of the core group is the one of every release.
-pub fn leadership(group: &str) -> String {
-    if group == CORE { "projections".to_owned() } else { format!("projections of {group}") }
-}
-
 async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Progress) {
     let mut stood_back = false;
     loop {
-        let mut leadership = store.lead(&leadership(group.name)).await;
+        let mut leadership = store.lead(&projecting(group.name)).await;
         let mut pump = Pump::new(store.clone(), group, settings.clone(), progress.clone());
         tracing::info!(group = group.name, "projections: leading");
         let still_leading = async {
@@ -402,15 +399,20 @@ impl<'a> Pump<'a> {
             self.fold.exclusions.discarded.insert(row.position, row.event.clone());
         }
         let events = self.events_of(row, group.position).await?;
-        let partial = self.fold.run(|| self.fold.since(&stream, &events, row.position));
-        let failed = partial.failed.map(|error| match error.position < row.position {
+        let (batch, failed) = match self.fold.run(|| self.fold.since(&stream, &events, row.position)) {
+            Some(Partial { changes, reached, failed }) => {
+                (Some(Batch::of(changes)).filter(|_| reached >= row.position), failed)
+            }
+            None => (None, None),
+        };
+        let failed = failed.map(|error| match error.position < row.position {
             // What is before the parked event is in the rows.
             true => row.failed(format!("{error}, before it")),
             false => error,
         });
-        let rows = match partial.reached >= row.position {
-            true => self.fold.run(|| group.rows(&partial.batch, None)),
-            false => Ok(Vec::new()),
+        let rows = match &batch {
+            Some(batch) => self.fold.run(|| group.rows(batch, None)),
+            None => Ok(Vec::new()),
         };
         let mut tx = self.store.db().begin_durably().await?;
         let written = match rows {

@@ -15,16 +15,16 @@ use event_store::store::Store;
 use serde::Serialize;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::dead_letters::{self, Exclusions, Scope};
+use crate::dead_letters::{self, Scope};
 use crate::error::{Error, catch_panic};
-use crate::fold::GroupFold;
+use crate::exclusions::Exclusions;
 use crate::generation::{
     BUILDING, CHECKPOINTS, Checkpoint, CheckpointGroup, Generation, GenerationRows, LIVE, OLD, RETURNING, bump_fence,
     by_position, checkpoints, create, prepare_group, remove, serving_now, set_state,
 };
+use crate::group_fold::GroupFold;
 use crate::projection::AnyProjection;
-use crate::pump;
-use crate::registry::{CORE, Group};
+use crate::registry::{Group, projecting, rebuilding};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
@@ -76,17 +76,12 @@ pub struct Rebuilt {
     pub position: i64,
 }
 
-/// Name of the lead of a group's rebuilds: that of the core group is the one of every release.
-fn leadership(group: &Group) -> String {
-    if group.name == CORE { "rebuild".to_owned() } else { format!("rebuild of {}", group.name) }
-}
-
 /// Whether a rebuild of a group runs now, in any process.
 ///
 /// # Errors
 /// The database is away.
 pub async fn is_running(store: &Store, group: &Group) -> Result<bool, StoreError> {
-    Ok(store.try_lead(&leadership(group)).await?.is_none())
+    Ok(store.try_lead(&rebuilding(group.name)).await?.is_none())
 }
 
 /// Builds new generations of a group's projections and switches to them. `progress` is told each projection's position and where it
@@ -120,7 +115,7 @@ pub async fn rebuild(
         }
         // Held while it works: one rebuild at a time.
         let outcome = async {
-            let mut leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
+            let mut leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
             let mut build = Build::begin(store, group, settings, projections, from).await?;
             if from == From::Afresh {
                 from = From::Log;
@@ -189,7 +184,7 @@ pub async fn plan(
     projections: &[&'static dyn AnyProjection],
     from: From,
 ) -> Result<Vec<Planned>, Error> {
-    let _leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
+    let _leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     // Never committed.
     let (generations, _) = generations(&mut tx, store, group, projections, from).await?;
@@ -212,7 +207,7 @@ pub async fn prune(
     projections: &[&'static dyn AnyProjection],
     dry_run: bool,
 ) -> Result<Vec<(&'static str, i64)>, Error> {
-    let _leadership = store.try_lead(&leadership(group)).await?.ok_or(Error::Busy)?;
+    let _leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
     let mut removed = Vec::new();
@@ -297,7 +292,7 @@ impl<'a> Build<'a> {
         let (generations, exclusions) = generations(&mut tx, store, group, projections, from).await?;
         let fence = bump_fence(&mut tx, group.name, &[from.state()]).await?;
         tx.commit().await?;
-        let nobody_projects = store.try_lead(&pump::leadership(group.name)).await?.is_some();
+        let nobody_projects = store.try_lead(&projecting(group.name)).await?.is_some();
         let end = if nobody_projects { store.head().await? } else { 0 };
         let fold = GroupFold::new(store, group, settings.aggregates_in_memory_max, exclusions);
         Ok(Self { store, group, groups: by_position(generations), fence, fold, events: 0, missing: 0, end })

@@ -94,6 +94,16 @@ impl Registry {
     }
 }
 
+/// Name of the leadership of whoever projects a group: that of the core group is the one of every release.
+pub fn projecting(group: &str) -> String {
+    if group == CORE { "projections".to_owned() } else { format!("projections of {group}") }
+}
+
+/// Name of the leadership of whoever rebuilds read models of a group.
+pub fn rebuilding(group: &str) -> String {
+    if group == CORE { "rebuild".to_owned() } else { format!("rebuild of {group}") }
+}
+
 impl Group {
     /// A read model of it by name.
     pub fn find(&self, name: &str) -> Option<&'static dyn AnyProjection> {

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::dead_letters;
 use crate::error::Error;
-use crate::fold::{Batch, GroupFold};
 use crate::generation::{Generation, LIVE, checkpoints};
+use crate::group_fold::{Batch, GroupFold};
 use crate::projection::AnyProjection;
 use crate::registry::Group;
 use crate::settings::Settings;

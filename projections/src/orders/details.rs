@@ -5,7 +5,8 @@ use domain::order::Order;
 use event_store::db::{Merge, Read, Table, int, text};
 use event_store::error::Error;
 
-use projection_engine::projection::{Change, Fold, Projection, Rows};
+use projection_engine::change::{Change, Rows};
+use projection_engine::projection::{Fold, Projection};
 
 static TABLE: Table = Table {
     name: "order_details",

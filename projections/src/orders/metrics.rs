@@ -7,7 +7,8 @@ use event_store::db::Db;
 use event_store::error::Error;
 use opentelemetry::metrics::{Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
-use projection_engine::projection::{Change, Observer};
+use projection_engine::change::Change;
+use projection_engine::projection::Observer;
 
 use crate::orders::summaries;
 

@@ -9,7 +9,8 @@ use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::orders::sales::Sum;
-use projection_engine::projection::{Change, Fold, Projection, Rows};
+use projection_engine::change::{Change, Rows};
+use projection_engine::projection::{Fold, Projection};
 
 static TABLE: Table = Table {
     name: "products",

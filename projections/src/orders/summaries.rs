@@ -8,7 +8,8 @@ use event_store::db::{Merge, Read, Table, Value, int, text};
 use event_store::error::Error;
 use serde::{Deserialize, Serialize};
 
-use projection_engine::projection::{Change, Fold, Projection, Rows};
+use projection_engine::change::{Change, Rows};
+use projection_engine::projection::{Fold, Projection};
 use projection_engine::state::{Versioned, rfc3339};
 
 static TABLE: Table = Table {

@@ -12,9 +12,8 @@ use projection_engine::dead_letters::{self, Decided, Decision};
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::projection::AnyProjection;
-use projection_engine::pump::leadership;
 use projection_engine::rebuild::{self, From, Rebuilt, plan, prune, rebuild};
-use projection_engine::registry::{Group, Registry};
+use projection_engine::registry::{Group, Registry, projecting};
 use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
@@ -403,7 +402,7 @@ pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8
     let letters = dead_letters::list(store.db()).await?;
     for letter in letters.iter().filter(|letter| letter.position == position) {
         let Some(group) = letter.group.as_ref().filter(|_| letter.state != "discarded") else { continue };
-        match store.try_lead(&leadership(group)).await? {
+        match store.try_lead(&projecting(group)).await? {
             Some(_) => {
                 eprintln!("No projector of {group} runs: it will be done when a server with the role `project` starts.")
             }

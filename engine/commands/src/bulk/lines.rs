@@ -6,7 +6,7 @@ use platform::auth::Principal;
 use platform::problem::Problem;
 use serde_json::{Map, Value};
 
-use crate::request::Resource;
+use crate::outcome::Resource;
 use crate::step::{AnyStep, Step};
 
 /// Makes a command of a line: its `type`, its other fields, and who sends it; a problem names every field that is wrong.

@@ -8,7 +8,13 @@ pub mod sales;
 pub mod summaries;
 pub mod view;
 
-use projection_engine::projection::AnyProjection;
+use domain::order::Order;
+use projection_engine::projection::{AnyAggregate, AnyProjection, kind_of};
+
+/// Their kinds of aggregates.
+pub fn aggregates() -> Vec<&'static dyn AnyAggregate> {
+    vec![kind_of::<Order>()]
+}
 
 /// Every read model.
 pub fn projections() -> Vec<&'static dyn AnyProjection> {

@@ -11,6 +11,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::program::Program;
+
 /// What stands over the paths.
 #[derive(OpenApi)]
 #[openapi(
@@ -36,18 +38,16 @@ impl utoipa::Modify for Bearer {
 }
 
 /// The command API.
-pub fn write_side() -> OpenApiRouter<CommandApi> {
-    OpenApiRouter::new().merge(write_side::orders::router()).merge(command_engine::bulk::router())
+pub fn commands(program: &Program) -> OpenApiRouter<CommandApi> {
+    let routes = program.modules().iter().filter_map(|module| module.commands);
+    routes.fold(OpenApiRouter::new(), |all, routes| all.merge(routes()))
 }
 
 /// The query API, and of the push layer what is asked and answered.
-pub fn read_side() -> OpenApiRouter<read_side::state::ReadSide> {
-    OpenApiRouter::new()
-        .merge(read_side::orders::router())
-        .merge(read_side::customers::router())
-        .merge(read_side::reports::router())
-        .merge(read_side::admin::router())
-        .merge(read_side::revocations::router())
+pub fn queries(program: &Program) -> OpenApiRouter<read_side::state::ReadSide> {
+    let routes = program.modules().iter().filter_map(|module| module.queries);
+    routes
+        .fold(OpenApiRouter::new(), |all, routes| all.merge(routes()))
         .merge(read_side::push::asyncapi::router())
         .merge(read_side::push::access::router())
         .merge(read_side::push::live::poll_router())
@@ -65,10 +65,10 @@ pub fn connections() -> OpenApiRouter<read_side::state::ReadSide> {
 }
 
 /// The document, whatever roles a process has.
-pub fn document() -> utoipa::openapi::OpenApi {
+pub fn document(program: &Program) -> utoipa::openapi::OpenApi {
     let mut document = Docket::openapi();
-    document.merge(write_side().into_openapi());
-    document.merge(read_side().into_openapi());
+    document.merge(commands(program).into_openapi());
+    document.merge(queries(program).into_openapi());
     document.merge(connections().into_openapi());
     document.merge(everywhere().into_openapi());
     document
@@ -80,8 +80,8 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `/openapi.json` and the page at `/docs`, which loads nothing from elsewhere.
-pub fn docs() -> Router {
-    let router: Router = SwaggerUi::new("/docs").url("/openapi.json", document()).into();
+pub fn docs(program: &Program) -> Router {
+    let router: Router = SwaggerUi::new("/docs").url("/openapi.json", document(program)).into();
     router.layer(map_response(async |mut answer: Response| {
         if answer.status().is_success() {
             let headers = answer.headers_mut();
@@ -98,7 +98,8 @@ mod tests {
     /// The documents in `schemas` are the contract that clients read: they move with the code or not at all.
     #[test]
     fn the_document_is_checked_in() {
-        is_checked_in("openapi.json", &super::document().to_pretty_json().unwrap());
+        let program = crate::program::Program::new(crate::modules::modules()).unwrap();
+        is_checked_in("openapi.json", &super::document(&program).to_pretty_json().unwrap());
     }
 
     #[test]

@@ -10,10 +10,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use platform::telemetry::redact::redact;
 use projection_engine::dead_letters::Decision;
 
+use crate::module::Module;
+use crate::program::Program;
 use crate::settings::Settings;
 
 /// Something failed; stderr says what.
@@ -351,7 +354,7 @@ struct ConfigCheck {
 }
 
 /// Parses the command line and runs it; gives the exit code.
-pub async fn main() -> u8 {
+pub async fn main(modules: Vec<Module>) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -359,25 +362,32 @@ pub async fn main() -> u8 {
             return if error.use_stderr() { EXIT_USAGE } else { 0 };
         }
     };
+    let program = match Program::new(modules) {
+        Ok(program) => program,
+        Err(reason) => {
+            eprintln!("docket: {reason}");
+            return EXIT_USAGE;
+        }
+    };
     let outcome = match cli.command {
-        Command::Dev(dev) => dev::dev(dev.listen, dev.data).await,
-        Command::Serve(serve) => admin::serve(serve).await,
-        Command::Migrate(migrate) => admin::migrate(migrate).await,
-        Command::Token(token) => admin::token(token),
+        Command::Dev(dev) => dev::dev(program, dev.listen, dev.data).await,
+        Command::Serve(serve) => admin::serve(program, serve).await,
+        Command::Migrate(migrate) => admin::migrate(program, migrate).await,
+        Command::Token(token) => admin::token(&program, token),
         Command::Import(import) => import::import(import).await,
-        Command::Replay(replay) => operate::replay(replay).await,
-        Command::Verify(verify) => operate::verify(verify).await,
-        Command::Projections(listing) => operate::projections(listing).await,
-        Command::DeadLetters(DeadLetters::List(listing)) => operate::dead_letters(listing).await,
-        Command::DeadLetters(DeadLetters::Show(letter)) => operate::show(letter).await,
-        Command::DeadLetters(DeadLetters::Retry(letter)) => operate::decide(letter, Decision::Retry).await,
-        Command::DeadLetters(DeadLetters::Discard(letter)) => operate::decide(letter, Decision::Discard).await,
-        Command::Events(Events::Export(export)) => events::export(export).await,
-        Command::Events(Events::Import(restore)) => events::import(restore).await,
-        Command::Events(Events::Restored(common)) => events::restored(common).await,
-        Command::Events(Events::Tail(tail)) => events::tail(tail).await,
-        Command::Config(ConfigCommand::Check(check)) => admin::config_check(check).await,
-        Command::Config(ConfigCommand::Show(common)) => admin::config_show(common),
+        Command::Replay(replay) => operate::replay(program, replay).await,
+        Command::Verify(verify) => operate::verify(program, verify).await,
+        Command::Projections(listing) => operate::projections(program, listing).await,
+        Command::DeadLetters(DeadLetters::List(listing)) => operate::dead_letters(program, listing).await,
+        Command::DeadLetters(DeadLetters::Show(letter)) => operate::show(program, letter).await,
+        Command::DeadLetters(DeadLetters::Retry(letter)) => operate::decide(program, letter, Decision::Retry).await,
+        Command::DeadLetters(DeadLetters::Discard(letter)) => operate::decide(program, letter, Decision::Discard).await,
+        Command::Events(Events::Export(export)) => events::export(&program, export).await,
+        Command::Events(Events::Import(restore)) => events::import(&program, restore).await,
+        Command::Events(Events::Restored(common)) => events::restored(&program, common).await,
+        Command::Events(Events::Tail(tail)) => events::tail(&program, tail).await,
+        Command::Config(ConfigCommand::Check(check)) => admin::config_check(program, check).await,
+        Command::Config(ConfigCommand::Show(common)) => admin::config_show(&program, common),
         Command::Health { url } => admin::health(&url).await,
         Command::Completions { shell } => {
             // Not to stdout: it panics where nobody reads that to its end.
@@ -427,13 +437,18 @@ fn say(line: impl std::fmt::Display) {
     }
 }
 
-fn load(common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Settings> {
+fn load(program: &Program, common: &Common, flags: &[(&str, String)]) -> anyhow::Result<Settings> {
     let mut flags = flags.to_vec();
     if let Some(folder) = &common.data {
         flags.push(("data", folder.display().to_string()));
         flags.push(("database_url", format!("sqlite:{}", folder.join("docket.db").display())));
     }
-    Settings::load(common.config.as_deref(), &flags).map_err(|error| Usage(error).into())
+    Settings::load(common.config.as_deref(), &flags, &program.settings()).map_err(|error| Usage(error).into())
+}
+
+/// The program with the modules that the settings choose.
+fn selected(program: Program, settings: &Settings) -> anyhow::Result<Program> {
+    program.select(&settings.server.modules, settings.server.roles()?).map_err(|reason| Usage(anyhow!(reason)).into())
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {

@@ -1,13 +1,35 @@
-//! The contexts that this program is made of, in one list.
+//! The built-in contexts, in one list.
 
-use projection_engine::registry::{CORE, Group, Registry};
+use command_engine::bulk;
 use projections::orders;
 
-/// Every read model, in groups.
-///
-/// # Errors
-/// A name that is used twice.
-pub fn registry() -> anyhow::Result<Registry> {
-    let core = Group { name: CORE, projections: orders::projections(), observers: vec![&orders::metrics::OBSERVER] };
-    Registry::new(vec![core]).map_err(anyhow::Error::msg)
+use crate::module::Module;
+
+/// Every built-in module.
+pub fn modules() -> Vec<Module> {
+    vec![orders(), operations()]
+}
+
+/// Orders, and what is reported of them.
+fn orders() -> Module {
+    Module {
+        aggregates: orders::aggregates(),
+        commands: Some(write_side::orders::router),
+        bulk: Some(write_side::orders::BULK),
+        projections: orders::projections(),
+        observers: vec![&orders::metrics::OBSERVER],
+        queries: Some(read_side::orders_router),
+        metrics: orders::metrics::DOCS.to_vec(),
+        measure: Some(orders::metrics::measure),
+        ..Module::built_in("orders")
+    }
+}
+
+/// What operators ask and do.
+fn operations() -> Module {
+    Module {
+        commands: Some(bulk::router),
+        queries: Some(read_side::operations_router),
+        ..Module::built_in("operations")
+    }
 }

@@ -18,7 +18,6 @@ use projection_engine::dead_letters;
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::pump;
-use projections::orders;
 use read_side::push::presence::Presence;
 use read_side::push::{access, feed};
 use read_side::revocations;
@@ -30,7 +29,8 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api;
 use crate::migrations::MIGRATIONS;
-use crate::modules::registry;
+use crate::module::Measure;
+use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
 
 /// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
@@ -46,9 +46,9 @@ const METRICS_LISTEN: &str = "127.0.0.1:9464";
 /// Connections to its own listener, and files that everything but connections may have open.
 const OPERATORS_CONNECTIONS_MAX: usize = 100;
 const OTHER_FILES: usize = 500;
-/// How often positions and lag are measured, and how often orders are counted.
+/// How often positions and lag are measured, and how often modules measure.
 const OBSERVE_EVERY: Duration = Duration::from_secs(2);
-const OBSERVE_ORDERS_EVERY: Duration = Duration::from_secs(5);
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// Behind by more, a read model is called degraded.
 const LAG_SECONDS_MAX: f64 = 30.0;
 
@@ -59,11 +59,14 @@ const LAG_SECONDS_MAX: f64 = 30.0;
 /// # Errors
 /// Settings that cannot work, a port in use, a database that is away.
 pub async fn serve(
+    program: Program,
     settings: Settings,
     reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static,
     ready: impl FnOnce(std::net::SocketAddr),
 ) -> anyhow::Result<()> {
     let (roles, proxies) = (settings.server.roles()?, settings.server.proxies()?);
+    let program = program.select(&settings.server.modules, roles).map_err(|reason| anyhow!(reason))?;
+    program.apply(&settings.of_modules).map_err(|reason| anyhow!(reason))?;
     let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
     let connections_max = connections_max(settings.server.http_connections_max);
     let authenticator = Authenticator::new(&settings.auth)?;
@@ -81,13 +84,12 @@ pub async fn serve(
     // The store outlives the requests: it stops when they are answered.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
-    let registry = registry()?;
-    let store = open(settings.store, MIGRATIONS, registry.upcasters(), store_stop.clone(), shutdown.tracker.clone())
+    let store = open(settings.store, MIGRATIONS, program.upcasters(), store_stop.clone(), shutdown.tracker.clone())
         .await
         .with_context(|| format!("cannot open {database}"))?;
 
-    prepare(&store, &registry).await?;
-    let progress = Progress::new(registry);
+    prepare(&store, program.registry()).await?;
+    let progress = Progress::new(program.registry().clone());
     progress.refresh(store.db()).await?;
     authenticator.fetch_keys().await?;
     shutdown.tracker.spawn(authenticator.clone().follow_keys(shutdown.token.clone()));
@@ -99,9 +101,9 @@ pub async fn serve(
         store.start_write_tasks();
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
         let folders = vec![settings.server.data.clone(), std::env::temp_dir()];
-        let lines = vec![write_side::orders::BULK];
+        let lines = program.modules().iter().filter_map(|module| module.bulk).collect();
         let state = CommandApi::new(store.clone(), auth, limiter.clone(), settings.write, folders, lines, stop);
-        app = app.merge(api::write_side().with_state(state).split_for_parts().0);
+        app = app.merge(api::commands(&program).with_state(state).split_for_parts().0);
     }
     if roles.project {
         shutdown.tracker.spawn(pump::run(store.clone(), settings.pump, progress.clone(), store_stop.clone()));
@@ -114,13 +116,13 @@ pub async fn serve(
         shutdown.tracker.spawn(feed::tell_projections(state.clone()));
         shutdown.tracker.spawn(Presence::run(state.clone()));
         shutdown.tracker.spawn(state.connections.clone().watch(auth, stop));
-        app = app.merge(api::read_side().with_state(state.clone()).split_for_parts().0);
+        app = app.merge(api::queries(&program).with_state(state.clone()).split_for_parts().0);
         connections = api::connections().with_state(state).split_for_parts().0;
     }
     app = app.merge(api::everywhere().with_state(authenticator).split_for_parts().0);
     let app = limiter.limit(app).merge(connections);
-    let health = health(&store, &progress, roles);
-    let mut app = app.merge(api::docs()).merge(health.router());
+    let health = health(&program, &store, &progress, roles);
+    let mut app = app.merge(api::docs(&program)).merge(health.router());
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);
@@ -133,7 +135,8 @@ pub async fn serve(
         None => {}
     }
     let app = http::harden(app, roles.elsewhere(), cors(&settings.push)?);
-    shutdown.tracker.spawn(observe(store.clone(), progress, roles, shutdown.token.clone()));
+    let measures = program.modules().iter().filter_map(|module| module.measure).collect();
+    shutdown.tracker.spawn(observe(store.clone(), progress, roles, measures, shutdown.token.clone()));
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "listening");
     ready(address);
@@ -233,18 +236,26 @@ fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> 
 }
 
 /// Measures, now and then, what nobody else measures by the way.
-async fn observe(store: Store, progress: Progress, roles: Roles, stop: tokio_util::sync::CancellationToken) {
-    let mut orders_at = Instant::now();
+async fn observe(
+    store: Store,
+    progress: Progress,
+    roles: Roles,
+    measures: Vec<Measure>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let mut measured_at = Instant::now();
     loop {
         let outcome = async {
             store.observe().await?;
             if roles.project {
                 progress.observe(&store).await?;
-                if orders_at <= Instant::now() {
+                if measured_at <= Instant::now() {
                     let started = Instant::now();
-                    orders::metrics::observe(store.db()).await?;
-                    // However many orders there are, counting them takes a hundredth of the time.
-                    orders_at = Instant::now() + (started.elapsed() * 100).max(OBSERVE_ORDERS_EVERY);
+                    for measure in &measures {
+                        measure(store.clone()).await?;
+                    }
+                    // However much there is to count, it takes a hundredth of the time.
+                    measured_at = Instant::now() + (started.elapsed() * 100).max(MEASURE_EVERY);
                 }
             }
             Ok::<_, event_store::error::Error>(())
@@ -259,7 +270,7 @@ async fn observe(store: Store, progress: Progress, roles: Roles, stop: tokio_uti
     }
 }
 
-fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
+fn health(program: &Program, store: &Store, progress: &Progress, roles: Roles) -> Health {
     let health = Health::new();
     let (projecting, progress) = (store.clone(), progress.clone());
     // What is behind is served as it is; `min_position` says so to whom it matters.
@@ -337,6 +348,10 @@ fn health(store: &Store, progress: &Progress, roles: Roles) -> Health {
         },
         false,
     );
+    for check in program.modules().iter().flat_map(|module| module.checks.clone()) {
+        let store = store.clone();
+        health.register(check.name, move || (check.run)(store.clone()), check.required);
+    }
     if store.nats_connected().is_some() {
         let store = store.clone();
         // Commands and queries do without NATS.

@@ -13,6 +13,8 @@ use platform::telemetry::redact::is_secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::module::Setting;
+
 /// What the server itself is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,6 +32,8 @@ pub struct Server {
     pub metrics_listen: String,
     /// Reverse proxies whose `X-Forwarded-For` is believed: addresses and networks, separated by commas.
     pub trusted_proxies: String,
+    /// The modules that this process runs, separated by commas; empty: all.
+    pub modules: String,
     /// Connections of clients at a time, sockets and streams among them; one more is answered 503.
     pub http_connections_max: usize,
 }
@@ -43,6 +47,7 @@ impl Default for Server {
             shutdown_seconds: 10,
             metrics_listen: String::new(),
             trusted_proxies: String::new(),
+            modules: String::new(),
             http_connections_max: 30_000,
         }
     }
@@ -67,6 +72,8 @@ pub struct Settings {
     pub push: read_side::state::Settings,
     /// What is logged.
     pub log: platform::telemetry::Settings,
+    /// Those of modules, by name.
+    pub of_modules: BTreeMap<&'static str, String>,
 }
 
 /// What a process does.
@@ -147,7 +154,7 @@ impl Settings {
     ///
     /// # Errors
     /// A file that cannot be read, a name that is no setting, a value that does not fit; each error names the setting.
-    pub fn load(file: Option<&Path>, flags: &[(&str, String)]) -> anyhow::Result<Self> {
+    pub fn load(file: Option<&Path>, flags: &[(&str, String)], of_modules: &[Setting]) -> anyhow::Result<Self> {
         let mut builder = Config::builder();
         builder = match file {
             Some(file) => builder.add_source(File::from(file).format(FileFormat::Toml)),
@@ -169,6 +176,7 @@ impl Settings {
             write: part(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
             push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
+            of_modules: of_modules.iter().map(|setting| own(&mut named, setting)).collect::<Result<_, _>>()?,
         };
         if let Some(unknown) = named.keys().next() {
             bail!("settings: `{unknown}` is no setting; `docket config show` lists them");
@@ -206,6 +214,7 @@ impl Settings {
             };
             lines.push(format!("{name} = {value}"));
         }
+        lines.extend(self.of_modules.iter().map(|(name, value)| format!("{name} = {value:?}")));
         lines.push(format!("jwt_issuer = {:?}", self.auth.jwt_issuer));
         lines.push(format!("jwt_audience = {:?}", self.auth.jwt_audience));
         lines.push(format!("# jwt_secret: {}", if self.auth.jwt_secret.is_some() { "set" } else { "not set" }));
@@ -233,6 +242,15 @@ pub fn without_password(url: &str) -> String {
         _ => pair.to_owned(),
     };
     format!("{place}?{}", query.split('&').map(parameter).collect::<Vec<_>>().join("&"))
+}
+
+/// A module's setting, as given or as it is where it is not given.
+fn own(named: &mut Named, setting: &Setting) -> anyhow::Result<(&'static str, String)> {
+    let value = match named.remove(setting.name) {
+        Some(value) => value.into_string().with_context(|| format!("{}: give a text", setting.name))?,
+        None => setting.default.to_owned(),
+    };
+    Ok((setting.name, value))
 }
 
 /// The names of a crate's settings: those of its defaults.
@@ -264,10 +282,10 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("docket.toml");
         std::fs::write(&file, "listen = \"127.0.0.1:9\"\nappend_queue_max = 7\n").unwrap();
-        let settings = Settings::load(Some(&file), &[("listen", "127.0.0.1:8".into())]).unwrap();
+        let settings = Settings::load(Some(&file), &[("listen", "127.0.0.1:8".into())], &[]).unwrap();
         assert_eq!((settings.server.listen.as_str(), settings.store.append_queue_max), ("127.0.0.1:8", 7));
         std::fs::write(&file, "lissten = \"x\"\n").unwrap();
-        let error = Settings::load(Some(&file), &[]).unwrap_err().to_string();
+        let error = Settings::load(Some(&file), &[], &[]).unwrap_err().to_string();
         assert!(error.contains("`lissten` is no setting"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }

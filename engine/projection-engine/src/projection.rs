@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use event_store::db::{Merge, Table, Value};
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
-use kernel::aggregate::{Aggregate, History};
+use kernel::aggregate::{Aggregate, EventType, History};
 use kernel::upcast::Upcasters;
 
 use crate::change::{AnyChanges, Change, Changes, Decoded, Folds, Rows};
@@ -110,6 +110,8 @@ pub trait AnyAggregate: Send + Sync {
     fn aggregate_type(&self) -> &'static str;
     /// See [`Aggregate::HISTORY`].
     fn history(&self) -> History;
+    /// See [`EventType::VERSIONS`].
+    fn events(&self) -> &'static [(&'static str, &'static str)];
     /// See [`Aggregate::UPCASTERS`].
     fn upcasters(&self) -> Upcasters;
     /// Why an event of it cannot be decoded, if it cannot.
@@ -132,6 +134,10 @@ impl<A: Aggregate> AnyAggregate for Kind<A> {
 
     fn history(&self) -> History {
         A::HISTORY
+    }
+
+    fn events(&self) -> &'static [(&'static str, &'static str)] {
+        A::Event::VERSIONS
     }
 
     fn upcasters(&self) -> Upcasters {

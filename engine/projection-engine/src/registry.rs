@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use event_store::event::RecordedEvent;
 use kernel::aggregate::History;
-use kernel::upcast::Upcasters;
 
 use crate::projection::{AnyAggregate, AnyObserver, AnyProjection};
 
@@ -80,11 +79,6 @@ impl Registry {
     /// Every kind of aggregate that is projected.
     pub fn aggregates(&self) -> Vec<&'static dyn AnyAggregate> {
         distinct(self.projections())
-    }
-
-    /// The upcasters of all of them.
-    pub fn upcasters(&self) -> Upcasters {
-        self.aggregates().iter().fold(Upcasters::default(), |all, kind| all.merge(&kind.upcasters()))
     }
 
     /// Why an event cannot be decoded by its kind of aggregate, if it cannot.

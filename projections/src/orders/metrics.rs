@@ -5,6 +5,9 @@ use std::sync::LazyLock;
 use domain::order::Order;
 use event_store::db::Db;
 use event_store::error::Error;
+use event_store::store::Store;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use opentelemetry::metrics::{Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
 use projection_engine::change::Change;
@@ -17,6 +20,13 @@ const VALUES: &[f64] = &[1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1
 const ITEMS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0];
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// The metrics, with what each one tells.
+pub const DOCS: &[(&str, &str)] = &[
+    ("docket.orders", "Orders, by status."),
+    ("docket.order.value", "Value of confirmed orders, in units of their currency."),
+    ("docket.order.items", "Pieces in confirmed orders."),
+];
 
 /// Counts the orders that became confirmed.
 pub static OBSERVER: Observer<Order> = Observer(confirmed);
@@ -62,7 +72,11 @@ fn confirmed(changes: &[Change<Order>]) {
 ///
 /// # Errors
 /// The database is away.
-pub async fn observe(db: &Db) -> Result<(), Error> {
+pub fn measure(store: Store) -> BoxFuture<'static, Result<(), Error>> {
+    async move { count(store.db()).await }.boxed()
+}
+
+async fn count(db: &Db) -> Result<(), Error> {
     let counts = summaries::by_status(db).await?;
     for status in ["draft", "confirmed", "cancelled"] {
         let count = counts.iter().find(|(known, _)| known == status).map_or(0, |(_, count)| *count);

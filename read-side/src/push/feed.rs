@@ -248,7 +248,8 @@ fn tell(events: &[RecordedEvent]) {
         for event in events {
             tracing::debug!(
                 request_id = event.metadata_text("request_id"),
-                order.id = &*event.aggregate_id,
+                aggregate.r#type = &*event.aggregate_type,
+                aggregate.id = &*event.aggregate_id,
                 event.r#type = &*event.event_type,
                 event.position = event.position,
                 "pushed"

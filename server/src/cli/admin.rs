@@ -3,7 +3,6 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use crate::modules::registry;
 use anyhow::{Context, anyhow};
 use event_store::store::open;
 use platform::auth::{Authenticator, Role};
@@ -11,18 +10,20 @@ use projection_engine::generation::prepare;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, say};
+use crate::cli::{Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, say, selected};
 use crate::migrations::MIGRATIONS;
+use crate::program::Program;
 use crate::run;
 use crate::settings::{Settings, without_password};
 
-pub async fn serve(serve: Serve) -> anyhow::Result<u8> {
+pub async fn serve(program: Program, serve: Serve) -> anyhow::Result<u8> {
     let flags = [("listen", serve.listen), ("roles", serve.roles)];
     let flags: Vec<_> = flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
-    let settings = load(&serve.common, &flags)?;
+    let settings = load(&program, &serve.common, &flags)?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
-    let again = move || Settings::load(serve.common.config.as_deref(), &[]);
-    run::serve(settings, again, |_| {}).await?;
+    let of_modules = program.settings();
+    let again = move || Settings::load(serve.common.config.as_deref(), &[], &of_modules);
+    run::serve(program, settings, again, |_| {}).await?;
     Ok(0)
 }
 
@@ -40,12 +41,13 @@ pub async fn health(url: &str) -> anyhow::Result<u8> {
     Ok(if ready { 0 } else { EXIT_FAILED })
 }
 
-pub async fn migrate(migrate: Migrate) -> anyhow::Result<u8> {
-    let mut settings = load(&migrate.common, &[])?;
+pub async fn migrate(program: Program, migrate: Migrate) -> anyhow::Result<u8> {
+    let mut settings = load(&program, &migrate.common, &[])?;
     settings.store.nats_url.clear();
     let database = without_password(&settings.store.database_url);
-    let registry = registry()?;
-    let store = open(settings.store, MIGRATIONS, registry.upcasters(), CancellationToken::new(), TaskTracker::new())
+    let program = selected(program, &settings)?;
+    let registry = program.registry();
+    let store = open(settings.store, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new())
         .await
         .with_context(|| format!("cannot open {database}"))?;
     match &migrate.grant_to {
@@ -55,14 +57,14 @@ pub async fn migrate(migrate: Migrate) -> anyhow::Result<u8> {
             store.grant_to(role, &tables).await?;
             eprintln!("{role} may serve: it can append events, and neither change nor remove them.");
         }
-        None => prepare(&store, &registry).await?,
+        None => prepare(&store, registry).await?,
     }
     eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
     Ok(0)
 }
 
-pub fn token(token: Token) -> anyhow::Result<u8> {
-    let mut settings = load(&token.common, &[])?;
+pub fn token(program: &Program, token: Token) -> anyhow::Result<u8> {
+    let mut settings = load(program, &token.common, &[])?;
     if settings.auth.jwt_secret.is_none() && settings.auth.jwt_key_file.is_none() {
         let data = token.common.data.unwrap_or(settings.server.data);
         if !data.join("jwt-secret").exists() {
@@ -84,8 +86,10 @@ pub fn token(token: Token) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn config_check(check: ConfigCheck) -> anyhow::Result<u8> {
-    let settings = load(&check.common, &[])?;
+pub async fn config_check(program: Program, check: ConfigCheck) -> anyhow::Result<u8> {
+    let settings = load(&program, &check.common, &[])?;
+    let program = selected(program, &settings)?;
+    program.apply(&settings.of_modules).map_err(|reason| Usage(anyhow!(reason)))?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
     if check.connect {
         let database = without_password(&settings.store.database_url);
@@ -100,7 +104,7 @@ pub async fn config_check(check: ConfigCheck) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub fn config_show(common: Common) -> anyhow::Result<u8> {
-    say(load(&common, &[])?.show());
+pub fn config_show(program: &Program, common: Common) -> anyhow::Result<u8> {
+    say(load(program, &common, &[])?.show());
     Ok(0)
 }

@@ -10,6 +10,7 @@ use platform::files;
 use platform::telemetry::Environment;
 
 use crate::cli::Usage;
+use crate::program::Program;
 use crate::run::serve;
 use crate::settings::Settings;
 
@@ -17,7 +18,7 @@ use crate::settings::Settings;
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3_600);
 
 /// Runs everything in one process and prints what to paste.
-pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Result<u8> {
+pub async fn dev(program: Program, listen: Option<String>, data: Option<PathBuf>) -> anyhow::Result<u8> {
     let mut settings = Settings::default();
     settings.server.listen = listen.unwrap_or(settings.server.listen);
     settings.server.data = data.unwrap_or(settings.server.data);
@@ -38,7 +39,7 @@ pub async fn dev(listen: Option<String>, data: Option<PathBuf>) -> anyhow::Resul
     let token = Authenticator::new(&settings.auth)?.sign("dev", Role::Admin, TOKEN_TTL)?;
     let data = settings.server.data.clone();
     let again = settings.clone();
-    serve(settings, move || Ok(again.clone()), move |address| {
+    serve(program, settings, move || Ok(again.clone()), move |address| {
         // A closed stdout is no reason to stop serving.
         let _ = writeln!(
             std::io::stdout(),

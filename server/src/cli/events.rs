@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::modules::registry;
 use anyhow::{Context, bail, ensure};
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
@@ -22,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cli::{Common, Export, Restore, Restored, Tail, load};
 use crate::migrations::MIGRATIONS;
+use crate::program::Program;
 
 /// Events read or written at once.
 const CHUNK: usize = 2_000;
@@ -106,8 +106,8 @@ impl Envelope {
     }
 }
 
-pub async fn export(export: Export) -> anyhow::Result<u8> {
-    let store = open_beside(load(&export.common, &[])?.store, MIGRATIONS, registry()?.upcasters()).await?;
+pub async fn export(program: &Program, export: Export) -> anyhow::Result<u8> {
+    let store = open_beside(load(program, &export.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
     let head = match &export.output {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
@@ -188,23 +188,22 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// A store on which no server writes or projects, and none will as long as the leaderships are held.
-async fn alone(common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
-    let mut settings = load(common, &[])?.store;
+async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
+    let mut settings = load(program, common, &[])?.store;
     settings.nats_url.clear();
-    let store =
-        open(settings, MIGRATIONS, registry()?.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    let store = open(settings, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
     match (store.try_lead("relay").await?, store.try_lead("projections").await?) {
         (Some(relay), Some(projections)) => Ok((store, [relay, projections])),
         _ => bail!("a server runs on this store: stop it first, every process of it"),
     }
 }
 
-pub async fn restored(restored: Restored) -> anyhow::Result<u8> {
+pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u8> {
     let common = restored.common;
-    let (store, _leaderships) = alone(&common).await?;
+    let (store, _leaderships) = alone(program, &common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
-    let nats_url = load(&common, &[])?.store.nats_url;
+    let nats_url = load(program, &common, &[])?.store.nats_url;
     if !nats_url.is_empty() {
         let removed = store.remove_stream(&nats_url, restored.delete_stream).await;
         match removed.context("the JetStream stream of before must go first")? {
@@ -216,11 +215,11 @@ pub async fn restored(restored: Restored) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn import(restore: Restore) -> anyhow::Result<u8> {
+pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let (store, _leaderships) = alone(&restore.common).await?;
+    let (store, _leaderships) = alone(program, &restore.common).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
@@ -274,8 +273,8 @@ async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> any
     Ok(())
 }
 
-pub async fn tail(tail: Tail) -> anyhow::Result<u8> {
-    let store = open_beside(load(&tail.common, &[])?.store, MIGRATIONS, registry()?.upcasters()).await?;
+pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
+    let store = open_beside(load(program, &tail.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
     let head = store.head().await?;
     let mut position = match tail.after {
         Some(after) if after > head && !tail.follow => bail!("nothing is there yet: the log ends at {head}"),

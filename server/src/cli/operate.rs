@@ -17,9 +17,9 @@ use projection_engine::registry::{Group, Registry, projecting};
 use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
-use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say};
+use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say, selected};
 use crate::migrations::MIGRATIONS;
-use crate::modules::registry;
+use crate::program::Program;
 use crate::settings::Settings;
 
 /// How long the projector is waited for after a decision, and how often it is asked.
@@ -28,12 +28,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often a line of progress is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-async fn opened(common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
-    let settings = load(common, &[])?;
-    let registry = registry()?;
-    let store = open_beside(settings.store.clone(), MIGRATIONS, registry.upcasters()).await?;
-    prepare(&store, &registry).await?;
-    Ok((store, registry, settings))
+async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
+    let settings = load(&program, common, &[])?;
+    let program = selected(program, &settings)?;
+    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    prepare(&store, program.registry()).await?;
+    Ok((store, program.registry().clone(), settings))
 }
 
 /// Projections of one group.
@@ -123,8 +123,8 @@ impl Meter {
     }
 }
 
-pub async fn replay(replay: Replay) -> anyhow::Result<u8> {
-    let (store, registry, settings) = opened(&replay.common).await?;
+pub async fn replay(program: Program, replay: Replay) -> anyhow::Result<u8> {
+    let (store, registry, settings) = opened(program, &replay.common).await?;
     let groups = named(&registry, &replay.projections)?;
     if replay.prune {
         let mut removed = Vec::new();
@@ -200,8 +200,8 @@ async fn rebuild_group(
     Ok(())
 }
 
-pub async fn verify(verify: Verify) -> anyhow::Result<u8> {
-    let (store, registry, settings) = opened(&verify.common).await?;
+pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
+    let (store, registry, settings) = opened(program, &verify.common).await?;
     let groups = named(&registry, &verify.projections)?;
     let extent = verify.sample.map_or(Extent::Whole, |streams| Extent::Sample(streams as usize));
     let mut meter = Meter::new(false);
@@ -290,8 +290,8 @@ fn rows(number: usize) -> String {
     format!("{number} {}", if number == 1 { "row" } else { "rows" })
 }
 
-pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
-    let (store, registry, _) = opened(&listing.common).await?;
+pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u8> {
+    let (store, registry, _) = opened(program, &listing.common).await?;
     let (items, head) = Progress::new(registry.clone()).status(&store).await?;
     if listing.json {
         say(format_args!("{}", json!({"items": items, "head": head})));
@@ -328,8 +328,8 @@ pub async fn projections(listing: Listing) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
-    let (store, ..) = opened(&listing.common).await?;
+pub async fn dead_letters(program: Program, listing: Listing) -> anyhow::Result<u8> {
+    let (store, ..) = opened(program, &listing.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     if listing.json {
         say(format_args!("{}", json!({"items": letters})));
@@ -355,8 +355,8 @@ pub async fn dead_letters(listing: Listing) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
-    let (store, ..) = opened(&wanted.common).await?;
+pub async fn show(program: Program, wanted: DeadLetter) -> anyhow::Result<u8> {
+    let (store, ..) = opened(program, &wanted.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     let Some(letter) = letters.into_iter().find(|letter| letter.position == wanted.position) else {
         bail!(no_such(wanted.position));
@@ -369,8 +369,8 @@ pub async fn show(wanted: DeadLetter) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn decide(wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8> {
-    let (store, registry, _) = opened(&wanted.common).await?;
+pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) -> anyhow::Result<u8> {
+    let (store, registry, _) = opened(program, &wanted.common).await?;
     let position = wanted.position;
     match dead_letters::decide(&store, &registry, position, decision).await? {
         Decided::NoSuch => bail!(no_such(position)),

@@ -13,6 +13,7 @@ use crate::step::{AnyStep, Step};
 type Parse = fn(&str, Map<String, Value>, &Principal) -> Result<Line, Problem>;
 
 /// The commands of a context that may come in bulk.
+#[derive(Clone, Copy)]
 pub struct BulkLines {
     /// The values of `type`, in the order in which errors list them.
     pub types: &'static [&'static str],

@@ -1,0 +1,247 @@
+//! The modules of a program, checked: each name is used once, and every module finds what it needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kernel::upcast::Upcasters;
+use projection_engine::registry::{CORE, Group, Registry};
+
+use crate::module::{Module, Setting};
+use crate::settings::Roles;
+
+/// What a program is made of.
+pub struct Program {
+    modules: Vec<Module>,
+    registry: Registry,
+}
+
+/// Names of one kind, each with the module that has it.
+struct Names {
+    kind: &'static str,
+    owners: BTreeMap<String, &'static str>,
+}
+
+impl Names {
+    fn new(kind: &'static str) -> Self {
+        Self { kind, owners: BTreeMap::new() }
+    }
+
+    fn take(&mut self, name: &str, module: &'static str) -> Result<(), String> {
+        match self.owners.insert(name.to_owned(), module) {
+            None => Ok(()),
+            Some(other) if other == module => Err(format!("the module {module} has two {} {name}", self.kind)),
+            Some(other) => Err(format!("the modules {other} and {module} both have the {} {name}", self.kind)),
+        }
+    }
+}
+
+impl Program {
+    /// Checks the modules, and puts their read models into groups.
+    ///
+    /// # Errors
+    /// What cannot be, with the names of the modules that it is about.
+    pub fn new(modules: Vec<Module>) -> Result<Self, String> {
+        check_names(&modules)?;
+        check_needs(&modules)?;
+        modules.iter().filter(|module| !module.is_built_in()).try_for_each(check_foreign)?;
+        let mut groups: Vec<Group> = Vec::new();
+        for module in &modules {
+            let group = match groups.iter_mut().find(|group| group.name == module.group) {
+                Some(group) => group,
+                None => {
+                    groups.push(Group { name: module.group, projections: Vec::new(), observers: Vec::new() });
+                    groups.last_mut().ok_or("there is no group")?
+                }
+            };
+            group.projections.extend(&module.projections);
+            group.observers.extend(&module.observers);
+        }
+        groups.retain(|group| !group.projections.is_empty());
+        let known: BTreeSet<&str> =
+            modules.iter().flat_map(|module| &module.aggregates).map(|kind| kind.aggregate_type()).collect();
+        for (module, projection) in
+            modules.iter().flat_map(|module| module.projections.iter().map(move |p| (module, p)))
+        {
+            let kind = projection.aggregate().aggregate_type();
+            if !known.contains(kind) {
+                return Err(format!(
+                    "the read model {} of the module {} folds the aggregate {kind}, which no module has",
+                    projection.name(),
+                    module.name
+                ));
+            }
+        }
+        Ok(Self { registry: Registry::new(groups)?, modules })
+    }
+
+    /// The modules that a setting names, separated by commas; all where it is empty.
+    ///
+    /// # Errors
+    /// A name that is no module; a module that needs another one; a part of the built-in modules where read models are
+    /// built, because they are one group.
+    pub fn select(self, names: &str, roles: Roles) -> Result<Self, String> {
+        let wanted: Vec<&str> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+        if wanted.is_empty() {
+            return Ok(self);
+        }
+        if let Some(unknown) = wanted.iter().find(|name| self.modules.iter().all(|module| module.name != **name)) {
+            let known: Vec<_> = self.modules.iter().map(|module| module.name).collect();
+            return Err(format!("modules: `{unknown}` is no module; there are {}", known.join(", ")));
+        }
+        let (running, left): (Vec<_>, Vec<_>) =
+            self.modules.into_iter().partition(|module| wanted.contains(&module.name));
+        let built_in =
+            |modules: &[Module]| modules.iter().find(|module| module.is_built_in()).map(|module| module.name);
+        if roles.project
+            && let (Some(one), Some(other)) = (built_in(&running), built_in(&left))
+        {
+            return Err(format!(
+                "modules: a process with the role project runs all built-in modules or none: add {other}, or leave {one} out"
+            ));
+        }
+        Self::new(running).map_err(|reason| format!("modules: {reason}"))
+    }
+
+    /// The modules.
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// Their read models.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The settings of modules.
+    pub fn settings(&self) -> Vec<Setting> {
+        self.modules.iter().flat_map(|module| &module.settings).copied().collect()
+    }
+
+    /// Hands each module its settings.
+    ///
+    /// # Errors
+    /// A value that cannot be used, with the name of its setting.
+    pub fn apply(&self, values: &BTreeMap<&'static str, String>) -> Result<(), String> {
+        for setting in self.settings() {
+            let value = values.get(setting.name).map_or(setting.default, String::as_str);
+            (setting.apply)(value).map_err(|reason| format!("{}: {reason}", setting.name))?;
+        }
+        Ok(())
+    }
+
+    /// How stored events of older versions become events of the present one.
+    pub fn upcasters(&self) -> Upcasters {
+        let kinds = self.modules.iter().flat_map(|module| &module.aggregates);
+        kinds.fold(Upcasters::default(), |all, kind| all.merge(&kind.upcasters()))
+    }
+}
+
+/// Whether a name of a module or of a kind of aggregate can be one.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+}
+
+fn check_names(modules: &[Module]) -> Result<(), String> {
+    let [mut names, mut aggregates, mut projections, mut tables] =
+        ["name", "aggregate", "read model", "table"].map(Names::new);
+    let [mut routes, mut lines, mut settings] = ["route", "bulk command", "setting"].map(Names::new);
+    for module in modules {
+        let name = module.name;
+        if !is_name(name) || name == CORE && !module.is_built_in() {
+            return Err(format!("`{name}` can be no module's name: take lower-case letters, digits and hyphens"));
+        }
+        names.take(name, name)?;
+        for kind in &module.aggregates {
+            let kind_name = kind.aggregate_type();
+            if !is_name(kind_name) {
+                return Err(format!(
+                    "the aggregate `{kind_name}` of the module {name} must be lower-case letters, digits and hyphens"
+                ));
+            }
+            aggregates.take(kind_name, name)?;
+            let mut events = BTreeSet::new();
+            if let Some((twice, _)) = kind.events().iter().find(|(event, _)| !events.insert(*event)) {
+                return Err(format!("the aggregate {kind_name} of the module {name} has two events {twice}"));
+            }
+        }
+        for projection in &module.projections {
+            projections.take(projection.name(), name)?;
+            projection.tables().iter().try_for_each(|table| tables.take(table.name, name))?;
+        }
+        own_routes(module).iter().try_for_each(|route| routes.take(route, name))?;
+        module.bulk.iter().flat_map(|bulk| bulk.types).try_for_each(|line| lines.take(line, name))?;
+        module.settings.iter().try_for_each(|setting| settings.take(setting.name, name))?;
+    }
+    Ok(())
+}
+
+/// Method and path of each route; what stands for an id has no name.
+pub(crate) fn own_routes(module: &Module) -> Vec<String> {
+    let documents =
+        [module.commands.map(|routes| routes().into_openapi()), module.queries.map(|routes| routes().into_openapi())];
+    let mut routes = Vec::new();
+    for (path, item) in documents.into_iter().flatten().flat_map(|document| document.paths.paths) {
+        let path: Vec<_> = path.split('/').map(|part| if part.starts_with('{') { "{}" } else { part }).collect();
+        let path = path.join("/");
+        let methods = [
+            ("GET", item.get.is_some()),
+            ("POST", item.post.is_some()),
+            ("PUT", item.put.is_some()),
+            ("DELETE", item.delete.is_some()),
+            ("PATCH", item.patch.is_some()),
+        ];
+        routes.extend(methods.into_iter().filter(|(_, there)| *there).map(|(method, _)| format!("{method} {path}")));
+    }
+    routes
+}
+
+/// Every need is there, and none leads back to where it began.
+fn check_needs(modules: &[Module]) -> Result<(), String> {
+    for module in modules {
+        for need in &module.needs {
+            if modules.iter().all(|known| known.name != *need) {
+                return Err(format!("the module {} needs the module {need}, which is not there", module.name));
+            }
+        }
+        let (mut seen, mut next) = (BTreeSet::new(), module.needs.clone());
+        while let Some(name) = next.pop() {
+            if name == module.name {
+                let by = modules.iter().find(|one| one.needs.contains(&module.name) && seen.contains(one.name));
+                let by = by.map_or(module.name, |one| one.name);
+                return Err(format!("the modules {} and {by} need each other", module.name));
+            }
+            if seen.insert(name) {
+                next.extend(modules.iter().filter(|one| one.name == name).flat_map(|one| &one.needs));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a foreign module owns has its name in front, so that it can be told and removed.
+fn check_foreign(module: &Module) -> Result<(), String> {
+    let name = module.name;
+    if module.group != name {
+        return Err(format!("the module {name} must have its own group, not {}", module.group));
+    }
+    let prefix = format!("{}_", name.replace('-', "_"));
+    for projection in &module.projections {
+        if !projection.name().starts_with(&prefix) {
+            return Err(format!("the read model {} of the module {name} must begin with {prefix}", projection.name()));
+        }
+        for table in projection.tables() {
+            let rest = table.name.strip_prefix(projection.name());
+            if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_')) {
+                return Err(format!(
+                    "the table {} of the module {name} must begin with the name of its read model, {}",
+                    table.name,
+                    projection.name()
+                ));
+            }
+        }
+    }
+    if let Some(setting) = module.settings.iter().find(|setting| !setting.name.starts_with(&prefix)) {
+        return Err(format!("the setting {} of the module {name} must begin with {prefix}", setting.name));
+    }
+    Ok(())
+}

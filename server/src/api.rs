@@ -11,6 +11,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::overview;
 use crate::program::Program;
 
 /// What stands over the paths.
@@ -71,6 +72,7 @@ pub fn document(program: &Program) -> utoipa::openapi::OpenApi {
     document.merge(queries(program).into_openapi());
     document.merge(connections().into_openapi());
     document.merge(everywhere().into_openapi());
+    document.merge(overview::router().into_openapi());
     document
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod dev;
 mod events;
 mod import;
+mod modules;
 mod operate;
 
 use std::io::Write;
@@ -89,6 +90,9 @@ enum Command {
     /// How far each read model has come.
     #[command(before_help = "Examples:\n  docket projections\n  docket projections --json")]
     Projections(Listing),
+    /// The modules of this program, and read models of modules that are gone.
+    #[command(before_help = "Examples:\n  docket modules\n  docket modules --json\n  docket modules --prune loyalty")]
+    Modules(Modules),
     /// Events that no projector can apply, and the orders that are parked at them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -248,6 +252,18 @@ struct Listing {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct Modules {
+    #[command(flatten)]
+    common: Common,
+    /// As JSON.
+    #[arg(long, conflicts_with = "prune")]
+    json: bool,
+    /// Remove the read models, checkpoints and dead letters of a module that this program does not have.
+    #[arg(long, value_name = "MODULE")]
+    prune: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum DeadLetters {
     /// Every one, the first in the log first.
@@ -354,7 +370,7 @@ struct ConfigCheck {
 }
 
 /// Parses the command line and runs it; gives the exit code.
-pub async fn main(modules: Vec<Module>) -> u8 {
+pub async fn main(of: Vec<Module>) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -362,7 +378,7 @@ pub async fn main(modules: Vec<Module>) -> u8 {
             return if error.use_stderr() { EXIT_USAGE } else { 0 };
         }
     };
-    let program = match Program::new(modules) {
+    let program = match Program::new(of) {
         Ok(program) => program,
         Err(reason) => {
             eprintln!("docket: {reason}");
@@ -378,6 +394,7 @@ pub async fn main(modules: Vec<Module>) -> u8 {
         Command::Replay(replay) => operate::replay(program, replay).await,
         Command::Verify(verify) => operate::verify(program, verify).await,
         Command::Projections(listing) => operate::projections(program, listing).await,
+        Command::Modules(wanted) => modules::modules(program, wanted).await,
         Command::DeadLetters(DeadLetters::List(listing)) => operate::dead_letters(program, listing).await,
         Command::DeadLetters(DeadLetters::Show(letter)) => operate::show(program, letter).await,
         Command::DeadLetters(DeadLetters::Retry(letter)) => operate::decide(program, letter, Decision::Retry).await,

@@ -17,6 +17,7 @@ mod cli;
 mod migrations;
 pub mod module;
 pub mod modules;
+mod overview;
 pub mod program;
 mod run;
 pub mod settings;

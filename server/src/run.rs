@@ -1,5 +1,6 @@
 //! A running server: the store, the roles' tasks, one listener.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -30,6 +31,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::api;
 use crate::migrations::MIGRATIONS;
 use crate::module::Measure;
+use crate::overview::{self, Overview};
 use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
 
@@ -119,6 +121,9 @@ pub async fn serve(
         app = app.merge(api::queries(&program).with_state(state.clone()).split_for_parts().0);
         connections = api::connections().with_state(state).split_for_parts().0;
     }
+    let program = Arc::new(program);
+    let overview = Overview::new(program.clone(), store.clone(), authenticator.clone());
+    app = app.merge(overview::router().with_state(overview).split_for_parts().0);
     app = app.merge(api::everywhere().with_state(authenticator).split_for_parts().0);
     let app = limiter.limit(app).merge(connections);
     let health = health(&program, &store, &progress, roles);

@@ -71,7 +71,7 @@ pub struct Settings {
     /// Who may listen to live updates.
     pub push: read_side::state::Settings,
     /// What is logged.
-    pub log: platform::telemetry::Settings,
+    pub log: platform::telemetry::settings::Settings,
     /// Those of modules, by name.
     pub of_modules: BTreeMap<&'static str, String>,
 }
@@ -175,7 +175,7 @@ impl Settings {
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
             write: part(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
             push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
-            log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
+            log: part(&mut named, &names_of(&platform::telemetry::settings::Settings::default()))?,
             of_modules: of_modules.iter().map(|setting| own(&mut named, setting)).collect::<Result<_, _>>()?,
         };
         if let Some(unknown) = named.keys().next() {

@@ -444,6 +444,32 @@ impl Tx {
         self.drop("table", &table.of(generation)).await
     }
 
+    /// Removes the tables of a generation whose declarations are not at hand, and the views of the same names. A table is
+    /// taken for one of the projection where its name is the projection's, or that and `_` and more.
+    ///
+    /// # Errors
+    /// [`Error::Dependents`] where something depends on one of them.
+    pub async fn remove_undeclared(&mut self, projection: &str, generation: i64) -> Result<(), Error> {
+        let sql = match self {
+            Self::Sqlite(_) => "select name from sqlite_master where type = 'table'",
+            Self::Postgres(..) => {
+                "select table_name::text from information_schema.tables
+                 where table_schema = current_schema() and table_type = 'BASE TABLE'"
+            }
+        };
+        let tables: Vec<(String,)> = self.fetch_all(sql, vec![]).await?;
+        let suffix = format!("_g{generation}");
+        for (table,) in tables {
+            let Some(name) = table.strip_suffix(&suffix) else { continue };
+            let is_own = name.strip_prefix(projection).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+            if is_own {
+                self.drop("view", name).await?;
+                self.drop("table", &table).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Drops a table or a view; what depends on it stays and is named.
     async fn drop(&mut self, kind: &str, name: &str) -> Result<(), Error> {
         match self.execute(&format!("drop {kind} if exists {name}"), vec![]).await {

@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
-use crate::http::{UNREAD_BYTES_MAX, UNREAD_WITHIN};
+/// What is read of a body when its request has been answered, and how long it may take to come.
+pub(crate) const UNREAD_BYTES_MAX: u64 = 256 * 1024;
+pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Says that a client of this connection may send its whole request before it reads any of the answer. Clones are the
 /// same connection's.

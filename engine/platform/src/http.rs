@@ -36,7 +36,7 @@ use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
 use crate::body::check_encoding;
-use crate::client_stream::ClientStream;
+use crate::client_stream::{ClientStream, UNREAD_BYTES_MAX, UNREAD_WITHIN};
 use crate::metrics::{self, Active};
 use crate::problem::Problem;
 use crate::proxies::Proxies;
@@ -65,9 +65,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
-/// What is left of a body when its request has been answered, and how long it may take to come.
-pub(crate) const UNREAD_BYTES_MAX: u64 = 256 * 1024;
-pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 /// Headers of which a request may have one only. Of two, a proxy in front may believe the other one.
 const SINGLE_HEADERS: &[&str] =
     &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];

@@ -8,12 +8,13 @@ use event_store::event::RecordedEvent;
 use event_store::now_us;
 use event_store::store::Store;
 use kernel::stream::StreamId;
+use serde::Serialize;
 
 use crate::change::Rows;
 use crate::error::Error;
 use crate::group_fold::Batch;
 use crate::projection::AnyProjection;
-use crate::registry::{Group, Registry};
+use crate::registry::{CORE, Group, Registry, projecting, rebuilding};
 
 // States of a generation, as the database has them.
 
@@ -285,6 +286,60 @@ pub(crate) async fn remove(tx: &mut Tx, projection: &dyn AnyProjection, generati
     }
     let sql = "delete from checkpoints where projection = $1 and generation = $2";
     tx.execute(sql, vec![projection.name().into(), generation.into()]).await.map(drop)
+}
+
+/// A generation of a group that is not of this program: its module is gone, or belongs to another program.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Unclaimed {
+    /// The group, which has the name of its module.
+    pub group: String,
+    /// The projection.
+    pub projection: String,
+    /// The generation.
+    pub generation: i64,
+    /// `live`, `building`, `old` or `returning`.
+    pub state: String,
+    /// Position of the last event in it.
+    pub position: i64,
+}
+
+/// The generations of groups that this program does not have.
+///
+/// # Errors
+/// The database is away.
+pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, StoreError> {
+    let rows: Vec<Checkpoint> = db.fetch_all(CHECKPOINTS, vec![]).await?;
+    // A newer release may have more read models in the core group.
+    let is_unclaimed = |row: &Checkpoint| row.group_name != CORE && registry.group(&row.group_name).is_none();
+    let unclaimed = |row: Checkpoint| Unclaimed {
+        group: row.group_name,
+        projection: row.projection,
+        generation: row.generation,
+        state: row.state,
+        position: row.position,
+    };
+    Ok(rows.into_iter().filter(is_unclaimed).map(unclaimed).collect())
+}
+
+/// Removes every generation, checkpoint and dead letter of a group that this program does not have; gives what it removed.
+///
+/// # Errors
+/// [`Error::Busy`] while a process projects or rebuilds the group.
+pub async fn remove_unclaimed(store: &Store, registry: &Registry, group: &str) -> Result<Vec<Unclaimed>, Error> {
+    let _projecting = store.try_lead(&projecting(group)).await?.ok_or(Error::Busy)?;
+    let _rebuilding = store.try_lead(&rebuilding(group)).await?.ok_or(Error::Busy)?;
+    let mut own = unclaimed(store.db(), registry).await?;
+    own.retain(|row| row.group == group);
+    let mut tx = store.db().begin().await?;
+    tx.lock_checkpoints().await?;
+    for row in &own {
+        tx.remove_undeclared(&row.projection, row.generation).await?;
+    }
+    for table in ["checkpoints", "dead_letters"] {
+        tx.execute(&format!("delete from {table} where group_name = $1"), vec![group.into()]).await?;
+    }
+    tx.commit().await?;
+    Ok(own)
 }
 
 pub(crate) async fn set_state(tx: &mut Tx, name: &str, generation: i64, state: &str) -> Result<(), StoreError> {

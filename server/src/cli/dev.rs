@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use platform::auth::{Authenticator, Role, SECRET_BYTES_MIN};
 use platform::files;
-use platform::telemetry::Environment;
+use platform::telemetry::settings::Environment;
 
 use crate::cli::Usage;
 use crate::program::Program;

@@ -20,8 +20,8 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
 
-use crate::telemetry::Settings;
 use crate::telemetry::redact::redact;
+use crate::telemetry::settings::Settings;
 use crate::{metrics, trace};
 
 /// How long a receiver may take to answer.

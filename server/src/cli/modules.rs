@@ -1,0 +1,65 @@
+//! `docket modules`: what this program is made of, and what is left of modules that are gone.
+
+use anyhow::{Context, bail};
+use event_store::store::open_beside;
+use projection_engine::generation::{remove_unclaimed, unclaimed};
+use serde_json::json;
+
+use crate::cli::{Modules, load, say};
+use crate::migrations::MIGRATIONS;
+use crate::overview;
+use crate::program::Program;
+
+pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
+    let settings = load(&program, &wanted.common, &[])?;
+    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    if let Some(group) = wanted.prune {
+        if program.registry().group(&group).is_some() {
+            bail!(
+                "{group} is a module of this program, so its read models stay; `docket replay --prune` removes old ones"
+            );
+        }
+        let removed = remove_unclaimed(&store, program.registry(), &group).await;
+        let removed = removed.with_context(|| format!("the read models of {group} cannot be removed"))?;
+        for row in &removed {
+            say(format_args!("{}: generation {} is removed", row.projection, row.generation));
+        }
+        if removed.is_empty() {
+            eprintln!("There is no read model of a module {group}.");
+        }
+        return Ok(0);
+    }
+    if wanted.json {
+        say(serde_json::to_string(&overview::modules(&program, &store).await?)?);
+        return Ok(0);
+    }
+    for module in overview::views(&program) {
+        let view = json!(module);
+        say(view["name"].as_str().unwrap_or_default());
+        let texts = view.as_object().into_iter().flatten().filter(|(field, _)| *field != "name");
+        for (field, value) in texts {
+            let names = match value {
+                serde_json::Value::Array(all) => {
+                    let name =
+                        |one: &serde_json::Value| one.as_str().or(one["name"].as_str()).unwrap_or_default().to_owned();
+                    all.iter().map(name).collect::<Vec<_>>().join(", ")
+                }
+                other => other.as_str().unwrap_or_default().to_owned(),
+            };
+            if !names.is_empty() {
+                say(format_args!("  {field:12} {names}"));
+            }
+        }
+    }
+    let left = unclaimed(store.db(), program.registry()).await?;
+    for row in &left {
+        say(format_args!(
+            "No module of this program has the group {}: {}, generation {} at position {}",
+            row.group, row.projection, row.generation, row.position
+        ));
+    }
+    if let Some(row) = left.first() {
+        eprintln!("If no other program needs it, `docket modules --prune {}` removes it.", row.group);
+    }
+    Ok(0)
+}

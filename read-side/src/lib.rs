@@ -1,13 +1,10 @@
-//! The query API and the push layer.
+//! The queries of the contexts, and what operators ask.
 //!
 //! The read side writes neither events nor rows of read models. What it answers comes from read models or is folded from
-//! the log. It keeps the tickets and the revocations of tokens.
+//! the log. It keeps the revocations of tokens.
 
 pub mod admin;
-pub mod consistency;
 pub mod customers;
 pub mod orders;
-pub mod push;
 pub mod reports;
 pub mod revocations;
-pub mod state;

@@ -64,7 +64,7 @@ pub struct Settings {
     /// Commands in bulk.
     pub write: write_side::settings::Settings,
     /// Who may listen to live updates.
-    pub push: read_side::state::Settings,
+    pub push: push::api::Settings,
     /// What is logged.
     pub log: platform::telemetry::Settings,
 }
@@ -167,7 +167,7 @@ impl Settings {
             auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
             write: part(&mut named, &names_of(&write_side::settings::Settings::default()))?,
-            push: part(&mut named, &names_of(&read_side::state::Settings::default()))?,
+            push: part(&mut named, &names_of(&push::api::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::Settings::default()))?,
         };
         if let Some(unknown) = named.keys().next() {

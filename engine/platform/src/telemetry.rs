@@ -26,8 +26,19 @@ use crate::telemetry::rotate::{Limits, RotatingFile};
 use crate::telemetry::sink::{Sink, Target};
 
 /// The crates whose debug lines `debug` means; those of libraries would drown them.
-const OWN: &[&str] =
-    &["docket", "domain", "event_store", "projections", "write_side", "read_side", "platform", "log", "panic"];
+const OWN: &[&str] = &[
+    "docket",
+    "domain",
+    "event_store",
+    "projection_engine",
+    "projections",
+    "push",
+    "write_side",
+    "read_side",
+    "platform",
+    "log",
+    "panic",
+];
 
 /// Libraries whose every word is no news, and what is kept of them.
 const NOISY: &str = ",opentelemetry=warn,sqlx::postgres::notice=warn,async_nats=warn";

@@ -17,14 +17,14 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::consistency::at;
-use crate::state::{ReadSide, invalid, unavailable};
+use push::api::{QueryApi, invalid, unavailable};
+use push::consistency::at;
 
 /// Events in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(projections)).routes(routes!(events))
 }
 
@@ -39,7 +39,7 @@ struct Projections {
 /// How far each read model has come.
 #[utoipa::path(get, path = "/v1/projections", tag = "operations",
     responses((status = 200, body = Projections), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn projections(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
+async fn projections(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
     let (items, head) = state.progress.status(&state.store).await.map_err(unavailable)?;
     Ok(at(items.iter().map(|status| status.position).min().unwrap_or(0), axum::Json(Projections { items, head })))
@@ -112,7 +112,7 @@ impl From<RecordedEvent> for LogEvent {
 #[utoipa::path(get, path = "/v1/events", tag = "operations", params(LogQuery),
     responses((status = 200, body = LogPage), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn events(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     headers: HeaderMap,
     Query(query): Query<LogQuery>,

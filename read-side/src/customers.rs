@@ -11,11 +11,11 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::consistency::at;
-use crate::state::{ReadSide, not_found};
+use push::api::{QueryApi, not_found};
+use push::consistency::at;
 
 /// The route.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(customer))
 }
 
@@ -34,7 +34,7 @@ pub struct Freshness {
 #[utoipa::path(get, path = "/v1/customers/{id}", tag = "queries", params(("id" = String, Path), Freshness),
     responses((status = 200, body = Customer), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn customer(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Path(id): Path<String>,
     Query(query): Query<Freshness>,

@@ -25,14 +25,14 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::consistency::at;
-use crate::state::{ReadSide, invalid, not_found, unavailable};
+use push::api::{QueryApi, invalid, not_found, unavailable};
+use push::consistency::at;
 
 /// Events read at once.
 const EVENTS_PAGE: i64 = 1_000;
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(order)).routes(routes!(history))
 }
 
@@ -83,7 +83,7 @@ struct Page {
 #[utoipa::path(get, path = "/v1/orders", tag = "queries", params(ListQuery),
     responses((status = 200, body = Page), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
@@ -191,7 +191,7 @@ fn no_such_order() -> Problem {
     responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match names the present version"),
               (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn order(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Path(id): Path<String>,
     headers: HeaderMap,
@@ -222,7 +222,7 @@ fn view(request: &HeaderMap, json: String, version: i64) -> Response {
 }
 
 /// The order's JSON and version as of a point.
-async fn order_as_of(state: &ReadSide, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
+async fn order_as_of(state: &QueryApi, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
     let is_version = as_of.bytes().all(|byte| byte.is_ascii_digit());
     let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
         (Ok(version), _) if is_version && version > 0 => (version, i64::MAX),
@@ -302,7 +302,7 @@ struct History {
 #[utoipa::path(get, path = "/v1/orders/{id}/events", tag = "queries", params(("id" = String, Path), HistoryQuery),
     responses((status = 200, body = History), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn history(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Path(id): Path<String>,
     Query(query): Query<HistoryQuery>,

@@ -13,14 +13,14 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::consistency::at;
-use crate::state::{ReadSide, invalid};
+use push::api::{QueryApi, invalid};
+use push::consistency::at;
 
 /// Products in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(sales_report)).routes(routes!(top_products))
 }
 
@@ -47,7 +47,7 @@ pub struct SalesQuery {
 #[utoipa::path(get, path = "/v1/reports/sales", tag = "queries", params(SalesQuery),
     responses((status = 200, body = Vec<Sale>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn sales_report(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Query(query): Query<SalesQuery>,
 ) -> Result<Response, Problem> {
@@ -77,7 +77,7 @@ pub struct TopQuery {
 #[utoipa::path(get, path = "/v1/products/top", tag = "queries", params(TopQuery),
     responses((status = 200, body = Vec<Product>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn top_products(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Query(query): Query<TopQuery>,
 ) -> Result<Response, Problem> {

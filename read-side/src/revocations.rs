@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::state::{ReadSide, unavailable};
+use push::api::{QueryApi, unavailable};
 
 /// The message between processes that there is a new one.
 const TOPIC: &str = "revoked";
@@ -26,7 +26,7 @@ const TOPIC: &str = "revoked";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(revoke, list))
 }
 
@@ -64,7 +64,7 @@ struct Revocations {
 #[utoipa::path(post, path = "/v1/admin/revocations", tag = "operations", request_body = Revoke,
     responses((status = 201, body = Revocation), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn revoke(
-    State(state): State<ReadSide>,
+    State(state): State<QueryApi>,
     principal: Principal,
     Json(body): Json<Revoke>,
 ) -> Result<Response, Problem> {
@@ -108,7 +108,7 @@ fn unusable(pointer: &str, message: &str) -> Problem {
 /// What is revoked.
 #[utoipa::path(get, path = "/v1/admin/revocations", tag = "operations",
     responses((status = 200, body = Revocations), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn list(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
+async fn list(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
     let items = rows(&state.store).await.map_err(unavailable)?;
     Ok(axum::Json(Revocations { items }).into_response())

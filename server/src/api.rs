@@ -45,13 +45,13 @@ pub fn commands(program: &Program) -> OpenApiRouter<CommandApi> {
 }
 
 /// The query API, and of the push layer what is asked and answered.
-pub fn queries(program: &Program) -> OpenApiRouter<read_side::state::ReadSide> {
+pub fn queries(program: &Program) -> OpenApiRouter<push::api::QueryApi> {
     let routes = program.modules().iter().filter_map(|module| module.queries);
     routes
         .fold(OpenApiRouter::new(), |all, routes| all.merge(routes()))
-        .merge(read_side::push::asyncapi::router())
-        .merge(read_side::push::access::router())
-        .merge(read_side::push::live::poll_router())
+        .merge(push::asyncapi::router())
+        .merge(push::access::router())
+        .merge(push::live::poll_router())
 }
 
 /// What every process answers, whatever its roles.
@@ -61,8 +61,8 @@ pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
 
 /// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at
 /// once, many of them from one address; a rate would lock them out.
-pub fn connections() -> OpenApiRouter<read_side::state::ReadSide> {
-    OpenApiRouter::new().merge(read_side::push::live::stream_router()).merge(read_side::push::centrifuge::router())
+pub fn connections() -> OpenApiRouter<push::api::QueryApi> {
+    OpenApiRouter::new().merge(push::live::stream_router()).merge(push::centrifuge::router())
 }
 
 /// The document, whatever roles a process has.
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_document_of_live_updates_is_checked_in() {
-        let document = serde_json::to_string_pretty(&read_side::push::asyncapi::document()).unwrap();
+        let document = serde_json::to_string_pretty(&push::asyncapi::document()).unwrap();
         is_checked_in("asyncapi.json", &document);
     }
 

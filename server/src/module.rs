@@ -7,7 +7,7 @@ use event_store::store::Store;
 use futures::future::BoxFuture;
 use projection_engine::projection::{AnyAggregate, AnyObserver, AnyProjection};
 use projection_engine::registry::CORE;
-use read_side::state::ReadSide as QueryApi;
+use push::api::QueryApi;
 use utoipa_axum::router::OpenApiRouter;
 
 /// A context: everything that it gives to a program, as one value. A field that is empty is not given.

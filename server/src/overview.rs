@@ -115,6 +115,6 @@ pub fn router() -> OpenApiRouter<Overview> {
     responses((status = 200, body = Modules), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(State(overview): State<Overview>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
-    let modules = modules(&overview.program, &overview.store).await.map_err(read_side::state::unavailable)?;
+    let modules = modules(&overview.program, &overview.store).await.map_err(push::api::unavailable)?;
     Ok(axum::Json(modules).into_response())
 }

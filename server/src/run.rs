@@ -19,10 +19,10 @@ use projection_engine::dead_letters;
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::pump;
-use read_side::push::presence::Presence;
-use read_side::push::{access, feed};
+use push::api::{QueryApi, header_names};
+use push::presence::Presence;
+use push::{access, feed};
 use read_side::revocations;
-use read_side::state::{ReadSide, header_names};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -112,7 +112,7 @@ pub async fn serve(
     }
     if roles.read {
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
-        let state = ReadSide::new(store.clone(), progress.clone(), auth.clone(), settings.push.clone(), stop.clone());
+        let state = QueryApi::new(store.clone(), progress.clone(), auth.clone(), settings.push.clone(), stop.clone());
         shutdown.tracker.spawn(progress.clone().follow(store.clone(), stop.clone()));
         shutdown.tracker.spawn(feed::run(state.clone()));
         shutdown.tracker.spawn(feed::tell_projections(state.clone()));
@@ -181,7 +181,7 @@ fn connections_max(asked: usize) -> usize {
 }
 
 /// Lets pages of the allowed origins call the API and read what it answers.
-fn cors(settings: &read_side::state::Settings) -> anyhow::Result<Option<CorsLayer>> {
+fn cors(settings: &push::api::Settings) -> anyhow::Result<Option<CorsLayer>> {
     let allowed_origins = settings.allowed_origins.clone();
     if allowed_origins.is_empty() {
         return Ok(None);

@@ -464,11 +464,18 @@ async fn check_rows(system: &TestSystem) -> Vec<String> {
 /// Paths that the sources give to a router without a description for `/openapi.json`.
 fn plain_routes() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut folders: Vec<_> =
-        ["engine/platform", "engine/commands", "engine/projection-engine", "read-side", "write-side", "server"]
-            .iter()
-            .map(|name| root.join(name).join("src"))
-            .collect();
+    let mut folders: Vec<_> = [
+        "engine/platform",
+        "engine/commands",
+        "engine/projection-engine",
+        "engine/push",
+        "read-side",
+        "write-side",
+        "server",
+    ]
+    .iter()
+    .map(|name| root.join(name).join("src"))
+    .collect();
     let mut routes = BTreeSet::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("the sources are there").flatten() {

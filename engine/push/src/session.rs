@@ -18,11 +18,11 @@ use projection_engine::{dead_letters, generation};
 use projections::orders::summaries as order_summaries;
 use tokio::sync::watch;
 
-use crate::push::allowance::FOLDED_MAX;
-use crate::push::channels::{Channel, ORDER_PREFIX, Refused, find, rank};
-use crate::push::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
-use crate::push::publication::{Batch, Publication};
-use crate::state::ReadSide;
+use crate::allowance::FOLDED_MAX;
+use crate::api::QueryApi;
+use crate::channels::{Channel, ORDER_PREFIX, Refused, find, rank};
+use crate::hub::{Deliveries, Delivery, Passing, Queue, Subscription};
+use crate::publication::{Batch, Publication};
 
 /// Changes that are handed out of the log at once; who missed more gets a fresh snapshot.
 pub const RECOVERED_MAX: i64 = 300;
@@ -116,7 +116,7 @@ pub enum Start {
 /// # Errors
 /// The first channel that is refused.
 pub fn open<'a>(
-    state: &'a ReadSide,
+    state: &'a QueryApi,
     principal: &'a Principal,
     names: &'a [&'a str],
     after: Option<&'a Cursor>,
@@ -127,7 +127,7 @@ pub fn open<'a>(
 }
 
 async fn open_all(
-    state: &ReadSide,
+    state: &QueryApi,
     principal: &Principal,
     names: &[&str],
     after: Option<&Cursor>,
@@ -157,7 +157,7 @@ async fn open_all(
 
 /// What each channel gets first; the subscriptions stand already.
 async fn starts(
-    state: &ReadSide,
+    state: &QueryApi,
     principal: &Principal,
     channels: &[(&'static Channel, String)],
     after: Option<&Cursor>,
@@ -246,14 +246,14 @@ async fn starts(
 }
 
 /// Whether there is such a position to go on from.
-async fn is_of_this_log(state: &ReadSide, cursor: &Cursor) -> Result<bool, Error> {
+async fn is_of_this_log(state: &QueryApi, cursor: &Cursor) -> Result<bool, Error> {
     Ok(cursor.epoch == state.store.incarnation()
         && (cursor.position <= state.progress.slowest(CORE) || cursor.position <= state.store.head().await?))
 }
 
 /// What happened on a channel after a position, up to another one; `None` where it is too much.
 async fn recover(
-    state: &ReadSide,
+    state: &QueryApi,
     principal: &Principal,
     channel: &Channel,
     id: &str,
@@ -362,7 +362,7 @@ pub enum Next {
 
 impl Merged {
     /// Goes live with open channels, and takes their places in the hub.
-    pub fn new(state: &ReadSide, deliveries: Deliveries, opened: &mut [Opened]) -> Self {
+    pub fn new(state: &QueryApi, deliveries: Deliveries, opened: &mut [Opened]) -> Self {
         let last = opened.iter().map(|opened| (opened.channel.clone(), opened.position)).collect();
         let subscriptions = opened.iter_mut().filter_map(|opened| opened.subscription.take()).collect();
         let (through, held) = (state.hub.through(), Vec::new());
@@ -430,10 +430,10 @@ impl Merged {
 mod tests {
     use super::*;
 
-    use crate::push::channels::ORDERS;
-    use crate::push::connections::{End, Ender};
-    use crate::push::hub::tests::created;
-    use crate::push::hub::{Hub, queue};
+    use crate::channels::ORDERS;
+    use crate::connections::{End, Ender};
+    use crate::hub::tests::created;
+    use crate::hub::{Hub, queue};
 
     #[test]
     fn a_cursor_is_read_as_it_is_written() {

@@ -10,11 +10,11 @@ use projection_engine::progress::Progress;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::push::allowance::Allowance;
-use crate::push::connections::Connections;
-use crate::push::hub::Hub;
-use crate::push::metrics::Metrics;
-use crate::push::presence::Presence;
+use crate::allowance::Allowance;
+use crate::connections::Connections;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::presence::Presence;
 
 /// What operators set.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub fn header_names(list: &str) -> Result<Vec<HeaderName>, &str> {
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct ReadSide {
+pub struct QueryApi {
     /// The log and the read models' database.
     pub store: Store,
     /// How far the read models have come.
@@ -109,7 +109,7 @@ pub struct ReadSide {
     pub stop: CancellationToken,
 }
 
-impl ReadSide {
+impl QueryApi {
     /// The read side of a process, with nobody listening yet.
     pub fn new(
         store: Store,
@@ -127,8 +127,8 @@ impl ReadSide {
     }
 }
 
-impl FromRef<ReadSide> for Authenticator {
-    fn from_ref(state: &ReadSide) -> Self {
+impl FromRef<QueryApi> for Authenticator {
+    fn from_ref(state: &QueryApi) -> Self {
         state.authenticator.clone()
     }
 }

@@ -7,7 +7,7 @@ use event_store::now_us;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 
-use crate::push::session::Start;
+use crate::session::Start;
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 

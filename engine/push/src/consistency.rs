@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use event_store::error::Error;
 use platform::problem::Problem;
 
-use crate::state::{ReadSide, invalid, unavailable};
+use crate::api::{QueryApi, invalid, unavailable};
 
 /// Names the position of the read model that an answer was made from.
 pub const DOCKET_POSITION: HeaderName = HeaderName::from_static("docket-position");
@@ -18,7 +18,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Wait where `min_position` is given without `wait_ms`.
 const WAIT_MS: u64 = 1_000;
 
-impl ReadSide {
+impl QueryApi {
     /// Waits until the read model has `min_position`, then runs a query. Gives its rows with the position that they are
     /// not older than.
     ///

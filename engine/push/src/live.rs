@@ -26,14 +26,14 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::push::access::identify;
-use crate::push::centrifuge::{believed_for, too_many_connections};
-use crate::push::channels::{Channel, Refused, channels, find, rank};
-use crate::push::connections::{End, Ender, Place};
-use crate::push::hub::{Passing, queue};
-use crate::push::metrics::{METRICS, Transport};
-use crate::push::session::{Change, Cursor, Merged, Next, Opened, Start, in_order, open};
-use crate::state::{ReadSide, invalid, not_found, unavailable};
+use crate::access::identify;
+use crate::api::{QueryApi, invalid, not_found, unavailable};
+use crate::centrifuge::{believed_for, too_many_connections};
+use crate::channels::{Channel, Refused, channels, find, rank};
+use crate::connections::{End, Ender, Place};
+use crate::hub::{Passing, queue};
+use crate::metrics::{METRICS, Transport};
+use crate::session::{Change, Cursor, Merged, Next, Opened, Start, in_order, open};
 
 /// Channels of one request, at most.
 const CHANNELS_MAX: usize = 128;
@@ -57,12 +57,12 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The stream, which is limited by the number of open ones.
-pub fn stream_router() -> OpenApiRouter<ReadSide> {
+pub fn stream_router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(live))
 }
 
 /// The poll, which is a request like others.
-pub fn poll_router() -> OpenApiRouter<ReadSide> {
+pub fn poll_router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(poll))
 }
 
@@ -151,7 +151,7 @@ impl Event {
 #[utoipa::path(get, path = "/v1/live", tag = "live updates", params(LiveQuery),
     responses((status = 200, body = String, content_type = "text/event-stream"),
         (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn live(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+async fn live(State(state): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     let accepts = request.headers().get(ACCEPT).and_then(|accepts| accepts.to_str().ok());
     let is_event_source = accepts.is_some_and(|accepts| accepts.contains("text/event-stream"));
     follow(state, request).await.or_else(|problem| match problem.status() {
@@ -167,7 +167,7 @@ fn come_back(problem: &Problem) -> Response {
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store, no-transform")], text).into_response()
 }
 
-async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> {
+async fn follow(state: QueryApi, request: Request) -> Result<Response, Problem> {
     let mut asked = Asked::read(&state, request, Transport::Sse, &["last_event_id"]).await?;
     let header = asked.last_event_id.take();
     let after = header.or_else(|| asked.parameter("last_event_id").map(str::to_owned));
@@ -201,7 +201,7 @@ async fn follow(state: ReadSide, request: Request) -> Result<Response, Problem> 
 /// What follows the cursor on the channels, or, where nothing does, the next change within `wait` seconds.
 #[utoipa::path(get, path = "/v1/poll", tag = "live updates", params(PollQuery),
     responses((status = 200, body = Polled), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn poll(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+async fn poll(State(state): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     let asked = Asked::read(&state, request, Transport::Poll, &["cursor", "wait"]).await?;
     let wait = match asked.parameter("wait").map(str::parse) {
         None => WAIT,
@@ -282,7 +282,7 @@ struct Asked {
 }
 
 impl Asked {
-    async fn read(state: &ReadSide, request: Request, transport: Transport, known: &[&str]) -> Result<Self, Problem> {
+    async fn read(state: &QueryApi, request: Request, transport: Transport, known: &[&str]) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let principal = match identify(state, &mut parts).await? {
             Some(principal) => principal,
@@ -319,7 +319,7 @@ impl Asked {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    async fn open(&self, state: &ReadSide, after: Option<&Cursor>) -> Result<(Merged, Vec<Opened>), Problem> {
+    async fn open(&self, state: &QueryApi, after: Option<&Cursor>) -> Result<(Merged, Vec<Opened>), Problem> {
         let mut names: Vec<&str> =
             self.parameters.iter().filter(|(name, _)| name == "channel").map(|(_, name)| name.as_str()).collect();
         names.sort_unstable();
@@ -388,7 +388,7 @@ impl Starts {
     }
 
     /// `resuming` says that there was a cursor: then snapshots are what could not be avoided.
-    fn new(state: &ReadSide, opened: Vec<Opened>, resuming: bool) -> Self {
+    fn new(state: &QueryApi, opened: Vec<Opened>, resuming: bool) -> Self {
         let cursor = opened.iter().map(|opened| opened.position).min().unwrap_or(0);
         let mut events = Vec::new();
         let mut changes = Vec::new();

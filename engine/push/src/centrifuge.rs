@@ -34,15 +34,15 @@ use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
-use crate::push::access::{bearer_protocol, identify};
-use crate::push::channels::{Refused, find};
-use crate::push::connections::{End, Ender, Full, Place};
-use crate::push::hub::{Deliveries, Delivery, Queue, Subscription, queue};
-use crate::push::metrics::{METRICS, Transport};
-use crate::push::presence::Present;
-use crate::push::publication::push_publication;
-use crate::push::session::{Cursor, Opened, Start, open};
-use crate::state::ReadSide;
+use crate::access::{bearer_protocol, identify};
+use crate::api::QueryApi;
+use crate::channels::{Refused, find};
+use crate::connections::{End, Ender, Full, Place};
+use crate::hub::{Deliveries, Delivery, Queue, Subscription, queue};
+use crate::metrics::{METRICS, Transport};
+use crate::presence::Present;
+use crate::publication::push_publication;
+use crate::session::{Cursor, Opened, Start, open};
 
 /// Longest message taken from a client, in bytes, in one frame or in fragments; also about how much is sent in one.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -139,20 +139,20 @@ type Code = (u32, &'static str);
 type Handled<T> = Result<T, Option<Close>>;
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().route("/ws", get(socket)).route("/ws/admin", get(admin_socket))
 }
 
-async fn socket(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+async fn socket(State(state): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     upgrade(state, request, false).await
 }
 
 /// The same for admins alone, so that it can be closed off in front of the server.
-async fn admin_socket(State(state): State<ReadSide>, request: Request) -> Result<Response, Problem> {
+async fn admin_socket(State(state): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     upgrade(state, request, true).await
 }
 
-async fn upgrade(state: ReadSide, request: Request, admins: bool) -> Result<Response, Problem> {
+async fn upgrade(state: QueryApi, request: Request, admins: bool) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
     // Browsers and SDKs cannot read why an upgrade is refused, and `connect` may bring a better token: so it answers.
     let principal = match identify(&state, &mut parts).await {
@@ -282,7 +282,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 }
 
 struct Connection {
-    state: ReadSide,
+    state: QueryApi,
     client: Arc<str>,
     caller: Caller,
     principal: Option<Principal>,
@@ -310,7 +310,7 @@ struct Subscribed {
 }
 
 /// Serves a socket until it closes, and closes it with the reason.
-async fn run(mut socket: WebSocket, state: ReadSide, caller: Caller, ender: Ender, place: Place) {
+async fn run(mut socket: WebSocket, state: QueryApi, caller: Caller, ender: Ender, place: Place) {
     let (queue, mut deliveries) = queue(ender.clone());
     let now = Instant::now();
     let mut connection = Connection {

@@ -15,10 +15,10 @@ use projection_engine::registry::CORE;
 use projection_engine::state::{BYTES_PER_AGGREGATE, ByWeight, Versioned};
 use quick_cache::sync::Cache;
 
-use crate::push::channels::{PROJECTIONS, projections};
-use crate::push::metrics::METRICS;
-use crate::push::publication::Publication;
-use crate::state::ReadSide;
+use crate::api::QueryApi;
+use crate::channels::{PROJECTIONS, projections};
+use crate::metrics::METRICS;
+use crate::publication::Publication;
 
 /// Orders kept in memory between changes; others are folded again from the log.
 const ORDERS_IN_MEMORY_MAX: usize = 10_000;
@@ -43,7 +43,7 @@ const PATIENCE_PART: u32 = 100;
 const RETRY: Duration = Duration::from_millis(300);
 
 /// Feeds the hub until the process stops.
-pub async fn run(state: ReadSide) {
+pub async fn run(state: QueryApi) {
     let stop = state.stop.clone();
     tokio::select! {
         () = follow(&state) => {}
@@ -52,7 +52,7 @@ pub async fn run(state: ReadSide) {
 }
 
 /// Tells whoever listens how the projections stand, when that changes, until the process stops.
-pub async fn tell_projections(state: ReadSide) {
+pub async fn tell_projections(state: QueryApi) {
     let mut told = String::new();
     loop {
         tokio::select! {
@@ -75,7 +75,7 @@ pub async fn tell_projections(state: ReadSide) {
     }
 }
 
-async fn follow(state: &ReadSide) {
+async fn follow(state: &QueryApi) {
     let room = ORDERS_IN_MEMORY_MAX as u64 * BYTES_PER_AGGREGATE;
     let orders = Cache::with_weighter(ORDERS_IN_MEMORY_MAX, room, ByWeight);
     let mut feed = Feed { state, orders, patience: PATIENCE_MAX, counted: Instant::now() };
@@ -105,7 +105,7 @@ async fn follow(state: &ReadSide) {
 }
 
 /// Waits for a future as long as somebody listens.
-async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) -> Option<T> {
+async fn while_listened<T>(state: &QueryApi, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     while !state.hub.is_empty() {
         if let Ok(done) = tokio::time::timeout(LOOK_AROUND, future.as_mut()).await {
@@ -116,7 +116,7 @@ async fn while_listened<T>(state: &ReadSide, future: impl Future<Output = T>) ->
 }
 
 struct Feed<'a> {
-    state: &'a ReadSide,
+    state: &'a QueryApi,
     orders: Cache<compact_str::CompactString, Arc<Versioned<Order>>, ByWeight>,
     /// How long readers may be waited for now, and when that was counted.
     patience: Duration,

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use futures::task::AtomicWaker;
 use tokio::sync::watch;
 
-use crate::push::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS, SALES};
-use crate::push::connections::{End, Ender};
-use crate::push::metrics::METRICS;
-use crate::push::publication::{Batch, Publication};
+use crate::channels::{CUSTOMER_PREFIX, ORDER_PREFIX, ORDERS, SALES};
+use crate::connections::{End, Ender};
+use crate::metrics::METRICS;
+use crate::publication::{Batch, Publication};
 
 /// Messages that may wait for one connection: what was published together counts as one.
 pub const QUEUE_MESSAGES_MAX: usize = 256;
@@ -424,12 +424,12 @@ impl Drop for Subscription {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use event_store::event::RecordedEvent;
 
     use super::*;
 
-    pub(in crate::push) fn created(order_id: &str, position: i64) -> Arc<Publication> {
+    pub(crate) fn created(order_id: &str, position: i64) -> Arc<Publication> {
         let payload = r#"{"OrderCreated":{"customer_id":"ada","currency":"USD","attributes":{}}}"#;
         let event = RecordedEvent {
             position,

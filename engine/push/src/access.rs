@@ -19,8 +19,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::push::centrifuge::believed_for;
-use crate::state::{ReadSide, unavailable};
+use crate::api::{QueryApi, unavailable};
+use crate::centrifuge::believed_for;
 
 /// By which a browser says whose page asks.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -32,7 +32,7 @@ const COOKIE_NAME: &str = "docket_token";
 const BEARER_PROTOCOL: &str = "bearer.";
 
 /// The routes.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(ticket))
 }
 
@@ -48,7 +48,7 @@ struct Ticket {
 /// A ticket that stands for the caller's token where no header can be sent: once, on any process.
 #[utoipa::path(post, path = "/v1/tickets", tag = "live updates",
     responses((status = 201, body = Ticket), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn ticket(State(state): State<ReadSide>, principal: Principal) -> Result<Response, Problem> {
+async fn ticket(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     let ticket = URL_SAFE_NO_PAD.encode([Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat());
     let now = now_us();
     let claims = serde_json::to_string(&principal).map_err(|_| Problem::internal())?;
@@ -67,7 +67,7 @@ fn hash(ticket: &str) -> Value {
     format!("{:x}", Sha256::digest(ticket)).into()
 }
 
-async fn redeem(state: &ReadSide, ticket: &str) -> Result<Principal, Problem> {
+async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
     let redeemed = async {
         // Anybody can send one: only what is known is worth a transaction.
         let known: Vec<(i64,)> =
@@ -100,7 +100,7 @@ async fn redeem(state: &ReadSide, ticket: &str) -> Result<Principal, Problem> {
 ///
 /// # Errors
 /// 403 for a page of an origin that is not allowed; 401 for credentials that are not believed.
-pub async fn identify(state: &ReadSide, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
+pub async fn identify(state: &QueryApi, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
     let principal = by_credentials(state, parts).await?;
     if let Some(principal) = &principal {
         request_id::set_user(&principal.subject);
@@ -108,7 +108,7 @@ pub async fn identify(state: &ReadSide, parts: &mut Parts) -> Result<Option<Prin
     Ok(principal)
 }
 
-async fn by_credentials(state: &ReadSide, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
+async fn by_credentials(state: &QueryApi, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
     let from_page = check_origin(&state.settings.allowed_origins, &parts.headers)?;
     if parts.headers.contains_key(AUTHORIZATION) {
         return state.authenticator.authenticate(parts).map(Some);

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::state::ReadSide;
+use crate::api::QueryApi;
 
 /// The message between processes.
 const TOPIC: &str = "presence";
@@ -115,7 +115,7 @@ impl Presence {
     }
 
     /// Tells the other processes and listens to them, and shows who comes and goes, until the process stops.
-    pub async fn run(state: ReadSide) {
+    pub async fn run(state: QueryApi) {
         let this = state.presence.clone();
         let mut told = state.store.told(TOPIC).await;
         let mut tell_at = Instant::now();

@@ -5,11 +5,11 @@ use axum::routing::get;
 use serde_json::{Map, Value, json};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::push::channels::channels;
-use crate::state::ReadSide;
+use crate::api::QueryApi;
+use crate::channels::channels;
 
 /// The route.
-pub fn router() -> OpenApiRouter<ReadSide> {
+pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().route("/asyncapi.json", get(async || Json(document())))
 }
 

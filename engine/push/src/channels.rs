@@ -16,9 +16,9 @@ use platform::auth::Principal;
 use projections::orders::{customers, details as order_details, sales, summaries as order_summaries};
 use serde::Serialize;
 
-use crate::push::publication::Publication;
-use crate::push::session::RECOVERED_MAX;
-use crate::state::ReadSide;
+use crate::api::QueryApi;
+use crate::publication::Publication;
+use crate::session::RECOVERED_MAX;
 
 /// Followed by an order's id.
 pub const ORDER_PREFIX: &str = "order:";
@@ -64,9 +64,9 @@ pub type Missed = Option<Vec<String>>;
 /// What a snapshot shows: `view` or `items`, and its JSON text. It may be large, so it is not taken apart.
 pub type Shown = (&'static str, String);
 
-type Allows = for<'a> fn(&'a ReadSide, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
-type Snapshot = for<'a> fn(&'a ReadSide, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Shown, Error>>;
-type Orders = for<'a> fn(&'a ReadSide, &'a str, i64, i64) -> BoxFuture<'a, Result<Missed, Error>>;
+type Allows = for<'a> fn(&'a QueryApi, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
+type Snapshot = for<'a> fn(&'a QueryApi, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Shown, Error>>;
+type Orders = for<'a> fn(&'a QueryApi, &'a str, i64, i64) -> BoxFuture<'a, Result<Missed, Error>>;
 
 /// A kind of channel.
 pub struct Channel {
@@ -211,7 +211,7 @@ fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
-async fn may_see_order(state: &ReadSide, principal: &Principal, id: &str) -> Result<bool, Refused> {
+async fn may_see_order(state: &QueryApi, principal: &Principal, id: &str) -> Result<bool, Refused> {
     let name = order_details::PROJECTION.name;
     let is_visible = || async {
         let owner = order_details::owner(state.store.db(), id).await?;
@@ -264,7 +264,7 @@ async fn sales_by_day(tx: &mut Tx) -> Result<Shown, Error> {
 }
 
 /// How the projections stand.
-pub async fn projections(state: &ReadSide) -> Result<Shown, Error> {
+pub async fn projections(state: &QueryApi) -> Result<Shown, Error> {
     Ok(("items", text(&state.progress.status(&state.store).await?.0)))
 }
 
@@ -277,13 +277,13 @@ fn is_confirmation(event: &RecordedEvent) -> bool {
     event.event_type == "OrderConfirmed"
 }
 
-async fn orders_of(state: &ReadSide, customer_id: &str, after: i64) -> Result<Missed, Error> {
+async fn orders_of(state: &QueryApi, customer_id: &str, after: i64) -> Result<Missed, Error> {
     let ids = order_summaries::changed(state.store.db(), customer_id, after, RECOVERED_MAX + 1).await?;
     Ok((ids.len() as i64 <= RECOVERED_MAX).then_some(ids))
 }
 
 async fn orders_in(
-    state: &ReadSide,
+    state: &QueryApi,
     after: i64,
     until: i64,
     looked_through_max: i64,

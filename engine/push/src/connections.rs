@@ -11,7 +11,7 @@ use futures::task::AtomicWaker;
 use platform::auth::{Authenticator, Principal};
 use tokio_util::sync::CancellationToken;
 
-use crate::push::metrics::{METRICS, Transport};
+use crate::metrics::{METRICS, Transport};
 
 /// How often every connection's token is looked at again.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);

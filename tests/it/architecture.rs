@@ -35,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "platform",
         ],
     ),
+    ("toy", &["server", "kernel", "event-store", "projection-engine", "push", "command-engine", "platform"]),
     ("tests", &[]),
     ("bench", &["tests"]),
 ];

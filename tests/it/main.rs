@@ -6,6 +6,7 @@ mod campaign;
 mod concurrency;
 mod database;
 mod edges;
+mod foreign;
 mod hostile;
 mod idempotency;
 mod import;

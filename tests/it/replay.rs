@@ -224,7 +224,7 @@ async fn sql(system: &TestSystem, read_models: bool, change: &str) {
 }
 
 /// Runs a statement on the database of the log, or of the read models; how many rows it changed.
-async fn statement(system: &TestSystem, read_models: bool, statement: &str) -> u64 {
+pub(crate) async fn statement(system: &TestSystem, read_models: bool, statement: &str) -> u64 {
     let url = match read_models {
         true => system.database_url().replace("docket.db", "docket-read.db"),
         false => system.database_url().to_owned(),
@@ -300,13 +300,15 @@ async fn an_older_generation_can_come_back(system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-async fn dead_letters(system: &TestSystem) -> Vec<Value> {
+/// Every dead letter, as `docket dead-letters list --json` gives it.
+pub(crate) async fn dead_letters(system: &TestSystem) -> Vec<Value> {
     let output = system.cli(&["dead-letters", "list", "--json"]).await;
     let list: Value = serde_json::from_str(&output).expect("JSON");
     list["items"].as_array().expect("items").clone()
 }
 
-async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+/// Waits until a probe finds something.
+pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = probe().await {

@@ -52,6 +52,17 @@ impl Process {
         self
     }
 
+    /// Takes another program at its next start.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Sets an environment variable for its next start.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Names the signal that ends the process when it is dropped, in place of `KILL`.
     #[must_use]
     pub fn drop_signal(mut self, signal: &'static str) -> Self {

@@ -47,6 +47,8 @@ pub struct Builder {
     without: Vec<String>,
     /// Folder of a kept store that it begins with.
     store: Option<PathBuf>,
+    /// Name of the program.
+    program: String,
 }
 
 impl Builder {
@@ -110,6 +112,13 @@ impl Builder {
         self
     }
 
+    /// Runs another program than `docket`, from the same folder.
+    #[must_use]
+    pub fn program(mut self, name: &str) -> Self {
+        self.program = name.to_owned();
+        self
+    }
+
     /// Begins with a copy of a kept store: `docket.db` and `docket-read.db` of a folder, or its `docket.sql`.
     #[must_use]
     pub fn store(mut self, folder: PathBuf) -> Self {
@@ -119,8 +128,12 @@ impl Builder {
 
     /// Starts the servers that Docket needs, but not Docket: [`TestSystem::start`] does.
     pub async fn stopped(self) -> TestSystem {
-        let binary = profile_directory().join("docket");
-        assert!(binary.is_file(), "{} is missing; build it with: cargo build --release -p server", binary.display());
+        let binary = profile_directory().join(&self.program);
+        assert!(
+            binary.is_file(),
+            "{} is missing; build it with: cargo build --release --workspace --bins",
+            binary.display()
+        );
         let directory = tempfile::Builder::new().prefix("docket-test-").tempdir().expect("a temporary directory");
         let (postgres, nats) = match self.mode {
             Mode::Embedded => (None, None),
@@ -223,6 +236,7 @@ impl TestSystem {
             disk: None,
             without: vec![],
             store: None,
+            program: "docket".to_owned(),
         }
     }
 
@@ -232,6 +246,19 @@ impl TestSystem {
         for docket in &mut self.dockets {
             docket.start().await;
         }
+    }
+
+    /// Sets a `DOCKET_…` variable for commands, and for every process at its next start.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self.dockets.iter_mut().for_each(|docket| docket.process.set_env(name, value));
+    }
+
+    /// Takes another program for commands, and for every process at its next start.
+    pub fn run_program(&mut self, name: &str) {
+        self.binary = profile_directory().join(name);
+        self.dockets.iter_mut().for_each(|docket| docket.process.set_program(self.binary.clone()));
     }
 
     /// Kills every Docket process without warning.
@@ -355,9 +382,13 @@ impl TestSystem {
 
     /// Runs a subcommand of `docket` as an operator whose database URL is another one.
     pub async fn try_cli_on(&self, database_url: &str, arguments: &[&str]) -> Output {
+        self.try_cli_with(&[("DOCKET_DATABASE_URL", database_url)], arguments).await
+    }
+
+    /// Runs a subcommand of `docket` with `DOCKET_…` variables of its own.
+    pub async fn try_cli_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
-        command.env("DOCKET_DATABASE_URL", database_url);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = tokio::time::timeout(CLI_DEADLINE, command.output()).await;
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }

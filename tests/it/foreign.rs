@@ -1,0 +1,281 @@
+//! A module written from outside beside the built-in ones: it meets nobody, and what fails in it stays in it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::client::token;
+use tests::system::{Builder, Mode, TestSystem};
+
+use crate::replay::{dead_letters, statement, until};
+
+tests::stories![
+    settings = with_toy;
+    two_kinds_of_aggregates_never_meet,
+    events_of_an_endless_stream_are_folded_one_by_one,
+    a_panic_in_a_fold_parks_its_own_group_only,
+    a_refused_row_parks_its_own_group_only,
+    an_event_that_does_not_decode_parks_its_stream_for_every_group,
+    a_slow_fold_holds_nobody_up,
+    what_a_gone_module_has_left_is_shown_and_removed
+];
+
+fn with_toy(builder: Builder) -> Builder {
+    builder.program("docket-toy")
+}
+
+async fn order(system: &TestSystem, id: &str) {
+    let items = json!([{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]);
+    let body = json!({"order_id": id, "customer_id": "ada", "items": items});
+    system.post("/v1/orders").json(body).send().await.expect(201);
+}
+
+async fn counter(system: &TestSystem, id: &str) {
+    system.post("/v1/counters").json(json!({"counter_id": id})).send().await.expect(201);
+}
+
+async fn count(system: &TestSystem, id: &str, by: i64, note: &str) -> i64 {
+    let path = format!("/v1/counters/{id}/count");
+    let answer = system.post(&path).json(json!({"by": by, "note": note})).send().await.expect(200);
+    answer.json()["version"].as_i64().expect("a version")
+}
+
+async fn counted(system: &TestSystem, id: &str) -> Value {
+    system.get(&format!("/v1/counters/{id}")).send().await.expect(200).json()
+}
+
+/// Waits until a counter has been projected up to a version.
+async fn counted_at(system: &TestSystem, id: &str, version: i64) -> Value {
+    until("the counter is projected", async || {
+        let answer = system.get(&format!("/v1/counters/{id}")).send().await;
+        (answer.status == 200 && answer.json()["version"] == version).then(|| answer.json())
+    })
+    .await
+}
+
+async fn letter(system: &TestSystem) -> Value {
+    until("a stream is parked", async || dead_letters(system).await.pop()).await
+}
+
+async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
+    order(&system, "17").await;
+    counter(&system, "17").await;
+    counter(&system, "18").await;
+    order(&system, "18").await;
+    assert_eq!(count(&system, "17", 5, "").await, 2);
+    let item = json!({"sku": "ink", "quantity": 1, "unit_price": "2.00"});
+    let added = system.post("/v1/orders/17/items").json(item.clone()).send().await.expect(200);
+    assert_eq!(added.version(), 3, "each stream has its own versions");
+    // One key, two aggregates: the second request is another one.
+    system.post("/v1/counters/17/count").key("one").json(json!({"by": 1})).send().await.expect(200);
+    let reused = system.post("/v1/orders/17/items").key("one").json(item).send().await;
+    reused.expect_problem(422, "idempotency-key-reused");
+    let replayed = system.post("/v1/counters/17/count").key("one").json(json!({"by": 1})).send().await.expect(200);
+    assert_eq!(replayed.json()["counter_id"], "17");
+    // In bulk, too.
+    let lines = [
+        json!({"type": "count", "counter_id": "17", "by": 10}),
+        json!({"type": "add_item", "order_id": "17", "sku": "cup", "quantity": 1, "unit_price": "3.00"}),
+        json!({"type": "nothing", "order_id": "17"}),
+    ];
+    let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let answer = system.post("/v1/commands").body("application/x-ndjson", body).send().await.expect(200);
+    let results: Vec<Value> =
+        String::from_utf8_lossy(&answer.body).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&results[0]["counter_id"], &results[1]["order_id"]), (&json!("17"), &json!("17")));
+    let known = results[2]["problem"]["detail"].as_str().expect("a detail");
+    assert!(known.contains("create_order") && known.contains("create_counter"), "{known}");
+    // Nobody else sees a counter.
+    let stranger = token("eve", "customer");
+    system.settled().await;
+    system.get("/v1/counters/17").token(&stranger).send().await.expect_problem(404, "counter-not-found");
+    let path = "/v1/counters/17/count";
+    system.post(path).token(&stranger).json(json!({"by": 1})).send().await.expect_problem(404, "counter-not-found");
+    assert_eq!(counted(&system, "17").await["sum"], 16);
+    assert_eq!(system.get("/v1/orders/17").send().await.expect(200).json()["total"], "6.00");
+    // Through a crash and a rebuild.
+    system.kill9();
+    system.restart().await;
+    assert_eq!(count(&system, "17", 4, "").await, 5);
+    system.settled().await;
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+    assert_eq!(counted(&system, "17").await["sum"], 20);
+    let modules = system.get("/v1/modules").send().await.expect(200).json();
+    let toy = modules["items"].as_array().expect("items").iter().find(|module| module["name"] == "toy");
+    assert_eq!(toy.expect("the module")["aggregates"], json!(["counter", "meter"]));
+}
+
+async fn events_of_an_endless_stream_are_folded_one_by_one(system: TestSystem) {
+    for value in [3, 9, 4] {
+        system.post("/v1/meters/m-1/readings").json(json!({"value": value})).send().await.expect(200);
+    }
+    system.settled().await;
+    let shown = system.get("/v1/meters/m-1").send().await.expect(200).json();
+    assert_eq!(shown, json!({"meter_id": "m-1", "value": 4, "readings": 3}));
+    system.cli(&["replay", "toy_meters"]).await;
+    system.cli(&["verify", "toy_meters"]).await;
+    // One that cannot be decoded is left out once it is discarded; what follows is not.
+    let unreadable =
+        "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                      values ('meter', 'm-1', 4, 'MeterRead', '1', '{\"MeterRead\":{}}', '{}')";
+    assert_eq!(statement(&system, false, unreadable).await, 1);
+    let letter = letter(&system).await;
+    assert_eq!((&letter["group"], &letter["aggregate_type"]), (&json!(null), &json!("meter")));
+    system.post("/v1/meters/m-2/readings").json(json!({"value": 1})).send().await.expect(200);
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    system.settled().await;
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+    assert_eq!(system.get("/v1/meters/m-1").send().await.expect(200).json()["value"], 4);
+}
+
+async fn a_panic_in_a_fold_parks_its_own_group_only(mut system: TestSystem) {
+    counter(&system, "calm").await;
+    counter(&system, "wild").await;
+    system.settled().await;
+    count(&system, "wild", 1, "panic").await;
+    count(&system, "wild", 1, "panic").await;
+    assert_eq!(count(&system, "calm", 1, "").await, 2);
+    order(&system, "o-1").await;
+    let letter = letter(&system).await;
+    assert_eq!((&letter["group"], &letter["aggregate_id"]), (&json!("toy"), &json!("wild")), "{letter}");
+    system.settled().await;
+    assert_eq!(counted_at(&system, "calm", 2).await["sum"], 1);
+    assert_eq!(counted(&system, "wild").await["version"], 1, "it is as before the event");
+    system.get("/v1/orders/o-1").send().await.expect(200);
+    // The core group is rebuilt; the group of the module is not, before somebody decides.
+    system.cli(&["replay", "order_details", "sales"]).await;
+    let refused = system.try_cli(&["replay", "toy_counters"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("counter/wild is parked"), "{refused:?}");
+    system.cli(&["verify"]).await;
+    let position = letter["position"].to_string();
+    let again = system.try_cli(&["dead-letters", "retry", &position]).await;
+    assert!(String::from_utf8_lossy(&again.stderr).contains("parked again"), "{again:?}");
+    // A release that does not panic.
+    system.set("DOCKET_TOY_PANICS", "false");
+    system.restart().await;
+    system.cli(&["dead-letters", "retry", &position]).await;
+    assert_eq!(counted_at(&system, "wild", 3).await["sum"], 2);
+    assert_eq!(dead_letters(&system).await, Vec::<Value>::new());
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+}
+
+async fn a_refused_row_parks_its_own_group_only(system: TestSystem) {
+    counter(&system, "large").await;
+    counter(&system, "small").await;
+    system.settled().await;
+    let refuses = match system.mode {
+        Mode::Embedded => {
+            "create trigger toy_limit before update on toy_counters_g1 when new.sum > 100
+             begin select raise(abort, 'too large'); end"
+        }
+        Mode::Scaled => "alter table toy_counters_g1 add constraint toy_limit check (sum <= 100)",
+    };
+    statement(&system, true, refuses).await;
+    count(&system, "large", 1_000, "").await;
+    assert_eq!(count(&system, "small", 1, "").await, 2);
+    order(&system, "o-1").await;
+    let letter = letter(&system).await;
+    assert_eq!((&letter["group"], &letter["aggregate_id"]), (&json!("toy"), &json!("large")), "{letter}");
+    system.settled().await;
+    assert_eq!(counted_at(&system, "small", 2).await["sum"], 1);
+    system.cli(&["replay", "order_details"]).await;
+    let position = letter["position"].to_string();
+    system.cli(&["dead-letters", "discard", &position]).await;
+    system.settled().await;
+    assert_eq!(counted(&system, "large").await["sum"], 0, "it goes on without the event");
+    // Discarded for the group of the module only.
+    let letters = dead_letters(&system).await;
+    assert_eq!((&letters[0]["group"], &letters[0]["state"]), (&json!("toy"), &json!("discarded")), "{letters:?}");
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+}
+
+async fn an_event_that_does_not_decode_parks_its_stream_for_every_group(system: TestSystem) {
+    counter(&system, "17").await;
+    order(&system, "17").await;
+    system.settled().await;
+    // An event of an order, in the stream of a counter.
+    let foreign = "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                   values ('counter', '17', 2, 'ItemAdded', '2',
+                           '{\"ItemAdded\":{\"sku\":\"ink\",\"quantity\":1,\"unit_price\":100,\"name\":null,\"category\":null}}', '{}')";
+    assert_eq!(statement(&system, false, foreign).await, 1);
+    let letter = letter(&system).await;
+    assert_eq!((&letter["group"], &letter["aggregate_type"]), (&json!(null), &json!("counter")), "{letter}");
+    let item = json!({"sku": "cup", "quantity": 1, "unit_price": "3.00"});
+    system.post("/v1/orders/17/items").json(item).send().await.expect(200);
+    system.settled().await;
+    assert_eq!(system.get("/v1/orders/17").send().await.expect(200).json()["total"], "4.00", "the order goes on");
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    // No load of the counter decodes it either: a command needs an event that can be read.
+    system.post("/v1/counters/17/count").json(json!({"by": 1})).send().await.expect(500);
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+}
+
+async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
+    counter(&system, "slow").await;
+    system.settled().await;
+    count(&system, "slow", 1, "sleep 5000").await;
+    let started = Instant::now();
+    let mut longest = Duration::ZERO;
+    for number in 0..20 {
+        let body = json!({"order_id": format!("quick-{number}"), "customer_id": "ada"});
+        let position = system.post("/v1/orders").json(body).send().await.expect(201).position();
+        let asked = Instant::now();
+        let path = format!("/v1/orders/quick-{number}?min_position={position}&wait_ms=10000");
+        system.get(&path).send().await.expect(200);
+        longest = longest.max(asked.elapsed());
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "the fold still sleeps");
+    assert!(longest < Duration::from_secs(1), "an order waited {longest:?} for the fold of a counter");
+    assert_eq!(counted_at(&system, "slow", 2).await["sum"], 1);
+}
+
+async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem) {
+    counter(&system, "17").await;
+    order(&system, "17").await;
+    system.settled().await;
+    let refused = system.try_cli(&["modules", "--prune", "toy"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is a module of this program"), "{refused:?}");
+    system.terminate().await;
+    system.run_program("docket");
+    system.restart().await;
+    order(&system, "18").await;
+    system.settled().await;
+    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
+    let left = modules["unclaimed"].as_array().expect("unclaimed");
+    assert_eq!((left.len(), &left[0]["group"]), (2, &json!("toy")), "{left:?}");
+    assert_eq!(system.get("/v1/modules").send().await.expect(200).json()["unclaimed"], modules["unclaimed"]);
+    system.cli(&["modules", "--prune", "toy"]).await;
+    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
+    assert_eq!(modules["unclaimed"], json!([]));
+    system.cli(&["verify"]).await;
+    // It comes back, and is built from the log.
+    system.terminate().await;
+    system.run_program("docket-toy");
+    system.restart().await;
+    assert_eq!(counted_at(&system, "17", 1).await["sum"], 0);
+    system.cli(&["verify"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_of_modules_are_checked_and_choose_what_runs() {
+    let system = TestSystem::builder(Mode::Embedded).program("docket-toy").start().await;
+    let shown = system.cli(&["config", "show"]).await;
+    assert!(shown.contains("toy_panics = \"true\""), "{shown}");
+    let refused = system.try_cli_with(&[("DOCKET_TOY_PANICS", "perhaps")], &["config", "check"]).await;
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("toy_panics: `perhaps` must be true or false"),
+        "{refused:?}"
+    );
+    for (modules, reason) in [
+        ("orders,nothing", "`nothing` is no module"),
+        ("toy", "the module toy needs the module orders, which is not there"),
+        ("orders", "a process with the role project runs all built-in modules or none"),
+    ] {
+        let refused = system.try_cli_with(&[("DOCKET_MODULES", modules)], &["config", "check"]).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(reason), "{modules}: {refused:?}");
+    }
+}

@@ -1,18 +1,63 @@
-//! A customer's figures.
+//! A customer's figures, and the channel `customer:ID`.
 
 use axum::extract::{Path, State};
 use axum::response::Response;
+use event_store::error::Error;
+use futures::FutureExt;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
+use projection_engine::registry::CORE;
 use projections::orders::customers::{self, Customer};
+use projections::orders::summaries;
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use push::api::{QueryApi, not_found};
-use push::consistency::at;
+use crate::json::text;
+use crate::orders::channels::find_changed;
+
+use push::api::{ChangedStream, Channel, QueryApi, Refusal, is_id};
+use push::consistency::with_position_header;
+use push::problems::not_found;
+use push::recovery::RECOVERED_MAX;
+
+/// Followed by a customer's id.
+pub const CUSTOMER_PREFIX: &str = "customer:";
+
+/// The changes of a customer's orders.
+pub fn channel() -> Channel {
+    Channel {
+        name: CUSTOMER_PREFIX,
+        is_id: Some(is_id),
+        who: "that customer, staff, admin",
+        shows: "every change of every order of one customer",
+        group: CORE,
+        projection: Some(customers::PROJECTION.name),
+        allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
+        refusal: Refusal::NotFound,
+        snapshot: |_, tx, id| async move { Ok(("view", text(&customers::find(tx, id).await?))) }.boxed(),
+        missed: Some(|api, id, after, until| changed_orders(api, id, after, until).boxed()),
+        event_types: &[],
+        has_presence: false,
+    }
+}
+
+async fn changed_orders(
+    api: &QueryApi,
+    customer_id: &str,
+    after: i64,
+    until: i64,
+) -> Result<Option<Vec<ChangedStream>>, Error> {
+    let find = || async {
+        let ids = summaries::changed(api.store.db(), customer_id, after, RECOVERED_MAX + 1).await?;
+        Ok((ids.len() as i64 <= RECOVERED_MAX).then_some(ids))
+    };
+    let (projected, changed) = find_changed(api, after, until, find).await?;
+    // While the read model is behind, nobody knows which orders are the customer's.
+    Ok(changed.filter(|_| projected >= until))
+}
 
 /// The route.
 pub fn router() -> OpenApiRouter<QueryApi> {
@@ -34,7 +79,7 @@ pub struct Freshness {
 #[utoipa::path(get, path = "/v1/customers/{id}", tag = "queries", params(("id" = String, Path), Freshness),
     responses((status = 200, body = Customer), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn customer(
-    State(state): State<QueryApi>,
+    State(api): State<QueryApi>,
     principal: Principal,
     Path(id): Path<String>,
     Query(query): Query<Freshness>,
@@ -43,8 +88,7 @@ async fn customer(
     if !principal.may_see(&id) {
         return Err(missing());
     }
-    let find = || customers::find(state.store.db(), &id);
-    let (position, customer) =
-        state.read_at(customers::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
-    Ok(at(position, axum::Json(customer.ok_or_else(missing)?)))
+    let find = || customers::find(api.store.db(), &id);
+    let (position, customer) = api.read_at(customers::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
+    Ok(with_position_header(position, axum::Json(customer.ok_or_else(missing)?)))
 }

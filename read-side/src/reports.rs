@@ -1,11 +1,13 @@
-//! Reports over confirmed orders, for staff.
+//! Reports over confirmed orders, and the channel `reports:sales`, for staff.
 
 use axum::extract::State;
 use axum::response::Response;
+use futures::FutureExt;
 use jiff::civil::Date;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
+use projection_engine::registry::CORE;
 use projections::orders::products::{self, By, Product};
 use projections::orders::sales::{self, Dimension, Sale};
 use serde::Deserialize;
@@ -13,11 +15,44 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use push::api::{QueryApi, invalid};
-use push::consistency::at;
+use crate::json::text;
+use crate::orders::channels::changed_in_log_of;
+
+use push::api::{Channel, QueryApi, Refusal};
+use push::consistency::with_position_header;
+use push::problems::invalid;
 
 /// Products in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
+
+/// Confirmed orders, for staff.
+pub const SALES: &str = "reports:sales";
+/// Names of the events that make a sale.
+const SALE_EVENTS: &[&str] = &["OrderConfirmed"];
+/// Events of the log that are looked through for what the channel missed: it has no index of its own.
+const LOOKED_THROUGH_MAX: i64 = 10_000;
+
+/// The orders that are confirmed from now on.
+pub fn channel() -> Channel {
+    Channel {
+        name: SALES,
+        is_id: None,
+        who: "staff, admin",
+        shows: "every order that is confirmed, and so counts in the sales reports",
+        group: CORE,
+        projection: Some(sales::PROJECTION.name),
+        allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
+        refusal: Refusal::Staff,
+        snapshot: |_, tx, _| {
+            async move { Ok(("items", text(&sales::report(tx, Dimension::Day, None, None).await?))) }.boxed()
+        },
+        missed: Some(|api, _, after, until| {
+            changed_in_log_of(api, after, until, SALE_EVENTS, LOOKED_THROUGH_MAX).boxed()
+        }),
+        event_types: SALE_EVENTS,
+        has_presence: false,
+    }
+}
 
 /// The routes.
 pub fn router() -> OpenApiRouter<QueryApi> {
@@ -47,15 +82,15 @@ pub struct SalesQuery {
 #[utoipa::path(get, path = "/v1/reports/sales", tag = "queries", params(SalesQuery),
     responses((status = 200, body = Vec<Sale>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn sales_report(
-    State(state): State<QueryApi>,
+    State(api): State<QueryApi>,
     principal: Principal,
     Query(query): Query<SalesQuery>,
 ) -> Result<Response, Problem> {
     principal.staff_only()?;
     let day = |date: Option<Date>| date.map(|date| date.to_string());
-    let report = || sales::report(state.store.db(), query.by, day(query.from), day(query.to));
-    let (position, report) = state.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
-    Ok(at(position, axum::Json(report)))
+    let report = || sales::report(api.store.db(), query.by, day(query.from), day(query.to));
+    let (position, report) = api.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
+    Ok(with_position_header(position, axum::Json(report)))
 }
 
 /// Which products.
@@ -77,7 +112,7 @@ pub struct TopQuery {
 #[utoipa::path(get, path = "/v1/products/top", tag = "queries", params(TopQuery),
     responses((status = 200, body = Vec<Product>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn top_products(
-    State(state): State<QueryApi>,
+    State(api): State<QueryApi>,
     principal: Principal,
     Query(query): Query<TopQuery>,
 ) -> Result<Response, Problem> {
@@ -86,7 +121,7 @@ async fn top_products(
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
     }
-    let top = || products::top(state.store.db(), query.by, limit);
-    let (position, top) = state.read_at(products::PROJECTION.name, query.min_position, query.wait_ms, top).await?;
-    Ok(at(position, axum::Json(top)))
+    let top = || products::top(api.store.db(), query.by, limit);
+    let (position, top) = api.read_at(products::PROJECTION.name, query.min_position, query.wait_ms, top).await?;
+    Ok(with_position_header(position, axum::Json(top)))
 }

@@ -18,7 +18,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use push::api::{QueryApi, unavailable};
+use push::api::QueryApi;
+use push::problems::unavailable;
 
 /// The message between processes that there is a new one.
 const TOPIC: &str = "revoked";
@@ -64,7 +65,7 @@ struct Revocations {
 #[utoipa::path(post, path = "/v1/admin/revocations", tag = "operations", request_body = Revoke,
     responses((status = 201, body = Revocation), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn revoke(
-    State(state): State<QueryApi>,
+    State(api): State<QueryApi>,
     principal: Principal,
     Json(body): Json<Revoke>,
 ) -> Result<Response, Problem> {
@@ -79,7 +80,7 @@ async fn revoke(
     }
     let revoked_at = now_us() / 1_000_000;
     let kept = async {
-        let mut tx = state.store.db().begin_durably().await?;
+        let mut tx = api.store.db().begin_durably().await?;
         tx.execute(
             "insert into revocations (kind, value, revoked_at, actor) values ($1, $2, $3, $4)
              on conflict (kind, value) do update set revoked_at = excluded.revoked_at, actor = excluded.actor",
@@ -90,10 +91,10 @@ async fn revoke(
     };
     kept.await.map_err(unavailable)?;
     // Here at once; a failure to read it back is made good by the look a second later.
-    if let Err(error) = load(&state.store, &state.authenticator).await {
+    if let Err(error) = load(&api.store, &api.authenticator).await {
         tracing::warn!(%error, "revocations cannot be read");
     }
-    state.store.tell(TOPIC, Vec::new()).await;
+    api.store.tell(TOPIC, Vec::new()).await;
     tracing::info!(kind, value, actor = principal.subject, "revoked");
     let revocation = Revocation { kind: kind.to_owned(), value, revoked_at, actor: principal.subject };
     Ok((StatusCode::CREATED, axum::Json(revocation)).into_response())
@@ -108,9 +109,9 @@ fn unusable(pointer: &str, message: &str) -> Problem {
 /// What is revoked.
 #[utoipa::path(get, path = "/v1/admin/revocations", tag = "operations",
     responses((status = 200, body = Revocations), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn list(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
+async fn list(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
-    let items = rows(&state.store).await.map_err(unavailable)?;
+    let items = rows(&api.store).await.map_err(unavailable)?;
     Ok(axum::Json(Revocations { items }).into_response())
 }
 

@@ -6,6 +6,8 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use axum::middleware::map_response;
 use axum::response::Response;
 use command_engine::api::CommandApi;
+use push::api::QueryApi;
+use push::{access, asyncapi, centrifuge, live};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -45,13 +47,13 @@ pub fn commands(program: &Program) -> OpenApiRouter<CommandApi> {
 }
 
 /// The query API, and of the push layer what is asked and answered.
-pub fn queries(program: &Program) -> OpenApiRouter<push::api::QueryApi> {
+pub fn queries(program: &Program) -> OpenApiRouter<QueryApi> {
     let routes = program.modules().iter().filter_map(|module| module.queries);
     routes
         .fold(OpenApiRouter::new(), |all, routes| all.merge(routes()))
-        .merge(push::asyncapi::router())
-        .merge(push::access::router())
-        .merge(push::live::poll_router())
+        .merge(asyncapi::router())
+        .merge(access::router())
+        .merge(live::poll::router())
 }
 
 /// What every process answers, whatever its roles.
@@ -61,8 +63,8 @@ pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
 
 /// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at
 /// once, many of them from one address; a rate would lock them out.
-pub fn connections() -> OpenApiRouter<push::api::QueryApi> {
-    OpenApiRouter::new().merge(push::live::stream_router()).merge(push::centrifuge::router())
+pub fn connections() -> OpenApiRouter<QueryApi> {
+    OpenApiRouter::new().merge(live::sse::router()).merge(centrifuge::router())
 }
 
 /// The document, whatever roles a process has.
@@ -106,7 +108,9 @@ mod tests {
 
     #[test]
     fn the_document_of_live_updates_is_checked_in() {
-        let document = serde_json::to_string_pretty(&push::asyncapi::document()).unwrap();
+        let lists = crate::program::Program::new(crate::modules::modules()).unwrap().live_updates();
+        let document = super::asyncapi::document(&lists.channels, &lists.publishers);
+        let document = serde_json::to_string_pretty(&document).unwrap();
         is_checked_in("asyncapi.json", &document);
     }
 

@@ -7,7 +7,8 @@ use event_store::store::Store;
 use futures::future::BoxFuture;
 use projection_engine::projection::{AnyAggregate, AnyObserver, AnyProjection};
 use projection_engine::registry::CORE;
-use push::api::QueryApi;
+use push::api::{Channel, QueryApi};
+use push::publisher::AnyPublisher;
 use utoipa_axum::router::OpenApiRouter;
 
 /// A context: everything that it gives to a program, as one value. A field that is empty is not given.
@@ -30,6 +31,10 @@ pub struct Module {
     pub observers: Vec<&'static dyn AnyObserver>,
     /// The routes of its queries.
     pub queries: Option<fn() -> OpenApiRouter<QueryApi>>,
+    /// Its channels of live updates.
+    pub channels: Vec<Channel>,
+    /// What is published of its aggregates.
+    pub publishers: Vec<&'static dyn AnyPublisher>,
     /// Its settings; their names begin with the module's, unless the module is built in.
     pub settings: Vec<Setting>,
     /// Its health checks.
@@ -86,6 +91,8 @@ impl Module {
             projections: Vec::new(),
             observers: Vec::new(),
             queries: None,
+            channels: Vec::new(),
+            publishers: Vec::new(),
             settings: Vec::new(),
             checks: Vec::new(),
             metrics: Vec::new(),

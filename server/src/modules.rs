@@ -19,6 +19,8 @@ fn orders() -> Module {
         projections: orders::projections(),
         observers: vec![&orders::metrics::OBSERVER],
         queries: Some(read_side::orders_router),
+        channels: read_side::orders_channels(),
+        publishers: read_side::orders_publishers(),
         metrics: orders::metrics::DOCS.to_vec(),
         measure: Some(orders::metrics::measure),
         ..Module::built_in("orders")
@@ -30,6 +32,7 @@ fn operations() -> Module {
     Module {
         commands: Some(bulk::router),
         queries: Some(read_side::operations_router),
+        channels: read_side::operations_channels(),
         ..Module::built_in("operations")
     }
 }

@@ -33,6 +33,8 @@ pub struct ModuleView {
     bulk: Vec<&'static str>,
     /// Its read models.
     projections: Vec<&'static str>,
+    /// Its channels of live updates.
+    channels: Vec<String>,
     /// Its settings, with what each one sets.
     settings: Vec<Documented>,
     /// Its metrics, with what each one tells.
@@ -69,6 +71,7 @@ pub fn views(program: &Program) -> Vec<ModuleView> {
         routes: own_routes(module),
         bulk: module.bulk.iter().flat_map(|bulk| bulk.types).copied().collect(),
         projections: module.projections.iter().map(|projection| projection.name()).collect(),
+        channels: module.channels.iter().map(|channel| channel.address("ID")).collect(),
         settings: module.settings.iter().map(|one| Documented { name: one.name, help: one.help }).collect(),
         metrics: module.metrics.iter().map(|&(name, help)| Documented { name, help }).collect(),
         checks: module.checks.iter().map(|check| check.name).collect(),
@@ -115,6 +118,6 @@ pub fn router() -> OpenApiRouter<Overview> {
     responses((status = 200, body = Modules), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(State(overview): State<Overview>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
-    let modules = modules(&overview.program, &overview.store).await.map_err(push::api::unavailable)?;
+    let modules = modules(&overview.program, &overview.store).await.map_err(push::problems::unavailable)?;
     Ok(axum::Json(modules).into_response())
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kernel::upcast::Upcasters;
 use projection_engine::registry::{CORE, Group, Registry};
+use push::api::Lists;
 
 use crate::module::{Module, Setting};
 use crate::settings::Roles;
@@ -70,7 +71,9 @@ impl Program {
                 ));
             }
         }
-        Ok(Self { registry: Registry::new(groups)?, modules })
+        let program = Self { registry: Registry::new(groups)?, modules };
+        program.live_updates().check(&program.registry).map_err(|bad| bad.to_string())?;
+        Ok(program)
     }
 
     /// The modules that a setting names, separated by commas; all where it is empty.
@@ -109,6 +112,16 @@ impl Program {
     /// Their read models.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Their channels and publishers.
+    pub fn live_updates(&self) -> Lists {
+        let modules = self.modules.iter();
+        Lists {
+            channels: modules.clone().flat_map(|module| &module.channels).copied().collect(),
+            publishers: modules.flat_map(|module| &module.publishers).copied().collect(),
+            old_kinds: read_side::KINDS_OF_EDITION_1,
+        }
     }
 
     /// The settings of modules.
@@ -239,6 +252,11 @@ fn check_foreign(module: &Module) -> Result<(), String> {
                 ));
             }
         }
+    }
+    let groups = module.channels.iter().map(|channel| (channel.name, channel.group));
+    let publishers = module.publishers.iter().map(|publisher| (publisher.aggregate_type(), publisher.group()));
+    if let Some((what, group)) = groups.chain(publishers).find(|(_, group)| *group != module.group) {
+        return Err(format!("what the module {name} publishes of or on `{what}` must be in its group, not in {group}"));
     }
     if let Some(setting) = module.settings.iter().find(|setting| !setting.name.starts_with(&prefix)) {
         return Err(format!("the setting {} of the module {name} must begin with {prefix}", setting.name));

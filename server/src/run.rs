@@ -19,10 +19,10 @@ use projection_engine::dead_letters;
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::pump;
-use push::api::{QueryApi, header_names};
-use push::presence::Presence;
+use push::api::QueryApi;
+use push::settings::header_names;
 use push::{access, feed};
-use read_side::revocations;
+use read_side::{operations, revocations};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -112,14 +112,17 @@ pub async fn serve(
     }
     if roles.read {
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
-        let state = QueryApi::new(store.clone(), progress.clone(), auth.clone(), settings.push.clone(), stop.clone());
+        let (push, lists) = (settings.push.clone(), program.live_updates());
+        let query = QueryApi::new(store.clone(), progress.clone(), auth.clone(), push, lists, stop.clone())?;
         shutdown.tracker.spawn(progress.clone().follow(store.clone(), stop.clone()));
-        shutdown.tracker.spawn(feed::run(state.clone()));
-        shutdown.tracker.spawn(feed::tell_projections(state.clone()));
-        shutdown.tracker.spawn(Presence::run(state.clone()));
-        shutdown.tracker.spawn(state.connections.clone().watch(auth, stop));
-        app = app.merge(api::queries(&program).with_state(state.clone()).split_for_parts().0);
-        connections = api::connections().with_state(state).split_for_parts().0;
+        for group in query.channels.groups() {
+            shutdown.tracker.spawn(feed::run(query.clone(), group));
+        }
+        shutdown.tracker.spawn(operations::publish_status(query.clone()));
+        shutdown.tracker.spawn(query.presence.clone().run(store.clone(), query.hub.clone(), stop.clone()));
+        shutdown.tracker.spawn(query.connections.clone().watch(auth, stop));
+        app = app.merge(api::queries(&program).with_state(query.clone()).split_for_parts().0);
+        connections = api::connections().with_state(query).split_for_parts().0;
     }
     let program = Arc::new(program);
     let overview = Overview::new(program.clone(), store.clone(), authenticator.clone());
@@ -181,7 +184,7 @@ fn connections_max(asked: usize) -> usize {
 }
 
 /// Lets pages of the allowed origins call the API and read what it answers.
-fn cors(settings: &push::api::Settings) -> anyhow::Result<Option<CorsLayer>> {
+fn cors(settings: &push::settings::Settings) -> anyhow::Result<Option<CorsLayer>> {
     let allowed_origins = settings.allowed_origins.clone();
     if allowed_origins.is_empty() {
         return Ok(None);

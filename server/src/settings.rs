@@ -69,7 +69,7 @@ pub struct Settings {
     /// Commands in bulk.
     pub write: command_engine::settings::Settings,
     /// Who may listen to live updates.
-    pub push: push::api::Settings,
+    pub push: push::settings::Settings,
     /// What is logged.
     pub log: platform::telemetry::settings::Settings,
     /// Those of modules, by name.
@@ -174,7 +174,7 @@ impl Settings {
             auth: part(&mut named, &AUTH.map(String::from))?,
             limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
             write: part(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
-            push: part(&mut named, &names_of(&push::api::Settings::default()))?,
+            push: part(&mut named, &names_of(&push::settings::Settings::default()))?,
             log: part(&mut named, &names_of(&platform::telemetry::settings::Settings::default()))?,
             of_modules: of_modules.iter().map(|setting| own(&mut named, setting)).collect::<Result<_, _>>()?,
         };

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Client, signed, token};
 use tests::fold::read_log;
-use tests::listener::{Listener, Transport};
+use tests::listener::{Listener, Transport, known_up_to};
 use tests::proxy::Proxy;
 use tests::socket::{Socket, ask_and_read_nothing};
 use tests::system::{Mode, TestSystem};
@@ -209,9 +209,7 @@ async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count
         text += std::str::from_utf8(&bytes.expect("it goes on").expect("whole")).expect("UTF-8");
         while let Some((event, rest)) = text.split_once("\n\n") {
             let id = event.lines().find_map(|line| line.strip_prefix("id: ")).filter(|_| event.contains("event: pub"));
-            ids.extend(
-                id.and_then(|id| id.split_once('.')).map(|(position, _)| position.parse::<u64>().expect("a number")),
-            );
+            ids.extend(id.map(|id| known_up_to(id).expect("a position")));
             text = rest.to_owned();
         }
     }
@@ -223,7 +221,8 @@ async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     add(&system, "o-1", "pen").await;
     system.settled().await;
-    let channels = ["order:o-1", "customer:ada", "orders", "reports:sales"];
+    // In the byte order of their names.
+    let channels = ["customer:ada", "order:o-1", "orders", "reports:sales"];
     let query = channels.map(|channel| format!("channel={channel}")).join("&");
     let first = system.get(&format!("/v1/poll?{query}&wait=0")).send().await.expect(200).json();
     let start = first["cursor"].as_str().expect("a cursor").to_owned();
@@ -247,6 +246,26 @@ async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
         let query = "channel=orders&channel=order:o-1";
         let rest: Vec<_> = events(system.reader(), query, id).take(fewer.len()).collect().await;
         assert_eq!(names(&rest), fewer, "after {id}");
+    }
+    // A client of the release before comes back with a cursor of then, which counts kinds of channel in their old order.
+    let epoch = start.split('.').nth(1).expect("an epoch");
+    let old_order = ["order:o-1", "customer:ada", "orders", "reports:sales"];
+    for known in 0..=old_order.len() {
+        let old = if known == 0 { format!("{added}.{epoch}") } else { format!("{added}+{known}.{epoch}") };
+        assert_eq!(confirmed, added + 1, "the change that is half known");
+        let unknown = |channel: &&&str| !old_order[..known].contains(channel);
+        let expected: Vec<_> =
+            channels.iter().filter(unknown).map(|channel| (confirmed, (*channel).to_owned())).collect();
+        let rest: Vec<_> = events(system.reader(), &query, &old).take(expected.len()).collect().await;
+        assert_eq!(names(&rest), expected, "after {old}");
+        // Wherever it is cut then, the next one goes on from there.
+        for (at, (id, _, _)) in rest.iter().enumerate() {
+            let after: Vec<_> = events(system.reader(), &query, id).take(expected.len() - at - 1).collect().await;
+            assert_eq!(names(&after), expected[at + 1..], "after {old} and {id}");
+        }
+        let path = format!("/v1/poll?{query}&wait=0&cursor={}", old.replace('+', "%2B"));
+        let polled = system.get(&path).send().await.expect(200).json();
+        assert_eq!(polled["events"].as_array().map(Vec::len), Some(expected.len()), "{polled}");
     }
 }
 
@@ -442,8 +461,7 @@ async fn all_channels_begin_at_one_position(system: TestSystem) {
         for _ in 0..40 {
             let path = format!("/v1/poll?channel=orders&channel=order:quiet&wait=0&cursor={cursor}");
             let answer = system.get(&path).send().await.expect(200).json();
-            let next: u64 =
-                answer["cursor"].as_str().and_then(|cursor| cursor.split('.').next()?.parse().ok()).expect("one");
+            let next = answer["cursor"].as_str().and_then(known_up_to).expect("a position");
             let events = answer["events"].as_array().expect("events");
             let shown = events.iter().filter(|event| event["event"] == "snapshot");
             for event in shown {

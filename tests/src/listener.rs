@@ -124,6 +124,12 @@ impl Told {
     }
 }
 
+/// The position up to which everything is known in the group of the built-in contexts, by a cursor
+/// `2.EPOCH.core=7+NAME`: of what follows 7, some is known.
+pub fn known_up_to(cursor: &str) -> Option<u64> {
+    cursor.split('.').find_map(|part| part.strip_prefix("core="))?.split('+').next()?.parse().ok()
+}
+
 type Channels = Arc<Mutex<HashMap<String, Told>>>;
 
 /// A running listener; ends when dropped.
@@ -300,8 +306,7 @@ impl Run {
 
     /// A cursor says how far all channels are known.
     fn known_through(&self, cursor: &str) -> Option<()> {
-        // `7+2`: of what follows 7, some is known.
-        let position = cursor.split_once('.')?.0.split('+').next()?.parse().ok()?;
+        let position = known_up_to(cursor)?;
         let mut channels = self.channels.lock().expect("not poisoned");
         channels.values_mut().for_each(|told| told.known_through(position));
         Some(())

@@ -4,7 +4,7 @@
 use axum::Router;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::routing::get;
-use push::centrifuge::{set_up, violation};
+use push::centrifuge::protocol::{set_up, violation};
 
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 

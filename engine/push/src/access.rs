@@ -19,8 +19,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::api::{QueryApi, unavailable};
-use crate::centrifuge::believed_for;
+use crate::api::QueryApi;
+use crate::problems::unavailable;
+use crate::tokens::token_lifetime;
 
 /// By which a browser says whose page asks.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -86,7 +87,7 @@ async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
     let principal: Option<Principal> = live.and_then(|(principal, _)| serde_json::from_str(&principal).ok());
     match principal {
         Some(principal)
-            if !state.authenticator.revoked().borrow().covers(&principal) && !believed_for(&principal).is_zero() =>
+            if !state.authenticator.revoked().borrow().covers(&principal) && !token_lifetime(&principal).is_zero() =>
         {
             Ok(principal)
         }

@@ -1,38 +1,43 @@
 //! `/asyncapi.json`: the sockets and streams as an AsyncAPI 3 document, made from the list of channels.
 
 use axum::Json;
+use axum::extract::State;
 use axum::routing::get;
 use serde_json::{Map, Value, json};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::api::QueryApi;
-use crate::channels::channels;
+use crate::api::{Channel, QueryApi};
+use crate::publisher::AnyPublisher;
 
 /// The route.
 pub fn router() -> OpenApiRouter<QueryApi> {
-    OpenApiRouter::new().route("/asyncapi.json", get(async || Json(document())))
+    let answer = async |State(api): State<QueryApi>| Json(document(api.channels.iter(), &api.publishers));
+    OpenApiRouter::new().route("/asyncapi.json", get(answer))
 }
 
-/// The document.
-pub fn document() -> Value {
+/// The document of some channels, and of what is published on them.
+pub fn document<'a>(
+    channels: impl IntoIterator<Item = &'a Channel>,
+    publishers: &[&'static dyn AnyPublisher],
+) -> Value {
     let mut own = Map::new();
     let mut operations = Map::new();
-    for channel in channels() {
+    for channel in channels {
         let name = channel.name.trim_end_matches(':').replace(':', "_");
         let mut described = json!({
-            "address": if channel.has_id { format!("{}{{id}}", channel.name) } else { channel.name.to_owned() },
+            "address": channel.address("{id}"),
             "title": channel.shows,
             "description": format!("Who may listen: {}.", channel.who),
             "messages": messages(&["snapshot", "publication"]),
         });
-        if channel.has_id {
+        if channel.is_id.is_some() {
             described["parameters"] = json!({"id": {"description": "1 to 64 of A-Z a-z 0-9 _ -"}});
         }
         if channel.has_presence {
             described["messages"] = messages(&["snapshot", "publication", "join", "leave"]);
         }
-        if channel.is_in_no_log() {
-            described["messages"] = messages(&["snapshot", "projections"]);
+        if channel.missed.is_none() {
+            described["messages"] = messages(&["snapshot", "ephemeral"]);
         }
         operations.insert(
             format!("follow_{name}"),
@@ -100,39 +105,55 @@ pub fn document() -> Value {
         "info": {
             "title": "Docket, live updates",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Every change of an order, once and in order, over sockets, server-sent events or polls.",
+            "description": "Every change exactly once, in the sequence of the log, over sockets, server-sent events or polls.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
         "channels": own,
         "operations": operations,
-        "components": {"messages": definitions()},
+        "components": {"messages": definitions(publishers)},
     })
+}
+
+/// Adds the members of another object.
+fn merge(object: &mut Value, other: Value) {
+    if let (Some(object), Value::Object(other)) = (object.as_object_mut(), other) {
+        object.extend(other);
+    }
 }
 
 fn messages(names: &[&str]) -> Value {
     names.iter().map(|name| ((*name).to_owned(), json!({"$ref": format!("#/components/messages/{name}")}))).collect()
 }
 
-fn definitions() -> Value {
+fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
     let object = |properties: Value, required: &[&str]| json!({"type": "object", "properties": properties, "required": required});
     let text = || json!({"type": "string"});
     let number = || json!({"type": "integer"});
     let message = |summary: &str, payload: Value| json!({"summary": summary, "payload": payload});
     let channel = || object(json!({"channel": text()}), &["channel"]);
-    let change = object(
+    let mut properties = json!({"type": {"type": "string", "description": "the event's name, as in schemas/events"}});
+    let mut required = vec!["type"];
+    for publisher in publishers {
+        let description = format!("the id, where a stream of `{}` changed", publisher.aggregate_type());
+        properties[publisher.id_member()] = json!({"type": "string", "description": description});
+    }
+    if let [only] = publishers {
+        required.push(only.id_member());
+    }
+    required.extend(["version", "position", "occurred_at", "payload"]);
+    merge(
+        &mut properties,
         json!({
-            "type": {"type": "string", "description": "the event's name, as in schemas/events"},
-            "order_id": text(),
             "version": number(),
             "position": number(),
             "occurred_at": {"type": "string", "format": "date-time"},
             "payload": {"type": "object"},
-            "view": {"type": "object", "description": "the order after it, as GET /v1/orders/{id} answers it"},
+            "view": {"type": "object", "description": "what changed, after it, as queries answer it"},
             "patch": {"type": "object", "description": "in place of view, where it was asked for: RFC 7396"},
         }),
-        &["type", "order_id", "version", "position", "occurred_at", "payload"],
     );
+    let change = object(properties, &required);
     let publication = object(
         json!({
             "data": change,
@@ -159,7 +180,7 @@ fn definitions() -> Value {
         "publication": message("A change", publication.clone()),
         "join": message("Somebody looks at it, who did not", object(json!({"info": who}), &["info"])),
         "leave": message("Somebody looks at it no more", object(json!({"info": who}), &["info"])),
-        "projections": message("How the projections stand", standing.clone()),
+        "ephemeral": message("What is in no log", standing.clone()),
         "command": message("One command; its reply has the same id", object(
             json!({
                 "id": number(),

@@ -22,59 +22,62 @@ const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// How long connections may take to say goodbye.
 const GOODBYES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Why a connection has to end.
+/// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum End {
+pub enum CloseReason {
     /// More waited for it than may.
     Slow,
+    /// Something that it would be sent could not be made.
+    Incomplete,
     /// The process stops.
     Shutdown,
-    /// Its token is believed no more.
+    /// Its token was revoked.
     Revoked,
 }
 
-/// Ends a connection, from wherever; one task waits for it.
+/// Closes a connection from anywhere in the process. The connection's task waits for it.
 #[derive(Clone, Default)]
-pub struct Ender(Arc<Ending>);
+pub struct CloseHandle(Arc<Closing>);
 
 #[derive(Default)]
-struct Ending {
-    why: OnceLock<End>,
+struct Closing {
+    why: OnceLock<CloseReason>,
     connection: AtomicWaker,
 }
 
-impl End {
-    /// As metrics have it.
+impl CloseReason {
+    /// The label of metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Slow => "slow",
+            Self::Incomplete => "error",
             Self::Shutdown => "shutdown",
             Self::Revoked => "forbidden",
         }
     }
 }
 
-impl Ender {
-    /// Asks the connection to end; the first reason counts.
-    pub fn end(&self, why: End) {
+impl CloseHandle {
+    /// Asks the connection to close. The first reason counts.
+    pub fn close(&self, why: CloseReason) {
         let _ = self.0.why.set(why);
         self.0.connection.wake();
     }
 
-    /// Whether it was asked to.
-    pub fn has_ended(&self) -> bool {
+    /// Whether it was asked to close.
+    pub fn is_closed(&self) -> bool {
         self.0.why.get().is_some()
     }
 
-    /// Why it was asked to, if it was.
-    pub fn why(&self) -> Option<End> {
+    /// Why it was asked to close, if it was.
+    pub fn why(&self) -> Option<CloseReason> {
         self.0.why.get().copied()
     }
 
-    /// Waits until it is asked to.
-    pub async fn ended(&self) -> End {
+    /// Waits until it is asked to close.
+    pub async fn closed(&self) -> CloseReason {
         poll_fn(|context| {
-            // Registered first: who ends it in between wakes this task.
+            // Registered first: a close in between wakes this task.
             self.0.connection.register(context.waker());
             self.0.why.get().map_or(Poll::Pending, |why| Poll::Ready(*why))
         })
@@ -111,11 +114,11 @@ struct Entry {
     address: IpAddr,
     principal: Option<Principal>,
     transport: Transport,
-    ender: Ender,
+    handle: CloseHandle,
 }
 
-/// A connection's place among the open ones; given back when dropped.
-pub struct Place {
+/// A connection's slot among the open ones, given back when dropped.
+pub struct ConnectionSlot {
     connections: Connections,
     id: u64,
 }
@@ -127,11 +130,11 @@ impl Connections {
         Self { open: Arc::default(), per_address_max: limit(per_address_max), per_subject_max: limit(per_subject_max) }
     }
 
-    /// A place for a connection of an address.
+    /// A slot for a connection of an address.
     ///
     /// # Errors
     /// The address has as many as it may.
-    pub fn enter(&self, transport: Transport, address: IpAddr, ender: &Ender) -> Result<Place, Full> {
+    pub fn enter(&self, transport: Transport, address: IpAddr, handle: &CloseHandle) -> Result<ConnectionSlot, Full> {
         let mut open = self.lock();
         let count = open.addresses.entry(address).or_default();
         if *count >= self.per_address_max {
@@ -140,9 +143,9 @@ impl Connections {
         *count += 1;
         open.next_id += 1;
         let id = open.next_id;
-        open.entries.insert(id, Entry { address, principal: None, transport, ender: ender.clone() });
+        open.entries.insert(id, Entry { address, principal: None, transport, handle: handle.clone() });
         METRICS.opened(transport);
-        Ok(Place { connections: self.clone(), id })
+        Ok(ConnectionSlot { connections: self.clone(), id })
     }
 
     /// How many there are.
@@ -169,19 +172,19 @@ impl Connections {
             let revoked = revoked.borrow_and_update().clone();
             for entry in self.lock().entries.values() {
                 if entry.principal.as_ref().is_some_and(|principal| revoked.covers(principal)) {
-                    entry.ender.end(End::Revoked);
+                    entry.handle.close(CloseReason::Revoked);
                 }
             }
         }
-        let enders: Vec<_> = self.lock().entries.values().map(|entry| entry.ender.clone()).collect();
-        for step in enders.chunks(enders.len().div_ceil(DRAIN_STEPS).max(1)) {
-            step.iter().for_each(|ender| ender.end(End::Shutdown));
+        let handles: Vec<_> = self.lock().entries.values().map(|entry| entry.handle.clone()).collect();
+        for step in handles.chunks(handles.len().div_ceil(DRAIN_STEPS).max(1)) {
+            step.iter().for_each(|handle| handle.close(CloseReason::Shutdown));
             tokio::time::sleep(DRAIN_STEP).await;
         }
         let goodbyes = async {
             while !self.is_empty() {
                 // Those that came while the others were told.
-                self.lock().entries.values().for_each(|entry| entry.ender.end(End::Shutdown));
+                self.lock().entries.values().for_each(|entry| entry.handle.close(CloseReason::Shutdown));
                 tokio::time::sleep(DRAIN_STEP).await;
             }
         };
@@ -193,7 +196,7 @@ impl Connections {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Says whose connection it is, now or anew. Only customers are counted.
     ///
     /// # Errors
@@ -231,7 +234,7 @@ fn give_back(subjects: &mut HashMap<String, usize>, principal: &Principal) {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut open = self.connections.lock();
         let Some(entry) = open.entries.remove(&self.id) else { return };
@@ -259,9 +262,9 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_and_given_back() {
+    fn slots_are_counted_and_given_back() {
         let connections = Connections::new(3, 1);
-        let enter = || connections.enter(Transport::Sse, IpAddr::from([127, 0, 0, 1]), &Ender::default());
+        let enter = || connections.enter(Transport::Sse, IpAddr::from([127, 0, 0, 1]), &CloseHandle::default());
         let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
         assert_eq!(enter().err(), Some(Full::Address));
         let ada = principal("ada", Role::Customer);

@@ -1,4 +1,4 @@
-//! Reading your own writes: a query may ask for a read model that has at least a position.
+//! Reading your own writes: a query may ask for a read model that has reached a position.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,15 @@ use axum::response::{IntoResponse, Response};
 use event_store::error::Error;
 use platform::problem::Problem;
 
-use crate::api::{QueryApi, invalid, unavailable};
+use crate::api::QueryApi;
+use crate::problems::{invalid, unavailable};
 
 /// Names the position of the read model that an answer was made from.
 pub const DOCKET_POSITION: HeaderName = HeaderName::from_static("docket-position");
 /// Longest wait, in milliseconds, that a query may ask for.
 pub const WAIT_MS_MAX: u64 = 10_000;
-/// How often the log's end is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often the log's head is read while a query waits for it.
+const HEAD_CHECK: Duration = Duration::from_millis(20);
 /// Wait where `min_position` is given without `wait_ms`.
 const WAIT_MS: u64 = 1_000;
 
@@ -31,7 +32,7 @@ impl QueryApi {
         wait_ms: Option<u64>,
         query: impl Fn() -> F,
     ) -> Result<(i64, T), Problem> {
-        let until = Instant::now() + patience(wait_ms)?;
+        let until = Instant::now() + wait_limit(wait_ms)?;
         loop {
             if let Some(wanted) = min_position {
                 let left = until.saturating_duration_since(Instant::now());
@@ -48,24 +49,25 @@ impl QueryApi {
         }
     }
 
-    /// The same for an answer that is made from the log itself.
+    /// Waits until the log has `min_position`, for an answer that is made from the log itself. Gives the position of its last
+    /// event.
     ///
     /// # Errors
     /// As [`Self::read_at`].
-    pub async fn log_at_least(&self, min_position: Option<i64>, wait_ms: Option<u64>) -> Result<i64, Problem> {
-        let until = Instant::now() + patience(wait_ms)?;
+    pub async fn wait_for_position(&self, min_position: Option<i64>, wait_ms: Option<u64>) -> Result<i64, Problem> {
+        let until = Instant::now() + wait_limit(wait_ms)?;
         let wanted = min_position.unwrap_or(0);
         loop {
             let head = self.store.head().await.map_err(unavailable)?;
             if head >= wanted || Instant::now() >= until {
                 return reached("the log", head, wanted);
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(HEAD_CHECK).await;
         }
     }
 }
 
-fn patience(wait_ms: Option<u64>) -> Result<Duration, Problem> {
+fn wait_limit(wait_ms: Option<u64>) -> Result<Duration, Problem> {
     match wait_ms.unwrap_or(WAIT_MS) {
         wait_ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(wait_ms)),
         _ => Err(invalid("wait_ms", &format!("at most {WAIT_MS_MAX}"))),
@@ -83,8 +85,8 @@ fn reached(what: &str, position: i64, wanted: i64) -> Result<i64, Problem> {
         .retry_after(1))
 }
 
-/// An answer with the position that it was made from.
-pub fn at(position: i64, answer: impl IntoResponse) -> Response {
+/// Adds the position that an answer was made from.
+pub fn with_position_header(position: i64, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     response.headers_mut().insert(DOCKET_POSITION, HeaderValue::from(position));
     response

@@ -7,8 +7,6 @@ use event_store::now_us;
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 
-use crate::session::Start;
-
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 pub(crate) struct Metrics {
@@ -106,20 +104,20 @@ impl Metrics {
         self.closed.add(1, &[KeyValue::new("reason", reason)]);
     }
 
-    /// Channels were opened by somebody who came back with a position.
-    pub(crate) fn resumed(&self, starts: &[&Start]) {
-        for start in starts {
-            let result = if matches!(start, Start::Recovered(_)) { "recovered" } else { "snapshot" };
-            self.recoveries.add(1, &[KeyValue::new("result", result)]);
-        }
+    /// A channel was resumed from a position: out of the log, or with a snapshot.
+    pub(crate) fn resumed(&self, is_recovered: bool) {
+        let result = if is_recovered { "recovered" } else { "snapshot" };
+        self.recoveries.add(1, &[KeyValue::new("result", result)]);
     }
 
-    /// Changes were queued to whoever listens.
-    pub(crate) fn published(&self, events: &[RecordedEvent]) {
+    /// Changes were queued to those who listen.
+    pub(crate) fn published<'a>(&self, events: impl Iterator<Item = &'a RecordedEvent>) {
         let now = now_us();
-        self.changes.add(events.len() as u64, &[]);
+        let mut count = 0;
         for event in events {
+            count += 1;
             self.delay.record((now - event.recorded_at).max(0) as f64 / 1e6, &[]);
         }
+        self.changes.add(count, &[]);
     }
 }

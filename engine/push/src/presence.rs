@@ -1,50 +1,52 @@
-//! Who looks at an order. Every process knows its own clients and tells the others, over NATS where there are others;
-//! what was not heard again is forgotten. Nothing of it is kept anywhere.
+//! Who listens to a channel, for staff. Every process knows its own clients and tells the others of them, over NATS where
+//! there are others. What is not heard again is forgotten; nothing is stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use event_store::store::Store;
 use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::api::QueryApi;
+use crate::hub::Hub;
 
 /// The message between processes.
 const TOPIC: &str = "presence";
 /// How often a process tells of its clients.
-const TELL_EVERY: Duration = Duration::from_secs(5);
+const GOSSIP_EVERY: Duration = Duration::from_secs(5);
 /// After which silence the clients of another process are no longer there.
 const SILENCE: Duration = Duration::from_secs(12);
 /// How long somebody is still shown, who may come back.
 const GRACE: Duration = Duration::from_secs(15);
 /// How often it is looked who has gone.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks.
-const REST: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Clients in one message.
-const TOLD_AT_ONCE: usize = 2_000;
+const ENTRIES_PER_MESSAGE_MAX: usize = 2_000;
 
 /// A client of a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct Seat {
+struct PresenceEntry {
     channel: Arc<str>,
     client: Arc<str>,
     user: Arc<str>,
 }
 
-/// What a process tells.
+/// What a process tells the others.
 #[derive(Default, Serialize, Deserialize)]
-struct Told {
+struct PresenceGossip {
     process: Uuid,
     /// Its clients, or those that just came.
-    here: Vec<Seat>,
+    here: Vec<PresenceEntry>,
     /// Those that just left.
-    left: Vec<Seat>,
+    left: Vec<PresenceEntry>,
     /// A process that just started asks the others for theirs.
     asks: bool,
 }
@@ -55,7 +57,7 @@ pub struct Presence(Arc<Inner>);
 
 struct Inner {
     process: Uuid,
-    seats: Mutex<Seats>,
+    entries: Mutex<Entries>,
     /// Somebody came or left.
     moved: Notify,
 }
@@ -64,10 +66,10 @@ struct Inner {
 type Clients = HashMap<Arc<str>, (Arc<str>, Option<Instant>)>;
 
 #[derive(Default)]
-struct Seats {
+struct Entries {
     channels: HashMap<Arc<str>, Clients>,
     /// What the other processes have not been told: of each client of a channel, whether it is there.
-    untold: HashMap<Seat, bool>,
+    unsent: HashMap<PresenceEntry, bool>,
     /// The users that are shown, and since when they are gone.
     shown: HashMap<Arc<str>, HashMap<Arc<str>, Option<Instant>>>,
 }
@@ -75,31 +77,31 @@ struct Seats {
 /// A client's place on a channel; leaves it when dropped.
 pub struct Present {
     presence: Presence,
-    seat: Seat,
+    entry: PresenceEntry,
 }
 
 impl Default for Presence {
     fn default() -> Self {
-        Self(Arc::new(Inner { process: Uuid::new_v4(), seats: Mutex::default(), moved: Notify::new() }))
+        Self(Arc::new(Inner { process: Uuid::new_v4(), entries: Mutex::default(), moved: Notify::new() }))
     }
 }
 
 impl Presence {
     /// A client of a user comes to a channel.
     pub fn enter(&self, channel: &Arc<str>, client: &Arc<str>, user: &str) -> Present {
-        let seat = Seat { channel: channel.clone(), client: client.clone(), user: user.into() };
-        let mut seats = self.lock();
-        seats.take(&seat, None);
-        seats.untold.insert(seat.clone(), true);
-        drop(seats);
+        let entry = PresenceEntry { channel: channel.clone(), client: client.clone(), user: user.into() };
+        let mut entries = self.lock();
+        entries.take(&entry, None);
+        entries.unsent.insert(entry.clone(), true);
+        drop(entries);
         self.0.moved.notify_one();
-        Present { presence: self.clone(), seat }
+        Present { presence: self.clone(), entry }
     }
 
     /// The clients of a channel, on all processes, as the Centrifuge protocol has them.
     pub fn of(&self, channel: &str) -> Value {
-        let seats = self.lock();
-        let clients = seats.channels.get(channel).into_iter().flatten();
+        let entries = self.lock();
+        let clients = entries.channels.get(channel).into_iter().flatten();
         let info = |(client, (user, _)): (&Arc<str>, &(Arc<str>, _))| {
             (client.to_string(), json!({"client": client, "user": user}))
         };
@@ -108,85 +110,84 @@ impl Presence {
 
     /// The numbers of a channel's clients and users.
     pub fn count(&self, channel: &str) -> (usize, usize) {
-        let seats = self.lock();
-        let Some(clients) = seats.channels.get(channel) else { return (0, 0) };
+        let entries = self.lock();
+        let Some(clients) = entries.channels.get(channel) else { return (0, 0) };
         let users: std::collections::HashSet<_> = clients.values().map(|(user, _)| user).collect();
         (clients.len(), users.len())
     }
 
     /// Tells the other processes and listens to them, and shows who comes and goes, until the process stops.
-    pub async fn run(state: QueryApi) {
-        let this = state.presence.clone();
-        let mut told = state.store.told(TOPIC).await;
-        let mut tell_at = Instant::now();
-        state.store.tell(TOPIC, this.encode(Told { asks: true, ..Told::default() })).await;
+    pub async fn run(self, store: Store, hub: Hub, stop: CancellationToken) {
+        let mut gossip = store.told(TOPIC).await;
+        let mut send_at = Instant::now();
+        store.tell(TOPIC, self.encode(PresenceGossip { asks: true, ..PresenceGossip::default() })).await;
         loop {
             tokio::select! {
-                Some(message) = told.next() => {
+                Some(message) = gossip.next() => {
                     // All that have come: others may tell more often than this looks.
                     let mut next = Some(message);
                     while let Some(message) = next {
-                        if let Ok(message) = serde_json::from_slice::<Told>(&message) && message.process != this.0.process {
-                            tell_at = if message.asks { Instant::now() } else { tell_at };
-                            this.hear(message);
+                        if let Ok(message) = serde_json::from_slice::<PresenceGossip>(&message) && message.process != self.0.process {
+                            send_at = if message.asks { Instant::now() } else { send_at };
+                            self.receive(message);
                         }
-                        next = told.next().now_or_never().flatten();
+                        next = gossip.next().now_or_never().flatten();
                     }
                 }
-                () = this.0.moved.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = state.stop.cancelled() => break,
+                () = self.0.moved.notified() => {}
+                () = tokio::time::sleep(CHECK_EVERY) => {}
+                () = stop.cancelled() => break,
             }
-            for message in this.untold(&mut tell_at) {
-                state.store.tell(TOPIC, this.encode(message)).await;
+            for message in self.unsent(&mut send_at) {
+                store.tell(TOPIC, self.encode(message)).await;
             }
-            for (channel, event, user) in this.changes() {
-                state.hub.pass(&channel, event, json!({"client": "", "user": user}).to_string(), true);
+            for (channel, event, user) in self.changes() {
+                hub.publish_ephemeral(&channel, event, json!({"client": "", "user": user}).to_string(), true);
             }
             // Many may come at once; one look is enough for them.
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(PAUSE).await;
         }
-        for message in this.goodbye() {
-            state.store.tell(TOPIC, this.encode(message)).await;
+        for message in self.goodbye() {
+            store.tell(TOPIC, self.encode(message)).await;
         }
     }
 
-    fn hear(&self, told: Told) {
+    fn receive(&self, gossip: PresenceGossip) {
         let until = Some(Instant::now() + SILENCE);
-        let mut seats = self.lock();
-        told.here.iter().for_each(|seat| seats.take(seat, until));
-        told.left.iter().for_each(|seat| seats.leave(seat));
+        let mut entries = self.lock();
+        gossip.here.iter().for_each(|entry| entries.take(entry, until));
+        gossip.left.iter().for_each(|entry| entries.leave(entry));
     }
 
     /// What the others have to be told now: what changed, and, every few seconds, all.
-    fn untold(&self, tell_at: &mut Instant) -> Vec<Told> {
-        let mut seats = self.lock();
-        let mut told = Told::default();
-        for (seat, is_here) in std::mem::take(&mut seats.untold) {
-            if is_here { &mut told.here } else { &mut told.left }.push(seat);
+    fn unsent(&self, send_at: &mut Instant) -> Vec<PresenceGossip> {
+        let mut entries = self.lock();
+        let mut gossip = PresenceGossip::default();
+        for (entry, is_here) in std::mem::take(&mut entries.unsent) {
+            if is_here { &mut gossip.here } else { &mut gossip.left }.push(entry);
         }
-        if Instant::now() >= *tell_at {
-            *tell_at = Instant::now() + TELL_EVERY;
-            told.here = seats.own();
+        if Instant::now() >= *send_at {
+            *send_at = Instant::now() + GOSSIP_EVERY;
+            gossip.here = entries.own();
         }
-        in_parts(told)
+        in_parts(gossip)
     }
 
     /// That all clients of this process leave.
-    fn goodbye(&self) -> Vec<Told> {
-        in_parts(Told { left: self.lock().own(), ..Told::default() })
+    fn goodbye(&self) -> Vec<PresenceGossip> {
+        in_parts(PresenceGossip { left: self.lock().own(), ..PresenceGossip::default() })
     }
 
-    fn encode(&self, told: Told) -> Vec<u8> {
+    fn encode(&self, gossip: PresenceGossip) -> Vec<u8> {
         // Texts always serialize.
-        serde_json::to_vec(&Told { process: self.0.process, ..told }).unwrap_or_default()
+        serde_json::to_vec(&PresenceGossip { process: self.0.process, ..gossip }).unwrap_or_default()
     }
 
     /// Who came and who left since the last look: users, not clients, and only those who stay away.
     fn changes(&self) -> Vec<(Arc<str>, &'static str, Arc<str>)> {
         let now = Instant::now();
         let mut guard = self.lock();
-        let Seats { channels, shown, .. } = &mut *guard;
+        let Entries { channels, shown, .. } = &mut *guard;
         channels.retain(|_, clients| {
             clients.retain(|_, (_, until)| until.is_none_or(|until| until > now));
             !clients.is_empty()
@@ -217,39 +218,48 @@ impl Presence {
         changes
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seats> {
-        self.0.seats.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.entries.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-fn in_parts(told: Told) -> Vec<Told> {
-    let mut parts: Vec<_> =
-        told.here.chunks(TOLD_AT_ONCE).map(|here| Told { here: here.to_vec(), ..Told::default() }).collect();
-    parts.extend(told.left.chunks(TOLD_AT_ONCE).map(|left| Told { left: left.to_vec(), ..Told::default() }));
+fn in_parts(gossip: PresenceGossip) -> Vec<PresenceGossip> {
+    let mut parts: Vec<_> = gossip
+        .here
+        .chunks(ENTRIES_PER_MESSAGE_MAX)
+        .map(|here| PresenceGossip { here: here.to_vec(), ..PresenceGossip::default() })
+        .collect();
+    parts.extend(
+        gossip
+            .left
+            .chunks(ENTRIES_PER_MESSAGE_MAX)
+            .map(|left| PresenceGossip { left: left.to_vec(), ..PresenceGossip::default() }),
+    );
     parts
 }
 
-impl Seats {
-    fn take(&mut self, seat: &Seat, until: Option<Instant>) {
-        let clients = self.channels.entry(seat.channel.clone()).or_default();
-        clients.insert(seat.client.clone(), (seat.user.clone(), until));
+impl Entries {
+    fn take(&mut self, entry: &PresenceEntry, until: Option<Instant>) {
+        let clients = self.channels.entry(entry.channel.clone()).or_default();
+        clients.insert(entry.client.clone(), (entry.user.clone(), until));
     }
 
-    fn leave(&mut self, seat: &Seat) {
-        if let Some(clients) = self.channels.get_mut(&seat.channel) {
-            clients.remove(&seat.client);
+    fn leave(&mut self, entry: &PresenceEntry) {
+        if let Some(clients) = self.channels.get_mut(&entry.channel) {
+            clients.remove(&entry.client);
             if clients.is_empty() {
-                self.channels.remove(&seat.channel);
+                self.channels.remove(&entry.channel);
             }
         }
     }
 
     /// The clients of this process.
-    fn own(&self) -> Vec<Seat> {
-        let seats = self.channels.iter().flat_map(|(channel, clients)| clients.iter().map(move |seat| (channel, seat)));
-        seats
+    fn own(&self) -> Vec<PresenceEntry> {
+        let entries =
+            self.channels.iter().flat_map(|(channel, clients)| clients.iter().map(move |entry| (channel, entry)));
+        entries
             .filter(|(_, (_, (_, until)))| until.is_none())
-            .map(|(channel, (client, (user, _)))| Seat {
+            .map(|(channel, (client, (user, _)))| PresenceEntry {
                 channel: channel.clone(),
                 client: client.clone(),
                 user: user.clone(),
@@ -260,10 +270,10 @@ impl Seats {
 
 impl Drop for Present {
     fn drop(&mut self) {
-        let mut seats = self.presence.lock();
-        seats.leave(&self.seat);
-        seats.untold.insert(self.seat.clone(), false);
-        drop(seats);
+        let mut entries = self.presence.lock();
+        entries.leave(&self.entry);
+        entries.unsent.insert(self.entry.clone(), false);
+        drop(entries);
         self.presence.0.moved.notify_one();
     }
 }
@@ -279,11 +289,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_user_joins_with_the_first_client_and_leaves_after_the_last_one() {
         let presence = Presence::default();
-        let (channel, client): (Arc<str>, _) = ("order:a".into(), |name: &str| Arc::<str>::from(name));
+        let (channel, client): (Arc<str>, _) = ("counter:a".into(), |name: &str| Arc::<str>::from(name));
         let one = presence.enter(&channel, &client("1"), "ada");
         let two = presence.enter(&channel, &client("2"), "ada");
-        assert_eq!(users(presence.changes()), ["order:a join ada"]);
-        assert_eq!(presence.count("order:a"), (2, 1));
+        assert_eq!(users(presence.changes()), ["counter:a join ada"]);
+        assert_eq!(presence.count("counter:a"), (2, 1));
         drop((one, two));
         assert_eq!(users(presence.changes()), Vec::<String>::new());
         tokio::time::advance(GRACE / 2).await;
@@ -292,39 +302,39 @@ mod tests {
         drop(back);
         assert_eq!(users(presence.changes()), Vec::<String>::new());
         tokio::time::advance(GRACE).await;
-        assert_eq!(users(presence.changes()), ["order:a leave ada"]);
+        assert_eq!(users(presence.changes()), ["counter:a leave ada"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_and_goes_at_once_is_where_they_were_last() {
         let (here, there) = (Presence::default(), Presence::default());
-        let (channel, client): (Arc<str>, Arc<str>) = ("order:a".into(), "9".into());
-        let mut at = Instant::now() + TELL_EVERY;
+        let (channel, client): (Arc<str>, Arc<str>) = ("counter:a".into(), "9".into());
+        let mut at = Instant::now() + GOSSIP_EVERY;
         let mut bob = there.enter(&channel, &client, "bob");
         for _ in 0..2 {
             drop(bob);
             bob = there.enter(&channel, &client, "bob");
         }
-        there.untold(&mut at).into_iter().for_each(|told| here.hear(told));
-        assert_eq!(here.count("order:a"), (1, 1));
+        there.unsent(&mut at).into_iter().for_each(|gossip| here.receive(gossip));
+        assert_eq!(here.count("counter:a"), (1, 1));
         drop(there.enter(&channel, &"10".into(), "eve"));
         drop(bob);
-        there.untold(&mut at).into_iter().for_each(|told| here.hear(told));
-        assert_eq!(here.count("order:a"), (0, 0));
+        there.unsent(&mut at).into_iter().for_each(|gossip| here.receive(gossip));
+        assert_eq!(here.count("counter:a"), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]
     async fn clients_of_a_silent_process_are_forgotten() {
         let (here, there) = (Presence::default(), Presence::default());
-        let _bob = there.enter(&"order:a".into(), &"9".into(), "bob");
+        let _bob = there.enter(&"counter:a".into(), &"9".into(), "bob");
         let mut at = Instant::now();
-        there.untold(&mut at).into_iter().for_each(|told| here.hear(told));
-        assert_eq!(users(here.changes()), ["order:a join bob"]);
-        assert_eq!(here.of("order:a")["9"]["user"], "bob");
+        there.unsent(&mut at).into_iter().for_each(|gossip| here.receive(gossip));
+        assert_eq!(users(here.changes()), ["counter:a join bob"]);
+        assert_eq!(here.of("counter:a")["9"]["user"], "bob");
         tokio::time::advance(SILENCE).await;
         assert_eq!(users(here.changes()), Vec::<String>::new());
-        assert_eq!(here.count("order:a"), (0, 0));
+        assert_eq!(here.count("counter:a"), (0, 0));
         tokio::time::advance(GRACE).await;
-        assert_eq!(users(here.changes()), ["order:a leave bob"]);
+        assert_eq!(users(here.changes()), ["counter:a leave bob"]);
     }
 }

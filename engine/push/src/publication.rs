@@ -1,131 +1,261 @@
-//! A change as subscribers get it. It is encoded once, whoever and how many they are.
+//! A change of an aggregate as listeners are shown it. It knows no transport: how it is framed is in [`crate::frames`].
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::ws::Utf8Bytes;
-use domain::order::Order;
+use compact_str::CompactString;
 use event_store::event::RecordedEvent;
 use kernel::aggregate::Aggregate;
-use projection_engine::state::{FoldError, Versioned, occurred_at, rfc3339};
-use projections::orders::view::{OrderView, payload_view};
+use kernel::stream::StreamId;
+use projection_engine::state::{Versioned, occurred_at, rfc3339};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// A change of an order.
+/// Name of a checkpoint group: its read models move together, and it has its own feed and its own part of a cursor. A group
+/// that stops does not hold up the others.
+pub type Group = &'static str;
+
+/// Which channels a change of a stream can go to, as far as that is known before the stream is folded.
+#[derive(Debug, Clone, Copy)]
+pub struct Interest {
+    /// Channels of every stream, by their names.
+    pub names: &'static [&'static str],
+    /// Channels of one stream: what comes before the stream's id in their names.
+    pub by_stream: &'static [&'static str],
+    /// Prefixes of channels whose id follows from the state, such as that of an owner: any open one counts.
+    pub by_prefix: &'static [&'static str],
+}
+
+impl Interest {
+    /// Whether a channel is one of those that a stream's change can go to.
+    pub fn includes(&self, channel: &str, stream_id: &str) -> bool {
+        self.names.contains(&channel)
+            || self.by_stream.iter().any(|prefix| channel.strip_prefix(prefix) == Some(stream_id))
+            || self.by_prefix.iter().any(|prefix| channel.starts_with(prefix))
+    }
+}
+
+/// Where a view is written: as text, or as a value from which a patch is made.
+pub enum Json {
+    /// JSON text, appended.
+    Text(Vec<u8>),
+    /// A value.
+    Value(Value),
+}
+
+impl Json {
+    /// Writes a view. What cannot be serialized becomes null.
+    pub fn write(&mut self, view: &impl Serialize) {
+        match self {
+            Self::Text(text) => {
+                let end = text.len();
+                if serde_json::to_writer(&mut *text, view).is_err() {
+                    text.truncate(end);
+                    text.extend_from_slice(b"null");
+                }
+            }
+            Self::Value(value) => *value = serde_json::to_value(view).unwrap_or_default(),
+        }
+    }
+
+    fn member(&mut self, before: &str, name: &str, value: &(impl Serialize + ?Sized)) {
+        self.raw(&[before, name, "\":"]);
+        self.write(&value);
+    }
+
+    fn raw(&mut self, parts: &[&str]) {
+        if let Self::Text(text) = self {
+            parts.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
+        }
+    }
+
+    fn len(&self) -> usize {
+        if let Self::Text(text) = self { text.len() } else { 0 }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        if let Self::Text(text) = self {
+            text.truncate(len);
+        }
+    }
+}
+
+/// Writes the view of an aggregate that clients see.
+pub type WriteView<A> = fn(&Versioned<A>, &mut Json);
+
+/// One event of a stream, with the aggregate before and after it.
+pub struct Step<'a, A: Aggregate> {
+    /// The aggregate before the event; `None` before the first one.
+    pub before: Option<&'a Arc<Versioned<A>>>,
+    /// The aggregate after the event. It exists.
+    pub after: &'a Arc<Versioned<A>>,
+    /// The event.
+    pub event: &'a A::Event,
+    /// The event as the log has it.
+    pub recorded: &'a RecordedEvent,
+    pub(crate) id_member: &'static str,
+    pub(crate) view: WriteView<A>,
+}
+
+impl<A: Aggregate> Step<'_, A> {
+    /// A publication of this change, on no channel yet. `payload` is the event's content as clients see it.
+    pub fn publication(&self, payload: Value) -> Publication {
+        let states = States { before: self.before.cloned(), after: self.after.clone(), view: self.view };
+        Publication {
+            position: self.recorded.position,
+            version: self.recorded.sequence,
+            stream: StreamId::new(A::TYPE, &self.recorded.aggregate_id),
+            event_type: self.recorded.event_type.clone(),
+            occurred_at: occurred_at(self.recorded),
+            payload,
+            channels: Vec::with_capacity(4),
+            id_member: self.id_member,
+            previous_of_stream: self.before.map_or(0, |before| before.position),
+            weight: self.after.state.weight(),
+            views: Box::new(states),
+            data: OnceLock::new(),
+            patched: OnceLock::new(),
+        }
+    }
+}
+
+/// A channel that a publication goes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// Its name.
+    pub name: CompactString,
+    /// Position of the publication before this one on the channel, where the stream knows it by itself; 0 before the
+    /// first one.
+    pub previous: Option<i64>,
+}
+
+/// A change, on its way to channels. What it shows is serialized when somebody is there to see it, and then once.
 pub struct Publication {
     /// Position of the event.
     pub position: i64,
-    /// JSON text of `data`, with the order after the event as `view`.
-    pub data: String,
-    before: Option<Arc<Versioned<Order>>>,
-    after: Arc<Versioned<Order>>,
-    recorded: RecordedHead,
+    /// The aggregate's version after it.
+    pub version: i64,
+    /// Stream of the event.
+    pub stream: StreamId,
+    /// Name of the event.
+    pub event_type: CompactString,
+    /// When it happened, in microseconds since 1970.
+    pub occurred_at: i64,
+    /// Content of the event, as clients see it.
+    pub payload: Value,
+    /// The channels that it goes to, each once.
+    pub channels: Vec<Target>,
+    /// Member of `data` that holds the stream's id.
+    id_member: &'static str,
+    previous_of_stream: i64,
+    /// Bytes that the aggregate takes.
+    weight: usize,
+    views: Box<dyn Views>,
+    data: OnceLock<String>,
     patched: OnceLock<String>,
 }
 
-/// What of an event comes before its payload and its view.
-struct RecordedHead {
-    event_type: String,
-    occurred_at: String,
-    payload: Value,
-}
-
-#[derive(Serialize)]
-struct Data<'a> {
-    #[serde(rename = "type")]
-    event_type: &'a str,
-    order_id: &'a str,
-    version: i64,
-    position: i64,
-    occurred_at: &'a str,
-    payload: &'a Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    view: Option<OrderView<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<Value>,
-}
-
 impl Publication {
-    /// Folds an event into the order that it changes, and tells of it.
-    ///
-    /// # Errors
-    /// The event does not apply.
-    pub fn of(
-        before: Option<Arc<Versioned<Order>>>,
-        event: &RecordedEvent,
-    ) -> Result<(Self, Arc<Versioned<Order>>), FoldError> {
-        let mut after = before.as_deref().cloned().unwrap_or_default();
-        let change = after.apply(event)?;
-        let recorded = RecordedHead {
-            event_type: event.event_type.to_string(),
-            occurred_at: rfc3339(occurred_at(event)),
-            payload: payload_view(&change, after.state.currency),
-        };
-        let after = Arc::new(after);
-        let data = encode(&recorded, &after, Some(OrderView(&after)), None);
-        let patched = OnceLock::new();
-        Ok((Self { position: event.position, data, before, after: after.clone(), recorded, patched }, after))
+    /// Also on a channel of several streams.
+    #[must_use]
+    pub fn on(mut self, channel: impl Into<CompactString>) -> Self {
+        self.channels.push(Target { name: channel.into(), previous: None });
+        self
     }
 
-    /// About how many bytes it has: its text, and the order that it was made of.
-    pub fn bytes(&self) -> usize {
-        self.data.len() + self.after.state.weight()
+    /// Also on a channel of this stream alone, whose publications are all changes of the stream.
+    #[must_use]
+    pub fn on_own(mut self, channel: impl Into<CompactString>) -> Self {
+        self.channels.push(Target { name: channel.into(), previous: Some(self.previous_of_stream) });
+        self
     }
 
-    /// Whether there is an order to tell of.
-    pub fn has_order(&self) -> bool {
-        self.after.exists()
+    /// How it goes to a channel; `None` where it does not.
+    pub fn target(&self, channel: &str) -> Option<&Target> {
+        self.channels.iter().find(|target| target.name == channel)
     }
 
-    /// The owner of the order.
-    pub fn customer_id(&self) -> &str {
-        self.after.state.owner()
+    /// JSON text of `data`, with the aggregate after the event as `view`.
+    pub fn data(&self) -> &str {
+        self.data.get_or_init(|| self.encode("view", |json| self.views.after(json)))
     }
 
-    /// The order.
-    pub fn order_id(&self) -> &str {
-        &self.after.id
-    }
-
-    /// Position of the order's change before this one; 0 before the first.
-    pub fn previous_of_order(&self) -> i64 {
-        self.before.as_ref().map_or(0, |before| before.position)
-    }
-
-    /// Whether it makes the order a sale.
-    pub fn is_sale(&self) -> bool {
-        self.after.state.is_confirmed() && !self.before.as_ref().is_some_and(|before| before.state.is_confirmed())
-    }
-
-    /// JSON text of `data` with, in place of `view`, the merge patch (RFC 7396) that makes the view of it from the one
-    /// before.
+    /// JSON text of `data` with, in place of `view`, the merge patch (RFC 7396) from the view before to the view after.
     pub fn patched(&self) -> &str {
         self.patched.get_or_init(|| {
-            let view = |order: &Versioned<Order>| serde_json::to_value(OrderView(order)).unwrap_or_default();
-            let before = self.before.as_deref().map_or(Value::Object(Map::new()), view);
-            encode(&self.recorded, &self.after, None, Some(merge_patch(&before, &view(&self.after))))
+            let value = |write: &dyn Fn(&mut Json)| {
+                let mut json = Json::Value(Value::Object(Map::new()));
+                write(&mut json);
+                if let Json::Value(value) = json { value } else { Value::Null }
+            };
+            self.encode("patch", |json| {
+                let before = value(&|json| self.views.before(json));
+                json.write(&merge_patch(&before, &value(&|json| self.views.after(json))));
+            })
         })
+    }
+
+    /// About how many bytes it holds: its text, and the aggregate from which that was made.
+    pub fn bytes(&self) -> usize {
+        self.data().len() + self.weight
+    }
+
+    /// About how many bytes its text has, or will have.
+    pub fn bytes_expected(&self) -> usize {
+        self.data.get().map_or(self.weight, String::len)
+    }
+
+    /// What `write` panics at becomes null: the fault is in a context, and the other listeners go on.
+    fn encode(&self, member: &str, write: impl FnOnce(&mut Json)) -> String {
+        let mut json = Json::Text(Vec::with_capacity(256 + self.weight));
+        json.member("{\"", "type", &*self.event_type);
+        json.member(",\"", self.id_member, &*self.stream.aggregate_id);
+        json.member(",\"", "version", &self.version);
+        json.member(",\"", "position", &self.position);
+        json.member(",\"", "occurred_at", &rfc3339(self.occurred_at));
+        json.member(",\"", "payload", &self.payload);
+        json.raw(&[",\"", member, "\":"]);
+        let end = json.len();
+        if catch_unwind(AssertUnwindSafe(|| write(&mut json))).is_err() {
+            tracing::error!(stream = %self.stream, position = self.position, member, "a view panicked");
+            json.truncate(end);
+            json.raw(&["null"]);
+        }
+        json.raw(&["}"]);
+        match json {
+            // JSON text is UTF-8.
+            Json::Text(text) => String::from_utf8(text).unwrap_or_default(),
+            Json::Value(_) => String::new(),
+        }
     }
 }
 
-fn encode(recorded: &RecordedHead, after: &Versioned<Order>, view: Option<OrderView>, patch: Option<Value>) -> String {
-    let data = Data {
-        event_type: &recorded.event_type,
-        order_id: &after.id,
-        version: after.version,
-        position: after.position,
-        occurred_at: &recorded.occurred_at,
-        payload: &recorded.payload,
-        view,
-        patch,
-    };
-    // A struct of strings and numbers always serializes.
-    serde_json::to_string(&data).unwrap_or_default()
+/// The views of an aggregate before and after a change.
+trait Views: Send + Sync {
+    /// Writes nothing where there was no aggregate.
+    fn before(&self, json: &mut Json);
+    fn after(&self, json: &mut Json);
 }
 
-/// The patch of RFC 7396 that makes `after` of `before`. What is null in `after` is as good as absent: the RFC has no
-/// way to say it.
+struct States<A> {
+    before: Option<Arc<Versioned<A>>>,
+    after: Arc<Versioned<A>>,
+    view: WriteView<A>,
+}
+
+impl<A: Aggregate> Views for States<A> {
+    fn before(&self, json: &mut Json) {
+        if let Some(before) = &self.before {
+            (self.view)(before, json);
+        }
+    }
+
+    fn after(&self, json: &mut Json) {
+        (self.view)(&self.after, json);
+    }
+}
+
+/// The patch of RFC 7396 that makes `after` of `before`. A null in `after` counts as absent: the RFC cannot express it.
 fn merge_patch(before: &Value, after: &Value) -> Value {
     let (Value::Object(before), Value::Object(after)) = (before, after) else { return after.clone() };
     let mut patch = Map::new();
@@ -146,99 +276,12 @@ fn merge_patch(before: &Value, after: &Value) -> Value {
     Value::Object(patch)
 }
 
-/// Changes on one channel that follow each other, queued as one.
-pub struct Batch {
-    /// The channel.
-    pub channel: Arc<str>,
-    /// What was published together with it has the same number: the position up to which all is told then.
-    pub round: i64,
-    /// Each change, with the position of the one before it on this channel.
-    pub changes: Vec<(i64, Arc<Publication>)>,
-    frame: OnceLock<Utf8Bytes>,
-    patch_frame: OnceLock<Utf8Bytes>,
-    bytes: usize,
-    /// Bytes of all batches that somebody still holds.
-    held: Arc<AtomicUsize>,
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        self.held.fetch_sub(self.bytes, Relaxed);
-    }
-}
-
-impl Batch {
-    /// Not empty, in order. Counts in `held` for as long as somebody holds it.
-    pub fn new(channel: Arc<str>, round: i64, changes: Vec<(i64, Arc<Publication>)>, held: &Arc<AtomicUsize>) -> Self {
-        let (frame, patch_frame) = Default::default();
-        let bytes = changes.iter().map(|(_, publication)| publication.bytes()).sum();
-        held.fetch_add(bytes, Relaxed);
-        Self { channel, round, changes, frame, patch_frame, bytes, held: held.clone() }
-    }
-
-    /// Position before the first: nothing of this channel lies between.
-    pub fn follows(&self) -> i64 {
-        self.changes.first().map_or(0, |(previous, _)| *previous)
-    }
-
-    /// Position of the first.
-    pub fn first(&self) -> i64 {
-        self.changes.first().map_or(0, |(_, publication)| publication.position)
-    }
-
-    /// Position of the last.
-    pub fn last(&self) -> i64 {
-        self.changes.last().map_or(0, |(_, publication)| publication.position)
-    }
-
-    /// About how many bytes wait with it.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// All of it as one frame of the Centrifuge protocol.
-    pub fn frame(&self, patched: bool) -> Utf8Bytes {
-        let frame = if patched { &self.patch_frame } else { &self.frame };
-        frame.get_or_init(|| self.frame_after(i64::MIN, patched)).clone()
-    }
-
-    /// The changes after a position, as one frame.
-    pub fn frame_after(&self, position: i64, patched: bool) -> Utf8Bytes {
-        let data: usize = self.changes.iter().map(|(_, publication)| publication.data.len()).sum();
-        let mut frame = String::with_capacity(data + self.changes.len() * 128);
-        for (previous, publication) in self.changes.iter().filter(|(_, change)| change.position > position) {
-            if !frame.is_empty() {
-                frame.push('\n');
-            }
-            // No channel's name holds what JSON escapes.
-            frame.push_str(r#"{"push":{"channel":""#);
-            frame.push_str(&self.channel);
-            frame.push_str(r#"","pub":"#);
-            push_publication(&mut frame, *previous, publication, patched);
-            frame.push_str("}}");
-        }
-        frame.into()
-    }
-}
-
-/// A publication of the Centrifuge protocol. `tags.prev` lets a client see that it has missed nothing: it holds a
-/// position not before that one.
-pub fn push_publication(text: &mut String, previous: i64, publication: &Publication, patched: bool) {
-    let data = if patched { publication.patched() } else { &publication.data };
-    text.push_str(r#"{"data":"#);
-    text.push_str(data);
-    text.push_str(r#","offset":"#);
-    text.push_str(&publication.position.to_string());
-    text.push_str(r#","tags":{"prev":""#);
-    text.push_str(&previous.to_string());
-    text.push_str(r#""}}"#);
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::testing::{added, publication_of};
 
     /// What a client does with a patch: the algorithm of RFC 7396, section 2.
     fn apply(target: Value, patch: &Value) -> Value {
@@ -273,5 +316,33 @@ mod tests {
             assert_eq!(apply(before.clone(), &patch), after, "{before} by {patch}");
         }
         assert_eq!(merge_patch(&json!({"a": 1, "b": 2}), &json!({"a": 1, "b": 3})), json!({"b": 3}));
+    }
+
+    #[test]
+    fn a_publication_shows_the_event_and_the_state_after_it() {
+        let publication = publication_of(&[added("17", 1, 4, 2), added("17", 2, 9, 3)]);
+        assert_eq!(
+            publication.data(),
+            r#"{"type":"Added","counter_id":"17","version":2,"position":9,"occurred_at":"1970-01-01T00:00:00.000001Z","payload":{"by":3},"view":{"id":"17","total":5}}"#
+        );
+        let patched: Value = serde_json::from_str(publication.patched()).unwrap();
+        assert_eq!((&patched["patch"], &patched["view"]), (&json!({"total": 5}), &Value::Null));
+        assert_eq!(publication.target("counter:17").unwrap().previous, Some(4));
+        assert_eq!(publication.target("counters").unwrap().previous, None);
+    }
+
+    #[test]
+    fn a_view_that_panics_is_null() {
+        let publication = publication_of(&[added("panics", 1, 1, 1)]);
+        let data: Value = serde_json::from_str(publication.data()).unwrap();
+        assert_eq!((&data["version"], &data["view"]), (&json!(1), &Value::Null));
+    }
+
+    #[test]
+    fn interest_covers_the_channels_of_a_stream() {
+        let interest = Interest { names: &["all"], by_stream: &["one:"], by_prefix: &["of:"] };
+        let included = ["all", "one:17", "of:ada"].map(|channel| interest.includes(channel, "17"));
+        let others = ["any", "one:18", "one:171", "off:ada"].map(|channel| interest.includes(channel, "17"));
+        assert_eq!((included, others), ([true; 3], [false; 4]));
     }
 }

@@ -1085,11 +1085,32 @@ fn cursors<'a>(token: &'a str, cursor: &str, epoch: &str) -> Family<'a> {
         format!("1+99999999999999999999.{epoch}").as_str(),
         format!("%00.{epoch}").as_str(),
         format!("%EF%BC%91.{epoch}").as_str(),
+        format!("2.{epoch}.").as_str(),
+        format!("2.{epoch}.core").as_str(),
+        format!("2.{epoch}.core=").as_str(),
+        format!("2.{epoch}.core=-1").as_str(),
+        format!("2.{epoch}.core=%2B1").as_str(),
+        format!("2.{epoch}.core=1+").as_str(),
+        format!("2.{epoch}.core=1+Orders").as_str(),
+        format!("2.{epoch}.core=1.core=1").as_str(),
+        format!("2.{epoch}.core=1..core=1").as_str(),
+        format!("2.{epoch}.core=9223372036854775808").as_str(),
+        format!("2.{epoch}.core=1+%25ff").as_str(),
+        format!("2.{}.core=1", "e".repeat(65)).as_str(),
+        format!("2.{epoch}.core=1+{}", "n".repeat(9_000)).as_str(),
     ] {
         family.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}"), BAD_REQUEST);
     }
     let reset = Expect::Fine("a cursor of another log is answered by a reset and snapshots");
-    for cursor in ["1.another".to_owned(), format!("9223372036854775807.{epoch}"), format!("0+9999.{epoch}")] {
+    for cursor in [
+        "1.another".to_owned(),
+        format!("9223372036854775807.{epoch}"),
+        format!("0+9999.{epoch}"),
+        "2.another.core=1".to_owned(),
+        format!("2.{epoch}.core=9223372036854775807+orders"),
+        format!("2.{epoch}.unknown=1"),
+        format!("2.{epoch}.core=0+zzz.unknown=1+n"),
+    ] {
         family.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}"), reset);
     }
     family

@@ -1,15 +1,20 @@
-//! What operators ask: the projections and the log.
+//! What operators ask: the projections and the log, and the channel `projections`.
+
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use event_store::error::Error;
 use event_store::event::RecordedEvent;
+use futures::FutureExt;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
 use projection_engine::progress::Status;
+use projection_engine::registry::CORE;
 use projection_engine::state::{occurred_at, rfc3339};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,11 +22,65 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use push::api::{QueryApi, invalid, unavailable};
-use push::consistency::at;
+use crate::json::text;
+
+use push::api::{Channel, QueryApi, Refusal, Shown};
+use push::consistency::with_position_header;
+use push::problems::{invalid, unavailable};
 
 /// Events in one answer, at most.
 const LIMIT_MAX: i64 = 1_000;
+
+/// How the projections stand, for admins.
+const PROJECTIONS: &str = "projections";
+/// How often the projections' status is read while somebody listens to it.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// How far the projections have come.
+pub fn channel() -> Channel {
+    Channel {
+        name: PROJECTIONS,
+        is_id: None,
+        who: "admin",
+        shows: "how the projections stand, once a second while it changes",
+        group: CORE,
+        projection: None,
+        allows: |_, principal, _| std::future::ready(Ok(principal.is_admin())).boxed(),
+        refusal: Refusal::Admin,
+        snapshot: |api, _, _| status(api).boxed(),
+        missed: None,
+        event_types: &[],
+        has_presence: false,
+    }
+}
+
+async fn status(api: &QueryApi) -> Result<Shown, Error> {
+    Ok(("items", text(&api.progress.status(&api.store).await?.0)))
+}
+
+/// Publishes the projections' status to whoever listens, when it changes, until the process stops.
+pub async fn publish_status(api: QueryApi) {
+    let mut published = String::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(STATUS_EVERY) => {}
+            () = api.stop.cancelled() => return,
+        }
+        if !api.hub.has(PROJECTIONS) {
+            continue;
+        }
+        match status(&api).await {
+            Ok((field, items)) => {
+                let now = format!(r#"{{"{field}":{items}}}"#);
+                if published != now {
+                    api.hub.publish_ephemeral(PROJECTIONS, "pub", now.clone(), false);
+                    published = now;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the status of the projections cannot be read"),
+        }
+    }
+}
 
 /// The routes.
 pub fn router() -> OpenApiRouter<QueryApi> {
@@ -39,10 +98,13 @@ struct Projections {
 /// How far each read model has come.
 #[utoipa::path(get, path = "/v1/projections", tag = "operations",
     responses((status = 200, body = Projections), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
-async fn projections(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
+async fn projections(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
-    let (items, head) = state.progress.status(&state.store).await.map_err(unavailable)?;
-    Ok(at(items.iter().map(|status| status.position).min().unwrap_or(0), axum::Json(Projections { items, head })))
+    let (items, head) = api.progress.status(&api.store).await.map_err(unavailable)?;
+    Ok(with_position_header(
+        items.iter().map(|status| status.position).min().unwrap_or(0),
+        axum::Json(Projections { items, head }),
+    ))
 }
 
 /// Which events.
@@ -112,7 +174,7 @@ impl From<RecordedEvent> for LogEvent {
 #[utoipa::path(get, path = "/v1/events", tag = "operations", params(LogQuery),
     responses((status = 200, body = LogPage), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn events(
-    State(state): State<QueryApi>,
+    State(api): State<QueryApi>,
     principal: Principal,
     headers: HeaderMap,
     Query(query): Query<LogQuery>,
@@ -122,9 +184,9 @@ async fn events(
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
     }
-    state.log_at_least(query.min_position, query.wait_ms).await?;
+    api.wait_for_position(query.min_position, query.wait_ms).await?;
     let after = query.after.unwrap_or(0).max(0);
-    let events = state.store.read(after, limit).await.map_err(unavailable)?;
+    let events = api.store.read(after, limit).await.map_err(unavailable)?;
     let position = events.last().map_or(after, |event| event.position);
     let next_after = (events.len() as i64 == limit).then_some(position);
     let items = events.into_iter().map(LogEvent::from);
@@ -132,7 +194,7 @@ async fn events(
         let lines: String = items.filter_map(|event| Some(serde_json::to_string(&event).ok()? + "\n")).collect();
         let mut response = Body::from(lines).into_response();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        return Ok(at(position, response));
+        return Ok(with_position_header(position, response));
     }
-    Ok(at(position, axum::Json(LogPage { items: items.collect(), next_after })))
+    Ok(with_position_header(position, axum::Json(LogPage { items: items.collect(), next_after })))
 }

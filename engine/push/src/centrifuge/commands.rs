@@ -1,0 +1,316 @@
+//! What a client's commands do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::Utf8Bytes;
+use platform::auth::Principal;
+use platform::client_stream::ReadLimit;
+use platform::problem::Problem;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::{QueryApi, Refused};
+use crate::batch::Change;
+use crate::centrifuge::protocol::{ChannelName, Close, Code, Command, MERGE_PATCH, Object, Subscribe, close, code};
+use crate::connections::{ConnectionSlot, Full};
+use crate::cursor::Cursor;
+use crate::frames::push_publication;
+use crate::hub::Subscription;
+use crate::metrics::METRICS;
+use crate::presence::Present;
+use crate::queue::{Delivery, Queue};
+use crate::session::{Opened, Start, open};
+use crate::tokens::ttl;
+
+/// Channels of one connection, at most.
+const CHANNELS_MAX: usize = 128;
+/// Time between pings.
+pub(super) const PING_EVERY: Duration = Duration::from_secs(25);
+/// How long a connection stays open with an expired token, so that the client can refresh it.
+pub(super) const EXPIRY_GRACE: Duration = Duration::from_secs(25);
+
+/// `Err(None)`: the client is gone. `Err(Some(…))`: the connection closes for this reason.
+pub(super) type Handled<T> = Result<T, Option<Close>>;
+
+/// Who connects, before it is known.
+pub(super) struct Caller {
+    /// Who it is by the credentials of the upgrade, or why those are not accepted.
+    pub(super) principal: Result<Option<Principal>, Problem>,
+    /// Whether only admins may connect.
+    pub(super) admins: bool,
+    /// What may still come before the next message is whole.
+    pub(super) read_limit: ReadLimit,
+}
+
+/// A connected client with its channels.
+pub(super) struct Client {
+    api: QueryApi,
+    id: Arc<str>,
+    pub(super) caller: Caller,
+    pub(super) principal: Option<Principal>,
+    slot: ConnectionSlot,
+    /// When the token has been expired for longer than a client needs to refresh it.
+    pub(super) expires: Option<Instant>,
+    pub(super) channels: HashMap<Arc<str>, Subscribed>,
+    queue: Queue,
+    /// Frames that follow the reply to a command.
+    pub(super) notices: Vec<String>,
+}
+
+pub(super) struct Subscribed {
+    _subscription: Subscription,
+    /// Whatever lies at or before it has been sent.
+    position: i64,
+    patched: bool,
+    _present: Option<Present>,
+}
+
+impl Client {
+    /// A client that has not said `connect`.
+    pub(super) fn new(api: QueryApi, caller: Caller, slot: ConnectionSlot, queue: Queue) -> Self {
+        Self {
+            api,
+            id: uuid::Uuid::now_v7().to_string().into(),
+            caller,
+            principal: None,
+            slot,
+            expires: None,
+            channels: HashMap::new(),
+            queue,
+            notices: Vec::new(),
+        }
+    }
+
+    /// The reply's field, as JSON text.
+    pub(super) async fn command(&mut self, command: Command) -> Handled<Result<String, Code>> {
+        if let Some(Object(connect)) = command.connect {
+            if self.principal.is_some() {
+                return Err(Some(close::BAD_REQUEST));
+            }
+            return self.connect(&connect.token).map(|reply| reply.map(|reply| format!(r#""connect":{reply}"#)));
+        }
+        let Some(principal) = self.principal.clone() else { return Ok(Err(code::UNAUTHORIZED)) };
+        if let Some(Object(subscribe)) = command.subscribe {
+            return Ok(self.subscribe(&principal, subscribe).await.map(|reply| format!(r#""subscribe":{reply}"#)));
+        }
+        if let Some(Object(ChannelName { channel })) = command.unsubscribe {
+            self.channels.remove(&*channel);
+            return Ok(Ok(r#""unsubscribe":{}"#.to_owned()));
+        }
+        if let Some(Object(refresh)) = command.refresh {
+            let reply = self.refresh(&principal, &refresh.token).await?;
+            return Ok(reply.map(|reply| format!(r#""refresh":{reply}"#)));
+        }
+        if command.ping.is_some() {
+            return Ok(Ok(r#""ping":{}"#.to_owned()));
+        }
+        if let Some(Object(ChannelName { channel })) = command.presence {
+            return Ok(self.may_see_presence(&principal, &channel).map(|()| {
+                let presence = json!({"presence": self.api.presence.of(&channel)});
+                format!(r#""presence":{presence}"#)
+            }));
+        }
+        if let Some(Object(ChannelName { channel })) = command.presence_stats {
+            return Ok(self.may_see_presence(&principal, &channel).map(|()| {
+                let (clients, users) = self.api.presence.count(&channel);
+                format!(r#""presence_stats":{{"num_clients":{clients},"num_users":{users}}}"#)
+            }));
+        }
+        Ok(Err(if command.publish.is_some() || command.rpc.is_some() {
+            // Changes come from commands over HTTP, and from nowhere else.
+            code::DENIED
+        } else if command.history.is_some() {
+            code::NOT_AVAILABLE
+        } else {
+            code::METHOD
+        }))
+    }
+
+    fn connect(&mut self, token: &str) -> Handled<Result<Value, Code>> {
+        if !token.is_empty() {
+            // It counts in place of whatever came before, also where it is not believed.
+            self.caller.principal = self.api.authenticator.verify(token).map(Some);
+        }
+        let principal = match &self.caller.principal {
+            Ok(Some(principal)) => principal.clone(),
+            Ok(None) => return Err(Some(close::NO_TOKEN)),
+            Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
+            Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
+            Err(problem) => return Err(Some(why_refused(problem))),
+        };
+        self.caller.principal = Ok(None);
+        if self.caller.admins && !principal.is_admin() {
+            return Err(Some(close::FORBIDDEN));
+        }
+        self.belongs_to(&principal)?;
+        let reply = json!({
+            "client": &*self.id,
+            "version": concat!("docket ", env!("CARGO_PKG_VERSION")),
+            "expires": true,
+            "ttl": ttl(&principal),
+            "ping": PING_EVERY.as_secs(),
+            "pong": true,
+        });
+        self.expires = Some(expiry(&principal));
+        self.principal = Some(principal);
+        Ok(Ok(reply))
+    }
+
+    fn belongs_to(&self, principal: &Principal) -> Handled<()> {
+        self.slot.belongs_to(principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
+        // What was revoked before it was known whose connection this is has passed it by.
+        if self.api.authenticator.has_revoked(principal) { Err(Some(close::REVOKED)) } else { Ok(()) }
+    }
+
+    /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
+    async fn refresh(&mut self, principal: &Principal, token: &str) -> Handled<Result<Value, Code>> {
+        let fresh = match self.api.authenticator.verify(token) {
+            Ok(fresh) => fresh,
+            Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
+            Err(problem) => return Err(Some(why_refused(&problem))),
+        };
+        if fresh.subject != principal.subject || (self.caller.admins && !fresh.is_admin()) {
+            return Err(Some(close::INVALID_TOKEN));
+        }
+        self.belongs_to(&fresh)?;
+        if fresh.role != principal.role && self.authorize_again(&fresh).await.is_err() {
+            return Ok(Err(code::INTERNAL));
+        }
+        let reply = json!({"client": &*self.id, "expires": true, "ttl": ttl(&fresh)});
+        self.expires = Some(expiry(&fresh));
+        self.principal = Some(fresh);
+        Ok(Ok(reply))
+    }
+
+    async fn authorize_again(&mut self, principal: &Principal) -> Result<(), Refused> {
+        for name in self.channels.keys().cloned().collect::<Vec<_>>() {
+            let Ok((channel, id)) = self.api.channels.find(&name) else { continue };
+            let kind = channel.kind();
+            if !channel.is_allowed(&self.api, principal, id).await? {
+                self.channels.remove(&name);
+                self.notices.push(format!(
+                    r#"{{"push":{{"channel":"{name}","unsubscribe":{{"code":2000,"reason":"permission denied"}}}}}}"#
+                ));
+            } else if let Some(channel) = self.channels.get_mut(&name) {
+                // Attached again before the old place is left: nothing is missed, and nothing counts twice.
+                channel._subscription = self.api.hub.subscribe(kind, &name, &self.queue, principal.is_staff());
+            }
+        }
+        Ok(())
+    }
+
+    fn may_see_presence(&self, principal: &Principal, channel: &str) -> Result<(), Code> {
+        match self.api.channels.find(channel) {
+            Ok((found, _)) if !found.has_presence => Err(code::NOT_AVAILABLE),
+            Ok(_) if principal.is_staff() => Ok(()),
+            Ok(_) | Err(Refused::Denied) => Err(code::DENIED),
+            Err(_) => Err(code::UNKNOWN_CHANNEL),
+        }
+    }
+
+    async fn subscribe(&mut self, principal: &Principal, subscribe: Subscribe) -> Result<String, Code> {
+        let Subscribe { channel, recover, offset, epoch, data } = subscribe;
+        if self.channels.contains_key(&*channel) {
+            return Err(code::ALREADY_SUBSCRIBED);
+        }
+        if self.channels.len() >= CHANNELS_MAX {
+            return Err(code::LIMIT);
+        }
+        let patched = match data.and_then(|Object(data)| data.delta).as_deref() {
+            None => false,
+            Some(MERGE_PATCH) => true,
+            Some(_) => return Err(code::BAD_REQUEST),
+        };
+        let (found, _) = self.api.channels.find(&channel).map_err(|_| code::UNKNOWN_CHANNEL)?;
+        let offset = i64::try_from(offset).unwrap_or(i64::MAX);
+        let after = recover.then(|| Cursor::of_group(&epoch, found.group, offset));
+        let opened = open(&self.api, principal, &[&channel], after.as_ref(), &self.queue).await;
+        let session = opened.map_err(|(_, refused)| match refused {
+            Refused::Denied => code::DENIED,
+            Refused::Unknown => code::UNKNOWN_CHANNEL,
+            Refused::Behind | Refused::Panicked => code::INTERNAL,
+            Refused::TooMuch => code::LIMIT,
+            Refused::Unavailable(error) => {
+                tracing::warn!(%error, channel, "subscribe");
+                code::INTERNAL
+            }
+        })?;
+        let Some(Opened {
+            channel: name,
+            subscription: Some(subscription),
+            position,
+            start,
+            is_logged,
+            has_presence,
+            ..
+        }) = session.channels.into_iter().next()
+        else {
+            return Err(code::INTERNAL);
+        };
+        if recover {
+            METRICS.resumed(matches!(start, Start::Recovered(_)));
+        }
+        let mut reply = format!(r#"{{"was_recovering":{recover}"#);
+        // A client that is told a position comes back with it.
+        if is_logged {
+            let epoch = json!(self.api.store.incarnation());
+            reply += &format!(r#","recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position}"#);
+        }
+        match start {
+            Start::Snapshot(snapshot) => reply.push_str(&format!(r#","recovered":false,"data":{snapshot}}}"#)),
+            Start::Recovered(batch) => {
+                reply.push_str(r#","recovered":true,"publications":["#);
+                for (at, Change { previous, publication, .. }) in batch.changes.iter().enumerate() {
+                    reply.push_str(if at > 0 { "," } else { "" });
+                    push_publication(&mut reply, *previous, publication, patched);
+                }
+                reply.push_str("]}");
+            }
+        }
+        let present = has_presence.then(|| self.api.presence.enter(&name, &self.id, &principal.subject));
+        self.channels.insert(name, Subscribed { _subscription: subscription, position, patched, _present: present });
+        Ok(reply)
+    }
+
+    /// What a client has not got of a delivery, as a frame.
+    pub(super) fn frame(&mut self, delivery: &Delivery) -> Handled<Option<Utf8Bytes>> {
+        match delivery {
+            Delivery::Changes(batch) => {
+                let Some(channel) = self.channels.get_mut(&batch.channel) else { return Ok(None) };
+                let position = channel.position;
+                if batch.follows() > position {
+                    // Never silently: the client comes back and gets what is missing from the log.
+                    tracing::error!(channel = &*batch.channel, position, follows = batch.follows(), "a gap");
+                    return Err(Some(close::INSUFFICIENT_STATE));
+                }
+                channel.position = batch.last().max(position);
+                Ok(if batch.first() > position {
+                    Some(batch.frame(channel.patched))
+                } else if batch.last() > position {
+                    Some(batch.frame_after(position, channel.patched))
+                } else {
+                    None
+                })
+            }
+            Delivery::Ephemeral(ephemeral) => {
+                Ok(self.channels.contains_key(&ephemeral.channel).then(|| ephemeral.frame()))
+            }
+        }
+    }
+}
+
+/// Why a token ends the connection.
+fn why_refused(problem: &Problem) -> Close {
+    match problem.slug() {
+        "token-expired" => close::EXPIRED,
+        "token-revoked" => close::REVOKED,
+        "invalid-ticket" => close::INVALID_TICKET,
+        _ => close::INVALID_TOKEN,
+    }
+}
+
+fn expiry(principal: &Principal) -> Instant {
+    Instant::now() + Duration::from_secs(ttl(principal)) + EXPIRY_GRACE
+}

@@ -1,0 +1,239 @@
+//! A connection: its loop of commands, deadlines and deliveries.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+use futures::SinkExt;
+use serde_json::json;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::api::QueryApi;
+use crate::centrifuge::commands::{Caller, Client, Handled, PING_EVERY};
+use crate::centrifuge::protocol::{Command, FRAME_BYTES_MAX, MESSAGE_BYTES_SENT_MAX, Numbered, close, code, violation};
+use crate::connections::{CloseHandle, CloseReason, ConnectionSlot};
+use crate::metrics::METRICS;
+use crate::queue::{Deliveries, Delivery, queue};
+
+/// Bytes of changes after which commands and deadlines get their turn.
+const DELIVERED_AT_ONCE: usize = 256 * 1024;
+/// How long a client may take to send `connect`.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a pong may take.
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may take to read why it is cut off, and to say goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// Commands that a client may send at once, and how many more a second.
+const COMMANDS_BURST: f64 = 512.0;
+const COMMANDS_PER_SECOND: f64 = 64.0;
+/// Commands of one connection that are refused because there were too many; one more ends it.
+const REFUSALS_MAX: usize = 10_000;
+
+struct Connection {
+    client: Client,
+    next_ping: Instant,
+    pong_by: Option<Instant>,
+    /// Commands that may be sent now, and when that was counted.
+    throttle_budget: (f64, Instant),
+    /// Commands beyond that.
+    refusals: usize,
+}
+
+/// Serves a socket until it closes, and closes it with the reason.
+pub(super) async fn run(
+    mut socket: WebSocket,
+    api: QueryApi,
+    caller: Caller,
+    handle: CloseHandle,
+    slot: ConnectionSlot,
+) {
+    let (queue, mut deliveries) = queue(handle.clone());
+    let now = Instant::now();
+    let mut connection = Connection {
+        client: Client::new(api, caller, slot, queue),
+        next_ping: now + CONNECT_WITHIN,
+        pong_by: None,
+        throttle_budget: (COMMANDS_BURST, now),
+        refusals: 0,
+    };
+    let served = tokio::select! {
+        biased;
+        // Also while a frame waits for a client that does not read.
+        reason = handle.closed() => Some(match reason {
+            CloseReason::Slow => close::SLOW,
+            CloseReason::Incomplete => close::INSUFFICIENT_STATE,
+            CloseReason::Shutdown => close::SHUTDOWN,
+            CloseReason::Revoked => close::REVOKED,
+        }),
+        Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
+    };
+    METRICS.closed(served.map_or("client", close::reason));
+    // Nothing more is queued for it, and what was is let go.
+    connection.client.channels.clear();
+    drop(deliveries);
+    if let Some((code, reason)) = served {
+        let frame = CloseFrame { code, reason: reason.into() };
+        let goodbye = async {
+            if socket.send(Message::Close(Some(frame))).await.is_ok() {
+                // The client answers with its own Close; what it had sent before is read and dropped.
+                while let Some(Ok(_)) = socket.recv().await {}
+            }
+        };
+        let _ = timeout(GOODBYE_WITHIN, goodbye).await;
+    }
+}
+
+impl Connection {
+    /// `Err(None)`: the client is gone. `Err(Some(…))`: it is to be told why.
+    async fn serve(
+        &mut self,
+        socket: &mut WebSocket,
+        deliveries: &mut Deliveries,
+    ) -> Handled<std::convert::Infallible> {
+        let mut timer = pin!(sleep_until(self.next_ping));
+        self.client.caller.read_limit.set(MESSAGE_BYTES_SENT_MAX);
+        loop {
+            let due = [self.client.expires, self.pong_by].into_iter().flatten().fold(self.next_ping, Instant::min);
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
+            }
+            tokio::select! {
+                () = &mut timer => self.due(socket).await?,
+                message = socket.recv() => match message {
+                    Some(Ok(Message::Text(text))) => {
+                        self.client.caller.read_limit.set(MESSAGE_BYTES_SENT_MAX);
+                        // Boxed: connections are many, and most of them are silent.
+                        Box::pin(self.commands(socket, &text, deliveries)).await?;
+                    }
+                    Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.may_send_another() => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
+                    Some(Ok(Message::Close(_))) => {
+                        // The answer to it is written already, and goes out.
+                        let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
+                        return Err(None);
+                    }
+                    Some(Err(error)) => return Err(violation(&error)),
+                    None => return Err(None),
+                },
+                delivery = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
+            }
+        }
+    }
+
+    /// A deadline has passed.
+    async fn due(&mut self, socket: &mut WebSocket) -> Handled<()> {
+        let now = Instant::now();
+        if self.client.principal.is_none() {
+            return Err(Some(close::STALE));
+        }
+        if self.client.expires.is_some_and(|expires| expires <= now) {
+            return Err(Some(close::EXPIRED));
+        }
+        if self.pong_by.is_some_and(|pong_by| pong_by <= now) {
+            return Err(Some(close::NO_PONG));
+        }
+        if self.next_ping <= now {
+            self.next_ping = now + PING_EVERY;
+            self.pong_by = Some(now + PONG_WITHIN);
+            send(socket, Utf8Bytes::from_static("{}")).await?;
+        }
+        Ok(())
+    }
+
+    /// One frame of commands, answered in order, in one frame or, where the answers are large, in several.
+    async fn commands(&mut self, socket: &mut WebSocket, frame: &str, queued: &mut Deliveries) -> Handled<()> {
+        let mut replies = String::new();
+        for line in frame.lines().filter(|line| !line.trim().is_empty()) {
+            if line.trim() == "{}" {
+                // One for each ping is asked for.
+                if self.pong_by.take().is_none() && !self.may_send_another() {
+                    self.refuse()?;
+                }
+                continue;
+            }
+            if !line.trim_start().starts_with('{') {
+                return Err(Some(close::BAD_REQUEST));
+            }
+            let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
+            let reply = match serde_json::from_str::<Command>(line) {
+                _ if !self.may_send_another() => {
+                    self.refuse()?;
+                    Err(code::TOO_MANY_REQUESTS)
+                }
+                Ok(command) => {
+                    let is_new = self.client.principal.is_none();
+                    let reply = self.client.command(command).await?;
+                    if is_new && self.client.principal.is_some() {
+                        self.next_ping = Instant::now() + PING_EVERY;
+                    }
+                    reply
+                }
+                Err(_) => Err(code::BAD_REQUEST),
+            };
+            if !replies.is_empty() {
+                replies.push('\n');
+            }
+            replies.push_str(&match reply {
+                Ok(reply) => format!(r#"{{"id":{id},{reply}}}"#),
+                Err((code, message)) => {
+                    let temporary = [code::INTERNAL, code::TOO_MANY_REQUESTS].contains(&(code, message));
+                    json!({"id": id, "error": {"code": code, "message": message, "temporary": temporary}}).to_string()
+                }
+            });
+            for notice in self.client.notices.drain(..) {
+                replies.push('\n');
+                replies.push_str(&notice);
+            }
+            // What happens meanwhile does not wait for the rest of the frame, or it would pile up.
+            let delivery = queued.try_next();
+            if replies.len() >= FRAME_BYTES_MAX || delivery.is_some() {
+                send(socket, std::mem::take(&mut replies).into()).await?;
+            }
+            if let Some(delivery) = delivery {
+                self.deliver(socket, delivery, queued).await?;
+            }
+        }
+        if replies.is_empty() { Ok(()) } else { send(socket, replies.into()).await }
+    }
+
+    /// Charges one command to the client's budget; false when it is exhausted.
+    fn may_send_another(&mut self) -> bool {
+        let (left, counted) = self.throttle_budget;
+        let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
+        let allowed = left >= 1.0;
+        self.throttle_budget = (left - f64::from(u8::from(allowed)), Instant::now());
+        allowed
+    }
+
+    /// One command too many. Who has not said who it is gets no more than those, nor who does not listen to the refusals.
+    fn refuse(&mut self) -> Handled<()> {
+        self.refusals += 1;
+        if self.client.principal.is_none() || self.refusals > REFUSALS_MAX {
+            Err(Some(close::BAD_REQUEST))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Sends what is queued: written one after the other, flushed once; not so much that commands and deadlines would have
+    /// to wait.
+    async fn deliver(&mut self, socket: &mut WebSocket, first: Delivery, queued: &mut Deliveries) -> Handled<()> {
+        let mut next = Some(first);
+        let mut bytes = 0;
+        while let Some(delivery) = next {
+            if let Some(frame) = self.client.frame(&delivery)? {
+                bytes += frame.len();
+                socket.feed(Message::Text(frame)).await.map_err(|_| None)?;
+            }
+            next = if bytes < DELIVERED_AT_ONCE { queued.try_next() } else { None };
+        }
+        socket.flush().await.map_err(|_| None)
+    }
+}
+
+/// A client that takes nothing holds this up until its queue is full, or until the connection has waited too long to
+/// write.
+async fn send(socket: &mut WebSocket, frame: Utf8Bytes) -> Handled<()> {
+    socket.send(Message::Text(frame)).await.map_err(|_| None)
+}

@@ -1,0 +1,295 @@
+//! Cursors: how far a listener has come in each checkpoint group, as text that any process can read.
+//!
+//! `2.EPOCH.GROUP=POSITION[+NAME]`, with a part `.GROUP=…` for each group that is listened to. Whatever lies at or before
+//! POSITION is known. The changes at one position are published in the byte order of their channels' names; `+NAME` says
+//! that the change at the next position is known on the channels up to that name. What could be mistaken for a separator
+//! is percent-encoded.
+//!
+//! Cursors of the first edition, `7.EPOCH` and `7+2.EPOCH`, are read for ever: see [`Known::Kinds`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use projection_engine::registry::CORE;
+
+/// The version of what is written.
+const VERSION: &str = "2.";
+/// Longest text that is read.
+const TEXT_BYTES_MAX: usize = 8 * 1024;
+/// Groups that are read, at most.
+const GROUPS_MAX: usize = 64;
+/// Longest epoch that is read.
+const EPOCH_BYTES_MAX: usize = 64;
+/// What is not written as it is.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b':');
+
+/// A kind of channel of the first edition.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum OldKind {
+    /// Channels whose names begin so.
+    Prefix(&'static str),
+    /// The channel with this name.
+    Name(&'static str),
+}
+
+/// How far a listener has come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cursor {
+    /// The log's incarnation.
+    pub epoch: String,
+    /// Each group once.
+    pub groups: Vec<GroupCursor>,
+}
+
+/// How far a listener has come in a group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupCursor {
+    /// The group's name.
+    pub group: String,
+    /// Whatever lies at or before it is known.
+    pub position: i64,
+    /// What is known of the change at the next position.
+    pub next: Known,
+}
+
+/// On which channels the change at a position is known.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Known {
+    /// On none.
+    Nothing,
+    /// On those whose names are not greater than this one.
+    UpTo(String),
+    /// On so many kinds of channel of the first edition, in the order in which it published on them: `7+2` of then.
+    Kinds(usize),
+}
+
+impl Known {
+    fn includes(&self, channel: &str, old_kinds: &[OldKind]) -> bool {
+        let is_of = |kind: &OldKind| match kind {
+            OldKind::Prefix(prefix) => channel.starts_with(prefix),
+            OldKind::Name(name) => channel == *name,
+        };
+        match self {
+            Self::Nothing => false,
+            Self::UpTo(name) => channel <= name.as_str(),
+            Self::Kinds(count) => old_kinds.iter().take(*count).any(is_of),
+        }
+    }
+}
+
+impl GroupCursor {
+    /// All up to a position is known.
+    pub fn at(group: &str, position: i64) -> Self {
+        Self { group: group.to_owned(), position, next: Known::Nothing }
+    }
+
+    /// Whatever lies at or before it is known on a channel. `old_kinds` are those of the first edition, in their order.
+    pub fn position_on(&self, channel: &str, old_kinds: &[OldKind]) -> i64 {
+        self.position.saturating_add(i64::from(self.next.includes(channel, old_kinds)))
+    }
+}
+
+impl Cursor {
+    /// One group is known up to a position.
+    pub fn of_group(epoch: &str, group: &str, position: i64) -> Self {
+        Self { epoch: epoch.to_owned(), groups: vec![GroupCursor::at(group, position)] }
+    }
+
+    /// How far a group is known.
+    pub fn of(&self, group: &str) -> Option<&GroupCursor> {
+        self.groups.iter().find(|known| known.group == group)
+    }
+
+    /// A group is known up to a position, and of the change at the next one `next`.
+    pub fn set(&mut self, group: &str, position: i64, next: Known) {
+        match self.groups.iter_mut().find(|known| known.group == group) {
+            Some(known) => (known.position, known.next) = (position, next),
+            None => self.groups.push(GroupCursor { group: group.to_owned(), position, next }),
+        }
+    }
+
+    /// A group is known up to a position, if that is further than before.
+    pub fn advance(&mut self, group: &str, position: i64) {
+        if self.of(group).is_none_or(|known| known.position < position) {
+            self.set(group, position, Known::Nothing);
+        }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoded = |text| utf8_percent_encode(text, ENCODED);
+        write!(f, "{VERSION}{}", encoded(&self.epoch))?;
+        for GroupCursor { group, position, next } in &self.groups {
+            write!(f, ".{}={position}", encoded(group))?;
+            match next {
+                Known::Nothing => {}
+                Known::UpTo(name) => write!(f, "+{}", encoded(name))?,
+                // No channel's name begins with a digit.
+                Known::Kinds(count) => write!(f, "+{count}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(());
+        }
+        let cursor = match text.strip_prefix(VERSION).and_then(|rest| rest.split_once('.')) {
+            Some((epoch, groups)) => {
+                let groups = groups.split('.').take(GROUPS_MAX + 1).map(group).collect::<Result<_, ()>>()?;
+                Self { epoch: decoded(epoch)?, groups }
+            }
+            // The first edition had one group.
+            None => {
+                let (known, epoch) = text.split_once('.').ok_or(())?;
+                let (position, next) = known_up_to(known)?;
+                if matches!(next, Known::UpTo(_)) {
+                    return Err(());
+                }
+                Self { epoch: epoch.to_owned(), groups: vec![GroupCursor { group: CORE.to_owned(), position, next }] }
+            }
+        };
+        let is_once =
+            |(at, known): (usize, &GroupCursor)| cursor.groups[..at].iter().all(|one| one.group != known.group);
+        let is_valid = cursor.groups.len() <= GROUPS_MAX
+            && (1..=EPOCH_BYTES_MAX).contains(&cursor.epoch.len())
+            && cursor.groups.iter().enumerate().all(is_once)
+            && cursor.groups.iter().all(|known| !known.group.is_empty());
+        if is_valid { Ok(cursor) } else { Err(()) }
+    }
+}
+
+fn group(text: &str) -> Result<GroupCursor, ()> {
+    let (group, known) = text.split_once('=').ok_or(())?;
+    let (position, next) = known_up_to(known)?;
+    Ok(GroupCursor { group: decoded(group)?, position, next })
+}
+
+fn known_up_to(text: &str) -> Result<(i64, Known), ()> {
+    // In a query string that was not encoded, a plus sign is read as a blank.
+    let (position, next) = match text.split_once(['+', ' ']) {
+        None => (text, Known::Nothing),
+        Some((position, count)) if is_number(count) => (position, Known::Kinds(count.parse().map_err(|_| ())?)),
+        Some((_, "")) => return Err(()),
+        Some((position, name)) => {
+            let name = decoded(name)?;
+            let is_name = name.starts_with(|first: char| first.is_ascii_lowercase());
+            (position, if is_name { Known::UpTo(name) } else { return Err(()) })
+        }
+    };
+    if !is_number(position) {
+        return Err(());
+    }
+    Ok((position.parse().map_err(|_| ())?, next))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn decoded(text: &str) -> Result<String, ()> {
+    percent_decode_str(text).decode_utf8().map(|text| text.into_owned()).map_err(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Cursor {
+        text.parse().unwrap_or_else(|()| panic!("{text} is read"))
+    }
+
+    #[test]
+    fn a_cursor_is_read_as_it_is_written() {
+        for text in [
+            "2.e-1.core=0",
+            "2.e.core=7",
+            "2.e.core=7+one:o-1",
+            "2.e.core=7+2",
+            "2.e.core=7.loyalty=9223372036854775807+points",
+            "2.e%2Ee.a%20group=1+name%2Bwith%2Edots%25",
+        ] {
+            assert_eq!(read(text).to_string(), text);
+        }
+        assert_eq!(read("2.e%2Ee.a%20group=1+x%2By").groups[0].next, Known::UpTo("x+y".into()));
+        assert_eq!(read("2.e.core=7 one:o-1"), read("2.e.core=7+one:o-1"), "from a query string");
+    }
+
+    const OLD_KINDS: &[OldKind] = &[OldKind::Prefix("one:"), OldKind::Prefix("by:"), OldKind::Name("ones")];
+
+    #[test]
+    fn cursors_of_the_first_edition_are_read() {
+        for (text, same) in [
+            ("7.e", "2.e.core=7"),
+            ("7+2.e", "2.e.core=7+2"),
+            ("2.e", "2.e.core=2"),
+            ("0 9999.e-1", "2.e-1.core=0+9999"),
+        ] {
+            assert_eq!(read(text), read(same), "{text}");
+        }
+        let known = |count: usize| {
+            let cursor = read(&format!("7+{count}.e"));
+            ["one:a", "by:a", "ones", "another"].map(|channel| cursor.groups[0].position_on(channel, OLD_KINDS))
+        };
+        assert_eq!(known(0), [7; 4]);
+        assert_eq!(known(1), [8, 7, 7, 7]);
+        assert_eq!(known(2), [8, 8, 7, 7]);
+        assert_eq!(known(9), [8, 8, 8, 7]);
+    }
+
+    #[test]
+    fn a_name_says_how_far_a_change_is_known() {
+        let known = read("2.e.core=7+one:o-2");
+        let on = |channel| known.groups[0].position_on(channel, OLD_KINDS);
+        assert_eq!(["by:ada", "one:o-1", "one:o-2", "one:o-3", "ones"].map(on), [8, 8, 8, 7, 7]);
+        assert_eq!(read("2.e.core=9223372036854775807+x").groups[0].position_on("a", &[]), i64::MAX);
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_refused() {
+        for text in [
+            "",
+            "7",
+            "-1.e",
+            "7+.e",
+            "7+-1.e",
+            "+2.e",
+            "7.",
+            "x.e",
+            "7+x.e",
+            "99999999999999999999.e",
+            "7+99999999999999999999.e",
+            "2.",
+            "2..core=7",
+            "2.e.",
+            "2.e.core",
+            "2.e.core=",
+            "2.e.=7",
+            "2.e.core=-7",
+            "2.e.core=+7",
+            "2.e.core=7+",
+            "2.e.core=7++",
+            "2.e.core=7+-1",
+            "2.e.core=7+Upper",
+            "2.e.core=7.core=8",
+            "2.e.core=7..loyalty=8",
+            "2.e.core=7.",
+            "2.e.core=7+%ff",
+            "2.e.core=99999999999999999999",
+            "3.e.core=7",
+        ] {
+            assert!(text.parse::<Cursor>().is_err() || text == "3.e.core=7", "{text}");
+        }
+        assert!(format!("2.{}.core=7", "e".repeat(65)).parse::<Cursor>().is_err());
+        assert!(format!("2.e.core=7+{}", "n".repeat(TEXT_BYTES_MAX)).parse::<Cursor>().is_err());
+        // Of a later version: read as a position of another log.
+        assert_eq!(read("3.e.core=7").epoch, "e.core=7");
+    }
+}

@@ -1,0 +1,112 @@
+//! The texts that transports send: frames of the Centrifuge protocol, and the events of streams and polls.
+
+use axum::body::Bytes;
+
+use crate::publication::Publication;
+
+/// Appends a push of the Centrifuge protocol with a publication.
+pub fn push_frame(text: &mut String, channel: &str, previous: i64, publication: &Publication, patched: bool) {
+    // No channel has a name that JSON escapes: see `Channels::find`.
+    text.push_str(r#"{"push":{"channel":""#);
+    text.push_str(channel);
+    text.push_str(r#"","pub":"#);
+    push_publication(text, previous, publication, patched);
+    text.push_str("}}");
+}
+
+/// Appends a publication of the Centrifuge protocol. `tags.prev` shows a client that it has missed nothing: it holds a
+/// position that is not before it.
+pub fn push_publication(text: &mut String, previous: i64, publication: &Publication, patched: bool) {
+    let data = if patched { publication.patched() } else { publication.data() };
+    text.push_str(r#"{"data":"#);
+    text.push_str(data);
+    text.push_str(r#","offset":"#);
+    text.push_str(&publication.position.to_string());
+    text.push_str(r#","tags":{"prev":""#);
+    text.push_str(&previous.to_string());
+    text.push_str(r#""}}"#);
+}
+
+/// A push of the Centrifuge protocol with what is in no log.
+pub fn ephemeral_frame(channel: &str, event: &str, data: &str) -> String {
+    let field = if event == "pub" { "data" } else { "info" };
+    format!(r#"{{"push":{{"channel":"{channel}","{event}":{{"{field}":{data}}}}}}}"#)
+}
+
+const LINE: &str = "data: ";
+const END: &str = "\n\n";
+
+/// An event as streams and polls send it: a JSON object, which is also the `data` line of a server-sent event. Cheap to
+/// clone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventText {
+    /// The line, with the empty one after it.
+    line: Bytes,
+    /// Where the member `data` begins in it.
+    data_at: usize,
+}
+
+impl EventText {
+    /// An event with JSON text as its data.
+    pub fn new(event: &str, channel: Option<&str>, offset: Option<i64>, previous: Option<i64>, data: &str) -> Self {
+        let mut line = String::with_capacity(data.len() + channel.map_or(0, str::len) + 96);
+        line.push_str(LINE);
+        push_head(&mut line, event, channel, offset, previous);
+        let data_at = line.len();
+        line.push_str(data);
+        line.push('}');
+        line.push_str(END);
+        Self { line: line.into(), data_at }
+    }
+
+    /// The same change of a channel with another position before it.
+    #[must_use]
+    pub fn with_previous(&self, channel: &str, offset: i64, previous: i64) -> Self {
+        let data = &self.line[self.data_at..self.line.len() - END.len() - 1];
+        Self::new("pub", Some(channel), Some(offset), Some(previous), std::str::from_utf8(data).unwrap_or("null"))
+    }
+
+    /// The last lines of a server-sent event.
+    pub fn data_line(&self) -> &Bytes {
+        &self.line
+    }
+
+    /// The JSON object.
+    pub fn json(&self) -> Bytes {
+        self.line.slice(LINE.len()..self.line.len() - END.len())
+    }
+}
+
+fn push_head(text: &mut String, event: &str, channel: Option<&str>, offset: Option<i64>, previous: Option<i64>) {
+    text.push_str(r#"{"event":""#);
+    text.push_str(event);
+    if let Some(channel) = channel {
+        text.push_str(r#"","channel":""#);
+        text.push_str(channel);
+    }
+    text.push('"');
+    for (name, number) in [(r#","offset":"#, offset), (r#","prev":"#, previous)] {
+        if let Some(number) = number {
+            text.push_str(name);
+            text.push_str(&number.to_string());
+        }
+    }
+    text.push_str(r#","data":"#);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_a_json_object_and_a_line() {
+        let event = EventText::new("pub", Some("counter:17"), Some(9), Some(4), r#"{"a":1}"#);
+        let json = r#"{"event":"pub","channel":"counter:17","offset":9,"prev":4,"data":{"a":1}}"#;
+        assert_eq!(event.json(), json);
+        assert_eq!(*event.data_line(), format!("data: {json}\n\n"));
+        assert_eq!(event.json().as_ptr(), event.data_line()[6..].as_ptr(), "the same bytes");
+        assert_eq!(event.with_previous("counter:17", 9, 2).json(), json.replace("\"prev\":4", "\"prev\":2"));
+        let reset = EventText::new("reset", None, None, None, "{}");
+        assert_eq!(reset.json(), r#"{"event":"reset","data":{}}"#);
+    }
+}

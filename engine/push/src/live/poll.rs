@@ -1,0 +1,195 @@
+//! `GET /v1/poll`: channels, a piece a request.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use platform::problem::Problem;
+use platform::request_id;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::api::QueryApi;
+use crate::connections::{CloseReason, ConnectionSlot};
+use crate::cursor::{Cursor, Known};
+use crate::frames::EventText;
+use crate::live::pieces::Pieces;
+use crate::live::{Event, InitialEvents, LiveRequest, Message};
+use crate::merge::Next;
+use crate::metrics::Transport;
+use crate::problems::{invalid, revoked};
+use crate::tokens::token_lifetime;
+
+/// Wait of a poll, in seconds.
+const WAIT: u64 = 25;
+const WAIT_MAX: u64 = 60;
+/// How often a poll shows again what is in no log.
+const UNLOGGED_EVERY: Duration = Duration::from_secs(1);
+/// Of a large answer, what is handed out at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// The route. A poll counts for the rate of requests.
+pub fn router() -> OpenApiRouter<QueryApi> {
+    OpenApiRouter::new().routes(routes!(poll))
+}
+
+/// Which channels, from where, how long.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "describes the parameters; they are read one by one, because a channel may come often")]
+struct PollQuery {
+    /// A channel; as often as there are channels.
+    channel: Vec<String>,
+    /// The cursor of the answer before; without it, the answer holds snapshots.
+    cursor: Option<String>,
+    /// Seconds to wait for a change, 0 to 60; 25 where it is left out.
+    wait: Option<u64>,
+    /// A ticket of `POST /v1/tickets`, for clients that cannot send `Authorization`.
+    ticket: Option<String>,
+}
+
+/// What happened on the channels.
+#[derive(Debug, Serialize, ToSchema)]
+#[allow(dead_code, reason = "describes what is written by hand")]
+struct Polled {
+    /// For the next request: everything up to here is known.
+    cursor: String,
+    /// In the order of the log.
+    events: Vec<Event>,
+}
+
+/// What follows the cursor on the channels, or, where nothing does, the next change within `wait` seconds.
+#[utoipa::path(get, path = "/v1/poll", tag = "live updates", params(PollQuery),
+    responses((status = 200, body = Polled), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {
+    let asked = LiveRequest::read(&api, request, Transport::Poll, &["cursor", "wait"]).await?;
+    let wait = match asked.parameter("wait").map(str::parse) {
+        None => WAIT,
+        Some(Ok(wait @ 0..=WAIT_MAX)) => wait,
+        Some(_) => return Err(invalid("wait", &format!("0 to {WAIT_MAX} seconds"))),
+    };
+    let now = Instant::now();
+    let until = now + Duration::from_secs(wait).min(token_lifetime(&asked.principal));
+    let after: Option<Cursor> = match asked.parameter("cursor") {
+        None | Some("") => None,
+        Some(text) => Some(
+            text.parse()
+                .map_err(|()| invalid("cursor", "give the cursor of the answer before, or none for snapshots"))?,
+        ),
+    };
+    let (mut merged, session) = asked.open(&api, after.as_ref()).await?;
+    let mut cursor = session.cursor;
+    let initial = InitialEvents::new(api.store.incarnation(), session.channels, after.is_some());
+    // What is in no log comes as a snapshot every time: not sooner than it may have changed.
+    let only_unlogged = after.is_some() && initial.are_unlogged;
+    let mut events: Vec<_> = initial.messages.into_iter().map(Shown::from).collect();
+    let until = if only_unlogged { until.min(now + UNLOGGED_EVERY) } else { until };
+    if events.is_empty() || only_unlogged {
+        request_id::set_waits();
+        let next = tokio::select! {
+            biased;
+            reason = asked.handle.closed() => match reason {
+                CloseReason::Revoked => return Err(revoked()),
+                CloseReason::Slow | CloseReason::Incomplete | CloseReason::Shutdown => None,
+            },
+            next = timeout_at(until, merged.next()) => next.ok(),
+        };
+        match next {
+            Some(Next::Changes(changes)) => {
+                // Between the client's cursor and where it was opened there was nothing.
+                let group = changes.first().map_or("", |change| change.group());
+                let opened = cursor.of(group).map_or(0, |known| known.position);
+                let known = after.as_ref().and_then(|after| after.of(group)).map_or(opened, |known| known.position);
+                for change in changes {
+                    cursor.set(group, change.position(), Known::Nothing);
+                    let previous = change.previous();
+                    events.push(if known < previous && previous <= opened {
+                        let text = change.event().with_previous(change.channel(), change.position(), known);
+                        Shown { message: Message::Change(change), other_text: Some(text) }
+                    } else {
+                        Message::Change(change).into()
+                    });
+                }
+            }
+            Some(Next::Ephemeral(ephemeral)) => {
+                // It is newer than the snapshot.
+                events.retain(|event| event.message.channel() != Some(&ephemeral.channel));
+                events.push(Message::Ephemeral(ephemeral).into());
+            }
+            // The cursor stays where it is, and the next poll reads the log.
+            Some(Next::Gap) => {}
+            None => merged.idle_at().into_iter().for_each(|(group, position)| cursor.advance(group, position)),
+        }
+    }
+    let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((json, held_until_sent(answer(&cursor, &events), asked.slot)).into_response())
+}
+
+/// An event of the answer.
+struct Shown {
+    message: Message,
+    /// What is said in place of the text that others get.
+    other_text: Option<EventText>,
+}
+
+impl From<Message> for Shown {
+    fn from(message: Message) -> Self {
+        Self { message, other_text: None }
+    }
+}
+
+/// The answer: its events' texts are those that other listeners get.
+fn answer(cursor: &Cursor, events: &[Shown]) -> Pieces {
+    let mut pieces = Pieces::default();
+    // A cursor holds nothing that JSON escapes.
+    let _ = write!(pieces.text(), r#"{{"cursor":"{cursor}","events":["#);
+    for (at, event) in events.iter().enumerate() {
+        pieces.text().push_str(if at > 0 { "," } else { "" });
+        pieces.share(&event.other_text.as_ref().unwrap_or_else(|| event.message.text()).json());
+    }
+    pieces.text().push_str("]}");
+    pieces
+}
+
+/// A body during which a client has its slot: a client that does not read its answers must not get many.
+fn held_until_sent(mut pieces: Pieces, slot: ConnectionSlot) -> Body {
+    if pieces.len() <= PIECE_BYTES {
+        let pieces: Vec<_> = std::iter::from_fn(|| pieces.next(PIECE_BYTES)).collect();
+        return match pieces.as_slice() {
+            [whole] => whole.clone().into(),
+            several => several.concat().into(),
+        };
+    }
+    Body::from_stream(futures::stream::unfold((pieces, slot), async |(mut pieces, slot)| {
+        let piece = pieces.next(PIECE_BYTES)?;
+        Some((Ok::<_, std::convert::Infallible>(piece), (pieces, slot)))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_json_made_of_the_texts_of_its_events() {
+        let event = |number: i64| {
+            let text = EventText::new("pub", Some("counters"), Some(number), Some(0), &number.to_string());
+            Shown { message: Message::Other { event: "pub", channel: None, text }, other_text: None }
+        };
+        let cursor = Cursor::of_group("e", "core", 2);
+        let text = |events: &[Shown]| {
+            let mut pieces = answer(&cursor, events);
+            std::iter::from_fn(|| pieces.next(usize::MAX)).collect::<Vec<_>>().concat()
+        };
+        assert_eq!(text(&[]), br#"{"cursor":"2.e.core=2","events":[]}"#);
+        let json: serde_json::Value = serde_json::from_slice(&text(&[event(1), event(2)])).unwrap();
+        assert_eq!((&json["events"][1]["offset"], json["events"].as_array().map(Vec::len)), (&2.into(), Some(2)));
+    }
+}

@@ -1,0 +1,64 @@
+//! How much of the past is folded for a customer who comes back: it costs a server far more than the client.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use platform::auth::Principal;
+
+/// Events that are folded to resume one channel, at most.
+pub const FOLDED_MAX: i64 = 10_000;
+/// Events of a customer's quota.
+const EVENTS_MAX: f64 = 20_000.0;
+/// Events a second by which it is filled up.
+const EVENTS_PER_SECOND: f64 = 2_000.0;
+/// Customers that are remembered before those with a full quota are forgotten.
+const CUSTOMERS_MAX: usize = 10_000;
+
+/// What customers may still have folded. Staff and admins have no limit. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct ReplayQuota(Arc<Mutex<HashMap<String, (f64, Instant)>>>);
+
+impl ReplayQuota {
+    /// Charges `events` to the caller's replay quota; false when it is exhausted.
+    pub fn charge(&self, principal: &Principal, events: i64) -> bool {
+        if principal.is_staff() || events == 0 {
+            return true;
+        }
+        let now = Instant::now();
+        let refilled =
+            |(left, at): (f64, Instant)| (left + (now - at).as_secs_f64() * EVENTS_PER_SECOND).min(EVENTS_MAX);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= CUSTOMERS_MAX {
+            known.retain(|_, counted| refilled(*counted) < EVENTS_MAX);
+        }
+        let left = known.get(&principal.subject).map_or(EVENTS_MAX, |counted| refilled(*counted)) - events as f64;
+        if left >= 0.0 {
+            known.insert(principal.subject.clone(), (left, now));
+        }
+        left >= 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use platform::auth::Role;
+
+    use super::*;
+
+    #[test]
+    fn a_customer_has_so_much_and_staff_are_not_counted() {
+        let who = |subject: &str, role| Principal {
+            subject: subject.into(),
+            role,
+            token_id: None,
+            issued_at: 0,
+            expires_at: i64::MAX,
+        };
+        let (ada, bob, clerk) = (who("ada", Role::Customer), who("bob", Role::Customer), who("clerk", Role::Staff));
+        let quota = ReplayQuota::default();
+        let times = |who: &Principal| (0..20).filter(|_| quota.charge(who, 9_000)).count();
+        assert_eq!((times(&ada), times(&bob), times(&clerk)), (2, 2, 20));
+        assert!(quota.charge(&ada, 500), "what is small still goes");
+    }
+}

@@ -16,6 +16,8 @@ tests::stories![
     a_refused_row_parks_its_own_group_only,
     an_event_that_does_not_decode_parks_its_stream_for_every_group,
     a_slow_fold_holds_nobody_up,
+    one_cursor_follows_two_groups,
+    a_panic_in_a_channel_answers_and_takes_nothing_down,
     what_a_gone_module_has_left_is_shown_and_removed
 ];
 
@@ -231,6 +233,79 @@ async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
     assert!(started.elapsed() < Duration::from_secs(5), "the fold still sleeps");
     assert!(longest < Duration::from_secs(1), "an order waited {longest:?} for the fold of a counter");
     assert_eq!(counted_at(&system, "slow", 2).await["sum"], 1);
+}
+
+/// Polls two channels of two groups until so many changes have come; each as channel and position, and the last cursor.
+async fn polled(system: &TestSystem, cursor: &str, changes: usize) -> (Vec<(String, u64)>, String) {
+    let (mut found, mut cursor) = (Vec::new(), cursor.to_owned());
+    let started = Instant::now();
+    while found.len() < changes {
+        assert!(started.elapsed() < Duration::from_secs(20), "{found:?} came, of {changes}");
+        let path = format!("/v1/poll?channel=order:17&channel=counter:17&wait=2&cursor={cursor}");
+        let answer = system.get(&path).send().await.expect(200).json();
+        for event in answer["events"].as_array().expect("events") {
+            assert_eq!(event["event"], "publication", "nothing is reset: {event}");
+            let channel = event["channel"].as_str().expect("a channel").to_owned();
+            found.push((channel, event["data"]["position"].as_u64().expect("a position")));
+        }
+        cursor = answer["cursor"].as_str().expect("a cursor").to_owned();
+    }
+    (found, cursor)
+}
+
+async fn one_cursor_follows_two_groups(mut system: TestSystem) {
+    order(&system, "17").await;
+    counter(&system, "17").await;
+    system.settled().await;
+    let first = system.get("/v1/poll?channel=order:17&channel=counter:17").send().await.expect(200).json();
+    let begin = first["cursor"].as_str().expect("a cursor").to_owned();
+    assert!(begin.contains("core=") && begin.contains("toy="), "{begin}");
+    let item = |sku: &str| json!({"sku": sku, "quantity": 1, "unit_price": "2.00"});
+    let mut expected = Vec::new();
+    for number in 0..3 {
+        let added = system.post("/v1/orders/17/items").json(item(&format!("i-{number}"))).send().await.expect(200);
+        expected.push(("order:17".to_owned(), added.position()));
+        let path = "/v1/counters/17/count";
+        let counted = system.post(path).json(json!({"by": 1})).send().await.expect(200);
+        expected.push(("counter:17".to_owned(), counted.position()));
+    }
+    let sorted = |mut changes: Vec<(String, u64)>| {
+        changes.sort_by_key(|(_, position)| *position);
+        changes
+    };
+    let (found, cursor) = polled(&system, &begin, 6).await;
+    assert_eq!(sorted(found), expected);
+    // One group stands still, the other one goes on; nothing is lost when the first one follows.
+    let slept =
+        system.post("/v1/counters/17/count").json(json!({"by": 1, "note": "sleep 4000"})).send().await.expect(200);
+    let added = system.post("/v1/orders/17/items").json(item("meanwhile")).send().await.expect(200);
+    let started = Instant::now();
+    let (found, cursor) = polled(&system, &cursor, 1).await;
+    assert_eq!(found, [("order:17".to_owned(), added.position())]);
+    assert!(started.elapsed() < Duration::from_secs(3), "the order waited for the counter");
+    let (found, _) = polled(&system, &cursor, 1).await;
+    assert_eq!(found, [("counter:17".to_owned(), slept.position())]);
+    // A cursor of before a crash goes on, too.
+    system.kill9();
+    system.restart().await;
+    expected.extend([("counter:17".to_owned(), slept.position()), ("order:17".to_owned(), added.position())]);
+    let (found, _) = polled(&system, &begin, 8).await;
+    assert_eq!(sorted(found), expected);
+    // A cursor of another channel's group only says nothing of this one: it begins with a snapshot.
+    let only = system.get("/v1/poll?channel=order:17").send().await.expect(200).json();
+    let path = format!("/v1/poll?channel=counter:17&cursor={}", only["cursor"].as_str().expect("a cursor"));
+    let answer = system.get(&path).send().await.expect(200).json();
+    assert!(answer["events"].as_array().expect("events").iter().any(|event| event["event"] == "snapshot"), "{answer}");
+}
+
+async fn a_panic_in_a_channel_answers_and_takes_nothing_down(system: TestSystem) {
+    counter(&system, "panic-snapshot").await;
+    order(&system, "17").await;
+    system.settled().await;
+    for id in ["panic", "panic-snapshot"] {
+        system.get(&format!("/v1/poll?channel=counter:{id}")).send().await.expect(500);
+        system.get("/v1/poll?channel=order:17").send().await.expect(200);
+    }
 }
 
 async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem) {

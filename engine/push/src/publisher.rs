@@ -8,7 +8,7 @@ use std::sync::Arc;
 use compact_str::CompactString;
 use event_store::event::RecordedEvent;
 use kernel::aggregate::Aggregate;
-use projection_engine::dead_letters::Discarded;
+use projection_engine::exclusions::Discarded;
 use projection_engine::state::{BYTES_PER_AGGREGATE, ByWeight, FoldError, Versioned};
 use quick_cache::sync::Cache;
 

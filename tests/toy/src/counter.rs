@@ -11,16 +11,23 @@ use command_engine::bulk::envelope::field;
 use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
 use command_engine::request::CommandRequest;
-use event_store::db::{Merge, Table, int, text};
+use compact_str::format_compact;
+use event_store::db::{Merge, Read, Table, int, text};
+use event_store::error::Error;
+use futures::FutureExt;
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History};
+use kernel::stream::StreamId;
 use kernel::upcast::Upcaster;
 use platform::auth::Principal;
 use platform::body;
 use platform::problem::Problem;
 use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
-use push::api::{QueryApi, not_found};
-use push::consistency::at;
+use push::api::{ChangedStream, Channel, QueryApi, Refusal, is_id};
+use push::consistency::with_position_header;
+use push::problems::not_found;
+use push::publication::Interest;
+use push::publisher::Publisher;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -242,6 +249,62 @@ async fn count(
     request.execute::<Counter>(&api, &RESOURCE, StatusCode::OK, &id, Command::Add { by, note }).await
 }
 
+/// Followed by a counter's id.
+const COUNTER_PREFIX: &str = "counter:";
+
+/// The changes of one counter.
+pub fn channel() -> Channel {
+    Channel {
+        name: COUNTER_PREFIX,
+        is_id: Some(is_id),
+        who: "its owner, staff, admin",
+        shows: "every change of one counter",
+        group: "toy",
+        projection: Some(PROJECTION.name),
+        allows: |api, principal, id| {
+            async move {
+                assert!(id != "panic", "the id says so");
+                let found = find(api.store.db(), id).await?;
+                Ok(found.is_some_and(|counter| principal.may_see(&counter.owner)))
+            }
+            .boxed()
+        },
+        refusal: Refusal::NotFound,
+        snapshot: |_, tx, id| {
+            async move {
+                assert!(id != "panic-snapshot", "the id says so");
+                let text = serde_json::to_string(&find(tx, id).await?).unwrap_or_default();
+                Ok(("view", text))
+            }
+            .boxed()
+        },
+        missed: Some(|_, id, _, _| {
+            let changed = ChangedStream { stream: StreamId::new(Counter::TYPE, id), events: 0 };
+            std::future::ready(Ok(Some(vec![changed]))).boxed()
+        }),
+        event_types: &[],
+        has_presence: false,
+    }
+}
+
+/// Counters as they change.
+pub static PUBLISHER: Publisher<Counter> = Publisher {
+    group: "toy",
+    id_member: "counter_id",
+    interest: Interest { names: &[], by_stream: &[COUNTER_PREFIX], by_prefix: &[] },
+    view: |counter, json| json.write(&counter.state),
+    publish: |step| {
+        let payload = serde_json::to_value(step.event).unwrap_or_default();
+        Some(step.publication(payload).on_own(format_compact!("{COUNTER_PREFIX}{}", step.after.id)))
+    },
+};
+
+/// A counter by its id.
+async fn find(mut from: impl Read, id: &str) -> Result<Option<CounterView>, Error> {
+    let sql = "select counter_id, owner, sum, note, version from toy_counters where counter_id = $1";
+    Ok(from.rows(sql, vec![id.into()]).await?.pop())
+}
+
 /// The routes of queries.
 pub fn queries() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(show))
@@ -266,10 +329,9 @@ struct CounterView {
 #[utoipa::path(get, path = "/v1/counters/{id}", tag = "queries", params(("id" = String, Path)),
     responses((status = 200, body = CounterView)))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
-    let sql = "select counter_id, owner, sum, note, version from toy_counters where counter_id = $1";
-    let find = || api.store.db().fetch_all::<CounterView>(sql, vec![id.as_str().into()]);
+    let find = || find(api.store.db(), &id);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
-    let own = found.into_iter().find(|counter| principal.may_see(&counter.owner));
+    let own = found.filter(|counter| principal.may_see(&counter.owner));
     let counter = own.ok_or_else(|| not_found("counter-not-found", "There is no such counter"))?;
-    Ok(at(position, axum::Json(counter).into_response()))
+    Ok(with_position_header(position, axum::Json(counter).into_response()))
 }

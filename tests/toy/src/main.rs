@@ -27,6 +27,8 @@ fn toy() -> Module {
         bulk: Some(counter::BULK),
         projections: vec![&counter::PROJECTION, &meter::PROJECTION],
         queries: Some(|| counter::queries().merge(meter::queries())),
+        channels: vec![counter::channel()],
+        publishers: vec![&counter::PUBLISHER],
         settings: vec![Setting {
             name: "toy_panics",
             default: "true",

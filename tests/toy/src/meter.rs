@@ -13,8 +13,9 @@ use platform::auth::Principal;
 use platform::problem::Problem;
 use projection_engine::change::{Decoded, Rows};
 use projection_engine::projection::{Fold, Projection};
-use push::api::{QueryApi, not_found};
-use push::consistency::at;
+use push::api::QueryApi;
+use push::consistency::with_position_header;
+use push::problems::not_found;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -162,5 +163,5 @@ async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<
     let find = || api.store.db().fetch_all::<MeterView>(sql, vec![id.as_str().into()]);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
     let meter = found.into_iter().next().ok_or_else(|| not_found("meter-not-found", "There is no such meter"))?;
-    Ok(at(position, axum::Json(meter).into_response()))
+    Ok(with_position_header(position, axum::Json(meter).into_response()))
 }

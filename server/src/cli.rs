@@ -463,9 +463,12 @@ fn load(program: &Program, common: &Common, flags: &[(&str, String)]) -> anyhow:
     Settings::load(common.config.as_deref(), &flags, &program.settings()).map_err(|error| Usage(error).into())
 }
 
-/// The program with the modules that the settings choose.
+/// The program with the modules that the settings choose, each with its settings.
 fn selected(program: Program, settings: &Settings) -> anyhow::Result<Program> {
-    program.select(&settings.server.modules, settings.server.roles()?).map_err(|reason| Usage(anyhow!(reason)).into())
+    let usage = |reason: String| Usage(anyhow!(reason));
+    let program = program.select(&settings.server.modules, settings.server.roles()?).map_err(usage)?;
+    program.apply(&settings.of_modules).map_err(usage)?;
+    Ok(program)
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {

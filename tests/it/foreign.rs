@@ -244,7 +244,7 @@ async fn polled(system: &TestSystem, cursor: &str, changes: usize) -> (Vec<(Stri
         let path = format!("/v1/poll?channel=order:17&channel=counter:17&wait=2&cursor={cursor}");
         let answer = system.get(&path).send().await.expect(200).json();
         for event in answer["events"].as_array().expect("events") {
-            assert_eq!(event["event"], "publication", "nothing is reset: {event}");
+            assert_eq!(event["event"], "pub", "nothing is reset: {event}");
             let channel = event["channel"].as_str().expect("a channel").to_owned();
             found.push((channel, event["data"]["position"].as_u64().expect("a position")));
         }

@@ -25,12 +25,12 @@ impl Repositories {
         let known = self.by_kind.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let known = known.unwrap_or_else(|| {
             let mut all = self.by_kind.write().unwrap_or_else(PoisonError::into_inner);
-            all.entry(kind).or_insert_with(|| Arc::new(self.store.aggregates::<A>())).clone()
+            all.entry(kind).or_insert_with(|| Arc::new(AggregateRepository::<A>::new(self.store.clone()))).clone()
         });
         match known.downcast() {
             Ok(repository) => repository,
             // The key is the type.
-            Err(_) => Arc::new(self.store.aggregates::<A>()),
+            Err(_) => Arc::new(AggregateRepository::<A>::new(self.store.clone())),
         }
     }
 }

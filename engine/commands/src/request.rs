@@ -4,7 +4,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{ETAG, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use event_store::log::IdempotencyRecord;
+use event_store::idempotency::IdempotencyRecord;
 use kernel::aggregate::Aggregate;
 use platform::auth::Principal;
 use platform::conditional::{Versions, etag, if_match};

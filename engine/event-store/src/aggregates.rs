@@ -45,10 +45,11 @@ impl<A: Aggregate> Weighter<String, Arc<Loaded<A>>> for ByWeight {
 }
 
 impl<A: Aggregate> AggregateRepository<A> {
-    pub(crate) fn new(store: Store, settings: &Settings) -> Self {
-        let most = settings.cache_aggregates_max;
+    /// Those of a store.
+    pub fn new(store: Store) -> Self {
+        let Settings { cache_aggregates_max: most, snapshot_every_events, .. } = *store.settings();
         let cache = Cache::with_weighter(most, most.saturating_mul(BYTES_PER_AGGREGATE) as u64, ByWeight);
-        Self { store, cache, snapshot_every_events: settings.snapshot_every_events }
+        Self { store, cache, snapshot_every_events }
     }
 
     /// The aggregate as last seen in this process, if it is hot.

@@ -120,6 +120,11 @@ pub(crate) fn is_rollback(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code == "40001" || code == "40P01")
 }
 
+/// Whether the role lacks a privilege.
+pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42501"))
+}
+
 /// Why an append did not happen. Nothing of it was written, unless the store answered [`Error::Database`] at commit:
 /// then the outcome is unknown, and only an idempotency key makes asking again safe.
 #[derive(Debug, thiserror::Error)]

@@ -13,14 +13,13 @@ use tokio::sync::Mutex;
 
 use crate::append::Append;
 use crate::db::Db;
-use crate::error::{Error, is_about_the_data, is_rollback};
+use crate::error::{Error, is_about_the_data, is_denied, is_rollback};
 use crate::event::RecordedEvent;
-use crate::log::{IDEMPOTENCY_RECORD, IdempotencyRecord};
+use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
 use crate::migrations::Migrations;
 use crate::plan::{Committed, Lineages};
 use crate::postgres::append::Writer;
 use crate::postgres::primary::{Primary, Purpose};
-use crate::privileges::is_denied;
 use crate::snapshots::Snapshot;
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \

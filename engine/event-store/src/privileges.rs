@@ -4,7 +4,7 @@
 use sqlx::postgres::PgConnection;
 
 use crate::db::Table;
-use crate::error::Error;
+use crate::error::{Error, is_denied};
 use crate::log::Database;
 use crate::store::Store;
 
@@ -113,9 +113,4 @@ async fn check(tx: &mut PgConnection, role: &str) -> Result<(), Error> {
              without such rights"
         ))),
     }
-}
-
-/// Whether the role lacks a privilege.
-pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42501"))
 }

@@ -20,7 +20,7 @@ use crate::db::{Db, sqlite_chunks};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::RecordedEvent;
-use crate::log::{IDEMPOTENCY_RECORD, IdempotencyRecord};
+use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
 use crate::migrations::Migrations;
 use crate::settings::Settings;
 use crate::snapshots::{Snapshot, WaitingSnapshots};

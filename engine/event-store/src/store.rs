@@ -6,22 +6,21 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use kernel::aggregate::Aggregate;
 use kernel::upcast::Upcasters;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::aggregates::AggregateRepository;
 use crate::append::{Append, Appended};
 use crate::appender::Appender;
 use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::{AppendError, Error};
 use crate::event::RecordedEvent;
+use crate::idempotency::IdempotencyRecord;
 use crate::jetstream::Bus;
 use crate::leader::Leadership;
-use crate::log::{Database, IdempotencyRecord, Log};
+use crate::log::{Database, Log};
 use crate::metrics::METRICS;
 use crate::migrations::Migrations;
 use crate::now_us;
@@ -187,9 +186,8 @@ impl Store {
         Ok(incarnation)
     }
 
-    /// Aggregates of one type, with a cache of the hot ones.
-    pub fn aggregates<A: Aggregate>(&self) -> AggregateRepository<A> {
-        AggregateRepository::new(self.clone(), &self.inner.settings)
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.inner.settings
     }
 
     /// Position of the last event.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
+use event_store::aggregates::AggregateRepository;
 use event_store::append::{
     Append, Appended, BacklogEntry, BacklogKey, Deadline, DeadlineKey, Idempotency, Lineage, ReactionMove, StreamCheck,
     StreamWrite, Unchanged,
@@ -430,7 +431,7 @@ async fn streams_and_log_agree(backend: Backend) {
 }
 
 async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
-    let counters = backend.store.aggregates::<Counter>();
+    let counters = AggregateRepository::<Counter>::new(backend.store.clone());
     let mut state = Counter::default();
     for version in 0..12 {
         let appended = backend.store.append(append("a", version, &[version])).await.unwrap();
@@ -438,13 +439,16 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
         counters.put("a", state.clone(), appended.versions[0], 1).await;
     }
     assert_eq!(counters.cached("a").unwrap().version, 12);
-    let loaded = backend.store.aggregates::<Counter>().load("a").await.unwrap();
+    let loaded = AggregateRepository::<Counter>::new(backend.store.clone()).load("a").await.unwrap();
     assert_eq!((&loaded.state, loaded.version), (&state, 12));
-    assert_eq!(backend.store.aggregates::<Counter>().load("none").await.unwrap().version, 0);
+    assert_eq!(AggregateRepository::<Counter>::new(backend.store.clone()).load("none").await.unwrap().version, 0);
 }
 
 async fn a_stale_cache_costs_a_conflict_and_no_event(backend: Backend) {
-    let (here, there) = (backend.store.aggregates::<Counter>(), backend.store.aggregates::<Counter>());
+    let (here, there) = (
+        AggregateRepository::<Counter>::new(backend.store.clone()),
+        AggregateRepository::<Counter>::new(backend.store.clone()),
+    );
     backend.store.append(append("a", 0, &[1])).await.unwrap();
     here.load("a").await.unwrap();
     let elsewhere = there.load("a").await.unwrap();
@@ -489,7 +493,7 @@ async fn foreign_rows_get_positions(backend: Backend) {
     assert_eq!(log.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(log.iter().all(|event| event.recorded_at > 0));
     assert_eq!(log.iter().map(|event| event.id()).collect::<HashSet<_>>().len(), 4);
-    assert_eq!(backend.store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 121);
+    assert_eq!(AggregateRepository::<Counter>::new(backend.store.clone()).load("a").await.unwrap().state.sum, 121);
 }
 
 async fn a_subscription_sees_everything_once(backend: Backend) {
@@ -565,7 +569,7 @@ async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
         let [event] = &events[..] else { panic!("{events:?}") };
         assert_eq!((&*event.event_version, &*event.payload), ("1", r#"{"Added":{"by":5}}"#));
     }
-    assert_eq!(store.aggregates::<Counter>().load("a").await.unwrap().state.sum, 5);
+    assert_eq!(AggregateRepository::<Counter>::new(store.clone()).load("a").await.unwrap().state.sum, 5);
     let stored = store.read_stored(0, 10).await.unwrap();
     assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
 }
@@ -592,8 +596,8 @@ async fn two_types_share_an_id(backend: Backend) {
         assert!(events.iter().all(|event| event.aggregate_type == aggregate_type));
         assert_eq!(events.iter().map(|event| event.position).collect::<Vec<_>>(), positions);
     }
-    assert_eq!(store.aggregates::<Counter>().load("17").await.unwrap().state.sum, 10);
-    assert_eq!(store.aggregates::<Gauge>().load("17").await.unwrap().state.sum, 30);
+    assert_eq!(AggregateRepository::<Counter>::new(store.clone()).load("17").await.unwrap().state.sum, 10);
+    assert_eq!(AggregateRepository::<Gauge>::new(store.clone()).load("17").await.unwrap().state.sum, 30);
 }
 
 async fn a_key_names_the_aggregate_that_took_it(backend: Backend) {
@@ -636,11 +640,15 @@ async fn a_check_that_fails_writes_nothing(backend: Backend) {
         ])
         .await;
     assert!(outcomes[0].is_ok() && outcomes[1].is_err() && outcomes[2].is_ok(), "{outcomes:?}");
-    assert_eq!(store.aggregates::<Counter>().load("new").await.unwrap().version, 0);
+    assert_eq!(AggregateRepository::<Counter>::new(store.clone()).load("new").await.unwrap().version, 0);
     let checks = vec![check("checked", 2), check("absent", 0)];
     store.append(Append { checks, ..append("new", 0, &[1]) }).await.unwrap();
     assert_eq!(store.head().await.unwrap(), backend.number("select count(*) from events").await);
-    assert_eq!(store.aggregates::<Counter>().load("checked").await.unwrap().version, 2, "a check writes nothing");
+    assert_eq!(
+        AggregateRepository::<Counter>::new(store.clone()).load("checked").await.unwrap().version,
+        2,
+        "a check writes nothing"
+    );
 }
 
 async fn one_conflict_of_several_streams_writes_nothing(backend: Backend) {
@@ -864,17 +872,20 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     let store = &backend.store;
     store.append(append("a", 0, &[1, 2, 3, 4, 5])).await.unwrap();
     // Not the sum of the events, so that the snapshot can be told from them.
-    store.aggregates::<Counter>().put("a", Counter { sum: 1_000 }, 5, 5).await;
+    AggregateRepository::<Counter>::new(store.clone()).put("a", Counter { sum: 1_000 }, 5, 5).await;
     store.append(append("a", 5, &[6])).await.unwrap();
     let sums = async || {
-        let (this, next) = (store.aggregates::<Counter>(), store.aggregates::<NextCounter>());
+        let (this, next) = (
+            AggregateRepository::<Counter>::new(store.clone()),
+            AggregateRepository::<NextCounter>::new(store.clone()),
+        );
         (this.load("a").await.unwrap().state.sum, next.load("a").await.unwrap().state.sum)
     };
     assert_eq!(sums().await, (1_006, 21), "another shape, though it deserializes");
     let mut other = backend.other().await;
     other.sql("update snapshots set payload = '[]'").await;
     assert_eq!(sums().await, (21, 21), "what does not deserialize");
-    store.aggregates::<NextCounter>().put("a", NextCounter { sum: 2_000 }, 6, 6).await;
+    AggregateRepository::<NextCounter>::new(store.clone()).put("a", NextCounter { sum: 2_000 }, 6, 6).await;
     store.append(append("b", 0, &[1])).await.unwrap();
     assert_eq!(sums().await, (21, 2_000));
     // As an older release writes it, which knows nothing of shapes.
@@ -882,14 +893,14 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     other.sql("update snapshots set payload = '{\"sum\": 3000}', last_sequence = 7").await;
     assert_eq!(sums().await, (28, 28));
     // And this release makes it right again.
-    store.aggregates::<Counter>().put("a", Counter { sum: 4_000 }, 7, 7).await;
+    AggregateRepository::<Counter>::new(store.clone()).put("a", Counter { sum: 4_000 }, 7, 7).await;
     store.append(append("b", 1, &[1])).await.unwrap();
     assert_eq!(sums().await, (4_000, 28));
 }
 
 async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
     let (store, mut other) = (&backend.store, backend.other().await);
-    let counters = store.aggregates::<Counter>();
+    let counters = AggregateRepository::<Counter>::new(store.clone());
     for version in 0..12 {
         store.append(append("a", version, &[1])).await.unwrap();
     }

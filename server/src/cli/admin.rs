@@ -88,8 +88,7 @@ pub fn token(program: &Program, token: Token) -> anyhow::Result<u8> {
 
 pub async fn config_check(program: Program, check: ConfigCheck) -> anyhow::Result<u8> {
     let settings = load(&program, &check.common, &[])?;
-    let program = selected(program, &settings)?;
-    program.apply(&settings.of_modules).map_err(|reason| Usage(anyhow!(reason)))?;
+    selected(program, &settings)?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
     if check.connect {
         let database = without_password(&settings.store.database_url);

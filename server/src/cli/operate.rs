@@ -304,8 +304,8 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
         }
     }
     say(format_args!(
-        "{:16} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
-        "projection", "generation", "version", "position", "lag", "lag s"
+        "{:16} {:8} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
+        "projection", "group", "generation", "version", "position", "lag", "lag s"
     ));
     for item in items {
         let state = match (&item.last_error, &item.rebuild) {
@@ -320,8 +320,8 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
             (None, None) => item.state.to_owned(),
         };
         say(format_args!(
-            "{:16} {:>10} {:>7} {:>10} {:>10} {:>8.1}  {state}",
-            item.name, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
+            "{:16} {:8} {:>10} {:>7} {:>10} {:>10} {:>8.1}  {state}",
+            item.name, item.group, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
         ));
     }
     say(format_args!("The log ends at {head}."));

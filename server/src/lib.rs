@@ -13,10 +13,13 @@ macro_rules! eprintln {
 }
 
 mod api;
+mod checks;
 mod cli;
+mod cors;
 mod migrations;
 pub mod module;
 pub mod modules;
+mod observe;
 mod overview;
 pub mod program;
 mod run;

@@ -1,58 +1,41 @@
 //! A running server: the store, the roles' tasks, one listener.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use axum::Router;
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method};
 use command_engine::api::CommandApi;
-use event_store::store::{Store, open};
+use event_store::store::open;
 use platform::auth::Authenticator;
-use platform::health::Health;
 use platform::limits::Limiter;
 use platform::proxies::Proxies;
 use platform::shutdown::Shutdown;
 use platform::{http, metrics, telemetry};
-use projection_engine::dead_letters;
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::pump;
 use push::api::QueryApi;
-use push::settings::header_names;
-use push::{access, feed};
+use push::feed;
 use read_side::{operations, revocations};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api;
+use crate::checks::health;
+use crate::cors::cors;
 use crate::migrations::MIGRATIONS;
-use crate::module::Measure;
+use crate::observe::observe;
 use crate::overview::{self, Overview};
 use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
-
-/// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
-/// themselves, such as tracing agents and replacements of `EventSource`.
-const REQUEST_HEADERS: &str = "authorization, baggage, cache-control, content-type, idempotency-key, if-match, if-none-match, \
-     last-event-id, pragma, prefer, sentry-trace, traceparent, tracestate, x-request-id, x-requested-with";
-/// Headers that they may read.
-const ANSWER_HEADERS: &str = "allow, docket-position, etag, idempotency-replayed, location, ratelimit, ratelimit-policy, \
-     retry-after, www-authenticate, x-request-id";
 
 /// Where Prometheus looks for it, in scaled mode.
 const METRICS_LISTEN: &str = "127.0.0.1:9464";
 /// Connections to its own listener, and files that everything but connections may have open.
 const OPERATORS_CONNECTIONS_MAX: usize = 100;
 const OTHER_FILES: usize = 500;
-/// How often positions and lag are measured, and how often modules measure.
-const OBSERVE_EVERY: Duration = Duration::from_secs(2);
-const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// Behind by more, a read model is called degraded.
-const LAG_SECONDS_MAX: f64 = 30.0;
 
 /// Serves until SIGTERM or SIGINT, then answers what was taken, within 10 s, and ends its tasks, within
 /// `shutdown_seconds`. `ready` is told the address
@@ -183,29 +166,6 @@ fn connections_max(asked: usize) -> usize {
     asked.min(room)
 }
 
-/// Lets pages of the allowed origins call the API and read what it answers.
-fn cors(settings: &push::settings::Settings) -> anyhow::Result<Option<CorsLayer>> {
-    let allowed_origins = settings.allowed_origins.clone();
-    if allowed_origins.is_empty() {
-        return Ok(None);
-    }
-    let names = |ours: &str, theirs: &str| {
-        header_names(&format!("{ours},{theirs}")).map_err(|name| anyhow!("`{name}` is no header's name"))
-    };
-    let is_allowed = move |origin: &HeaderValue, _: &Parts| {
-        origin.to_str().is_ok_and(|origin| access::is_allowed(&allowed_origins, origin, None))
-    };
-    Ok(Some(
-        CorsLayer::new()
-            .allow_origin(AllowOrigin::predicate(is_allowed))
-            .allow_credentials(true)
-            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-            .allow_headers(names(REQUEST_HEADERS, &settings.cors_request_headers)?)
-            .expose_headers(names(ANSWER_HEADERS, &settings.cors_answer_headers)?)
-            .max_age(Duration::from_secs(600)),
-    ))
-}
-
 /// Where `/metrics` has an address of its own.
 async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListener>> {
     let asked = &settings.server.metrics_listen;
@@ -241,129 +201,4 @@ fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> 
         }
     });
     Ok(())
-}
-
-/// Measures, now and then, what nobody else measures by the way.
-async fn observe(
-    store: Store,
-    progress: Progress,
-    roles: Roles,
-    measures: Vec<Measure>,
-    stop: tokio_util::sync::CancellationToken,
-) {
-    let mut measured_at = Instant::now();
-    loop {
-        let outcome = async {
-            store.observe().await?;
-            if roles.project {
-                progress.observe(&store).await?;
-                if measured_at <= Instant::now() {
-                    let started = Instant::now();
-                    for measure in &measures {
-                        measure(store.clone()).await?;
-                    }
-                    // However much there is to count, it takes a hundredth of the time.
-                    measured_at = Instant::now() + (started.elapsed() * 100).max(MEASURE_EVERY);
-                }
-            }
-            Ok::<_, event_store::error::Error>(())
-        };
-        if let Err(error) = outcome.await {
-            tracing::debug!(%error, "not measured");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(OBSERVE_EVERY) => {}
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
-fn health(program: &Program, store: &Store, progress: &Progress, roles: Roles) -> Health {
-    let health = Health::new();
-    let (projecting, progress) = (store.clone(), progress.clone());
-    // What is behind is served as it is; `min_position` says so to whom it matters.
-    health.register(
-        "projections",
-        move || {
-            let (store, progress) = (projecting.clone(), progress.clone());
-            async move {
-                let (status, _) = progress.status(&store).await.map_err(|e| e.to_string())?;
-                match status.iter().find(|one| one.state == "failed" || one.lag_seconds > LAG_SECONDS_MAX) {
-                    None => Ok(()),
-                    Some(one) => Err(match &one.last_error {
-                        Some(error) => format!("{} failed: {error}", one.name),
-                        None => format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds),
-                    }),
-                }
-            }
-        },
-        false,
-    );
-    let database = store.clone();
-    health.register(
-        "database",
-        move || {
-            let store = database.clone();
-            async move { store.head().await.map(|_| ()).map_err(|e| e.to_string()) }
-        },
-        true,
-    );
-    if roles.write {
-        let appending = store.clone();
-        // A database that only answers queries takes no commands.
-        health.register(
-            "append",
-            move || {
-                let store = appending.clone();
-                async move { store.probe().await.map_err(|e| e.to_string()) }
-            },
-            true,
-        );
-    }
-    let syncing = store.clone();
-    health.register(
-        "durability",
-        move || {
-            let lost = "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands";
-            std::future::ready(if syncing.is_durable() { Ok(()) } else { Err(lost.to_owned()) })
-        },
-        false,
-    );
-    if let Some(disk) = store.disk().cloned() {
-        let probe = move || {
-            let disk = disk.clone();
-            async move { disk.probe().await }
-        };
-        health.register("storage", probe, true);
-    }
-    let parked = store.clone();
-    // Everything but the parked streams goes on.
-    health.register(
-        "dead_letters",
-        move || {
-            let store = parked.clone();
-            async move {
-                let letters = dead_letters::list(store.db()).await.map_err(|e| e.to_string())?;
-                let parked: Vec<_> = letters.iter().filter(|letter| letter.state != "discarded").collect();
-                match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
-                    None => Ok(()),
-                    Some(oldest) => Err(format!(
-                        "{} streams are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
-                        parked.len()
-                    )),
-                }
-            }
-        },
-        false,
-    );
-    for check in program.modules().iter().flat_map(|module| module.checks.clone()) {
-        let store = store.clone();
-        health.register(check.name, move || (check.run)(store.clone()), check.required);
-    }
-    if store.nats_connected().is_some() {
-        let store = store.clone();
-        // Commands and queries do without NATS.
-        health.register("nats", move || std::future::ready(store.nats_trouble().map_or(Ok(()), Err)), false);
-    }
-    health
 }

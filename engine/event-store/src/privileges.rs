@@ -3,10 +3,10 @@
 
 use sqlx::postgres::PgConnection;
 
-use crate::db::Table;
 use crate::error::{Error, is_denied};
 use crate::log::Database;
 use crate::store::Store;
+use crate::table::Table;
 
 /// What a server needs of each table that migrations make. Tables of read models are its own.
 const GRANTS: &[(&str, &str)] = &[

@@ -16,7 +16,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use crate::db::{Db, sqlite_chunks};
+use crate::db::Db;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::RecordedEvent;
@@ -24,6 +24,7 @@ use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
 use crate::migrations::Migrations;
 use crate::settings::Settings;
 use crate::snapshots::{Snapshot, WaitingSnapshots};
+use crate::table::sqlite_chunks;
 
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";

@@ -7,6 +7,8 @@
 //! - [`upcast`]: how events of older versions become events of the present one.
 
 pub mod aggregate;
+#[cfg(feature = "schemas")]
+pub mod schemas;
 #[cfg(feature = "stock")]
 pub mod stock;
 pub mod stream;

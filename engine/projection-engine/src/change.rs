@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use event_store::db::{Table, Value};
+use event_store::table::{Table, Value};
 use kernel::aggregate::Aggregate;
 
 use crate::state::Versioned;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use event_store::db::{Db, Tx, Value};
+use event_store::db::{Db, Tx};
 use event_store::error::Error as StoreError;
 use event_store::event::RecordedEvent;
 use event_store::now_us;
 use event_store::store::Store;
+use event_store::table::Value;
 use kernel::stream::StreamId;
 use serde::Serialize;
 

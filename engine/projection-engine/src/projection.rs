@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::marker::PhantomData;
 
-use event_store::db::{Merge, Table, Value};
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
+use event_store::table::{Merge, Table, Value};
 use kernel::aggregate::{Aggregate, EventType, History};
 use kernel::upcast::Upcasters;
 

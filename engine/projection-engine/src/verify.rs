@@ -1,11 +1,14 @@
 //! Verification: the log is folded up to a projection's checkpoint and compared with its rows, in memory, beside
 //! everything else that runs. Nothing is written.
 
-use std::collections::{BTreeSet, HashMap};
+mod expected;
+mod explain;
+
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 
-use event_store::db::{Column, Merge, Table, Value};
 use event_store::store::Store;
+use event_store::table::Value;
 use serde::Serialize;
 
 use crate::dead_letters;
@@ -15,6 +18,8 @@ use crate::group_fold::{Batch, GroupFold};
 use crate::projection::AnyProjection;
 use crate::registry::Group;
 use crate::settings::Settings;
+use crate::verify::expected::{Expected, Key, key};
+use crate::verify::explain::{explain, show_key};
 
 /// Events read and folded at once.
 const CHUNK: i64 = 10_000;
@@ -65,72 +70,6 @@ pub struct Difference {
     pub key: String,
     /// What differs: a column, its value, and what the log says.
     pub what: Vec<String>,
-}
-
-type Key = Vec<Value>;
-
-/// What the log says of a table: rows, or, where a row's last writing says all, their hashes.
-struct Expected {
-    generation: Generation,
-    table: &'static Table,
-    sums: bool,
-    rows: HashMap<Key, Vec<Value>>,
-    hashes: HashMap<Key, u64>,
-}
-
-impl Expected {
-    fn new(generation: Generation, table: &'static Table) -> Self {
-        let sums = table.columns.iter().any(|column| !matches!(column.merge, Merge::Key | Merge::Set));
-        Self { generation, table, sums, rows: HashMap::new(), hashes: HashMap::new() }
-    }
-
-    fn write(&mut self, row: Vec<Value>, hasher: &RandomState) {
-        let key = key(self.table, &row);
-        if !self.sums {
-            self.hashes.insert(key, hasher.hash_one(&row));
-            return;
-        }
-        match self.rows.get_mut(&key) {
-            None => drop(self.rows.insert(key, row)),
-            Some(known) => {
-                let at = |name| self.table.columns.iter().position(|column| column.name == name);
-                let number = |row: &[Value], name| match at(name).map(|at| &row[at]) {
-                    Some(Value::Int(number)) => *number,
-                    _ => None,
-                };
-                let stays =
-                    |column: &Column| matches!(column.merge, Merge::Latest(by) if number(&row, by) < number(known, by));
-                let stay: Vec<bool> = self.table.columns.iter().map(stays).collect();
-                for (((known, new), column), stays) in known.iter_mut().zip(row).zip(self.table.columns).zip(stay) {
-                    *known = match (column.merge, &*known, &new) {
-                        (Merge::Latest(_), old, _) if stays => old.clone(),
-                        (Merge::Add, Value::Int(Some(a)), Value::Int(Some(b))) => a.saturating_add(*b).into(),
-                        (Merge::Min, Value::Int(a), Value::Int(b)) => Value::Int(*a.min(b)),
-                        (Merge::Max, Value::Int(a), Value::Int(b)) => Value::Int(*a.max(b)),
-                        _ => new,
-                    };
-                }
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.rows.len() + self.hashes.len()
-    }
-
-    /// Takes a row of the database out; false where it is not as expected.
-    fn take(&mut self, row: &[Value], hasher: &RandomState) -> bool {
-        let key = key(self.table, row);
-        match self.sums {
-            true => self.rows.get(&key).is_some_and(|expected| expected == row) && self.rows.remove(&key).is_some(),
-            false => self.hashes.get(&key) == Some(&hasher.hash_one(row)) && self.hashes.remove(&key).is_some(),
-        }
-    }
-}
-
-fn key(table: &Table, row: &[Value]) -> Key {
-    let columns = table.columns.iter().zip(row);
-    columns.filter(|(column, _)| column.merge == Merge::Key).map(|(_, value)| value.clone()).collect()
 }
 
 /// Compares projections of a group with the log. Gives at most `first_max` differences of each. `progress` is told how many of how
@@ -341,40 +280,4 @@ async fn fold_row(
     let mut rows = fold.whole(&events, position)?.rows(projection, None)?.into_iter();
     let rows = rows.find(|(table, _)| table.name == expected.table.name).map(|(_, rows)| rows).unwrap_or_default();
     Ok(rows.into_iter().find(|row| key(expected.table, row) == *wanted))
-}
-
-fn show(value: &Value) -> String {
-    match value {
-        Value::Text(Some(text)) => text.clone(),
-        Value::Int(Some(number)) => number.to_string(),
-        Value::Text(None) | Value::Int(None) => "null".to_owned(),
-    }
-}
-
-fn show_key(key: &[Value]) -> String {
-    key.iter().map(show).collect::<Vec<_>>().join("/")
-}
-
-/// What differs of a value: of a JSON object, its fields.
-fn differs(name: &str, is: &str, should: &str) -> Vec<String> {
-    let object = |text| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap_or_default();
-    let (old, new) = (object(is), object(should));
-    let fields: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let show = |value: Option<&serde_json::Value>| value.map_or("missing".to_owned(), ToString::to_string);
-    let other =
-        fields.into_iter().map(|field| (field, old.get(field), new.get(field))).filter(|(_, is, should)| is != should);
-    let lines: Vec<_> =
-        other.map(|(field, is, should)| format!("{name}.{field} is {}, must be {}", show(is), show(should))).collect();
-    if lines.is_empty() { vec![format!("{name} is {is}, must be {should}")] } else { lines }
-}
-
-fn explain(table: &Table, is: Option<Vec<Value>>, should: Option<Vec<Value>>) -> Vec<String> {
-    match (is, should) {
-        (Some(is), Some(should)) => {
-            let columns = table.columns.iter().zip(is.iter().zip(&should)).filter(|(_, (is, should))| is != should);
-            columns.flat_map(|(column, (is, should))| differs(column.name, &show(is), &show(should))).collect()
-        }
-        (Some(_), None) => vec!["the row must not be there".to_owned()],
-        (None, _) => vec!["the row is missing".to_owned()],
-    }
 }

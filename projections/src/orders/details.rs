@@ -2,8 +2,9 @@
 
 use crate::orders::view::OrderView;
 use domain::order::Order;
-use event_store::db::{Merge, Read, Table, int, text};
+use event_store::db::Read;
 use event_store::error::Error;
+use event_store::table::{Merge, Table, int, text};
 
 use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};

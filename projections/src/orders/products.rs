@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use domain::order::{Line, Order};
 use domain::values::{Currency, format_minor};
-use event_store::db::{Db, Merge, Table, int, text};
+use event_store::db::Db;
 use event_store::error::Error;
+use event_store::table::{Merge, Table, int, text};
 use serde::{Deserialize, Serialize};
 
 use crate::orders::sales::Sum;

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use domain::order::Order;
 use domain::values::{Currency, format_minor};
-use event_store::db::{Merge, Read, Table, int, text};
+use event_store::db::Read;
 use event_store::error::Error;
+use event_store::table::{Merge, Table, int, text};
 use projection_engine::state::rfc3339;
 use serde::{Deserialize, Serialize};
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use domain::order::Order;
 use domain::values::{Currency, format_minor};
-use event_store::db::{Merge, Read, Table, Value, int, text};
+use event_store::db::Read;
 use event_store::error::Error;
+use event_store::table::{Merge, Table, Value, int, text};
 use serde::{Deserialize, Serialize};
 
 use projection_engine::change::{Change, Rows};

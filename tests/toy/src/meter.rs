@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use command_engine::api::CommandApi;
 use command_engine::outcome::Resource;
 use command_engine::request::CommandRequest;
-use event_store::db::{Merge, Table, int, text};
+use event_store::table::{Merge, Table, int, text};
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History};
 use kernel::upcast::Upcaster;
 use platform::auth::Principal;

@@ -1,0 +1,103 @@
+//! The health checks of a server.
+
+use event_store::store::Store;
+use platform::health::Health;
+use projection_engine::dead_letters;
+use projection_engine::progress::Progress;
+
+use crate::program::Program;
+use crate::settings::Roles;
+
+/// Behind by more, a read model is called degraded.
+const LAG_SECONDS_MAX: f64 = 30.0;
+
+/// The checks of a process with these roles, and those of its modules.
+pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Roles) -> Health {
+    let health = Health::new();
+    let (projecting, progress) = (store.clone(), progress.clone());
+    // What is behind is served as it is; `min_position` says so to whom it matters.
+    health.register(
+        "projections",
+        move || {
+            let (store, progress) = (projecting.clone(), progress.clone());
+            async move {
+                let (status, _) = progress.status(&store).await.map_err(|e| e.to_string())?;
+                match status.iter().find(|one| one.state == "failed" || one.lag_seconds > LAG_SECONDS_MAX) {
+                    None => Ok(()),
+                    Some(one) => Err(match &one.last_error {
+                        Some(error) => format!("{} failed: {error}", one.name),
+                        None => format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds),
+                    }),
+                }
+            }
+        },
+        false,
+    );
+    let database = store.clone();
+    health.register(
+        "database",
+        move || {
+            let store = database.clone();
+            async move { store.head().await.map(|_| ()).map_err(|e| e.to_string()) }
+        },
+        true,
+    );
+    if roles.write {
+        let appending = store.clone();
+        // A database that only answers queries takes no commands.
+        health.register(
+            "append",
+            move || {
+                let store = appending.clone();
+                async move { store.probe().await.map_err(|e| e.to_string()) }
+            },
+            true,
+        );
+    }
+    let syncing = store.clone();
+    health.register(
+        "durability",
+        move || {
+            let lost = "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands";
+            std::future::ready(if syncing.is_durable() { Ok(()) } else { Err(lost.to_owned()) })
+        },
+        false,
+    );
+    if let Some(disk) = store.disk().cloned() {
+        let probe = move || {
+            let disk = disk.clone();
+            async move { disk.probe().await }
+        };
+        health.register("storage", probe, true);
+    }
+    let parked = store.clone();
+    // Everything but the parked streams goes on.
+    health.register(
+        "dead_letters",
+        move || {
+            let store = parked.clone();
+            async move {
+                let letters = dead_letters::list(store.db()).await.map_err(|e| e.to_string())?;
+                let parked: Vec<_> = letters.iter().filter(|letter| letter.state != "discarded").collect();
+                match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
+                    None => Ok(()),
+                    Some(oldest) => Err(format!(
+                        "{} streams are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
+                        parked.len()
+                    )),
+                }
+            }
+        },
+        false,
+    );
+    for check in program.modules().iter().flat_map(|module| module.checks.clone()) {
+        let store = store.clone();
+        health.register(check.name, move || (check.run)(store.clone()), check.required);
+    }
+    if store.nats_connected().is_some() {
+        let store = store.clone();
+        // Commands and queries do without NATS.
+        health.register("nats", move || std::future::ready(store.nats_trouble().map_or(Ok(()), Err)), false);
+    }
+    health
+}

@@ -431,7 +431,13 @@ impl TestSystem {
 pub async fn settled(reader: &Client) -> u64 {
     let (mut moved, mut positions) = (Instant::now(), 0);
     loop {
-        let answer = reader.get("/v1/projections").send().await.expect(200).json();
+        let answer = reader.get("/v1/projections").send().await;
+        // Just after a failover: connections of before are being given up.
+        if answer.status == 503 && moved.elapsed() < SETTLE_DEADLINE {
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
+        let answer = answer.expect(200).json();
         let head = answer["head"].as_u64().unwrap_or_else(|| panic!("no head in {answer}"));
         let items = answer["items"].as_array().unwrap_or_else(|| panic!("no items in {answer}"));
         assert!(!items.is_empty(), "there are no projections");

@@ -104,6 +104,11 @@ impl Decider {
         &self.store
     }
 
+    /// The aggregates of every kind, as this process last saw them.
+    pub fn repositories(&self) -> &Repositories {
+        &self.repositories
+    }
+
     /// A number of a stream, for dividing work.
     pub(crate) fn number_of(&self, stream: &StreamId) -> usize {
         self.hasher.hash_one(stream) as usize

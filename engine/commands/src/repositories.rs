@@ -20,7 +20,7 @@ impl Repositories {
     }
 
     /// Aggregates of one kind.
-    pub(crate) fn of<A: Aggregate>(&self) -> Arc<AggregateRepository<A>> {
+    pub fn of<A: Aggregate>(&self) -> Arc<AggregateRepository<A>> {
         let kind = TypeId::of::<A>();
         let known = self.by_kind.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
         let known = known.unwrap_or_else(|| {

@@ -135,7 +135,8 @@ async fn every_query_answers_as_before(system: &TestSystem, recorded: &Value) {
 
 /// Each cursor is good for a poll and for a stream, whichever of them it came from.
 async fn cursors_resume(system: &TestSystem, recorded: &Value) {
-    let head = format!("{}.{}", number(recorded, "head"), text(recorded, "epoch"));
+    // As this release writes them.
+    let head = format!("2.{}.core={}", text(recorded, "epoch"), number(recorded, "head"));
     for known in list(recorded, "cursors") {
         let (cursor, token) = (text(known, "cursor"), token_of(known));
         let channels = list(known, "channels").iter().map(|channel| channel.as_str().expect("a channel"));
@@ -144,10 +145,18 @@ async fn cursors_resume(system: &TestSystem, recorded: &Value) {
         let polled = system.get(&path).token(&token).send().await.expect(200).json();
         assert_eq!(polled["cursor"], head, "a poll after {cursor}");
         let changes: Vec<_> = polled["events"].as_array().expect("events").iter().map(change).collect();
-        assert_eq!(json!(changes), known["follows"], "a poll after {cursor}");
+        let expected = by_position(known["follows"].as_array().expect("changes").clone());
+        assert_eq!(by_position(changes), expected, "a poll after {cursor}");
         let streamed = stream(system.reader(), &query, &token, cursor, &head).await;
-        assert_eq!(json!(streamed), known["follows"], "a stream after {cursor}");
+        assert_eq!(by_position(streamed), expected, "a stream after {cursor}");
     }
+}
+
+/// Changes in the order of their positions, each with its channels by name: releases publish one change on its channels in
+/// different orders.
+fn by_position(mut changes: Vec<Value>) -> Vec<Value> {
+    changes.sort_by_key(|change| (change[1].as_u64(), change[0].as_str().map(str::to_owned)));
+    changes
 }
 
 /// The channel, the position and the type of a change. A snapshot or a `reset` is none.

@@ -317,7 +317,7 @@ async fn nothing_secret_is_told() {
         request.header("user-agent", "grace@example.org").send().await;
     }
     // A database that refuses makes errors of its own kind.
-    system.postgres.as_mut().expect("a scaled system").kill9();
+    system.postgres.as_mut().expect("a scaled system").kill_all();
     system.get("/v1/orders").token(&token).send().await.expect(503);
     system.post("/v1/orders").token(&token).json(order("refused")).send().await.expect(503);
     // At this level more is said than is sent, so nothing particular is waited for.

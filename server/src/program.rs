@@ -9,6 +9,9 @@ use push::api::Lists;
 use crate::module::{Module, Setting};
 use crate::settings::Roles;
 
+/// Names of the health checks that belong to no module.
+const CHECKS: &[&str] = &["projections", "database", "append", "durability", "storage", "dead_letters", "nats"];
+
 /// What a program is made of.
 pub struct Program {
     modules: Vec<Module>,
@@ -43,7 +46,9 @@ impl Program {
     pub fn new(modules: Vec<Module>) -> Result<Self, String> {
         check_names(&modules)?;
         check_needs(&modules)?;
-        modules.iter().filter(|module| !module.is_built_in()).try_for_each(check_foreign)?;
+        let foreign: Vec<_> = modules.iter().filter(|module| !module.is_built_in()).collect();
+        foreign.iter().try_for_each(|module| check_foreign(module))?;
+        check_prefixes(&foreign)?;
         let mut groups: Vec<Group> = Vec::new();
         for module in &modules {
             let group = match groups.iter_mut().find(|group| group.name == module.group) {
@@ -157,7 +162,9 @@ fn is_name(name: &str) -> bool {
 fn check_names(modules: &[Module]) -> Result<(), String> {
     let [mut names, mut aggregates, mut projections, mut tables] =
         ["name", "aggregate", "read model", "table"].map(Names::new);
-    let [mut routes, mut lines, mut settings] = ["route", "bulk command", "setting"].map(Names::new);
+    let [mut routes, mut lines, mut settings, mut checks] =
+        ["route", "bulk command", "setting", "health check"].map(Names::new);
+    CHECKS.iter().try_for_each(|name| checks.take(name, "server"))?;
     for module in modules {
         let name = module.name;
         if !is_name(name) || name == CORE && !module.is_built_in() {
@@ -184,6 +191,7 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
         own_routes(module).iter().try_for_each(|route| routes.take(route, name))?;
         module.bulk.iter().flat_map(|bulk| bulk.types).try_for_each(|line| lines.take(line, name))?;
         module.settings.iter().try_for_each(|setting| settings.take(setting.name, name))?;
+        module.checks.iter().try_for_each(|check| checks.take(check.name, name))?;
     }
     Ok(())
 }
@@ -225,6 +233,22 @@ fn check_needs(modules: &[Module]) -> Result<(), String> {
             }
             if seen.insert(name) {
                 next.extend(modules.iter().filter(|one| one.name == name).flat_map(|one| &one.needs));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whose a table is, is told by its beginning.
+fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
+    for (at, one) in modules.iter().enumerate() {
+        for other in &modules[at + 1..] {
+            let begins = |one: &str, other: &str| other.strip_prefix(one).is_some_and(|rest| rest.starts_with('-'));
+            if begins(one.name, other.name) || begins(other.name, one.name) {
+                return Err(format!(
+                    "the names of the modules {} and {} begin alike, so that what they own cannot be told apart: rename one",
+                    one.name, other.name
+                ));
             }
         }
     }

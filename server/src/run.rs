@@ -26,7 +26,7 @@ use crate::api;
 use crate::checks::health;
 use crate::cors::cors;
 use crate::migrations::MIGRATIONS;
-use crate::observe::observe;
+use crate::observe;
 use crate::overview::{self, Overview};
 use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
@@ -126,8 +126,10 @@ pub async fn serve(
         None => {}
     }
     let app = http::harden(app, roles.elsewhere(), cors(&settings.push)?);
-    let measures = program.modules().iter().filter_map(|module| module.measure).collect();
-    shutdown.tracker.spawn(observe(store.clone(), progress, roles, measures, shutdown.token.clone()));
+    shutdown.tracker.spawn(observe::observe(store.clone(), progress, roles, shutdown.token.clone()));
+    for measure in program.modules().iter().filter_map(|module| module.measure).filter(|_| roles.project) {
+        shutdown.tracker.spawn(observe::measure(store.clone(), measure, shutdown.token.clone()));
+    }
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "listening");
     ready(address);

@@ -15,6 +15,9 @@ tests::stories![
     a_panic_in_a_fold_parks_its_own_group_only,
     a_refused_row_parks_its_own_group_only,
     an_event_that_does_not_decode_parks_its_stream_for_every_group,
+    the_stream_at_fault_is_parked_and_not_one_with_the_same_id,
+    decisions_in_two_groups_write_nothing_twice,
+    an_aggregate_that_panics_stops_its_own_stream_only,
     a_slow_fold_holds_nobody_up,
     one_cursor_follows_two_groups,
     a_panic_in_a_channel_answers_and_takes_nothing_down,
@@ -216,6 +219,109 @@ async fn an_event_that_does_not_decode_parks_its_stream_for_every_group(system: 
     system.cli(&["verify"]).await;
 }
 
+async fn the_stream_at_fault_is_parked_and_not_one_with_the_same_id(system: TestSystem) {
+    counter(&system, "17").await;
+    system.settled().await;
+    // In one batch, so that the good stream comes first.
+    let lines: String =
+        (0..20).map(|_| format!("{}\n", json!({"type": "count", "counter_id": "17", "by": 1}))).collect();
+    let bulk = system.post("/v1/commands").body("application/x-ndjson", lines).send();
+    let reading = system.post("/v1/meters/17/readings").json(json!({"value": -1})).send();
+    let (bulk, reading) = futures::future::join(bulk, reading).await;
+    bulk.expect(200);
+    reading.expect(200);
+    let letter = letter(&system).await;
+    let parked = (&letter["group"], &letter["aggregate_type"], &letter["aggregate_id"]);
+    assert_eq!(parked, (&json!("toy"), &json!("meter"), &json!("17")), "{letter}");
+    assert_eq!(counted_at(&system, "17", 21).await["sum"], 20);
+    system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
+    system.settled().await;
+    system.cli(&["verify"]).await;
+}
+
+async fn decisions_in_two_groups_write_nothing_twice(mut system: TestSystem) {
+    counter(&system, "c").await;
+    count(&system, "c", 1, "").await;
+    system.settled().await;
+    // Parked in one group at this event; the other group goes on.
+    count(&system, "c", 10, "panic").await;
+    let first = letter(&system).await;
+    assert_eq!(first["group"], "toy", "{first}");
+    count(&system, "c", 100, "panic").await;
+    system.settled().await;
+    // And at a later one, which nobody can decode.
+    let broken =
+        "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                  values ('counter', 'c', 5, 'ItemAdded', '1', '{\"ItemAdded\":{}}', '{}')";
+    assert_eq!(statement(&system, false, broken).await, 1);
+    let after =
+        "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                 values ('counter', 'c', 6, 'ItemAdded', '1', '{\"ItemAdded\":{\"by\":1000,\"note\":\"\"}}', '{}')";
+    assert_eq!(statement(&system, false, after).await, 1);
+    let second = until("it is parked at a second event", async || {
+        dead_letters(&system).await.into_iter().find(|letter| letter["sequence"] == 5)
+    })
+    .await;
+    system.settled().await;
+    system.cli(&["verify"]).await;
+    // The later one first, then the earlier one.
+    system.try_cli(&["dead-letters", "discard", &second["position"].to_string()]).await;
+    system.cli(&["verify"]).await;
+    system.set("DOCKET_TOY_PANICS", "false");
+    system.restart().await;
+    system.try_cli(&["dead-letters", "retry", &first["position"].to_string()]).await;
+    assert_eq!(counted_at(&system, "c", 6).await["sum"], 1_111);
+    until("every decision is carried out", async || {
+        dead_letters(&system).await.iter().all(|letter| letter["state"] == "discarded").then_some(())
+    })
+    .await;
+    system.cli(&["verify"]).await;
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+}
+
+async fn an_aggregate_that_panics_stops_its_own_stream_only(system: TestSystem) {
+    counter(&system, "bad").await;
+    counter(&system, "good").await;
+    system.settled().await;
+    let cursor = |answer: &Value| answer["cursor"].as_str().expect("a cursor").to_owned();
+    let path = "/v1/poll?channel=counter:good&channel=counter:bad";
+    let mut at = cursor(&system.get(path).send().await.expect(200).json());
+    let event = "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+                 values ('counter', 'bad', 2, 'ItemAdded', '1', '{\"ItemAdded\":{\"by\":1,\"note\":\"panic in evolve\"}}', '{}')";
+    assert_eq!(statement(&system, false, event).await, 1);
+    let letter = letter(&system).await;
+    assert_eq!((&letter["group"], &letter["aggregate_id"]), (&json!(null), &json!("bad")), "{letter}");
+    // Listening again to a stream whose past panics takes the feed of nobody else down.
+    for number in 1..4 {
+        let later = format!(
+            "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+             values ('counter', 'bad', {}, 'ItemAdded', '1', '{{\"ItemAdded\":{{\"by\":1,\"note\":\"\"}}}}', '{{}}')",
+            number + 2
+        );
+        let listening = async {
+            let path = format!("{path}&wait=3&cursor={at}");
+            system.get(&path).send().await
+        };
+        let working = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(statement(&system, false, &later).await, 1);
+            count(&system, "good", 1, "").await
+        };
+        let (answer, _) = futures::future::join(listening, working).await;
+        if answer.status == 200 {
+            at = cursor(&answer.json());
+        }
+    }
+    assert_eq!(counted_at(&system, "good", 4).await["sum"], 3);
+    let path = "/v1/poll?channel=counter:good";
+    let at = cursor(&system.get(path).send().await.expect(200).json());
+    count(&system, "good", 1, "").await;
+    let path = format!("{path}&wait=10&cursor={at}");
+    let answer = system.get(&path).send().await.expect(200).json();
+    assert_eq!(answer["events"][0]["data"]["version"], 5, "the feed goes on: {answer}");
+}
+
 async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
     counter(&system, "slow").await;
     system.settled().await;
@@ -321,9 +427,10 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     system.settled().await;
     let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
     let left = modules["unclaimed"].as_array().expect("unclaimed");
-    assert_eq!((left.len(), &left[0]["group"]), (2, &json!("toy")), "{left:?}");
+    assert_eq!((left.len(), &left[0]["group"], &left[1]["group"]), (3, &json!("audit"), &json!("toy")), "{left:?}");
     assert_eq!(system.get("/v1/modules").send().await.expect(200).json()["unclaimed"], modules["unclaimed"]);
     system.cli(&["modules", "--prune", "toy"]).await;
+    system.cli(&["modules", "--prune", "audit"]).await;
     let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
     assert_eq!(modules["unclaimed"], json!([]));
     system.cli(&["verify"]).await;

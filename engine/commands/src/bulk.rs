@@ -11,6 +11,7 @@ pub mod lines;
 mod split;
 mod spool;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use axum::http::header::{CONTENT_TYPE, IF_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::client_stream::HalfDuplex;
@@ -221,15 +222,15 @@ impl Reading {
                 Ok(line) => envelope(number, &line, &self.principal, &self.context, self.api.lines()),
                 Err(problem) => Envelope { number, id: None, command: Err(problem) },
             };
-            let number = match &envelope.command {
+            let slot = match &envelope.command {
                 Ok((line, _)) => self.api.decider().number_of(&line.step.stream()),
                 Err(_) => number as usize,
             };
             let (reply, result) = oneshot::channel();
             place.send(result);
-            let worker = workers[number % WORKERS].get_or_insert_with(|| worker(self.api.clone(), self.spool.clone()));
+            let worker = workers[slot % WORKERS].get_or_insert_with(|| worker(self.api.clone(), self.spool.clone()));
             if worker.send(Task { envelope, reply, held }).await.is_err() {
-                return Ok(());
+                return Err((number, Problem::internal()));
             }
         }
         Ok(())
@@ -285,7 +286,9 @@ fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
                 Ok((command, origin)) => {
                     let Line { step, id, resource, status } = command;
                     let _turn = spool.place().command().await;
-                    let executed = api.decider().execute(&mut [step], &origin).await;
+                    let mut steps = [step];
+                    let executed = AssertUnwindSafe(api.decider().execute(&mut steps, &origin)).catch_unwind();
+                    let executed = executed.await.unwrap_or_else(|_| Err(Problem::internal().into()));
                     executed.map(|Executed { versions, position }| {
                         let version = versions.first().copied().unwrap_or_default();
                         (status, Accepted { resource, id, version, position })

@@ -93,11 +93,12 @@ impl Tx {
     }
 
     /// Removes the tables of a generation whose declarations are not at hand, and the views of the same names. A table is
-    /// taken for one of the projection where its name is the projection's, or that and `_` and more.
+    /// taken for one of the projection where its name is the projection's, or that and `_` and more, unless it may be one
+    /// of another projection by the same rule.
     ///
     /// # Errors
     /// [`Error::Dependents`] where something depends on one of them.
-    pub async fn remove_undeclared(&mut self, projection: &str, generation: i64) -> Result<(), Error> {
+    pub async fn remove_undeclared(&mut self, projection: &str, generation: i64, others: &[&str]) -> Result<(), Error> {
         let sql = match self {
             Self::Sqlite(_) => "select name from sqlite_master where type = 'table'",
             Self::Postgres(..) => {
@@ -109,8 +110,10 @@ impl Tx {
         let suffix = format!("_g{generation}");
         for (table,) in tables {
             let Some(name) = table.strip_suffix(&suffix) else { continue };
-            let is_own = name.strip_prefix(projection).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-            if is_own {
+            let is_of = |projection: &str| {
+                name.strip_prefix(projection).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+            };
+            if is_of(projection) && !others.iter().any(|other| is_of(other)) {
                 self.drop("view", name).await?;
                 self.drop("table", &table).await?;
             }

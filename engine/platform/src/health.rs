@@ -74,7 +74,11 @@ impl Health {
         C: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let run: Box<Run> = Box::new(move || Box::pin(check()));
+        let check = Arc::new(check);
+        let run: Box<Run> = Box::new(move || {
+            let check = check.clone();
+            Box::pin(async move { check().await })
+        });
         let check = Arc::new(Check { name, required, run, failed: AtomicBool::new(false) });
         self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check);
     }
@@ -139,8 +143,10 @@ impl Health {
 impl Check {
     async fn outcome(&self) -> Outcome {
         let start = Instant::now();
-        let result = match tokio::time::timeout(CHECK_TIMEOUT, (self.run)()).await {
-            Ok(result) => result,
+        // A task of its own: one that panics or blocks its thread answers for itself only.
+        let result = match tokio::time::timeout(CHECK_TIMEOUT, tokio::spawn((self.run)())).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err("the check panicked".to_owned()),
             Err(_) => Err("no answer within 2 s".to_owned()),
         };
         let latency_ms = (start.elapsed().as_secs_f64() * 1e6).round() / 1e3;

@@ -129,6 +129,23 @@ pub(crate) async fn park(tx: &mut Tx, scope: Scope<'_>, failed: &FoldError, atte
     tx.execute(sql, values).await.map(drop)
 }
 
+/// Parks a stream at an event that a group cannot decode or apply: for every group, unless one of them may have the event
+/// in its rows already. Such a group goes on, because a decision would write the event into its rows a second time.
+pub(crate) async fn park_undecodable(
+    tx: &mut Tx,
+    registry: &Registry,
+    group: &str,
+    failed: &FoldError,
+    attempts: i64,
+) -> Result<(), Error> {
+    tx.lock_checkpoints().await?;
+    let sql =
+        "select distinct group_name from checkpoints where state = 'live' and position >= $1 and group_name <> $2";
+    let beyond: Vec<(String,)> = tx.fetch_all(sql, vec![failed.position.into(), group.into()]).await?;
+    let has_it = beyond.iter().any(|(other,)| registry.may_fold(other, &failed.stream.aggregate_type));
+    park(tx, if has_it { Scope::Group(group) } else { Scope::EveryGroup }, failed, attempts).await
+}
+
 /// The decision was carried out in the row's group.
 pub(crate) async fn settle(tx: &mut Tx, row: &Row) -> Result<(), Error> {
     let of_every_group = "select position from dead_letters where group_name = '' and position = $1";
@@ -252,19 +269,49 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
             }
         }
     }
-    if !open.is_empty() {
-        tx.commit().await?;
-        return Ok(Decided::Asked);
-    }
     let event = store.read(position - 1, 1).await?.into_iter().find(|event| event.position == position);
     let undecodable = |event: &RecordedEvent| registry.undecodable(event).map(|reason| FoldError::new(event, reason));
-    let wanted = event.as_ref().filter(|_| decision == Decision::Discard && known.is_empty());
-    let Some(failed) = wanted.and_then(undecodable) else { return Ok(Decided::NoSuch) };
-    park(&mut tx, Scope::EveryGroup, &failed, 0).await?;
-    let sql = "update dead_letters set state = 'discarded' where group_name = $1 and position = $2";
-    tx.execute(sql, vec![EVERY_GROUP.into(), position.into()]).await?;
+    let is_new = known.iter().all(|row| row.group_name != EVERY_GROUP);
+    let wanted =
+        event.as_ref().filter(|_| decision == Decision::Discard && is_new && (open.is_empty() == known.is_empty()));
+    // What nobody can decode is discarded for every group, also for those that have not come to it.
+    let discarded = wanted.and_then(undecodable);
+    if let Some(failed) = &discarded {
+        park(&mut tx, Scope::EveryGroup, failed, 0).await?;
+        let sql = "update dead_letters set state = 'discarded' where group_name = $1 and position = $2";
+        tx.execute(sql, vec![EVERY_GROUP.into(), position.into()]).await?;
+    }
+    let decided = match (open.is_empty(), discarded.is_some()) {
+        (false, _) => Decided::Asked,
+        (true, true) => Decided::Done,
+        (true, false) => return Ok(Decided::NoSuch),
+    };
     tx.commit().await?;
-    Ok(Decided::Done)
+    Ok(decided)
+}
+
+/// Carries over decisions that an older release has written into rows of every group.
+pub(crate) async fn ask_every_group_again(tx: &mut Tx) -> Result<(), Error> {
+    for row in rows(tx).await?.iter().filter(|row| row.group_name == EVERY_GROUP) {
+        match row.state.as_str() {
+            "retry" => ask_every_group(tx, row, Decision::Retry).await?,
+            "discard" => ask_every_group(tx, row, Decision::Discard).await?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a decision of an older release waits in a row of every group.
+pub(crate) fn asks_every_group(rows: &[Row]) -> bool {
+    rows.iter().any(|row| row.group_name == EVERY_GROUP && (row.state == "retry" || row.state == "discard"))
+}
+
+/// Positions of the events of a stream at which it is parked for a group, besides one row.
+pub(crate) fn other_positions(rows: &[Row], group: &str, one: &Row) -> Vec<i64> {
+    let concerns = |row: &&Row| row.group_name == EVERY_GROUP || row.group_name == group;
+    let own = rows.iter().filter(concerns).filter(|row| row.state != "discarded");
+    own.filter(|row| row.stream() == one.stream() && row.position != one.position).map(|row| row.position).collect()
 }
 
 /// Replaces a row of every group by one of each group that has checkpoints, whatever program they are of.

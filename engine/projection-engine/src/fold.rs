@@ -236,7 +236,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
     fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
         let mut state = Versioned::<A>::default();
         let (mut before, mut decoded, mut failed) = (None, Vec::new(), None);
-        if let Some(first) = events.first().filter(|first| first.sequence > 1) {
+        if let Some(first) = events.first().filter(|first| first.sequence > 1 && !self.folds.state) {
             // Nothing needs the states before: the events from here on are enough.
             (state.version, state.position) = (first.sequence - 1, first.position - 1);
         }
@@ -273,6 +273,10 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
             event.aggregate_type == A::TYPE && event.position <= position && !exclusions.parks(event)
         };
         for event in events.iter().filter(own) {
+            if !self.folds.state {
+                decoded.extend(self.events(&[event], exclusions)?.1);
+                continue;
+            }
             let applied = apply(states.entry(&event.aggregate_id).or_default(), event, exclusions)?;
             decoded.extend(applied.filter(|_| self.folds.events).map(|applied| decode(event, applied)));
         }

@@ -227,12 +227,18 @@ pub(crate) async fn prepare_group(store: &Store, group: &Group) -> Result<(), St
     let serves = |known: &[Checkpoint], projection: &dyn AnyProjection| {
         known.iter().any(|row| row.projection == projection.name() && row.state == LIVE)
     };
+    let is_elsewhere = |row: &Checkpoint| row.group_name != group.name && group.find(&row.projection).is_some();
     let known: Vec<Checkpoint> = store.db().fetch_all(CHECKPOINTS, vec![]).await?;
-    if group.projections.iter().all(|projection| serves(&known, *projection)) {
+    if group.projections.iter().all(|projection| serves(&known, *projection)) && !known.iter().any(is_elsewhere) {
         return Ok(());
     }
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
+    // A projection that an earlier release had in another group.
+    for row in checkpoints(&mut tx).await?.iter().filter(|row| is_elsewhere(row)) {
+        let sql = "update checkpoints set group_name = $1 where projection = $2 and generation = $3";
+        tx.execute(sql, vec![group.name.into(), row.projection.clone().into(), row.generation.into()]).await?;
+    }
     let known = checkpoints(&mut tx).await?;
     let others = known.iter().any(|row| row.group_name == group.name && row.state == LIVE && row.position > 0);
     for projection in &group.projections {
@@ -310,16 +316,14 @@ pub struct Unclaimed {
 /// The database is away.
 pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, StoreError> {
     let rows: Vec<Checkpoint> = db.fetch_all(CHECKPOINTS, vec![]).await?;
+    Ok(rows.into_iter().filter_map(|row| of_nobody(row, registry)).collect())
+}
+
+fn of_nobody(row: Checkpoint, registry: &Registry) -> Option<Unclaimed> {
+    let Checkpoint { group_name: group, projection, generation, state, position, .. } = row;
     // A newer release may have more read models in the core group.
-    let is_unclaimed = |row: &Checkpoint| row.group_name != CORE && registry.group(&row.group_name).is_none();
-    let unclaimed = |row: Checkpoint| Unclaimed {
-        group: row.group_name,
-        projection: row.projection,
-        generation: row.generation,
-        state: row.state,
-        position: row.position,
-    };
-    Ok(rows.into_iter().filter(is_unclaimed).map(unclaimed).collect())
+    let is_unclaimed = group != CORE && registry.group(&group).is_none();
+    is_unclaimed.then_some(Unclaimed { group, projection, generation, state, position })
 }
 
 /// Removes every generation, checkpoint and dead letter of a group that this program does not have; gives what it removed.
@@ -329,12 +333,14 @@ pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, S
 pub async fn remove_unclaimed(store: &Store, registry: &Registry, group: &str) -> Result<Vec<Unclaimed>, Error> {
     let _projecting = store.try_lead(&projecting(group)).await?.ok_or(Error::Busy)?;
     let _rebuilding = store.try_lead(&rebuilding(group)).await?.ok_or(Error::Busy)?;
-    let mut own = unclaimed(store.db(), registry).await?;
-    own.retain(|row| row.group == group);
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
+    let (own, others): (Vec<_>, Vec<_>) =
+        checkpoints(&mut tx).await?.into_iter().partition(|row| row.group_name == group);
+    let own: Vec<Unclaimed> = own.into_iter().filter_map(|row| of_nobody(row, registry)).collect();
+    let others: Vec<&str> = others.iter().map(|row| &*row.projection).collect();
     for row in &own {
-        tx.remove_undeclared(&row.projection, row.generation).await?;
+        tx.remove_undeclared(&row.projection, row.generation, &others).await?;
     }
     for table in ["checkpoints", "dead_letters"] {
         tx.execute(&format!("delete from {table} where group_name = $1"), vec![group.into()]).await?;
@@ -352,7 +358,8 @@ pub(crate) async fn set_state(tx: &mut Tx, name: &str, generation: i64, state: &
 /// fence.
 pub(crate) async fn bump_fence(tx: &mut Tx, group: &str, states: &[&str]) -> Result<i64, StoreError> {
     for state in states {
-        let sql = "update checkpoints set epoch = (select max(epoch) + 1 from checkpoints)
+        // Whoever caches rows by position reads them again: a rollback or a crash may have taken them back.
+        let sql = "update checkpoints set epoch = (select max(epoch) + 1 from checkpoints), revision = revision + 1
                    where group_name = $1 and state = $2";
         tx.execute(sql, vec![group.into(), (*state).into()]).await?;
     }

@@ -45,6 +45,9 @@ impl Batch {
     /// # Errors
     /// [`Error::Panicked`].
     pub(crate) fn rows(&self, projection: &dyn AnyProjection, only: Option<&StreamId>) -> Result<Vec<Rows>, Error> {
+        if only.is_some_and(|stream| stream.aggregate_type != projection.aggregate().aggregate_type()) {
+            return Ok(Vec::new());
+        }
         let rows = || self.0.iter().flat_map(|changes| projection.rows(&**changes, only.map(|id| &*id.aggregate_id)));
         let caught = catch_unwind(AssertUnwindSafe(|| rows().collect()));
         caught.map_err(|panic| Error::Panicked(format!("{}: {}", projection.name(), panic_text(&*panic))))

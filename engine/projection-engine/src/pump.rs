@@ -47,7 +47,10 @@ pub async fn run(store: Store, settings: Settings, progress: Progress, stop: Can
         tokio::spawn(async move {
             let group = &progress.registry().groups()[at];
             let work = async {
-                tokio::join!(lead(&store, group, &settings, &progress), rebuild::upgrade(&store, group, &settings))
+                tokio::join!(
+                    lead(&store, group, &settings, &progress),
+                    rebuild::upgrade(&store, progress.registry(), group, &settings)
+                )
             };
             tokio::select! {
                 _ = work => {}
@@ -335,17 +338,27 @@ impl<'a> Pump<'a> {
             tokio::time::sleep(Duration::from_millis(doubled)).await;
             return Ok(());
         }
-        let scope = if failing.in_group_only { Scope::Group(self.group.name) } else { Scope::EveryGroup };
         let mut tx = self.store.db().begin().await?;
+        tx.lock_checkpoints().await?;
         let own = "update checkpoints set last_error = null where state = 'live' and group_name = $1 and epoch = $2";
         if tx.execute(own, vec![self.group.name.into(), self.fence.into()]).await? == 0 {
             return Err(Error::Fenced);
         }
         for failed in &failing.streams {
             tracing::error!(%failed, group = self.group.name, attempts, "projections: the stream is parked, see `docket dead-letters`");
-            dead_letters::park(&mut tx, scope, failed, attempts).await?;
+            match failing.in_group_only {
+                true => dead_letters::park(&mut tx, Scope::Group(self.group.name), failed, attempts).await?,
+                false => {
+                    let (registry, group) = (self.progress.registry(), self.group.name);
+                    dead_letters::park_undecodable(&mut tx, registry, group, failed, attempts).await?;
+                }
+            }
         }
         tx.commit().await?;
+        if attempts > self.settings.attempts_max {
+            // Parking has not helped: whatever it is, it does not keep the database busy.
+            tokio::time::sleep(Duration::from_millis(self.settings.retry_delay_ms)).await;
+        }
         let parked = failing.streams.into_iter().map(|failed| (failed.stream, failed.position));
         self.fold.exclusions.parked.extend(parked);
         Ok(())
@@ -363,18 +376,29 @@ impl<'a> Pump<'a> {
             return Err(Error::Fenced);
         }
         let [group] = groups else { return Ok(()) };
-        let mut tx = self.store.db().begin().await?;
-        let rows = dead_letters::rows(&mut tx).await?;
-        drop(tx);
-        let (exclusions, asked) = dead_letters::partition(&rows, self.group.name);
-        if exclusions.discarded != self.fold.exclusions.discarded {
-            self.fold.clear();
+        loop {
+            let mut tx = self.store.db().begin().await?;
+            let mut rows = dead_letters::rows(&mut tx).await?;
+            if dead_letters::asks_every_group(&rows) {
+                dead_letters::ask_every_group_again(&mut tx).await?;
+                rows = dead_letters::rows(&mut tx).await?;
+                tx.commit().await?;
+            } else {
+                drop(tx);
+            }
+            let (exclusions, asked) = dead_letters::partition(&rows, self.group.name);
+            if exclusions.discarded != self.fold.exclusions.discarded {
+                self.fold.clear();
+            }
+            self.fold.exclusions = exclusions;
+            // Of a stream that is parked at several events, the first one is decided on first.
+            let others = |row: &dead_letters::Row| dead_letters::other_positions(&rows, self.group.name, row);
+            let Some(row) = asked.iter().find(|row| others(row).iter().all(|position| *position > row.position)) else {
+                return Ok(());
+            };
+            let next = others(row).into_iter().min();
+            self.apply_decision(group, row, next).await?;
         }
-        self.fold.exclusions = exclusions;
-        for row in asked {
-            self.apply_decision(group, &row).await?;
-        }
-        Ok(())
     }
 
     /// The same where no generation is moved by this release: all are about to be built again, by what was decided.
@@ -391,14 +415,21 @@ impl<'a> Pump<'a> {
     }
 
     /// Brings a parked stream to the group's position: what its events from the parked one on change is written in one
-    /// transaction with the end of the parking. An event that fails parks the stream again.
-    async fn apply_decision(&mut self, group: &CheckpointGroup, row: &dead_letters::Row) -> Result<(), Error> {
+    /// transaction with the end of the parking. An event that fails parks the stream again. Where the stream is parked at a
+    /// later event as well, it is brought up to that one.
+    async fn apply_decision(
+        &mut self,
+        group: &CheckpointGroup,
+        row: &dead_letters::Row,
+        next: Option<i64>,
+    ) -> Result<(), Error> {
         let stream = row.stream();
         self.fold.exclusions.parked.remove(&stream);
         if row.state == "discard" {
             self.fold.exclusions.discarded.insert(row.position, row.event.clone());
         }
-        let events = self.events_of(row, group.position).await?;
+        let until = next.map_or(group.position, |next| group.position.min(next - 1));
+        let events = self.events_of(row, until).await?;
         let (batch, failed) = match self.fold.run(|| self.fold.since(&stream, &events, row.position)) {
             Some(Partial { changes, reached, failed }) => {
                 (Some(Batch::of(changes)).filter(|_| reached >= row.position), failed)
@@ -415,6 +446,7 @@ impl<'a> Pump<'a> {
             None => Ok(Vec::new()),
         };
         let mut tx = self.store.db().begin_durably().await?;
+        tx.lock_checkpoints().await?;
         let written = match rows {
             Ok(rows) => group.write(&mut tx, self.fence, rows, None).await,
             Err(error) => Err(error),
@@ -423,6 +455,8 @@ impl<'a> Pump<'a> {
             Err(error) if is_about_one_stream(&error) => {
                 drop(tx);
                 let mut tx = self.store.db().begin().await?;
+                // Only as long as this pump leads: its successor may have settled the row.
+                group.write(&mut tx, self.fence, Vec::new(), None).await?;
                 dead_letters::park(&mut tx, Scope::Group(self.group.name), &row.failed(error.to_string()), 1).await?;
                 self.fold.exclusions.parked.insert(stream, row.position);
                 return Ok(tx.commit().await?);
@@ -439,7 +473,8 @@ impl<'a> Pump<'a> {
         }
         if let Some(failed) = &failed {
             let attempts = if failed.position == row.position { row.attempts + 1 } else { 1 };
-            dead_letters::park(&mut tx, Scope::EveryGroup, failed, attempts).await?;
+            let (registry, group) = (self.progress.registry(), self.group.name);
+            dead_letters::park_undecodable(&mut tx, registry, group, failed, attempts).await?;
             self.fold.exclusions.parked.insert(stream.clone(), failed.position);
         }
         tx.commit().await?;

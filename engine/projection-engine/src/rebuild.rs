@@ -15,7 +15,7 @@ use event_store::store::Store;
 use serde::Serialize;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::dead_letters::{self, Scope};
+use crate::dead_letters;
 use crate::error::{Error, catch_panic};
 use crate::exclusions::Exclusions;
 use crate::generation::{
@@ -24,7 +24,7 @@ use crate::generation::{
 };
 use crate::group_fold::GroupFold;
 use crate::projection::AnyProjection;
-use crate::registry::{Group, projecting, rebuilding};
+use crate::registry::{Group, Registry, projecting, rebuilding};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
@@ -36,6 +36,9 @@ const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 const CHUNK_MIN: i64 = 500;
 /// Events that may be left for the switch, while which the live generation stands still.
 const LEFT_FOR_THE_SWITCH: i64 = 2_000;
+/// Events that may be folded while the switch holds its locks, and how often it is tried with so few.
+const LEFT_UNDER_LOCK: i64 = 200;
+const SWITCHES_MAX: u32 = 20;
 /// Pauses after failures of the database, before the rebuild goes on where it stopped.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRIES_MAX: u32 = 240;
@@ -224,7 +227,7 @@ pub async fn prune(
 }
 
 /// Builds what this release has in a newer version than the database, and what can no longer be brought on, for ever.
-pub(crate) async fn upgrade(store: &Store, group: &Group, settings: &Settings) {
+pub(crate) async fn upgrade(store: &Store, registry: &Registry, group: &Group, settings: &Settings) {
     loop {
         match outdated(store, group).await {
             Ok(projections) if projections.is_empty() => {}
@@ -238,7 +241,7 @@ pub(crate) async fn upgrade(store: &Store, group: &Group, settings: &Settings) {
                         // No projector of this release works before they are built, so it is for this one to park.
                         if let Error::Fold(failed) = error
                             && projections.len() == group.projections.len()
-                            && let Err(error) = park(store, &failed).await
+                            && let Err(error) = park(store, registry, group, &failed).await
                         {
                             tracing::warn!(%error, "the stream could not be parked");
                         }
@@ -251,9 +254,9 @@ pub(crate) async fn upgrade(store: &Store, group: &Group, settings: &Settings) {
     }
 }
 
-async fn park(store: &Store, failed: &FoldError) -> Result<(), StoreError> {
+async fn park(store: &Store, registry: &Registry, group: &Group, failed: &FoldError) -> Result<(), StoreError> {
     let mut tx = store.db().begin().await?;
-    dead_letters::park(&mut tx, Scope::EveryGroup, failed, 1).await?;
+    dead_letters::park_undecodable(&mut tx, registry, group.name, failed, 1).await?;
     tx.commit().await
 }
 
@@ -275,6 +278,8 @@ struct Build<'a> {
     fold: GroupFold,
     events: i64,
     missing: i64,
+    /// How often the switch was tried.
+    switches: u32,
     /// How far to go at least, where nobody projected when it began; and as far as the live generations are in any case.
     end: i64,
 }
@@ -295,7 +300,17 @@ impl<'a> Build<'a> {
         let nobody_projects = store.try_lead(&projecting(group.name)).await?.is_some();
         let end = if nobody_projects { store.head().await? } else { 0 };
         let fold = GroupFold::new(store, group, settings.aggregates_in_memory_max, exclusions);
-        Ok(Self { store, group, groups: by_position(generations), fence, fold, events: 0, missing: 0, end })
+        Ok(Self {
+            store,
+            group,
+            groups: by_position(generations),
+            fence,
+            fold,
+            events: 0,
+            missing: 0,
+            switches: 0,
+            end,
+        })
     }
 
     /// Three things at once: the next events are read, these are folded, those before are written.
@@ -383,9 +398,27 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
+    /// Folds and commits what there is now: while the switch holds its locks, as little as possible is left to fold.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        let until = self.target().await?;
+        let group = &mut self.groups[0];
+        let mut events = self.store.read(group.position, (until - group.position).clamp(0, CHUNK)).await?;
+        events.retain(|event| event.position <= until);
+        let Some(last) = events.last() else { return Ok(()) };
+        let changes = self.fold.changes(&events).await?;
+        let rows = self.fold.run(|| group.rows(&changes, None))?;
+        group.commit(self.store, self.fence, rows, last).await?;
+        self.fold.put(&changes);
+        self.events += events.len() as i64;
+        self.missing += last.position - group.position - events.len() as i64;
+        group.position = last.position;
+        Ok(())
+    }
+
     /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction. `None`
     /// where the live generations have gone too far ahead meanwhile.
     async fn switch(&mut self) -> Result<Option<(Vec<Switched>, i64)>, Error> {
+        self.catch_up().await?;
         // What an operator is told of survives the machine; what was filled before is on the disk with it.
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
@@ -395,7 +428,9 @@ impl<'a> Build<'a> {
         let head = self.store.head().await?;
         let furthest = furthest(&known, self.group).max(self.end).min(head);
         let group = &mut self.groups[0];
-        if furthest - group.position > CHUNK {
+        let most = if self.switches < SWITCHES_MAX { LEFT_UNDER_LOCK } else { CHUNK };
+        self.switches += 1;
+        if furthest - group.position > most {
             return Ok(None);
         }
         while group.position < furthest {

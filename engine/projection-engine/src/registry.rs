@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use event_store::event::RecordedEvent;
+use event_store::table::{Column, Merge};
 use kernel::aggregate::History;
 
 use crate::projection::{AnyAggregate, AnyObserver, AnyProjection};
@@ -45,6 +46,14 @@ impl Registry {
                         return Err(format!("two read models have a table {}, one of them is {name}", table.name));
                     }
                 }
+                let adds = |column: &&Column| matches!(column.merge, Merge::Add | Merge::Min | Merge::Max);
+                let mut columns = projection.tables().iter().flat_map(|table| table.columns);
+                if let Some(column) = columns.find(|column| projection.needs().events && adds(column)) {
+                    return Err(format!(
+                        "the read model {name} folds events, so a row's values are absolute: its column {} must be set",
+                        column.name
+                    ));
+                }
                 if projection.needs().state && projection.aggregate().history() == History::Unbounded {
                     return Err(format!(
                         "the read model {name} folds the states of `{}`, whose history is unbounded: fold its events",
@@ -69,6 +78,13 @@ impl Registry {
     /// Every read model.
     pub fn projections(&self) -> impl Iterator<Item = &'static dyn AnyProjection> {
         self.0.iter().flat_map(|group| group.projections.iter().copied())
+    }
+
+    /// Whether a group may have rows of a kind of aggregate: it folds it, or belongs to another program.
+    pub(crate) fn may_fold(&self, group: &str, aggregate_type: &str) -> bool {
+        self.group(group).is_none_or(|group| {
+            group.projections.iter().any(|projection| projection.aggregate().aggregate_type() == aggregate_type)
+        })
     }
 
     /// A read model by name, with its group.

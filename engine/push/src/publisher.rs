@@ -196,9 +196,13 @@ impl<A: Aggregate> LiveFold for Live<A> {
             let state = loaded.entry(event.aggregate_id.clone()).or_default();
             if discarded.holds(event) {
                 state.skip(event);
-            } else if let Err(error) = state.apply(event) {
-                // The events after it do not apply either: nothing of this stream is published, the others go on.
-                tracing::error!(%error, "not published");
+                continue;
+            }
+            // The events after it do not apply either: nothing of this stream is published, the others go on.
+            match catch_unwind(AssertUnwindSafe(|| state.apply(event))) {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::error!(%error, "not published"),
+                Err(_) => self.panicked.push(event.aggregate_id.clone()),
             }
         }
         self.current.extend(loaded.into_iter().map(|(id, state)| (id, Arc::new(state))));

@@ -112,6 +112,18 @@ impl CommandType for Command {
     }
 }
 
+impl Counter {
+    /// Whose it is.
+    pub fn owner(&self) -> &str {
+        self.owner.as_deref().unwrap_or_default()
+    }
+
+    /// What was counted.
+    pub fn sum(&self) -> i64 {
+        self.sum
+    }
+}
+
 impl Aggregate for Counter {
     const TYPE: &'static str = "counter";
     const STATE_VERSION: i64 = 1;
@@ -134,6 +146,7 @@ impl Aggregate for Counter {
         match event {
             Event::CounterCreated { owner } => self.owner = Some(owner.clone()),
             Event::ItemAdded { by, note } => {
+                assert!(note != "panic in evolve" || !PANICS.load(Relaxed), "the note says so");
                 self.sum += by;
                 self.note.clone_from(note);
             }

@@ -1,6 +1,7 @@
 //! Docket with a foreign module beside the built-in ones: what the stories of foreign modules run. Its aggregates can be
 //! made to fail in every way that a module can fail.
 
+mod audit;
 mod counter;
 mod meter;
 mod refusal;
@@ -15,7 +16,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let mut modules = server::modules::modules();
-    modules.push(toy());
+    modules.extend([toy(), audit::audit()]);
     server::main(modules)
 }
 

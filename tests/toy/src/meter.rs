@@ -105,6 +105,7 @@ pub static PROJECTION: Projection<Meter> =
 fn fold(events: &[&Decoded<Meter>]) -> Vec<Rows> {
     let row = |event: &&Decoded<Meter>| {
         let Event::MeterRead { value } = event.event;
+        assert!(value != -1, "the value says so");
         vec![event.id.to_string().into(), value.into(), event.sequence.into(), event.position.into()]
     };
     vec![(&TABLE, events.iter().map(row).collect())]

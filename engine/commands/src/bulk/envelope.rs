@@ -1,5 +1,7 @@
 //! A line read as a command.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use platform::auth::Principal;
@@ -65,7 +67,9 @@ pub(crate) fn envelope(
             return Err(field("/type", "must name the command"));
         };
         let own = lines.iter().find(|own| own.types.contains(&kind.as_str()));
-        let mut line = (own.ok_or_else(|| unknown_type(lines))?.parse)(&kind, fields, principal)?;
+        let parse = own.ok_or_else(|| unknown_type(lines))?.parse;
+        let parsed = catch_unwind(AssertUnwindSafe(|| parse(&kind, fields, principal)));
+        let mut line = parsed.unwrap_or_else(|_| Err(Problem::internal()))?;
         line.step.expect(expected);
         let origin = Origin {
             principal: principal.clone(),

@@ -4,8 +4,8 @@ WORKDIR /build
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    cargo build --release --locked --package server \
-    && install -D target/release/docket /out/docket
+    cargo build --profile dist --locked --package server \
+    && install -D target/dist/docket /out/docket
 
 FROM debian:12.11-slim
 COPY --from=build /out/docket /usr/local/bin/docket

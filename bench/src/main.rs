@@ -33,7 +33,7 @@ const EXAMPLES: &str = "Examples:
   docket-bench operations
   docket-bench all orders.csv.gz --expected orders.expected.json
 
-Build first: cargo build --release -p server -p bench";
+Build first: cargo build --profile dist -p server -p bench";
 
 const EXIT_CODES: &str = "Exit codes:
   0  measured, and every check held

@@ -264,7 +264,11 @@ impl Bare {
     async fn start(bytes: usize) -> anyhow::Result<Self> {
         ensure!(bytes < 60_000, "one message is {bytes} bytes");
         let program = profile_directory().join("docket-bench-bare");
-        ensure!(program.is_file(), "{} is missing; build it with: cargo build --release -p bench", program.display());
+        ensure!(
+            program.is_file(),
+            "{} is missing; build it with: cargo build --profile dist -p bench",
+            program.display()
+        );
         let directory = tempfile::Builder::new().prefix("docket-bench-").tempdir()?;
         let address = format!("127.0.0.1:{}", free_port());
         let listen = [("LISTEN".to_owned(), address.clone())];

@@ -97,7 +97,11 @@ impl Stock {
     /// When its binary is missing or the database is not durable.
     pub async fn start() -> anyhow::Result<Self> {
         let program = profile_directory().join("docket-bench-stock");
-        ensure!(program.is_file(), "{} is missing; build it with: cargo build --release -p bench", program.display());
+        ensure!(
+            program.is_file(),
+            "{} is missing; build it with: cargo build --profile dist -p bench",
+            program.display()
+        );
         let postgres = Postgres::start(true).await;
         ensure_durable(&postgres.url()).await?;
         let directory = tempfile::Builder::new().prefix("docket-bench-").tempdir()?;

@@ -121,6 +121,6 @@ mod tests {
             std::fs::write(&path, &now).unwrap();
         }
         let known = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(known == now, "schemas/{name} is stale: run UPDATE_SCHEMAS=1 cargo test --profile ci -p server");
+        assert!(known == now, "schemas/{name} is stale: run UPDATE_SCHEMAS=1 cargo test --release -p server");
     }
 }

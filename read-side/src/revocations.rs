@@ -42,7 +42,7 @@ struct Revoke {
 }
 
 /// A revocation.
-#[derive(Debug, Serialize, ToSchema, sqlx::FromRow)]
+#[derive(Debug, Serialize, ToSchema, sqlx_macros::FromRow)]
 struct Revocation {
     /// `subject` or `token_id`.
     kind: String,

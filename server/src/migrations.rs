@@ -3,10 +3,10 @@
 use event_store::migrations::Migrations;
 use sqlx::migrate::Migrator;
 
-static SQLITE_LOG: Migrator = sqlx::migrate!("../migrations/sqlite/log");
-static SQLITE_READ: Migrator = sqlx::migrate!("../migrations/sqlite/read");
-static POSTGRES_LOG: Migrator = sqlx::migrate!("../migrations/postgres/log");
-static POSTGRES_READ: Migrator = sqlx::migrate!("../migrations/postgres/read");
+static SQLITE_LOG: Migrator = sqlx_macros::migrate!("../migrations/sqlite/log");
+static SQLITE_READ: Migrator = sqlx_macros::migrate!("../migrations/sqlite/read");
+static POSTGRES_LOG: Migrator = sqlx_macros::migrate!("../migrations/postgres/log");
+static POSTGRES_READ: Migrator = sqlx_macros::migrate!("../migrations/postgres/read");
 
 /// The migrations that this release knows.
 pub const MIGRATIONS: Migrations = Migrations {

@@ -97,8 +97,8 @@ type First = Count<1>;
 type Second = Count<2>;
 
 async fn store(folder: &std::path::Path) -> Store {
-    static LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
-    static READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
+    static LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
+    static READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
     // PostgreSQL is not opened here.
     let migrations = Migrations { sqlite_log: &LOG, sqlite_read: &READ, postgres_log: &LOG, postgres_read: &READ };
     let database_url = format!("sqlite:{}", folder.join("store.db").display());

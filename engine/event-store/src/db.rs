@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::postgres::primary::Primary;
 use crate::table::{Column, Table, Value, sqlite_chunks};
 
-/// A row type that reads from both databases; `#[derive(sqlx::FromRow)]` gives it.
+/// A row type that reads from both databases; `#[derive(sqlx_macros::FromRow)]` gives it.
 pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
 impl<T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin> Row for T {}
 

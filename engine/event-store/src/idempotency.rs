@@ -5,7 +5,7 @@ pub(crate) const IDEMPOTENCY_RECORD: &str = "select request_hash, status, aggreg
                                              answer from idempotency where scope = $1 and key = $2";
 
 /// What was answered to a request with an idempotency key.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, sqlx_macros::FromRow)]
 pub struct IdempotencyRecord {
     /// Hash of method, path and body.
     pub request_hash: String,

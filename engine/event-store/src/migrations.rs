@@ -19,10 +19,10 @@ pub struct Migrations {
 impl Migrations {
     /// The files of this repository, for this crate's own tests.
     pub(crate) fn of_repository() -> Self {
-        static SQLITE_LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
-        static SQLITE_READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
-        static POSTGRES_LOG: Migrator = sqlx::migrate!("../../migrations/postgres/log");
-        static POSTGRES_READ: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+        static SQLITE_LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
+        static SQLITE_READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
+        static POSTGRES_LOG: Migrator = sqlx_macros::migrate!("../../migrations/postgres/log");
+        static POSTGRES_READ: Migrator = sqlx_macros::migrate!("../../migrations/postgres/read");
         Self {
             sqlite_log: &SQLITE_LOG,
             sqlite_read: &SQLITE_READ,

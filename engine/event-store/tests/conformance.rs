@@ -166,10 +166,10 @@ fn idempotency(key: &str, id: &str) -> Option<Idempotency> {
 }
 
 fn migrations() -> Migrations {
-    static SQLITE_LOG: Migrator = sqlx::migrate!("../../migrations/sqlite/log");
-    static SQLITE_READ: Migrator = sqlx::migrate!("../../migrations/sqlite/read");
-    static POSTGRES_LOG: Migrator = sqlx::migrate!("../../migrations/postgres/log");
-    static POSTGRES_READ: Migrator = sqlx::migrate!("../../migrations/postgres/read");
+    static SQLITE_LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
+    static SQLITE_READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
+    static POSTGRES_LOG: Migrator = sqlx_macros::migrate!("../../migrations/postgres/log");
+    static POSTGRES_READ: Migrator = sqlx_macros::migrate!("../../migrations/postgres/read");
     Migrations {
         sqlite_log: &SQLITE_LOG,
         sqlite_read: &SQLITE_READ,

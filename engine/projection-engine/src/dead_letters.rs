@@ -20,7 +20,7 @@ use crate::state::{FoldError, rfc3339};
 /// Name in the database for every group.
 const EVERY_GROUP: &str = "";
 
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub(crate) struct Row {
     group_name: String,
     pub(crate) position: i64,

@@ -31,7 +31,7 @@ pub(crate) const RETURNING: &str = "returning";
 pub(crate) const OUTDATED: i64 = 0;
 
 /// How far a generation has come.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub(crate) struct Checkpoint {
     pub(crate) projection: String,
     pub(crate) group_name: String,

@@ -103,7 +103,7 @@ pub struct Spend {
     pub amount: String,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Row {
     currency: String,
     orders: i64,

@@ -27,7 +27,7 @@ pub static PROJECTION: Projection<Order> =
     Projection { name: "order_details", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
 /// An order as stored.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub struct OrderDetails {
     /// The owner.
     pub customer_id: String,

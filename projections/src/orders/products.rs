@@ -96,7 +96,7 @@ pub struct Product {
     pub revenue: String,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Row {
     sku: String,
     name: Option<String>,

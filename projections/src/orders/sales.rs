@@ -122,7 +122,7 @@ pub struct Sale {
     pub revenue: String,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Row {
     key: String,
     currency: String,

@@ -174,7 +174,7 @@ pub struct Query {
     pub after: Option<Cursor>,
 }
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Row {
     order_id: String,
     customer_id: String,
@@ -232,7 +232,7 @@ pub async fn lengths(mut from: impl Read, ids: &[String]) -> Result<Vec<Length>,
 }
 
 /// How long an order's stream is.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub struct Length {
     /// The order.
     pub order_id: String,

@@ -325,7 +325,7 @@ pub fn queries() -> OpenApiRouter<QueryApi> {
 }
 
 /// A counter.
-#[derive(Debug, Clone, Serialize, ToSchema, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
 struct CounterView {
     /// Its id.
     counter_id: String,

@@ -145,7 +145,7 @@ pub fn queries() -> OpenApiRouter<QueryApi> {
 }
 
 /// A meter.
-#[derive(Debug, Clone, Serialize, ToSchema, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
 struct MeterView {
     /// Its id.
     meter_id: String,

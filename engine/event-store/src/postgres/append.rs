@@ -37,7 +37,7 @@ pub(super) struct Writer {
 }
 
 /// What the function returns. Places count from 1, in the arrays that it was called with.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 struct Answer {
     is_written: bool,
     head: i64,

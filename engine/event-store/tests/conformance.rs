@@ -669,11 +669,12 @@ async fn one_conflict_of_several_streams_writes_nothing(backend: Backend) {
 
 async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
     const EACH: i64 = 60;
-    let writers = [backend.store.clone(), backend.second_writer().await, backend.store.clone()];
+    let second = backend.second_writer().await;
+    let writers = [backend.store.clone(), second.clone(), backend.store.clone(), second];
     let mut tasks = tokio::task::JoinSet::new();
     for (task, store) in (0..).zip(writers) {
         tasks.spawn(async move {
-            let names = if task % 2 == 0 { ["x", "y"] } else { ["y", "x"] };
+            let names = if task % 3 == 0 { ["x", "y"] } else { ["y", "x"] };
             let mut versions = [0, 0];
             for number in 0..EACH {
                 loop {
@@ -692,7 +693,7 @@ async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
     }
     tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await.expect("no deadlock");
     let log = backend.store.read(0, 10_000).await.unwrap();
-    assert_eq!(log.len() as i64, 2 * 3 * EACH);
+    assert_eq!(log.len() as i64, 2 * 4 * EACH);
     let mut versions = BTreeMap::new();
     for (event, position) in log.iter().zip(1..) {
         assert_eq!(event.position, position, "positions are dense");

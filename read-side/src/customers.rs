@@ -4,6 +4,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use event_store::error::Error;
 use futures::FutureExt;
+use kernel::stream::is_id;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
@@ -18,7 +19,7 @@ use utoipa_axum::routes;
 use crate::json::text;
 use crate::orders::channels::find_changed;
 
-use push::api::{ChangedStream, Channel, QueryApi, Refusal, is_id};
+use push::api::{ChangedStream, Channel, QueryApi, Refusal};
 use push::consistency::with_position_header;
 use push::problems::not_found;
 use push::recovery::RECOVERED_MAX;

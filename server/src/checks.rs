@@ -82,8 +82,11 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
                 match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
                     None => Ok(()),
                     Some(oldest) => Err(format!(
-                        "{} streams are parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
-                        parked.len()
+                        "{} parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
+                        match parked.len() {
+                            1 => "1 stream is".to_owned(),
+                            streams => format!("{streams} streams are"),
+                        }
                     )),
                 }
             }

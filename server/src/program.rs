@@ -221,7 +221,10 @@ fn check_needs(modules: &[Module]) -> Result<(), String> {
     for module in modules {
         for need in &module.needs {
             if modules.iter().all(|known| known.name != *need) {
-                return Err(format!("the module {} needs the module {need}, which is not there", module.name));
+                return Err(format!(
+                    "the module {} needs the module {need}, which is not there: add {need}",
+                    module.name
+                ));
             }
         }
         let (mut seen, mut next) = (BTreeSet::new(), module.needs.clone());

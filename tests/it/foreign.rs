@@ -13,6 +13,8 @@ tests::stories![
     two_kinds_of_aggregates_never_meet,
     events_of_an_endless_stream_are_folded_one_by_one,
     a_panic_in_a_fold_parks_its_own_group_only,
+    a_stream_is_parked_at_the_event_that_fails,
+    an_id_that_no_aggregate_can_have_is_refused,
     a_refused_row_parks_its_own_group_only,
     an_event_that_does_not_decode_parks_its_stream_for_every_group,
     the_stream_at_fault_is_parked_and_not_one_with_the_same_id,
@@ -164,6 +166,68 @@ async fn a_panic_in_a_fold_parks_its_own_group_only(mut system: TestSystem) {
     assert_eq!(dead_letters(&system).await, Vec::<Value>::new());
     system.cli(&["replay", "--all"]).await;
     system.cli(&["verify"]).await;
+}
+
+async fn a_stream_is_parked_at_the_event_that_fails(system: TestSystem) {
+    for id in ["one", "two", "calm"] {
+        counter(&system, id).await;
+    }
+    system.settled().await;
+    // All are of one batch.
+    let counted = |id: &str, sequence: i64, note: &str| {
+        format!(
+            "('counter', '{id}', {sequence}, 'ItemAdded', '1', '{{\"ItemAdded\":{{\"by\":1,\"note\":\"{note}\"}}}}', '{{}}')"
+        )
+    };
+    let events = [
+        counted("one", 2, "fine"),
+        counted("two", 2, "panic"),
+        counted("one", 3, "panic"),
+        counted("calm", 2, "fine"),
+        counted("one", 4, "fine"),
+    ];
+    let insert = format!(
+        "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
+         values {}",
+        events.join(", ")
+    );
+    assert_eq!(statement(&system, false, &insert).await, 5);
+    let mut letters = until("both streams are parked", async || {
+        let letters = dead_letters(&system).await;
+        (letters.len() == 2).then_some(letters)
+    })
+    .await;
+    letters.sort_by_key(|letter| letter["position"].as_i64());
+    let parked: Vec<_> = letters.iter().map(|letter| (&letter["aggregate_id"], &letter["sequence"])).collect();
+    assert_eq!(parked, [(&json!("two"), &json!(2)), (&json!("one"), &json!(3))]);
+    system.settled().await;
+    assert_eq!(counted_at(&system, "one", 2).await["sum"], 1);
+    assert_eq!(counted_at(&system, "calm", 2).await["sum"], 1);
+    // Nothing but the one event is lost.
+    let discarded = letters[1]["position"].to_string();
+    system.cli(&["dead-letters", "discard", &discarded]).await;
+    assert_eq!(counted_at(&system, "one", 4).await["sum"], 2);
+    system.cli(&["verify"]).await;
+}
+
+async fn an_id_that_no_aggregate_can_have_is_refused(system: TestSystem) {
+    let create = async |id: String| {
+        let answer = system.post("/v1/counters").json(json!({"counter_id": id})).send().await;
+        (answer.status, answer.json()["type"].clone())
+    };
+    // One database refuses the long ones, and with them whatever is in the same transaction.
+    let bad = ["", "bad id!", "a/b", "\u{e9}"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(std::iter::repeat_n("x".repeat(6_000), 5));
+    let good = (0..20).map(|number| format!("good-{number}"));
+    let answers =
+        futures::future::join(futures::future::join_all(bad.map(create)), futures::future::join_all(good.map(create)));
+    let (refused, created) = answers.await;
+    for (status, kind) in refused {
+        assert_eq!((status, kind.as_str()), (422, Some("/problems/invalid-id")));
+    }
+    assert!(created.iter().all(|(status, _)| *status == 201), "{created:?}");
 }
 
 async fn a_refused_row_parks_its_own_group_only(system: TestSystem) {
@@ -419,7 +483,10 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     order(&system, "17").await;
     system.settled().await;
     let refused = system.try_cli(&["modules", "--prune", "toy"]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("is a module of this program"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("this program has toy"), "{refused:?}");
+    let mistyped = system.try_cli(&["modules", "--prune", "../../x/y"]).await;
+    assert_eq!(mistyped.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&mistyped.stderr).contains("there are no read models"), "{mistyped:?}");
     system.terminate().await;
     system.run_program("docket");
     system.restart().await;

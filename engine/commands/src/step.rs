@@ -9,7 +9,7 @@ use event_store::event::NewEvent;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, Refusal};
-use kernel::stream::StreamId;
+use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use platform::conditional::Versions;
 use platform::problem::Problem;
@@ -51,7 +51,7 @@ pub trait AnyStep: Send + Sync {
     /// Decides. Nothing is applied.
     ///
     /// # Errors
-    /// Not there or not the caller's: the same answer. Another version than expected. The aggregate's refusal.
+    /// An id that no aggregate can have. Not there or not the caller's: the same answer. Another version than expected. The aggregate's refusal.
     fn decide(&mut self, principal: &Principal) -> Result<(), Problem>;
     /// The version that was decided on.
     fn version(&self) -> i64;
@@ -109,6 +109,14 @@ impl<A: Aggregate> AnyStep for Step<A> {
     fn decide(&mut self, principal: &Principal) -> Result<(), Problem> {
         let Some(loaded) = &self.loaded else { return Err(Problem::internal()) };
         let (state, version) = (&loaded.state, loaded.version);
+        if version == 0 && !is_id(&self.id) {
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-id", "The id is not valid").detail(
+                format!(
+                    "The id of a {} has 1 to 64 characters of A-Z a-z 0-9 _ -. Nothing was written. Send another id.",
+                    A::TYPE
+                ),
+            ));
+        }
         let creates = self.command.creates();
         if !creates && !may_know(principal, state.access()) {
             return Err(refused(&A::Error::not_found()));

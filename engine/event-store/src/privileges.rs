@@ -37,7 +37,7 @@ impl Store {
     /// do this.
     pub async fn grant_to(&self, role: &str, read_models: &[&Table]) -> Result<(), Error> {
         let Database::Postgres(log) = &self.log().database else {
-            return Err(Error::Settings("SQLite has no roles: privileges are for PostgreSQL".into()));
+            return Err(Error::Settings("SQLite has no roles: leave out `--grant-to`, which is for PostgreSQL".into()));
         };
         let mut tx = log.pool.begin().await?;
         let known: Option<(String, String, bool)> = sqlx::query_as(

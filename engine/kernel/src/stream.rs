@@ -25,3 +25,9 @@ impl fmt::Display for StreamId {
         write!(f, "{}/{}", self.aggregate_type, self.aggregate_id)
     }
 }
+
+/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`, as every aggregate's has: it stands in paths, channels and the
+/// index of the log.
+pub fn is_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}

@@ -331,6 +331,9 @@ fn of_nobody(row: Checkpoint, registry: &Registry) -> Option<Unclaimed> {
 /// # Errors
 /// [`Error::Busy`] while a process projects or rebuilds the group.
 pub async fn remove_unclaimed(store: &Store, registry: &Registry, group: &str) -> Result<Vec<Unclaimed>, Error> {
+    if unclaimed(store.db(), registry).await?.iter().all(|row| row.group != group) {
+        return Ok(Vec::new());
+    }
     let _projecting = store.try_lead(&projecting(group)).await?.ok_or(Error::Busy)?;
     let _rebuilding = store.try_lead(&rebuilding(group)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;

@@ -3,6 +3,7 @@
 //! Each group has a task of its own, and one process pumps a group at a time. It takes the group's checkpoints under a new
 //! fence; every commit compares position and fence, so a pump that was replaced writes nothing.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use event_store::db::Tx;
@@ -270,10 +271,11 @@ impl<'a> Pump<'a> {
             };
             match committed {
                 Err(error) if is_about_one_stream(&error) => {
-                    return match self.find_rejected_change(slowest, events, &batch).await? {
-                        Some(failed) => Ok(Projected::Failing(Failing { streams: vec![failed], in_group_only: true })),
-                        None => Err(error),
-                    };
+                    let streams = self.find_rejected_streams(slowest, events, &batch).await?;
+                    if streams.is_empty() {
+                        return Err(error);
+                    }
+                    return Ok(Projected::Failing(Failing { streams, in_group_only: true }));
                 }
                 outcome => outcome?,
             }
@@ -299,32 +301,60 @@ impl<'a> Pump<'a> {
         Ok(Projected::To(position))
     }
 
-    /// The stream whose rows the database refuses, or whose fold panics.
-    async fn find_rejected_change(
+    /// The streams of a batch whose rows the database refuses, or whose projections panic.
+    async fn find_rejected_streams(
         &self,
         group: &CheckpointGroup,
         events: &[RecordedEvent],
         batch: &Batch,
-    ) -> Result<Option<FoldError>, Error> {
-        let mut tried: Vec<StreamId> = Vec::new();
-        for event in events {
-            let stream = StreamId::new(&event.aggregate_type, &event.aggregate_id);
-            if tried.contains(&stream) {
+    ) -> Result<Vec<FoldError>, Error> {
+        let of = |event: &RecordedEvent| StreamId::new(&event.aggregate_type, &event.aggregate_id);
+        let mut tried = HashSet::new();
+        let mut rejected = Vec::new();
+        for (first, stream) in events.iter().map(of).enumerate() {
+            if !tried.insert(stream.clone()) {
                 continue;
             }
-            let written = match group.rows(batch, Some(&stream)) {
-                Ok(rows) => {
-                    let mut tx = self.store.db().begin().await?;
-                    group.write(&mut tx, self.fence, rows, None).await
-                }
-                Err(error) => Err(error),
-            };
-            match written {
-                Err(error) if is_about_one_stream(&error) => return Ok(Some(FoldError::new(event, error.to_string()))),
-                _ => tried.push(stream),
+            if let Some(error) = self.try_rows(group, batch, &stream).await? {
+                let own: Vec<_> = events[first..].iter().filter(|event| of(event) == stream).cloned().collect();
+                rejected.push(self.find_rejected_event(group, &own, &stream, &error).await?);
             }
         }
-        Ok(None)
+        Ok(rejected)
+    }
+
+    /// The first of a stream's events after which its rows are refused: those before it are projected, in batches of any size.
+    async fn find_rejected_event(
+        &self,
+        group: &CheckpointGroup,
+        events: &[RecordedEvent],
+        stream: &StreamId,
+        error: &Error,
+    ) -> Result<FoldError, Error> {
+        for end in 1..events.len() {
+            let (batch, _) = self.fold.fold(&events[..end]).await?;
+            if let Some(error) = self.try_rows(group, &batch, stream).await? {
+                return Ok(FoldError::new(&events[end - 1], error.to_string()));
+            }
+        }
+        Ok(FoldError::new(&events[events.len() - 1], error.to_string()))
+    }
+
+    /// Writes a stream's rows without keeping them; the error where it is about the stream.
+    async fn try_rows(
+        &self,
+        group: &CheckpointGroup,
+        batch: &Batch,
+        stream: &StreamId,
+    ) -> Result<Option<Error>, Error> {
+        let written = match group.rows(batch, Some(stream)) {
+            Ok(rows) => {
+                let mut tx = self.store.db().begin().await?;
+                group.write(&mut tx, self.fence, rows, None).await
+            }
+            Err(error) => Err(error),
+        };
+        Ok(written.err().filter(is_about_one_stream))
     }
 
     /// After a failure: waits, a little longer each time; after the last attempt parks the streams, all of a batch at once.

@@ -161,11 +161,6 @@ impl Channel {
     }
 }
 
-/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`, as ids of aggregates have.
-pub fn is_id(id: &str) -> bool {
-    (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-}
-
 /// A list of channels or publishers that cannot work.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
@@ -374,6 +369,8 @@ impl FromRef<QueryApi> for Authenticator {
 
 #[cfg(test)]
 mod tests {
+    use kernel::stream::is_id;
+
     use super::*;
     use crate::testing::{ALL, ONE, OTHER, OWNED, PUBLISHER};
 

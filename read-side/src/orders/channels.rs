@@ -7,11 +7,11 @@ use event_store::db::Tx;
 use event_store::error::Error;
 use futures::FutureExt;
 use kernel::aggregate::Aggregate;
-use kernel::stream::StreamId;
+use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use projection_engine::registry::CORE;
 use projections::orders::{details, summaries};
-use push::api::{ChangedStream, Channel, QueryApi, Refusal, Refused, Shown, is_id};
+use push::api::{ChangedStream, Channel, QueryApi, Refusal, Refused, Shown};
 use push::recovery::{RECOVERED_MAX, changed_in_log};
 
 use crate::json::text;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use event_store::store::open_beside;
+use projection_engine::error::Error;
 use projection_engine::generation::{remove_unclaimed, unclaimed};
 use serde_json::json;
 
@@ -14,18 +15,19 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     let settings = load(&program, &wanted.common, &[])?;
     let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
     if let Some(group) = wanted.prune {
-        if program.registry().group(&group).is_some() {
-            bail!(
-                "{group} is a module of this program, so its read models stay; `docket replay --prune` removes old ones"
-            );
+        let is_own = program.modules().iter().any(|module| module.name == group);
+        if is_own || program.registry().group(&group).is_some() {
+            bail!("this program has {group}, so its read models stay; `docket replay --prune` removes old generations");
         }
-        let removed = remove_unclaimed(&store, program.registry(), &group).await;
-        let removed = removed.with_context(|| format!("the read models of {group} cannot be removed"))?;
+        let removed = match remove_unclaimed(&store, program.registry(), &group).await {
+            Err(Error::Busy) => bail!("a server still projects {group}, or rebuilds it: stop it, then prune"),
+            removed => removed.with_context(|| format!("the read models of {group} cannot be removed"))?,
+        };
+        if removed.is_empty() {
+            bail!("there are no read models of a module `{group}`: `docket modules` names what can be removed");
+        }
         for row in &removed {
             say(format_args!("{}: generation {} is removed", row.projection, row.generation));
-        }
-        if removed.is_empty() {
-            eprintln!("There is no read model of a module {group}.");
         }
         return Ok(0);
     }
@@ -54,8 +56,8 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     let left = unclaimed(store.db(), program.registry()).await?;
     for row in &left {
         say(format_args!(
-            "No module of this program has the group {}: {}, generation {} at position {}",
-            row.group, row.projection, row.generation, row.position
+            "No module of this program has {}: generation {} at position {}, group {}",
+            row.projection, row.generation, row.position, row.group
         ));
     }
     if let Some(row) = left.first() {

@@ -179,19 +179,14 @@ async fn a_stream_is_parked_at_the_event_that_fails(system: TestSystem) {
             "('counter', '{id}', {sequence}, 'ItemAdded', '1', '{{\"ItemAdded\":{{\"by\":1,\"note\":\"{note}\"}}}}', '{{}}')"
         )
     };
-    let events = [
-        counted("one", 2, "fine"),
-        counted("two", 2, "panic"),
-        counted("one", 3, "panic"),
-        counted("calm", 2, "fine"),
-        counted("one", 4, "fine"),
-    ];
+    let events =
+        [counted("one", 2, "fine"), counted("two", 2, "panic"), counted("one", 3, "panic"), counted("calm", 2, "fine")];
     let insert = format!(
         "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
          values {}",
         events.join(", ")
     );
-    assert_eq!(statement(&system, false, &insert).await, 5);
+    assert_eq!(statement(&system, false, &insert).await, 4);
     let mut letters = until("both streams are parked", async || {
         let letters = dead_letters(&system).await;
         (letters.len() == 2).then_some(letters)
@@ -206,6 +201,7 @@ async fn a_stream_is_parked_at_the_event_that_fails(system: TestSystem) {
     // Nothing but the one event is lost.
     let discarded = letters[1]["position"].to_string();
     system.cli(&["dead-letters", "discard", &discarded]).await;
+    count(&system, "one", 1, "").await;
     assert_eq!(counted_at(&system, "one", 4).await["sum"], 2);
     system.cli(&["verify"]).await;
 }

@@ -242,7 +242,7 @@ fn check_needs(modules: &[Module]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whose a table is, is told by its beginning.
+/// A table belongs to the module whose name it begins with, so no module's name may begin another's.
 fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
     for (at, one) in modules.iter().enumerate() {
         for other in &modules[at + 1..] {

@@ -1,6 +1,7 @@
 //! Events as the log carries them: JSON and metadata, no business types.
 
 use compact_str::CompactString;
+use kernel::stream::StreamId;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
@@ -72,6 +73,11 @@ where
 }
 
 impl RecordedEvent {
+    /// The stream that the event belongs to.
+    pub fn stream(&self) -> StreamId {
+        StreamId::new(&self.aggregate_type, &self.aggregate_id)
+    }
+
     /// The event's id: `event_id` of its metadata, or, for an event that foreign code wrote without one, its natural
     /// key. Unique in a log, and the same whenever it is asked.
     pub fn id(&self) -> String {

@@ -35,7 +35,7 @@ impl Exclusions {
         if self.parked.is_empty() {
             return false;
         }
-        let stream = StreamId::new(&event.aggregate_type, &event.aggregate_id);
+        let stream = event.stream();
         self.parked.get(&stream).is_some_and(|from| event.position >= *from)
     }
 

@@ -308,15 +308,14 @@ impl<'a> Pump<'a> {
         events: &[RecordedEvent],
         batch: &Batch,
     ) -> Result<Vec<FoldError>, Error> {
-        let of = |event: &RecordedEvent| StreamId::new(&event.aggregate_type, &event.aggregate_id);
         let mut tried = HashSet::new();
         let mut rejected = Vec::new();
-        for (first, stream) in events.iter().map(of).enumerate() {
+        for (first, stream) in events.iter().map(RecordedEvent::stream).enumerate() {
             if !tried.insert(stream.clone()) {
                 continue;
             }
             if let Some(error) = self.try_rows(group, batch, &stream).await? {
-                let own: Vec<_> = events[first..].iter().filter(|event| of(event) == stream).cloned().collect();
+                let own: Vec<_> = events[first..].iter().filter(|event| event.stream() == stream).cloned().collect();
                 rejected.push(self.find_rejected_event(group, &own, &stream, &error).await?);
             }
         }

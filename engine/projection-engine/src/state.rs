@@ -33,7 +33,7 @@ impl FoldError {
         Self {
             position: event.position,
             event_type: (&*event.event_type).into(),
-            stream: StreamId::new(&event.aggregate_type, &event.aggregate_id),
+            stream: event.stream(),
             sequence: event.sequence,
             event_id: event.id().into(),
             reason: reason.into(),

@@ -253,7 +253,7 @@ impl Client {
             METRICS.resumed(matches!(start, Start::Recovered(_)));
         }
         let mut reply = format!(r#"{{"was_recovering":{recover}"#);
-        // A client that is told a position comes back with it.
+        // A client resumes from the position that it is given here.
         if is_logged {
             let epoch = json!(self.api.store.incarnation());
             reply += &format!(r#","recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position}"#);

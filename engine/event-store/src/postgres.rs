@@ -173,7 +173,7 @@ impl Log {
             return Ok(writer);
         }
         let reserved = self.primary.connect(Purpose::Append).await?;
-        Ok(Writer { reserved, used: Instant::now() })
+        Ok(Writer::new(reserved))
     }
 
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {

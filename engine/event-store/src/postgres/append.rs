@@ -1,8 +1,9 @@
 //! One append in PostgreSQL: a function locks the head, checks what the batch rests on, and writes, all in one round trip
 //! (`migrations/postgres/log/0007_append_function.sql`).
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernel::stream::StreamId;
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -30,10 +31,17 @@ fn call_of(parameters: usize) -> String {
     format!("select * from docket_append({})", parameters.join(", "))
 }
 
+/// How long every stream is looked up after a stream was not as new as its append assumed.
+const LOOK_AT_NEW_STREAMS: Duration = Duration::from_secs(10);
+/// SQLSTATE `unique_violation`.
+const NOT_UNIQUE: &str = "23505";
+
 /// The appender's connection.
 pub(super) struct Writer {
     pub(super) reserved: Reserved,
     pub(super) used: Instant,
+    /// Until when streams that appends begin are looked up, too.
+    looks_until: Option<Instant>,
 }
 
 /// What the function returns. Places count from 1, in the arrays that it was called with.
@@ -51,6 +59,10 @@ struct Answer {
 }
 
 impl Writer {
+    pub(super) fn new(reserved: Reserved) -> Self {
+        Self { reserved, used: Instant::now(), looks_until: None }
+    }
+
     /// Writes a batch. Where the log is not as the batch assumes, it is judged on what the function has found, and what is
     /// left is sent again under the lock, so that others cannot get ahead of it for ever.
     pub(super) async fn append(&mut self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
@@ -59,8 +71,17 @@ impl Writer {
         if !optimistic_plan.has_winners() {
             return Ok(optimistic_plan.after(0));
         }
-        if let Some(head) = call(&mut self.reserved.connection, batch, &mut state, &optimistic_plan).await? {
-            return Ok(optimistic_plan.after(head));
+        let looks = match self.looks_until.is_some_and(|until| Instant::now() < until) {
+            true => Looks::Everywhere,
+            false => Looks::WhereNothingBegins,
+        };
+        match call(&mut self.reserved.connection, batch, &mut state, &optimistic_plan, looks).await {
+            Ok(Some(head)) => return Ok(optimistic_plan.after(head)),
+            Ok(None) => {}
+            Err(error) if looks == Looks::WhereNothingBegins && is_not_unique(&error) => {
+                self.looks_until = Some(Instant::now() + LOOK_AT_NEW_STREAMS);
+            }
+            Err(error) => return Err(error),
         }
         let losers = plan(batch, &state, lineages);
         if !losers.has_winners() {
@@ -73,13 +94,26 @@ impl Writer {
                 tx.rollback().await?;
                 return Ok(plan.after(0));
             }
-            if let Some(head) = call(&mut tx, batch, &mut state, &plan).await? {
+            if let Some(head) = call(&mut tx, batch, &mut state, &plan, Looks::Everywhere).await? {
                 tx.commit().await?;
                 return Ok(plan.after(head));
             }
         }
         Err(sqlx::Error::Protocol("the log changed under its lock".into()))
     }
+}
+
+/// Which streams of a batch are looked up before it is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    /// All.
+    Everywhere,
+    /// All but those that the batch begins: the primary key of the events refuses one that is there.
+    WhereNothingBegins,
+}
+
+fn is_not_unique(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(NOT_UNIQUE))
 }
 
 /// Calls the function. The head before the batch, where it was written; `None`, and nothing written, where something
@@ -89,10 +123,12 @@ async fn call<'a>(
     batch: &[&'a Append],
     state: &mut LockedState<'a>,
     plan: &Plan<'a>,
+    looks: Looks,
 ) -> Result<Option<i64>, sqlx::Error> {
     let mut arguments = PgArguments::default();
     add(&mut arguments, plan.recorded_at)?;
-    add_streams(&mut arguments, state)?;
+    let looked_up = looked_up(batch, state, plan, looks);
+    add_streams(&mut arguments, state, &looked_up)?;
     add_events(&mut arguments, batch, plan)?;
     add_keys(&mut arguments, batch, plan)?;
     let backlog = backlog_rows(state, plan);
@@ -110,14 +146,14 @@ async fn call<'a>(
         return Ok(Some(answer.head));
     }
     let missing: Vec<_> = places(&answer.missing_backlog).map(|place| backlog[place].row).collect();
-    correct(state, &answer, &missing);
+    correct(state, &answer, &looked_up, &missing);
     Ok(None)
 }
 
 /// Takes over what the function has found.
-fn correct<'a>(state: &mut LockedState<'a>, answer: &Answer, missing: &[BacklogRow<'a>]) {
+fn correct<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize], missing: &[BacklogRow<'a>]) {
     for (place, version) in places(&answer.other_streams).zip(answer.other_versions.iter().flatten()) {
-        state.streams[place].1 = *version;
+        state.streams[looked_up[place]].1 = *version;
     }
     for place in places(&answer.taken_keys) {
         state.keys[place].1 = true;
@@ -141,12 +177,23 @@ fn add<'q, T: Encode<'q, Postgres> + Type<Postgres> + 'q>(to: &mut PgArguments, 
     to.add(value).map_err(sqlx::Error::Encode)
 }
 
-/// Every stream of the batch, also those of losers: what the function has found must be all that a second judgement needs.
-fn add_streams(arguments: &mut PgArguments, state: &LockedState<'_>) -> Result<(), sqlx::Error> {
-    let streams = &state.streams;
-    add(arguments, streams.iter().map(|(stream, _)| &*stream.aggregate_type).collect::<Vec<_>>())?;
-    add(arguments, streams.iter().map(|(stream, _)| &*stream.aggregate_id).collect::<Vec<_>>())?;
-    add(arguments, streams.iter().map(|(_, version)| *version).collect::<Vec<_>>())
+/// The streams that are looked up, also those of losers: what the function has found must be all that a second judgement
+/// needs.
+fn looked_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, looks: Looks) -> Vec<usize> {
+    let places = 0..state.streams.len();
+    if looks == Looks::Everywhere {
+        return places.collect();
+    }
+    let writes = plan.winners(batch).flat_map(|(append, _)| &append.writes);
+    let begun: HashSet<_> = writes.filter(|write| write.expected_version == 0).map(|write| &write.stream).collect();
+    places.filter(|place| !begun.contains(state.streams[*place].0)).collect()
+}
+
+fn add_streams(arguments: &mut PgArguments, state: &LockedState<'_>, places: &[usize]) -> Result<(), sqlx::Error> {
+    let streams = || places.iter().map(|place| &state.streams[*place]);
+    add(arguments, streams().map(|(stream, _)| &*stream.aggregate_type).collect::<Vec<_>>())?;
+    add(arguments, streams().map(|(stream, _)| &*stream.aggregate_id).collect::<Vec<_>>())?;
+    add(arguments, streams().map(|(_, version)| *version).collect::<Vec<_>>())
 }
 
 /// The winners' events, in the order of their positions.

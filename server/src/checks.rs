@@ -1,5 +1,6 @@
 //! The health checks of a server.
 
+use command_engine::reactions::status;
 use event_store::store::Store;
 use platform::health::Health;
 use projection_engine::dead_letters;
@@ -54,6 +55,22 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
             true,
         );
     }
+    let (reacting, reactors) = (store.clone(), program.reactors());
+    // What waits in a backlog holds up nothing else.
+    health.register(
+        "reactors",
+        move || {
+            let (store, reactors) = (reacting.clone(), reactors.clone());
+            async move {
+                match status::trouble(&store, &reactors).await {
+                    Ok(None) => Ok(()),
+                    Ok(Some(trouble)) => Err(trouble),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        },
+        false,
+    );
     let syncing = store.clone();
     health.register(
         "durability",

@@ -6,6 +6,7 @@ mod events;
 mod import;
 mod modules;
 mod operate;
+mod reactors;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -96,6 +97,9 @@ enum Command {
     /// Events that no projector can apply, and the orders that are parked at them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Reactors and process managers: how far they have come, and what waits in their backlogs.
+    #[command(subcommand)]
+    Reactors(Reactors),
     /// The log as it is.
     #[command(subcommand)]
     Events(Events),
@@ -144,7 +148,7 @@ struct Serve {
     /// Address and port.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// What this process does: write, project, read, separated by commas.
+    /// What this process does: write, react, project, read, separated by commas.
     #[arg(long, value_name = "ROLES")]
     roles: Option<String>,
 }
@@ -289,6 +293,77 @@ struct DeadLetter {
 }
 
 #[derive(Debug, Subcommand)]
+enum Reactors {
+    /// Every reactor: its position, its backlog, whether it is held.
+    #[command(before_help = "Examples:\n  docket reactors list\n  docket reactors list --json")]
+    List(Listing),
+    /// The backlog of one reactor: the first event of each key, why it failed, and when it is tried again.
+    #[command(before_help = "Examples:\n  docket reactors show loyalty-points")]
+    Show(OneReactor),
+    /// Do without the first event of a key for good; the events behind it are tried now.
+    #[command(before_help = "Examples:\n  docket reactors skip loyalty-points --key c-1 --position 4711")]
+    Skip(Skipped),
+    /// Try the backlog again now: the first event of each key, and those behind it when it succeeds.
+    #[command(
+        before_help = "Examples:\n  docket reactors retry loyalty-points\n  docket reactors retry loyalty-points --key c-1"
+    )]
+    Retry(Retried),
+    /// Stop a reactor: it takes nothing until it is released. Events wait in the log.
+    #[command(before_help = "Examples:\n  docket reactors hold loyalty-points --reason 'the provider is down'")]
+    Hold(Held),
+    /// Let a held reactor go on from its checkpoint.
+    #[command(before_help = "Examples:\n  docket reactors release loyalty-points")]
+    Release(OneReactor),
+}
+
+#[derive(Debug, Args)]
+struct OneReactor {
+    #[command(flatten)]
+    common: Common,
+    /// Its name, as `docket reactors list` prints it.
+    reactor: String,
+    /// As lines of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Retried {
+    #[command(flatten)]
+    common: Common,
+    /// Its name, as `docket reactors list` prints it.
+    reactor: String,
+    /// Only the events of this key.
+    #[arg(long)]
+    key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Skipped {
+    #[command(flatten)]
+    common: Common,
+    /// Its name, as `docket reactors list` prints it.
+    reactor: String,
+    /// The key, as `docket reactors show` prints it.
+    #[arg(long)]
+    key: String,
+    /// Position of the event.
+    #[arg(long)]
+    position: i64,
+}
+
+#[derive(Debug, Args)]
+struct Held {
+    #[command(flatten)]
+    common: Common,
+    /// Its name, as `docket reactors list` prints it.
+    reactor: String,
+    /// Why, for whoever lists the reactors.
+    #[arg(long, default_value = "an operator holds it")]
+    reason: String,
+}
+
+#[derive(Debug, Subcommand)]
 enum Events {
     /// Print the log, or write it to a file: a CloudEvents 1.0 envelope a line.
     #[command(
@@ -399,6 +474,12 @@ pub async fn main(of: Vec<Module>) -> u8 {
         Command::DeadLetters(DeadLetters::Show(letter)) => operate::show(program, letter).await,
         Command::DeadLetters(DeadLetters::Retry(letter)) => operate::decide(program, letter, Decision::Retry).await,
         Command::DeadLetters(DeadLetters::Discard(letter)) => operate::decide(program, letter, Decision::Discard).await,
+        Command::Reactors(Reactors::List(listing)) => reactors::list(program, listing).await,
+        Command::Reactors(Reactors::Show(wanted)) => reactors::show(program, wanted).await,
+        Command::Reactors(Reactors::Skip(wanted)) => reactors::skip(program, wanted).await,
+        Command::Reactors(Reactors::Retry(wanted)) => reactors::retry(program, wanted).await,
+        Command::Reactors(Reactors::Hold(wanted)) => reactors::hold(program, wanted).await,
+        Command::Reactors(Reactors::Release(wanted)) => reactors::release(program, wanted).await,
         Command::Events(Events::Export(export)) => events::export(&program, export).await,
         Command::Events(Events::Import(restore)) => events::import(&program, restore).await,
         Command::Events(Events::Restored(common)) => events::restored(&program, common).await,

@@ -2,6 +2,7 @@
 
 use command_engine::api::CommandApi;
 use command_engine::bulk::lines::BulkLines;
+use command_engine::reactions::reactor::Reactor;
 use event_store::error::Error;
 use event_store::store::Store;
 use futures::future::BoxFuture;
@@ -25,6 +26,8 @@ pub struct Module {
     pub commands: Option<fn() -> OpenApiRouter<CommandApi>>,
     /// Its commands in bulk.
     pub bulk: Option<BulkLines>,
+    /// Its reactors and process managers.
+    pub reactors: Vec<&'static dyn Reactor>,
     /// Its read models.
     pub projections: Vec<&'static dyn AnyProjection>,
     /// Who is called with what its group projects for the first time.
@@ -88,6 +91,7 @@ impl Module {
             aggregates: Vec::new(),
             commands: None,
             bulk: None,
+            reactors: Vec::new(),
             projections: Vec::new(),
             observers: Vec::new(),
             queries: None,

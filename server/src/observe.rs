@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use command_engine::reactions::reactor::Reactor;
+use command_engine::reactions::status;
 use event_store::error::Error;
 use event_store::store::Store;
 use projection_engine::progress::Progress;
@@ -17,12 +19,21 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const MEASURE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Measures, now and then, what nobody else measures by the way.
-pub async fn observe(store: Store, progress: Progress, roles: Roles, stop: CancellationToken) {
+pub async fn observe(
+    store: Store,
+    progress: Progress,
+    reactors: Vec<&'static dyn Reactor>,
+    roles: Roles,
+    stop: CancellationToken,
+) {
     loop {
         let outcome = async {
             store.observe().await?;
             if roles.project {
                 progress.observe(&store).await?;
+            }
+            if roles.react {
+                status::observe(&store, &reactors).await?;
             }
             Ok::<_, Error>(())
         };

@@ -31,6 +31,8 @@ pub struct ModuleView {
     routes: Vec<String>,
     /// Its commands in bulk.
     bulk: Vec<&'static str>,
+    /// Its reactors and process managers.
+    reactors: Vec<&'static str>,
     /// Its read models.
     projections: Vec<&'static str>,
     /// Its channels of live updates.
@@ -70,6 +72,7 @@ pub fn views(program: &Program) -> Vec<ModuleView> {
         aggregates: module.aggregates.iter().map(|kind| kind.aggregate_type()).collect(),
         routes: own_routes(module),
         bulk: module.bulk.iter().flat_map(|bulk| bulk.types).copied().collect(),
+        reactors: module.reactors.iter().map(|reactor| reactor.name()).collect(),
         projections: module.projections.iter().map(|projection| projection.name()).collect(),
         channels: module.channels.iter().map(|channel| channel.address("ID")).collect(),
         settings: module.settings.iter().map(|one| Documented { name: one.name, help: one.help }).collect(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use command_engine::reactions::reactor::Reactor;
 use kernel::upcast::Upcasters;
 use projection_engine::registry::{CORE, Group, Registry};
 use push::api::Lists;
@@ -10,7 +11,8 @@ use crate::module::{Module, Setting};
 use crate::settings::Roles;
 
 /// Names of the health checks that belong to no module.
-const CHECKS: &[&str] = &["projections", "database", "append", "durability", "storage", "dead_letters", "nats"];
+const CHECKS: &[&str] =
+    &["projections", "reactors", "database", "append", "durability", "storage", "dead_letters", "nats"];
 
 /// What a program is made of.
 pub struct Program {
@@ -76,6 +78,16 @@ impl Program {
                 ));
             }
         }
+        for (module, reactor) in modules.iter().flat_map(|module| module.reactors.iter().map(move |r| (module, r))) {
+            let types = reactor.subscriptions().iter().map(|subscription| subscription.aggregate_type);
+            if let Some(unknown) = types.chain(reactor.process()).find(|kind| !known.contains(kind)) {
+                return Err(format!(
+                    "the reactor {} of the module {} takes events of the aggregate {unknown}, which no module has",
+                    reactor.name(),
+                    module.name
+                ));
+            }
+        }
         let program = Self { registry: Registry::new(groups)?, modules };
         program.live_updates().check(&program.registry).map_err(|bad| bad.to_string())?;
         Ok(program)
@@ -112,6 +124,11 @@ impl Program {
     /// The modules.
     pub fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    /// Their reactors.
+    pub fn reactors(&self) -> Vec<&'static dyn Reactor> {
+        self.modules.iter().flat_map(|module| &module.reactors).copied().collect()
     }
 
     /// Their read models.
@@ -162,8 +179,8 @@ fn is_name(name: &str) -> bool {
 fn check_names(modules: &[Module]) -> Result<(), String> {
     let [mut names, mut aggregates, mut projections, mut tables] =
         ["name", "aggregate", "read model", "table"].map(Names::new);
-    let [mut routes, mut lines, mut settings, mut checks] =
-        ["route", "bulk command", "setting", "health check"].map(Names::new);
+    let [mut routes, mut lines, mut settings, mut checks, mut reactors] =
+        ["route", "bulk command", "setting", "health check", "reactor"].map(Names::new);
     CHECKS.iter().try_for_each(|name| checks.take(name, "server"))?;
     for module in modules {
         let name = module.name;
@@ -189,6 +206,15 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
             projection.tables().iter().try_for_each(|table| tables.take(table.name, name))?;
         }
         own_routes(module).iter().try_for_each(|route| routes.take(route, name))?;
+        for reactor in &module.reactors {
+            if !is_name(reactor.name()) {
+                return Err(format!(
+                    "the reactor `{}` of the module {name} must be lower-case letters, digits and hyphens",
+                    reactor.name()
+                ));
+            }
+            reactors.take(reactor.name(), name)?;
+        }
         module.bulk.iter().flat_map(|bulk| bulk.types).try_for_each(|line| lines.take(line, name))?;
         module.settings.iter().try_for_each(|setting| settings.take(setting.name, name))?;
         module.checks.iter().try_for_each(|check| checks.take(check.name, name))?;
@@ -280,6 +306,9 @@ fn check_foreign(module: &Module) -> Result<(), String> {
             }
         }
     }
+    if let Some(reactor) = module.reactors.iter().find(|reactor| !is_own(module, reactor.name())) {
+        return Err(format!("the reactor {} of the module {name} must begin with {name}-", reactor.name()));
+    }
     let groups = module.channels.iter().map(|channel| (channel.name, channel.group));
     let publishers = module.publishers.iter().map(|publisher| (publisher.aggregate_type(), publisher.group()));
     if let Some((what, group)) = groups.chain(publishers).find(|(_, group)| *group != module.group) {
@@ -289,4 +318,9 @@ fn check_foreign(module: &Module) -> Result<(), String> {
         return Err(format!("the setting {} of the module {name} must begin with {prefix}", setting.name));
     }
     Ok(())
+}
+
+/// Whether a reactor's name is the module's, or begins with it and a hyphen.
+fn is_own(module: &Module, reactor: &str) -> bool {
+    reactor.strip_prefix(module.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

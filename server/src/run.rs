@@ -6,6 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use axum::Router;
 use command_engine::api::CommandApi;
+use command_engine::decider::Decider;
+use command_engine::reactions;
+use command_engine::reactions::reactor::registration;
 use event_store::store::open;
 use platform::auth::Authenticator;
 use platform::limits::Limiter;
@@ -73,6 +76,9 @@ pub async fn serve(
         .await
         .with_context(|| format!("cannot open {database}"))?;
 
+    let reactors = program.reactors();
+    let registrations: Vec<_> = reactors.iter().map(|reactor| registration(*reactor)).collect();
+    store.reactions().register(&registrations).await?;
     prepare(&store, program.registry()).await?;
     let progress = Progress::new(program.registry().clone());
     progress.refresh(store.db()).await?;
@@ -82,14 +88,21 @@ pub async fn serve(
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
     let limiter = Limiter::new(&settings.limits, authenticator.clone());
     let (mut app, mut connections) = (Router::new(), Router::new());
+    let decider = Arc::new(Decider::new(store.clone()));
     if roles.write {
         store.start_write_tasks();
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
         let folders = vec![settings.server.data.clone(), std::env::temp_dir()];
         let lines = program.modules().iter().filter_map(|module| module.bulk).collect();
-        let state = CommandApi::new(store.clone(), auth, limiter.clone(), settings.write, folders, lines, stop);
+        let state = CommandApi::new(decider.clone(), auth, limiter.clone(), settings.write, folders, lines, stop);
         app = app.merge(api::commands(&program).with_state(state).split_for_parts().0);
     }
+    if roles.react {
+        store.follow_heads();
+        let clock = reactions::system_clock();
+        shutdown.tracker.spawn(reactions::run(decider.clone(), reactors, clock, store_stop.clone()));
+    }
+    drop(decider);
     if roles.project {
         shutdown.tracker.spawn(pump::run(store.clone(), settings.pump, progress.clone(), store_stop.clone()));
     }
@@ -126,7 +139,13 @@ pub async fn serve(
         None => {}
     }
     let app = http::harden(app, roles.elsewhere(), cors(&settings.push)?);
-    shutdown.tracker.spawn(observe::observe(store.clone(), progress, roles, shutdown.token.clone()));
+    shutdown.tracker.spawn(observe::observe(
+        store.clone(),
+        progress,
+        program.reactors(),
+        roles,
+        shutdown.token.clone(),
+    ));
     for measure in program.modules().iter().filter_map(|module| module.measure).filter(|_| roles.project) {
         shutdown.tracker.spawn(observe::measure(store.clone(), measure, shutdown.token.clone()));
     }

@@ -21,7 +21,7 @@ use crate::module::Setting;
 pub struct Server {
     /// Address and port to listen on.
     pub listen: String,
-    /// What this process does: `write`, `project`, `read`, separated by commas.
+    /// What this process does: `write`, `react`, `project`, `read`, separated by commas.
     pub roles: String,
     /// Folder for what Docket keeps beside the database: the key that `docket dev` makes.
     pub data: PathBuf,
@@ -42,7 +42,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".into(),
-            roles: "write,project,read".into(),
+            roles: "write,react,project,read".into(),
             data: "data".into(),
             shutdown_seconds: 10,
             metrics_listen: String::new(),
@@ -81,6 +81,8 @@ pub struct Settings {
 pub struct Roles {
     /// Takes commands, relays events to the stream.
     pub write: bool,
+    /// Runs reactors and process managers.
+    pub react: bool,
     /// Builds read models.
     pub project: bool,
     /// Answers queries, pushes live updates.
@@ -89,7 +91,8 @@ pub struct Roles {
 
 impl Roles {
     /// All there are.
-    pub const ALL: Self = Self { write: true, project: true, read: true };
+    pub const ALL: Self = Self { write: true, react: true, project: true, read: true };
+    const NONE: Self = Self { write: false, react: false, project: false, read: false };
 
     /// What to say of a path that this process does not know.
     pub fn elsewhere(self) -> &'static str {
@@ -97,7 +100,7 @@ impl Roles {
             Self { write: true, read: true, .. } => "",
             Self { write: true, .. } => "; this process takes commands only, one with the role read answers queries",
             Self { read: true, .. } => "; this process answers queries only, one with the role write takes commands",
-            _ => "; this process only projects, others with the roles write and read answer",
+            _ => "; this process answers neither commands nor queries, others with the roles write and read do",
         }
     }
 }
@@ -128,17 +131,18 @@ impl Server {
     /// # Errors
     /// A name that is no role, or no role at all.
     pub fn roles(&self) -> anyhow::Result<Roles> {
-        let mut roles = Roles { write: false, project: false, read: false };
+        let mut roles = Roles::NONE;
         for name in self.roles.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match name {
                 "write" => roles.write = true,
+                "react" => roles.react = true,
                 "project" => roles.project = true,
                 "read" => roles.read = true,
-                _ => bail!("roles: `{name}` is no role; take one or more of write, project, read"),
+                _ => bail!("roles: `{name}` is no role; take one or more of write, react, project, read"),
             }
         }
-        if roles == (Roles { write: false, project: false, read: false }) {
-            bail!("roles: give one or more of write, project, read");
+        if roles == Roles::NONE {
+            bail!("roles: give one or more of write, react, project, read");
         }
         Ok(roles)
     }

@@ -97,7 +97,7 @@ async fn checkpoints_that_went_back_are_believed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_everything_are_one_system() {
     use tests::load::{Load, Shape};
-    let all = "write,project,read";
+    let all = "write,react,project,read";
     let system = TestSystem::builder(Mode::Scaled).processes(&[all, all]).start().await;
     let loads = ["left", "right"].into_iter().zip(&system.dockets);
     let loads: Vec<Load> = loads

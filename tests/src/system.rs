@@ -230,7 +230,7 @@ impl TestSystem {
             mode,
             durable: false,
             standby: false,
-            processes: vec!["write,project,read".to_owned()],
+            processes: vec!["write,react,project,read".to_owned()],
             settings: vec![],
             role: "postgres".into(),
             disk: None,

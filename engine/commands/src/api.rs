@@ -26,7 +26,7 @@ pub struct CommandApi {
 }
 
 struct Inner {
-    decider: Decider,
+    decider: Arc<Decider>,
     in_flight: InFlight,
     /// What streams of commands may hold.
     budget: Arc<Budget>,
@@ -41,10 +41,10 @@ impl axum::extract::FromRef<CommandApi> for Authenticator {
 }
 
 impl CommandApi {
-    /// Over a store, for the principals that the authenticator knows. Results that clients have not read wait in the first
+    /// Over a decider, for the principals that the authenticator knows. Results that clients have not read wait in the first
     /// of the `folders` that takes a file.
     pub fn new(
-        store: Store,
+        decider: Arc<Decider>,
         authenticator: Authenticator,
         limiter: Limiter,
         settings: Settings,
@@ -52,12 +52,8 @@ impl CommandApi {
         lines: Vec<BulkLines>,
         stop: CancellationToken,
     ) -> Self {
-        let inner = Inner {
-            decider: Decider::new(store),
-            in_flight: InFlight::default(),
-            budget: Arc::new(Budget::new(settings, folders)),
-            lines,
-        };
+        let inner =
+            Inner { decider, in_flight: InFlight::default(), budget: Arc::new(Budget::new(settings, folders)), lines };
         Self { inner: Arc::new(inner), authenticator, limiter, stop }
     }
 

@@ -16,7 +16,7 @@ use opentelemetry::{Context, KeyValue};
 use platform::auth::Principal;
 use platform::problem::Problem;
 use platform::trace;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -54,6 +54,8 @@ pub struct Origin {
     pub key: Option<Key>,
     /// When it happened; now, unless staff say otherwise.
     pub occurred_at: Option<Timestamp>,
+    /// Whether it tells of the past: no reactor takes its events.
+    pub is_history: bool,
     /// Waits where the store does not keep up, in place of being refused.
     pub is_patient: bool,
     /// The request's id.
@@ -77,16 +79,27 @@ pub struct Key {
 
 /// What an event carries besides its payload; cqrs-es reads metadata as a map of strings.
 #[derive(Serialize)]
-struct Metadata<'a> {
-    event_id: Uuid,
-    correlation_id: &'a str,
-    causation_id: Uuid,
-    actor: &'a str,
+pub(crate) struct EventMetadata<'a> {
+    pub(crate) event_id: Uuid,
+    pub(crate) correlation_id: &'a str,
+    pub(crate) causation_id: &'a str,
+    pub(crate) actor: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<&'a str>,
+    pub(crate) request_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a str>,
-    occurred_at: Timestamp,
+    pub(crate) traceparent: Option<&'a str>,
+    pub(crate) occurred_at: Timestamp,
+    /// Whether it tells of the past: no reactor takes it.
+    #[serde(skip_serializing_if = "is_false", serialize_with = "as_text")]
+    pub(crate) history: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn as_text<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 impl Decider {
@@ -185,7 +198,9 @@ impl Decider {
                 Err(AppendError::Store(error)) => {
                     // Of what was shed nothing can have been written.
                     if !matches!(error, StoreError::Overloaded) {
-                        steps.iter().for_each(|step| step.evict(&self.repositories));
+                        for (step, stream) in steps.iter().zip(&streams) {
+                            (step.memory().evict)(&self.repositories, &stream.aggregate_id);
+                        }
                     }
                     return Err(unavailable(error).into());
                 }
@@ -241,7 +256,7 @@ impl Decider {
     }
 
     /// Locks streams in one order for everybody, each lock once.
-    async fn lock_streams(
+    pub(crate) async fn lock_streams(
         &self,
         streams: &[StreamId],
         kind: &'static str,
@@ -271,22 +286,22 @@ fn append(
     position: i64,
     span: &trace::Open,
 ) -> Result<Append, Problem> {
-    let command_id = Uuid::now_v7();
-    let own_correlation = command_id.to_string();
+    let command_id = Uuid::now_v7().to_string();
     // What happens to the events is part of the request's trace. One that nobody records is worth no bytes in the log,
     // unless it came from outside.
     let traceparent = span.traceparent().or_else(|| origin.trace.as_ref().and_then(trace::worth_keeping));
     // Microseconds: what the databases and the clients can hold.
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let mut metadata = || {
-        serde_json::to_string(&Metadata {
+        serde_json::to_string(&EventMetadata {
             event_id: Uuid::now_v7(),
-            correlation_id: origin.request_id.as_deref().unwrap_or(&own_correlation),
-            causation_id: command_id,
+            correlation_id: origin.request_id.as_deref().unwrap_or(&command_id),
+            causation_id: &command_id,
             actor: &origin.principal.subject,
             request_id: origin.request_id.as_deref(),
             traceparent: traceparent.as_deref(),
             occurred_at: origin.occurred_at.unwrap_or(now),
+            history: origin.is_history,
         })
     };
     let (mut writes, mut checks) = (Vec::with_capacity(steps.len()), Vec::new());

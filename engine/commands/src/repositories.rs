@@ -4,8 +4,10 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use event_store::aggregates::AggregateRepository;
+use event_store::aggregates::{AggregateRepository, Loaded};
 use event_store::store::Store;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kernel::aggregate::Aggregate;
 
 /// A repository for each kind of aggregate, made when it is first asked for.
@@ -31,6 +33,38 @@ impl Repositories {
             Ok(repository) => repository,
             // The key is the type.
             Err(_) => Arc::new(AggregateRepository::<A>::new(self.store.clone())),
+        }
+    }
+}
+
+/// An aggregate at a version, [`Loaded`] without its type.
+pub type AnyLoaded = Arc<dyn Any + Send + Sync>;
+
+/// The memory of aggregates of one kind, for whoever does not know their type.
+#[derive(Clone, Copy)]
+pub struct Memory {
+    /// The version in memory, where there is one.
+    pub(crate) version: fn(&Repositories, &str) -> Option<i64>,
+    /// Keeps a state, made of so many events that are durable now.
+    pub(crate) keep: for<'a> fn(&'a Repositories, &'a str, &'a AnyLoaded, i64) -> BoxFuture<'a, ()>,
+    /// Removes an aggregate: the next decision reads the log.
+    pub(crate) evict: fn(&Repositories, &str),
+}
+
+impl Memory {
+    /// That of a kind.
+    pub(crate) fn of<A: Aggregate>() -> Self {
+        Self {
+            version: |repositories, id| repositories.of::<A>().cached(id).map(|loaded| loaded.version),
+            keep: |repositories, id, state, appended| {
+                async move {
+                    if let Ok(loaded) = state.clone().downcast::<Loaded<A>>() {
+                        repositories.of::<A>().put(id, loaded, appended).await;
+                    }
+                }
+                .boxed()
+            },
+            evict: |repositories, id| repositories.of::<A>().evict(id),
         }
     }
 }

@@ -107,6 +107,7 @@ impl<T> CommandRequest<T> {
             principal: self.principal,
             key,
             occurred_at: None,
+            is_history: false,
             is_patient: false,
             request_id: request_id::current(),
             trace: request_id::current_trace(),

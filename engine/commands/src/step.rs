@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use event_store::aggregates::{AggregateRepository, Loaded};
+use event_store::append::DeadlineChanges;
 use event_store::error::Error;
 use event_store::event::NewEvent;
 use futures::FutureExt;
@@ -15,7 +16,7 @@ use platform::conditional::Versions;
 use platform::problem::Problem;
 
 use crate::problems::refused;
-use crate::repositories::Repositories;
+use crate::repositories::{AnyLoaded, Memory, Repositories};
 
 /// A command to one aggregate, with what was decided on it.
 pub struct Step<A: Aggregate> {
@@ -48,6 +49,8 @@ pub trait AnyStep: Send + Sync {
     /// Loads the state to decide on: that in memory, which may be stale, unless it has to be `fresh` from the log. A command
     /// that creates its aggregate is decided on an absent one: the append checks it.
     fn load<'a>(&'a mut self, repositories: &'a Repositories, fresh: bool) -> BoxFuture<'a, Result<(), Error>>;
+    /// Takes the state to decide on from a step before it, of the same stream.
+    fn load_pending(&mut self, pending: &AnyLoaded);
     /// Decides. Nothing is applied.
     ///
     /// # Errors
@@ -62,10 +65,16 @@ pub trait AnyStep: Send + Sync {
     /// # Errors
     /// An event or its metadata does not serialize.
     fn encode(&self, metadata: &mut dyn FnMut() -> serde_json::Result<String>) -> serde_json::Result<Vec<NewEvent>>;
+    /// The state with the decided events applied to it.
+    fn pending(&self) -> AnyLoaded;
+    /// Deadlines that the decided events set and remove, where the aggregate is a process.
+    fn deadlines(&self) -> DeadlineChanges {
+        DeadlineChanges::default()
+    }
+    /// What can be done with aggregates of its kind in memory.
+    fn memory(&self) -> Memory;
     /// The events are durable: keeps the state that they lead to in memory.
     fn commit<'a>(&'a mut self, repositories: &'a Repositories, version: i64) -> BoxFuture<'a, ()>;
-    /// Nobody knows what became of the events: removes the aggregate from memory.
-    fn evict(&self, repositories: &Repositories);
 }
 
 impl<A: Aggregate> AnyStep for Step<A> {
@@ -104,6 +113,10 @@ impl<A: Aggregate> AnyStep for Step<A> {
             Ok(())
         }
         .boxed()
+    }
+
+    fn load_pending(&mut self, pending: &AnyLoaded) {
+        self.loaded = pending.clone().downcast().ok();
     }
 
     fn decide(&mut self, principal: &Principal) -> Result<(), Problem> {
@@ -147,15 +160,19 @@ impl<A: Aggregate> AnyStep for Step<A> {
     }
 
     fn encode(&self, metadata: &mut dyn FnMut() -> serde_json::Result<String>) -> serde_json::Result<Vec<NewEvent>> {
-        let encode = |event: &A::Event| {
-            Ok(NewEvent {
-                event_type: event.name(),
-                event_version: event.version(),
-                payload: serde_json::to_string(event)?,
-                metadata: metadata()?,
-            })
-        };
-        self.events.iter().map(encode).collect()
+        encode(&self.events, metadata)
+    }
+
+    fn pending(&self) -> AnyLoaded {
+        match &self.loaded {
+            Some(loaded) if self.events.is_empty() => loaded.clone(),
+            Some(loaded) => Arc::new(evolved(loaded, &self.events)),
+            None => Arc::new(Loaded { state: A::default(), version: 0 }),
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::of::<A>()
     }
 
     fn commit<'a>(&'a mut self, repositories: &'a Repositories, version: i64) -> BoxFuture<'a, ()> {
@@ -166,14 +183,33 @@ impl<A: Aggregate> AnyStep for Step<A> {
             repository.evict(&self.id);
             let mut state = Arc::try_unwrap(loaded).map_or_else(|shared| shared.state.clone(), |own| own.state);
             self.events.iter().for_each(|event| state.evolve(event));
-            repository.put(&self.id, state, version, self.events.len() as i64).await;
+            repository.put(&self.id, Arc::new(Loaded { state, version }), self.events.len() as i64).await;
         }
         .boxed()
     }
+}
 
-    fn evict(&self, repositories: &Repositories) {
-        repositories.of::<A>().evict(&self.id);
-    }
+/// The events of an aggregate as the log takes them; `metadata` is called once for each.
+pub(crate) fn encode<E: EventType>(
+    events: &[E],
+    metadata: &mut dyn FnMut() -> serde_json::Result<String>,
+) -> serde_json::Result<Vec<NewEvent>> {
+    let encode = |event: &E| {
+        Ok(NewEvent {
+            event_type: event.name(),
+            event_version: event.version(),
+            payload: serde_json::to_string(event)?,
+            metadata: metadata()?,
+        })
+    };
+    events.iter().map(encode).collect()
+}
+
+/// A state with events applied to it.
+pub(crate) fn evolved<A: Aggregate>(loaded: &Loaded<A>, events: &[A::Event]) -> Loaded<A> {
+    let mut state = loaded.state.clone();
+    events.iter().for_each(|event| state.evolve(event));
+    Loaded { state, version: loaded.version + events.len() as i64 }
 }
 
 /// Whether a principal may know of an aggregate.

@@ -110,7 +110,7 @@ fn origin(key: Option<&str>) -> Origin {
     let subject = "clerk".to_owned();
     let principal = Principal { subject, role: Role::Staff, token_id: None, issued_at: 0, expires_at: i64::MAX };
     let key = key.map(|key| Key { scope: "clerk".into(), key: key.into(), request_hash: "hash".into(), status: 200 });
-    Origin { principal, key, occurred_at: None, is_patient: true, request_id: None, trace: None }
+    Origin { principal, key, occurred_at: None, is_history: false, is_patient: true, request_id: None, trace: None }
 }
 
 async fn add(decider: &Decider, key: Option<&str>, first: i64, second: i64) -> Result<Executed, Rejected> {

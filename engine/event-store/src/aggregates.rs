@@ -70,9 +70,9 @@ impl<A: Aggregate> AggregateRepository<A> {
 
     /// Keeps the state that an append led to, and, each time the stream has grown by the set number of events, a
     /// snapshot of it. A snapshot that cannot be written costs a longer load, nothing else.
-    pub async fn put(&self, id: &str, state: A, version: i64, appended: i64) {
+    pub async fn put(&self, id: &str, loaded: Arc<Loaded<A>>, appended: i64) {
+        let version = loaded.version;
         let due = version / self.snapshot_every_events > (version - appended) / self.snapshot_every_events;
-        let loaded = Arc::new(Loaded { state, version });
         self.cache.insert(id.to_owned(), loaded.clone());
         if due && let Err(error) = self.save(id, &loaded).await {
             tracing::warn!(

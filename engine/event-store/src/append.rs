@@ -109,6 +109,13 @@ pub struct ReactionMove {
     pub park: Vec<BacklogEntry>,
     /// Events of the backlog that are done. Each must be there, so that a retry has its effect once.
     pub settle: Vec<BacklogKey>,
+    /// Deadlines that it sets and removes.
+    pub deadlines: DeadlineChanges,
+}
+
+/// Deadlines that are set and removed.
+#[derive(Debug, Clone, Default)]
+pub struct DeadlineChanges {
     /// Deadlines to set; one of the same name is replaced.
     pub schedule: Vec<Deadline>,
     /// Deadlines to remove, where they are there. They are removed before others are set.

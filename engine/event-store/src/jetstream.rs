@@ -406,7 +406,7 @@ mod tests {
     use crate::event::NewEvent;
     use crate::migrations::Migrations;
     use crate::plan::Lineages;
-    use crate::subscription::Subscription;
+    use crate::subscription::{Pace, Subscription};
 
     #[test]
     fn servers_before_2_10_are_refused() {
@@ -585,7 +585,7 @@ mod tests {
         bus.publish(&after, 3).await.unwrap();
         for from in [0, 3] {
             let (log, head) = (rig.log.clone(), rig.head.subscribe());
-            let mut reader = Subscription::new(log, Tail::default(), Some(rig.bus().await), head, from);
+            let mut reader = Subscription::new(log, Tail::default(), Some(rig.bus().await), head, from, Pace::Gathered);
             // As after a pause: the log is read first, so the stream is asked for what follows.
             reader.follow_stream_from(from).await;
             let mut ids = Vec::new();

@@ -3,15 +3,20 @@
 //! Leadership saves work; it is not what correctness rests on. The relay is guarded by the stream's sequence, and a
 //! projector's writes by the epoch of its checkpoints.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use crate::error::Error;
 use crate::log::{Database, Log};
 use crate::metrics::METRICS;
 use crate::postgres::primary::{Primary, Purpose, Reserved};
+use crate::sqlite;
 
 /// How often a process that does not lead asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
@@ -30,16 +35,96 @@ pub struct Leadership {
 enum Hold {
     /// The lock belongs to this connection, which is none of the pool's.
     Connection(Reserved, Primary),
+    /// The lock belongs to the connection that all leaderships of a process share.
+    Shared(Locks, Primary, u64),
     /// A locked file beside the log.
     #[expect(dead_code, reason = "held, never read")]
     File(File),
+}
+
+/// The leaderships of a process in PostgreSQL: one connection holds the locks of all.
+#[derive(Clone, Default)]
+pub(crate) struct Locks(Arc<Mutex<Shared>>);
+
+#[derive(Default)]
+struct Shared {
+    connection: Option<Reserved>,
+    /// Raised when the connection, and with it every lock, is lost.
+    generation: u64,
+    /// The locks that it holds. PostgreSQL would give a session the same lock again.
+    held: HashSet<String>,
+}
+
+impl Shared {
+    /// Takes the connection out, so that it is dropped where a question is given up; another one where it is lost.
+    async fn take(&mut self, primary: &Primary) -> Result<Reserved, Error> {
+        match self.connection.take() {
+            Some(reserved) if reserved.is_current(primary) => Ok(reserved),
+            _ => {
+                self.generation += 1;
+                self.held.clear();
+                Ok(primary.connect(Purpose::Lead).await?)
+            }
+        }
+    }
+}
+
+impl Locks {
+    /// Takes a lock where nobody has it.
+    async fn try_take(&self, primary: &Primary, name: &str) -> Result<Option<u64>, Error> {
+        let mut shared = self.0.lock().await;
+        let mut reserved = shared.take(primary).await?;
+        if shared.held.contains(name) {
+            shared.connection = Some(reserved);
+            return Ok(None);
+        }
+        let won = try_lock(&mut reserved, name).await?;
+        if won {
+            shared.held.insert(name.to_owned());
+        }
+        shared.connection = Some(reserved);
+        Ok(won.then_some(shared.generation))
+    }
+
+    /// Makes sure that the locks of a generation are still held.
+    async fn check(&self, primary: &Primary, generation: u64) -> Result<(), Error> {
+        let mut shared = self.0.lock().await;
+        let lost = || sqlx::Error::Protocol("the connection that held the lock is lost".into());
+        if shared.generation != generation || shared.connection.is_none() {
+            return Err(lost().into());
+        }
+        let mut reserved = shared.take(primary).await?;
+        if shared.generation == generation {
+            reserved.ping().await?;
+        }
+        shared.connection = Some(reserved);
+        if shared.generation == generation { Ok(()) } else { Err(lost().into()) }
+    }
+
+    async fn give_back(&self, generation: u64, name: &str) {
+        let mut shared = self.0.lock().await;
+        if shared.generation != generation || !shared.held.remove(name) {
+            return;
+        }
+        let Some(mut reserved) = shared.connection.take() else { return };
+        let sql = "select pg_advisory_unlock(hashtextextended($1, 0))";
+        // Where that fails, the connection is dropped, and every lock with it.
+        if sqlx::query(sql).bind(name).execute(&mut reserved.connection).await.is_ok() {
+            shared.connection = Some(reserved);
+        }
+    }
+}
+
+async fn try_lock(reserved: &mut Reserved, name: &str) -> Result<bool, Error> {
+    let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
+    let (won,): (bool,) = sqlx::query_as(sql).bind(name).fetch_one(&mut reserved.connection).await?;
+    Ok(won)
 }
 
 impl Leadership {
     /// Waits until this process leads.
     pub(crate) async fn win(log: &Log, role: &str) -> Self {
         lead(role, false);
-        let mut asking = None;
         let mut said: Option<Instant> = None;
         let mut say_now = || {
             let due = said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
@@ -47,7 +132,7 @@ impl Leadership {
             due
         };
         loop {
-            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role, Purpose::Lead, &mut asking)).await {
+            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role)).await {
                 Ok(Ok(Some(leadership))) => return leadership,
                 Ok(Ok(None)) => {}
                 // The connection went with the question.
@@ -57,16 +142,21 @@ impl Leadership {
                     if say_now() {
                         tracing::warn!(%error, role, "cannot ask for leadership");
                     }
-                    asking = None;
                 }
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
-    /// Leads, if nobody else does.
+    /// Leads, if nobody else does, over a connection of its own: for as long as a command lasts.
     pub(crate) async fn try_win(log: &Log, role: &str) -> Result<Option<Self>, Error> {
-        Self::ask(log, role, Purpose::Hold, &mut None).await
+        let log = match &log.database {
+            Database::Sqlite(log) => return Self::of_file(log, role),
+            Database::Postgres(log) => log,
+        };
+        let mut reserved = log.primary.connect(Purpose::Hold).await?;
+        let won = try_lock(&mut reserved, &lock_name(log.primary.schema(), role)).await?;
+        Ok(won.then(|| Self::new(role, Hold::Connection(reserved, log.primary.clone()))))
     }
 
     fn new(role: &str, hold: Hold) -> Self {
@@ -74,40 +164,39 @@ impl Leadership {
         Self { role: role.to_owned(), hold }
     }
 
-    /// Asks once, over the connection of the last time where there is one.
-    async fn ask(
-        log: &Log,
-        role: &str,
-        purpose: Purpose,
-        asking: &mut Option<Reserved>,
-    ) -> Result<Option<Self>, Error> {
+    fn of_file(log: &sqlite::Log, role: &str) -> Result<Option<Self>, Error> {
+        Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file))))
+    }
+
+    /// Asks once, over the connection that all leaderships of the process share.
+    async fn ask(log: &Log, role: &str) -> Result<Option<Self>, Error> {
         let log = match &log.database {
-            Database::Sqlite(log) => return Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file)))),
+            Database::Sqlite(log) => return Self::of_file(log, role),
             Database::Postgres(log) => log,
         };
-        let mut reserved = match asking.take() {
-            Some(reserved) if reserved.is_current(&log.primary) => reserved,
-            _ => log.primary.connect(purpose).await?,
-        };
-        let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
-        let won = sqlx::query_as(sql).bind(lock_name(log.primary.schema(), role)).fetch_one(&mut reserved.connection);
-        let (won,): (bool,) = won.await?;
-        if won {
-            return Ok(Some(Self::new(role, Hold::Connection(reserved, log.primary.clone()))));
-        }
-        *asking = Some(reserved);
-        Ok(None)
+        let generation = log.locks.try_take(&log.primary, &lock_name(log.primary.schema(), role)).await?;
+        let hold = |generation| Hold::Shared(log.locks.clone(), log.primary.clone(), generation);
+        Ok(generation.map(|generation| Self::new(role, hold(generation))))
     }
 
     /// Whether the lock is still held: its connection answers, and leads to the server that takes writes.
     pub async fn check(&mut self) -> Result<(), Error> {
-        if let Hold::Connection(reserved, primary) = &mut self.hold {
-            reserved.ping().await?;
-            if !reserved.is_current(primary) {
-                return Err(sqlx::Error::Protocol("the lock is held on a server that was replaced".into()).into());
+        match &mut self.hold {
+            Hold::File(_) => Ok(()),
+            Hold::Shared(locks, primary, generation) => {
+                let (locks, primary, generation) = (locks.clone(), primary.clone(), *generation);
+                // In a task of its own: given up in the middle, it would take the locks of others with it.
+                let checked = tokio::spawn(async move { locks.check(&primary, generation).await });
+                checked.await.map_err(|_| Error::Closing)?
+            }
+            Hold::Connection(reserved, primary) => {
+                reserved.ping().await?;
+                match reserved.is_current(primary) {
+                    true => Ok(()),
+                    false => Err(sqlx::Error::Protocol("the lock is held on a server that was replaced".into()).into()),
+                }
             }
         }
-        Ok(())
     }
 }
 
@@ -123,6 +212,10 @@ fn lock_name(schema: &str, role: &str) -> String {
 impl Drop for Leadership {
     fn drop(&mut self) {
         lead(&self.role, false);
+        if let (Hold::Shared(locks, primary, generation), Ok(runtime)) = (&self.hold, Handle::try_current()) {
+            let (locks, generation, name) = (locks.clone(), *generation, lock_name(primary.schema(), &self.role));
+            runtime.spawn(async move { locks.give_back(generation, &name).await });
+        }
     }
 }
 

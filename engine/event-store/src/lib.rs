@@ -21,6 +21,7 @@ mod plan;
 mod postgres;
 mod privileges;
 mod queue;
+pub mod reactions;
 pub mod settings;
 mod snapshots;
 mod sqlite;

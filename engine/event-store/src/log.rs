@@ -67,6 +67,14 @@ impl Log {
         Ok((Self { database, upcasters }, db))
     }
 
+    /// The log's database, for statements that both databases understand; `db` is that of the read models.
+    pub(crate) fn db(&self, db: &Db) -> Db {
+        match &self.database {
+            Database::Sqlite(log) => log.db(),
+            Database::Postgres(_) => db.clone(),
+        }
+    }
+
     /// Brings the schema up to date; what is there stays.
     pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         each!(self, log => log.migrate(db, migrations))
@@ -114,6 +122,11 @@ impl Log {
     /// The same, as they are stored.
     pub(crate) async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         ask_each!(self, log => log.read(after, limit))
+    }
+
+    /// Events at these positions, in order.
+    pub(crate) async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        ask_each!(self, log => log.read_positions(positions)).map(|events| self.upcast(events))
     }
 
     /// Events in their newest versions.

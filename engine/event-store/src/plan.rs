@@ -311,10 +311,10 @@ impl<'a> Judge<'a, '_> {
             let row = BacklogRow::new(reaction, &entry.event.key, entry.event.position);
             self.backlog.insert(row, Some(entry));
         }
-        for key in &reaction.unschedule {
+        for key in &reaction.deadlines.unschedule {
             self.deadlines.insert((&key.process, &key.id, &key.name), None);
         }
-        for deadline in &reaction.schedule {
+        for deadline in &reaction.deadlines.schedule {
             let key = &deadline.key;
             self.deadlines.insert((&key.process, &key.id, &key.name), Some(deadline.due_at));
         }
@@ -358,7 +358,7 @@ impl Lineages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::append::{BacklogKey, Deadline, DeadlineKey, StreamCheck, StreamWrite, Unchanged};
+    use crate::append::{BacklogKey, Deadline, DeadlineChanges, DeadlineKey, StreamCheck, StreamWrite, Unchanged};
     use crate::event::NewEvent;
 
     fn write(id: &str, expected_version: i64, events: usize) -> StreamWrite {
@@ -497,12 +497,19 @@ mod tests {
         let batch = [
             ReactionMove {
                 park: vec![parked("k", 6)],
-                schedule: vec![Deadline { key: deadline("d"), due_at: 9 }],
+                deadlines: DeadlineChanges {
+                    schedule: vec![Deadline { key: deadline("d"), due_at: 9 }],
+                    unschedule: vec![],
+                },
                 ..step(5, 6, 1)
             },
             step(5, 6, 1),
             step(6, 7, 0),
-            ReactionMove { settle: vec![done("k", 6)], unschedule: vec![deadline("d")], ..step(6, 6, 1) },
+            ReactionMove {
+                settle: vec![done("k", 6)],
+                deadlines: DeadlineChanges { schedule: vec![], unschedule: vec![deadline("d")] },
+                ..step(6, 6, 1)
+            },
             // It was settled just now.
             ReactionMove { settle: vec![done("k", 6)], ..step(6, 7, 1) },
             step(6, 8, 1),

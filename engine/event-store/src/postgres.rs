@@ -16,6 +16,7 @@ use crate::db::Db;
 use crate::error::{Error, is_about_the_data, is_denied, is_rollback};
 use crate::event::RecordedEvent;
 use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
+use crate::leader::Locks;
 use crate::migrations::Migrations;
 use crate::plan::{Committed, Lineages};
 use crate::postgres::append::Writer;
@@ -43,9 +44,9 @@ const VIEW_WRITERS: u32 = 4;
 const APPEND_RETRIES: u32 = 5;
 
 /// Connections that one process opens, at most: two pools for queries, the writers of read models, the appender, the
-/// watch over the server, and two leads.
+/// watch over the server, and the leads.
 pub(crate) fn connections(connections_max: u32) -> u32 {
-    2 * connections_max + VIEW_WRITERS + 4
+    2 * connections_max + VIEW_WRITERS + 3
 }
 
 #[derive(Clone)]
@@ -55,6 +56,8 @@ pub(crate) struct Log {
     pub(crate) primary: Primary,
     /// The appender's own connection, opened when it is needed: it never waits behind a query.
     writer: Arc<Mutex<Option<Writer>>>,
+    /// The leaderships of this process.
+    pub(crate) locks: Locks,
 }
 
 impl Log {
@@ -64,6 +67,7 @@ impl Log {
             pool: primary.pool(Purpose::Log, connections_max),
             primary: primary.clone(),
             writer: Arc::default(),
+            locks: Locks::default(),
         };
         let db = Db::Postgres {
             read: primary.pool(Purpose::Views, connections_max),
@@ -220,6 +224,13 @@ impl Log {
         sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
             .bind(after)
             .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+    }
+
+    pub(crate) async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        sqlx::query_as(&format!("{EVENT} where position = any($1) order by position"))
+            .bind(positions)
             .fetch_all(&self.pool)
             .await
     }

@@ -102,6 +102,11 @@ impl Log {
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
+    /// Its database, for what is kept beside the events.
+    pub(crate) fn db(&self) -> Db {
+        Db::Sqlite { write: self.write.clone(), durable: self.write.clone(), read: self.read.clone() }
+    }
+
     /// Takes a role's lock file; `None` while another process, or another task of this one, has it.
     pub(crate) fn try_lead(&self, role: &str) -> Result<Option<File>, Error> {
         lock(&self.file, &format!("{role}.lock"))
@@ -168,6 +173,13 @@ impl Log {
         sqlx::query_as(&format!("{EVENT} where position > $1 order by position limit $2"))
             .bind(after)
             .bind(limit)
+            .fetch_all(&self.read)
+            .await
+    }
+
+    pub(crate) async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+        sqlx::query_as(&format!("{EVENT} where position in (select value from json_each($1)) order by position"))
+            .bind(serde_json::to_string(positions).unwrap_or_default())
             .fetch_all(&self.read)
             .await
     }

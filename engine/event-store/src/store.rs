@@ -26,7 +26,7 @@ use crate::migrations::Migrations;
 use crate::now_us;
 use crate::settings::Settings;
 use crate::sqlite::Access;
-use crate::subscription::Subscription;
+use crate::subscription::{Pace, Subscription};
 use crate::tail::Tail;
 
 /// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
@@ -112,7 +112,9 @@ async fn start(
     if let Database::Sqlite(log) = &log.database {
         tracker.spawn(log.disk.clone().watch(stop.clone()));
     }
-    let inner = Inner { log, db, bus, appender, head, tail, writes: AtomicBool::new(false), incarnation, settings };
+    let log_db = log.db(&db);
+    let follows_heads = AtomicBool::new(false);
+    let inner = Inner { log, db, log_db, bus, appender, head, tail, follows_heads, incarnation, settings };
     Ok(Store { inner: Arc::new(inner), stop, tracker })
 }
 
@@ -127,12 +129,14 @@ pub struct Store {
 struct Inner {
     log: Log,
     db: Db,
+    /// The log's database, for what is kept beside the log.
+    log_db: Db,
     bus: Option<Bus>,
     appender: Appender,
     head: watch::Sender<i64>,
     tail: Tail,
-    /// Whether this process has the write role.
-    writes: AtomicBool,
+    /// Whether this process learns of what others append without the stream.
+    follows_heads: AtomicBool,
     incarnation: String,
     settings: Settings,
 }
@@ -268,11 +272,36 @@ impl Store {
         Ok(self.inner.log.read_streams(aggregate_type, aggregate_ids, before).await?)
     }
 
-    /// Every event after a position, for ever. A process that writes has the end of the log in memory and is told of what
-    /// others write, so it follows the log; every other process follows the stream.
+    /// Every event after a position, for ever, in batches that a busy log makes larger. A process that follows the heads
+    /// of others ([`Store::start_write_tasks`], [`Store::follow_heads`]) follows the log, whose end it has in memory where
+    /// it writes itself; every other process follows the stream.
     pub fn subscribe(&self, after: i64) -> Subscription {
-        let bus = self.inner.bus.clone().filter(|_| !self.inner.writes.load(Ordering::Relaxed));
-        Subscription::new(self.inner.log.clone(), self.inner.tail.clone(), bus, self.inner.head.subscribe(), after)
+        self.subscription(after, Pace::Gathered)
+    }
+
+    /// The same without a pause between batches, for subscribers that are waited for.
+    pub fn subscribe_at_once(&self, after: i64) -> Subscription {
+        self.subscription(after, Pace::AtOnce)
+    }
+
+    fn subscription(&self, after: i64, pace: Pace) -> Subscription {
+        let bus = self.inner.bus.clone().filter(|_| !self.inner.follows_heads.load(Ordering::Relaxed));
+        Subscription::new(
+            self.inner.log.clone(),
+            self.inner.tail.clone(),
+            bus,
+            self.inner.head.subscribe(),
+            after,
+            pace,
+        )
+    }
+
+    /// One event for each of these positions that the log has, in order.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, Error> {
+        Ok(self.inner.log.read_positions(positions).await?)
     }
 
     /// The record of an idempotency key, where it was used.
@@ -283,6 +312,11 @@ impl Store {
     /// The read models' database.
     pub fn db(&self) -> &Db {
         &self.inner.db
+    }
+
+    /// The log's database.
+    pub(crate) fn log_db(&self) -> &Db {
+        &self.inner.log_db
     }
 
     /// The disk of a store in SQLite.
@@ -342,33 +376,42 @@ impl Store {
         futures::stream::pending().boxed()
     }
 
-    /// Starts what the write role needs besides the appender: the relay to JetStream, the hint that wakes the relay of
-    /// another process, and the sweep of old idempotency keys.
+    /// Starts what the write role needs besides the appender: the relay to JetStream, and the sweep of old idempotency keys.
     pub fn start_write_tasks(&self) {
-        self.inner.writes.store(true, Ordering::Relaxed);
+        self.follow_heads();
         let store = self.clone();
         self.tracker.spawn(async move { store.sweep_idempotency().await });
         if self.inner.bus.is_some() {
             let store = self.clone();
             self.tracker.spawn(async move { store.relay().await });
-            let store = self.clone();
-            self.tracker.spawn(async move { store.hint_heads().await });
         }
+    }
+
+    /// Has this process learn at once what others append, and tell others what it appends.
+    pub fn follow_heads(&self) {
+        if self.inner.follows_heads.swap(true, Ordering::Relaxed) || self.inner.bus.is_none() {
+            return;
+        }
+        let store = self.clone();
+        self.tracker.spawn(async move { store.hint_heads().await });
+        let store = self.clone();
+        self.tracker.spawn(async move {
+            let listen = async {
+                let mut heads = store.hints("head").await;
+                while let Some(position) = heads.next().await {
+                    store.inner.head.send_if_modified(|known| {
+                        let newer = position > *known;
+                        *known = position.max(*known);
+                        newer
+                    });
+                }
+            };
+            tokio::select! { () = listen => {}, () = store.stop.cancelled() => {} }
+        });
     }
 
     async fn relay(&self) {
         let Some(bus) = &self.inner.bus else { return };
-        let wake = self.clone();
-        let listen = async {
-            let mut heads = wake.hints("head").await;
-            while let Some(position) = heads.next().await {
-                wake.inner.head.send_if_modified(|known| {
-                    let newer = position > *known;
-                    *known = position.max(*known);
-                    newer
-                });
-            }
-        };
         let lead = async {
             loop {
                 let mut leadership = self.lead("relay").await;
@@ -387,7 +430,7 @@ impl Store {
                 }
             }
         };
-        tokio::select! { () = listen => {}, () = lead => {}, () = self.stop.cancelled() => {} }
+        tokio::select! { () = lead => {}, () = self.stop.cancelled() => {} }
     }
 
     async fn hint_heads(&self) {

@@ -29,6 +29,15 @@ const MANY: usize = 100;
 const BUS_WITHIN: Duration = Duration::from_secs(1);
 const BUS_AGAIN: Duration = Duration::from_secs(3);
 
+/// How a subscriber takes a busy stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// In fewer, larger pieces.
+    Gathered,
+    /// As it comes.
+    AtOnce,
+}
+
 /// Where the events come from at the moment.
 enum Source {
     /// The log, woken by the appender of this process.
@@ -46,6 +55,7 @@ pub struct Subscription {
     head: watch::Receiver<i64>,
     source: Source,
     last: i64,
+    pace: Pace,
     /// When the next batch may be taken.
     next_at: Instant,
     /// When the bus may be asked again, after it did not answer.
@@ -53,7 +63,14 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn new(log: Log, tail: Tail, bus: Option<Bus>, head: watch::Receiver<i64>, after: i64) -> Self {
+    pub(crate) fn new(
+        log: Log,
+        tail: Tail,
+        bus: Option<Bus>,
+        head: watch::Receiver<i64>,
+        after: i64,
+        pace: Pace,
+    ) -> Self {
         Self {
             log,
             tail,
@@ -61,6 +78,7 @@ impl Subscription {
             head,
             source: Source::Log,
             last: after,
+            pace,
             next_at: Instant::now(),
             bus_from: Instant::now(),
         }
@@ -91,9 +109,9 @@ impl Subscription {
             if let Some(event) = batch.last() {
                 self.last = event.position;
                 // The stream hands over what it has fetched ahead, so a long pause there would only slow it down.
-                let pause = match (&self.source, batch.len()) {
-                    (_, BATCH_MAX..) => Duration::ZERO,
-                    (Source::Log, MANY..) => GATHER_MANY,
+                let pause = match (self.pace, &self.source, batch.len()) {
+                    (Pace::AtOnce, ..) | (_, _, BATCH_MAX..) => Duration::ZERO,
+                    (_, Source::Log, MANY..) => GATHER_MANY,
                     _ => GATHER,
                 };
                 self.next_at = Instant::now() + pause;

@@ -1,13 +1,14 @@
 //! What a store promises: the same tests run on both backends.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cqrs_es::persist::{PersistedEventRepository, SerializedEvent};
-use event_store::aggregates::AggregateRepository;
+use event_store::aggregates::{AggregateRepository, Loaded};
 use event_store::append::{
-    Append, Appended, BacklogEntry, BacklogKey, Deadline, DeadlineKey, Idempotency, Lineage, ReactionMove, StreamCheck,
-    StreamWrite, Unchanged,
+    Append, Appended, BacklogEntry, BacklogKey, Deadline, DeadlineChanges, DeadlineKey, Idempotency, Lineage,
+    ReactionMove, StreamCheck, StreamWrite, Unchanged,
 };
 use event_store::error::{AppendError, Error};
 use event_store::event::NewEvent;
@@ -436,7 +437,7 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
     for version in 0..12 {
         let appended = backend.store.append(append("a", version, &[version])).await.unwrap();
         state.sum += version;
-        counters.put("a", state.clone(), appended.versions[0], 1).await;
+        counters.put("a", at(state.clone(), appended.versions[0]), 1).await;
     }
     assert_eq!(counters.cached("a").unwrap().version, 12);
     let loaded = AggregateRepository::<Counter>::new(backend.store.clone()).load("a").await.unwrap();
@@ -833,7 +834,10 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     let rows = "select (select count(*) from reactor_backlog) * 100 + (select count(*) from process_deadlines)";
     let begun = ReactionMove {
         park: vec![parked("k", 6), parked("k", 7), parked("l", 6)],
-        schedule: vec![Deadline { key: deadline("d"), due_at: 40 }, Deadline { key: deadline("e"), due_at: 50 }],
+        deadlines: DeadlineChanges {
+            schedule: vec![Deadline { key: deadline("d"), due_at: 40 }, Deadline { key: deadline("e"), due_at: 50 }],
+            unschedule: vec![],
+        },
         ..step(5, 7, 1)
     };
     store.append(reacted("a", begun)).await.unwrap();
@@ -843,8 +847,10 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     let retried = ReactionMove {
         park: vec![again],
         settle: vec![done("k", 6)],
-        schedule: vec![Deadline { key: deadline("d"), due_at: 60 }],
-        unschedule: vec![deadline("d"), deadline("e"), deadline("never set")],
+        deadlines: DeadlineChanges {
+            schedule: vec![Deadline { key: deadline("d"), due_at: 60 }],
+            unschedule: vec![deadline("d"), deadline("e"), deadline("never set")],
+        },
         ..step(7, 7, 1)
     };
     store.append(reacted("b", retried.clone())).await.unwrap();
@@ -873,7 +879,7 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     let store = &backend.store;
     store.append(append("a", 0, &[1, 2, 3, 4, 5])).await.unwrap();
     // Not the sum of the events, so that the snapshot can be told from them.
-    AggregateRepository::<Counter>::new(store.clone()).put("a", Counter { sum: 1_000 }, 5, 5).await;
+    AggregateRepository::<Counter>::new(store.clone()).put("a", at(Counter { sum: 1_000 }, 5), 5).await;
     store.append(append("a", 5, &[6])).await.unwrap();
     let sums = async || {
         let (this, next) = (
@@ -886,7 +892,7 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     let mut other = backend.other().await;
     other.sql("update snapshots set payload = '[]'").await;
     assert_eq!(sums().await, (21, 21), "what does not deserialize");
-    AggregateRepository::<NextCounter>::new(store.clone()).put("a", NextCounter { sum: 2_000 }, 6, 6).await;
+    AggregateRepository::<NextCounter>::new(store.clone()).put("a", at(NextCounter { sum: 2_000 }, 6), 6).await;
     store.append(append("b", 0, &[1])).await.unwrap();
     assert_eq!(sums().await, (21, 2_000));
     // As an older release writes it, which knows nothing of shapes.
@@ -894,7 +900,7 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     other.sql("update snapshots set payload = '{\"sum\": 3000}', last_sequence = 7").await;
     assert_eq!(sums().await, (28, 28));
     // And this release makes it right again.
-    AggregateRepository::<Counter>::new(store.clone()).put("a", Counter { sum: 4_000 }, 7, 7).await;
+    AggregateRepository::<Counter>::new(store.clone()).put("a", at(Counter { sum: 4_000 }, 7), 7).await;
     store.append(append("b", 1, &[1])).await.unwrap();
     assert_eq!(sums().await, (4_000, 28));
 }
@@ -905,8 +911,8 @@ async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
     for version in 0..12 {
         store.append(append("a", version, &[1])).await.unwrap();
     }
-    counters.put("a", Counter { sum: 5 }, 5, 5).await;
-    counters.put("a", Counter { sum: 12 }, 12, 7).await;
+    counters.put("a", at(Counter { sum: 5 }, 5), 5).await;
+    counters.put("a", at(Counter { sum: 12 }, 12), 7).await;
     let at = "select coalesce(max(last_sequence), 0) from snapshots";
     let is_sqlite = backend._postgres.is_none();
     assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 });
@@ -916,4 +922,8 @@ async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
     assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 }, "no append, no snapshot");
     store.append(append("b", 0, &[1])).await.unwrap();
     assert_eq!((other.number(at).await, other.number("select count(*) from snapshots").await), (12, 1));
+}
+
+fn at<A>(state: A, version: i64) -> Arc<Loaded<A>> {
+    Arc::new(Loaded { state, version })
 }

@@ -2,6 +2,7 @@
 //! each version lies beside the code, and a test fails when one moves without the other.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
@@ -36,4 +37,26 @@ pub fn differences<A: Aggregate>(files: &BTreeMap<String, String>) -> Vec<String
     let advice = "where stored events of this version stay valid and decode the same, write the file again; where they do \
                   not, the event needs a new version and an upcaster";
     wrong.map(|(name, _)| format!("{name} is not what the type gives: {advice}")).collect()
+}
+
+/// Compares the schema files of an aggregate, in the folder with its type's name below `folder`, with what its types give.
+/// With `UPDATE_SCHEMAS` in the environment it writes them first.
+///
+/// # Panics
+/// A file differs or cannot be read.
+pub fn check<A: Aggregate>(folder: &Path) {
+    let folder = folder.join(A::TYPE);
+    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+        std::fs::create_dir_all(&folder).expect("the folder can be made");
+        for (name, schema) in of::<A>() {
+            std::fs::write(folder.join(name), format!("{schema:#}\n")).expect("the file can be written");
+        }
+    }
+    let files = std::fs::read_dir(&folder).expect("the folder can be read").map(|entry| {
+        let entry = entry.expect("the folder can be read");
+        let text = std::fs::read_to_string(entry.path()).expect("the file can be read");
+        (entry.file_name().to_string_lossy().into_owned(), text)
+    });
+    let differences = differences::<A>(&files.collect());
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }

@@ -11,7 +11,8 @@
 -- Servers of several releases call it at once: it is never changed. Another way to append gets another name.
 create function docket_append(
     recorded_us            bigint,   -- when the log takes the events, in microseconds since 1970
-    -- Every stream that the batch writes or checks, once, with the version that it must have; 0: it must not exist.
+    -- Streams that the batch writes or checks, each once, with the version that it must have; 0: it must not exist. A
+    -- stream that the batch begins may be left out: the primary key of the events refuses one that exists.
     stream_types           text[],
     stream_ids             text[],
     stream_versions        bigint[],
@@ -77,14 +78,16 @@ declare
 begin
     select position into head from log_head order by position desc limit 1 for update;
 
-    select array_agg(v.place), array_agg(v.actual) into other_streams, other_versions
-    from (select s.place, s.version,
-                 coalesce((select e.sequence from events e
-                           where e.aggregate_type = s.aggregate_type and e.aggregate_id = s.aggregate_id
-                           order by e.sequence desc limit 1), 0) as actual
-          from unnest(stream_types, stream_ids, stream_versions)
-               with ordinality as s (aggregate_type, aggregate_id, version, place)) v
-    where v.actual <> v.version;
+    if cardinality(stream_ids) > 0 then
+        select array_agg(v.place), array_agg(v.actual) into other_streams, other_versions
+        from (select s.place, s.version,
+                     coalesce((select e.sequence from events e
+                               where e.aggregate_type = s.aggregate_type and e.aggregate_id = s.aggregate_id
+                               order by e.sequence desc limit 1), 0) as actual
+              from unnest(stream_types, stream_ids, stream_versions)
+                   with ordinality as s (aggregate_type, aggregate_id, version, place)) v
+        where v.actual <> v.version;
+    end if;
 
     if cardinality(keys) > 0 then
         select array_agg(k.place) into taken_keys

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use command_engine::reactions::reacting;
+use command_engine::reactions::reactor::{Acts, registration};
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
 use event_store::store::{Store, open, open_beside};
@@ -188,14 +190,22 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// A store on which no server writes or projects, and none will as long as the leaderships are held.
-async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, [Leadership; 2])> {
+async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec<Leadership>)> {
     let mut settings = load(program, common, &[])?.store;
     settings.nats_url.clear();
     let store = open(settings, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
-    match (store.try_lead("relay").await?, store.try_lead("projections").await?) {
-        (Some(relay), Some(projections)) => Ok((store, [relay, projections])),
-        _ => bail!("a server runs on this store: stop it first, every process of it"),
+    let reactors = program.reactors();
+    let reactors = reactors.iter().map(|reactor| reacting(reactor.name()));
+    let mut leaderships = Vec::new();
+    for role in ["relay".to_owned(), "projections".to_owned()].into_iter().chain(reactors) {
+        match store.try_lead(&role).await? {
+            Some(leadership) => leaderships.push(leadership),
+            None => bail!("a server runs on this store: stop it first, every process of it"),
+        }
     }
+    let registrations: Vec<_> = program.reactors().into_iter().map(registration).collect();
+    store.reactions().register(&registrations).await?;
+    Ok((store, leaderships))
 }
 
 pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u8> {
@@ -211,6 +221,9 @@ pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u
             false => eprintln!("There is no JetStream stream of before."),
         }
     }
+    let held = outside(program);
+    store.reactions().hold_all(&held, "the log was restored from a backup").await?;
+    tell_held(&held);
     eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
     Ok(0)
 }
@@ -234,8 +247,23 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     take(&store, there, &mut events).await?;
     ensure!(last > 0, "{} holds no events", path.display());
     ensure!(last >= there, "the store holds {there} events, the file {last}: import into an empty store");
+    let held = outside(program);
+    store.reactions().reset_to_head(&held, "the log was imported").await?;
+    tell_held(&held);
     eprintln!("{last} events; {} of them were there before.", there.min(last));
     Ok(0)
+}
+
+/// Reactors that act outside the log: what they did after the backup was taken is not known.
+fn outside(program: &Program) -> Vec<&'static str> {
+    let reactors = program.reactors();
+    reactors.iter().filter(|reactor| reactor.acts() == Acts::Outside).map(|reactor| reactor.name()).collect()
+}
+
+fn tell_held(reactors: &[&str]) {
+    for reactor in reactors {
+        eprintln!("{reactor} acts outside the log, so it is held: `docket reactors release {reactor}` lets it run.");
+    }
 }
 
 /// The event of a line, which must follow that of the line before.

@@ -472,7 +472,7 @@ impl Sender {
         let attributes = if order.store_id.is_empty() { json!({}) } else { json!({"store_id": order.store_id}) };
         let command = json!({
             "type": "create_order", "id": id, "order_id": order.order_ref, "customer_id": order.customer_ref,
-            "attributes": attributes, "occurred_at": order.placed_at, "items": items,
+            "attributes": attributes, "occurred_at": order.placed_at, "history": true, "items": items,
         });
         if command.to_string().len() > LINE_BYTES_MAX {
             self.reject(&order, "the order is longer than 1 MiB");
@@ -490,7 +490,7 @@ impl Sender {
         created: bool,
     ) -> anyhow::Result<()> {
         let command = json!({
-            "type": "confirm_order", "id": id, "order_id": order.order_ref, "occurred_at": order.placed_at,
+            "type": "confirm_order", "id": id, "order_id": order.order_ref, "occurred_at": order.placed_at, "history": true,
         });
         self.in_flight.insert(id, (order, Step::Confirm { created }));
         push(commands, &command)

@@ -55,6 +55,7 @@ pub(crate) fn envelope(
                 .detail("The token expired while commands were read: send the rest with a fresh one."));
         }
         let occurred_at = occurred_at(&mut fields, principal)?;
+        let is_history = is_history(&mut fields, principal)?;
         let expected = match fields.remove("expected_version") {
             None | Some(Value::Null) => None,
             Some(version) => {
@@ -75,6 +76,7 @@ pub(crate) fn envelope(
             principal: principal.clone(),
             key: None,
             occurred_at,
+            is_history,
             is_patient: true,
             request_id: context.0.clone(),
             trace: context.1.clone(),
@@ -87,6 +89,17 @@ pub(crate) fn envelope(
 fn unknown_type(lines: &[BulkLines]) -> Problem {
     let types: Vec<_> = lines.iter().flat_map(|own| own.types).copied().collect();
     field("/type", &format!("must be one of {}", types.join(", ")))
+}
+
+fn is_history(fields: &mut Map<String, Value>, principal: &Principal) -> Result<bool, Problem> {
+    match fields.remove("history") {
+        None | Some(Value::Null | Value::Bool(false)) => Ok(false),
+        Some(Value::Bool(true)) if principal.is_staff() => Ok(true),
+        Some(Value::Bool(true)) => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+            .detail("Only staff may mark a command as history.")
+            .error("/history", "only staff may set it")),
+        Some(_) => Err(field("/history", "must be true or false")),
+    }
 }
 
 fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result<Option<Timestamp>, Problem> {

@@ -1,0 +1,70 @@
+//! Reactions: events of the log lead to commands, exactly once inside the log.
+//!
+//! A reactor's events, its checkpoint, its backlog and its deadlines change in one transaction. An input that fails goes to
+//! the backlog, where it is tried again; later events of its key wait behind it, and all others go on. No reactor runs in
+//! a rebuild, a verification or an import of history.
+//!
+//! - [`reactor`]: the trait [`reactor::Reactor`].
+//! - [`process`]: runs a [`kernel::process::Process`] as a reactor.
+//! - [`scope`]: what a reaction may read.
+//! - [`status`]: how reactors fare, for metrics and health checks.
+//! - `batch`: decides on a batch of inputs; `leader`: takes inputs and appends what they lead to.
+
+mod batch;
+mod leader;
+pub mod process;
+pub mod reactor;
+pub mod scope;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_store::reactions::Reactions;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::decider::Decider;
+use crate::reactions::leader::Leader;
+pub use crate::reactions::leader::{Clock, reacting};
+use crate::reactions::reactor::Reactor;
+
+/// How often changes by operators are looked for.
+const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
+
+/// Runs reactors until `stop`, each in a task of its own: one that hangs holds up no other. They are registered.
+pub async fn run(decider: Arc<Decider>, reactors: Vec<&'static dyn Reactor>, clock: Clock, stop: CancellationToken) {
+    if reactors.is_empty() {
+        return;
+    }
+    let (seen, fences) = watch::channel(Arc::default());
+    let watching = tokio::spawn(watch_fences(decider.store().reactions(), seen, stop.clone()));
+    let leaders = reactors.into_iter().map(|reactor| {
+        let leader = Leader { reactor, decider: decider.clone(), clock: clock.clone(), fences: fences.clone() };
+        tokio::spawn(leader.run(stop.clone()))
+    });
+    futures::future::join_all(leaders.chain([watching])).await;
+}
+
+/// One look at the checkpoints serves all leaders of the process.
+async fn watch_fences(rows: Reactions, seen: watch::Sender<Arc<BTreeMap<String, i64>>>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        match rows.checkpoints().await {
+            Ok(all) => {
+                let fences = all.into_iter().map(|checkpoint| (checkpoint.reactor, checkpoint.fence)).collect();
+                seen.send_replace(Arc::new(fences));
+            }
+            Err(error) => tracing::debug!(%error, "the checkpoints of reactors cannot be read"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// The clock of the machine.
+pub fn system_clock() -> Clock {
+    Arc::new(event_store::now_us)
+}

@@ -1,0 +1,733 @@
+//! The leader of one reactor: it takes events from the log, the backlog and the deadlines, and appends what they lead to.
+//!
+//! One process leads a reactor at a time. Correctness does not rest on that: each append compares the checkpoint's
+//! position and fence, and a new leader raises the fence.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use compact_str::CompactString;
+use event_store::append::{Append, BacklogEntry, BacklogKey, Deadline, DeadlineKey, ReactionMove};
+use event_store::error::{AppendError, Error};
+use event_store::event::RecordedEvent;
+use event_store::reactions::{PARTITION, Reactions};
+use event_store::store::Store;
+use jiff::Timestamp;
+use kernel::stream::StreamId;
+use opentelemetry::KeyValue;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use crate::decider::Decider;
+use crate::metrics::METRICS;
+use crate::reactions::batch::{Context, Decided, Fate, Item, decide};
+use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, takes};
+use crate::reactions::scope::{Scope, Writes};
+
+/// Inputs that one append takes, at most.
+const BATCH_MAX: usize = 256;
+/// How long a reaction inside the log may take, and one outside.
+#[cfg(not(test))]
+const REACT_WITHIN: Duration = Duration::from_secs(10);
+#[cfg(test)]
+const REACT_WITHIN: Duration = Duration::from_millis(600);
+const ACT_WITHIN: Duration = Duration::from_secs(60);
+/// Events that a reactor with effects outside works on at once.
+const WORKERS: usize = 16;
+/// How often deadlines and due retries are looked at, where there are any.
+const TICK: Duration = Duration::from_millis(250);
+/// Events that lead to nothing move the checkpoint when so many have passed, or so much time.
+const IDLE_EVENTS_MAX: i64 = 1_000;
+const IDLE_MOVE: Duration = Duration::from_secs(1);
+/// How often a batch is decided again because a stream had changed, before the leader begins anew.
+const CONFLICTS_MAX: u32 = 50;
+/// The pause before a failed input is tried again: doubled with each attempt.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(300);
+/// After so many attempts an operator decides.
+const ATTEMPTS_MAX: i64 = 10;
+/// How often the lock of the leadership is checked.
+const CHECK_LEADERSHIP: Duration = Duration::from_secs(2);
+
+/// The time, in microseconds since 1970. Tests have their own.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// The fence of each reactor's checkpoint, as it was last seen.
+pub(super) type Fences = watch::Receiver<Arc<BTreeMap<String, i64>>>;
+
+/// The role in which a reactor's leader leads.
+pub fn reacting(reactor: &str) -> String {
+    format!("reactor.{reactor}")
+}
+
+pub(super) struct Leader {
+    pub(super) reactor: &'static dyn Reactor,
+    pub(super) decider: Arc<Decider>,
+    pub(super) clock: Clock,
+    pub(super) fences: Fences,
+}
+
+/// Why a leader stops.
+enum Stop {
+    /// Somebody has changed the checkpoint: another leader, or an operator.
+    Fenced,
+    /// The store failed.
+    Store(Error),
+    /// The streams that the reactor writes to change all the time.
+    Contended,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Leader {
+    /// Leads whenever nobody else does, until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.lead() => {}
+            // At the worst between two appends: what is not appended comes again.
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn lead(&self) {
+        let name = self.reactor.name();
+        let store = self.decider.store();
+        loop {
+            let mut leadership = store.lead(&reacting(name)).await;
+            let lost = async {
+                while leadership.check().await.is_ok() {
+                    tokio::time::sleep(CHECK_LEADERSHIP).await;
+                }
+            };
+            let follow = async {
+                loop {
+                    let mut turn = Turn::new(self);
+                    let stopped = match turn.follow().await {
+                        Ok(()) | Err(Stop::Fenced) => continue,
+                        Err(stopped) => stopped,
+                    };
+                    let reason = match stopped {
+                        Stop::Store(error) => error.to_string(),
+                        _ => "its streams change all the time".to_owned(),
+                    };
+                    tracing::warn!(reactor = name, reason, "the reactor starts again from its checkpoint");
+                    tokio::time::sleep(RETRY_FIRST).await;
+                }
+            };
+            METRICS.reactor_leader.record(1, &[KeyValue::new("reactor", name)]);
+            tracing::info!(reactor = name, "reactor: leading");
+            tokio::select! { () = follow => {}, () = lost => {} }
+            METRICS.reactor_leader.record(0, &[KeyValue::new("reactor", name)]);
+            tracing::warn!(reactor = name, "reactor: leadership lost");
+        }
+    }
+}
+
+/// What an effect outside has come to.
+struct Acted {
+    entry: BacklogEntry,
+    event: RecordedEvent,
+    outcome: Outcome,
+}
+
+/// The time from a reading of the checkpoint until somebody else changes it.
+struct Turn<'a> {
+    leader: &'a Leader,
+    name: &'static str,
+    store: &'a Store,
+    rows: Reactions,
+    fence: i64,
+    /// Position of the checkpoint.
+    checkpoint: i64,
+    /// Position of the last event that was looked at.
+    read: i64,
+    moved: Instant,
+    /// Keys with events in the backlog, and how many.
+    busy: Arc<HashMap<CompactString, i64>>,
+    /// When the next event of the backlog is due, as far as is known.
+    next_retry: Option<i64>,
+    /// When the next deadline is due, as far as is known.
+    next_deadline: Option<i64>,
+    /// Deadlines that failed: how often, and when they are tried again.
+    failing: HashMap<DeadlineKey, (i64, i64)>,
+    /// Effects outside under way.
+    acting: JoinSet<Acted>,
+    acting_on: HashSet<i64>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(leader: &'a Leader) -> Self {
+        let store = leader.decider.store();
+        Self {
+            leader,
+            name: leader.reactor.name(),
+            store,
+            rows: store.reactions(),
+            fence: 0,
+            checkpoint: 0,
+            read: 0,
+            moved: Instant::now(),
+            busy: Arc::default(),
+            next_retry: None,
+            next_deadline: None,
+            failing: HashMap::new(),
+            acting: JoinSet::new(),
+            acting_on: HashSet::new(),
+        }
+    }
+
+    fn now(&self) -> i64 {
+        (self.leader.clock)()
+    }
+
+    /// Follows the log from the checkpoint until somebody else changes that.
+    async fn follow(&mut self) -> Result<(), Stop> {
+        let Some(found) = self.rows.acquire(self.name).await? else {
+            return Err(Error::Stored(format!("the store does not know the reactor {}", self.name)).into());
+        };
+        (self.fence, self.checkpoint, self.read) = (found.fence, found.position, found.position);
+        if let Some(reason) = found.held {
+            tracing::info!(reactor = self.name, reason, "the reactor is held: `docket reactors release` lets it run");
+            self.changed_by_others().await;
+            return Ok(());
+        }
+        self.busy = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
+        self.next_retry = self.rows.next_due(self.name).await?;
+        if let Some(process) = self.leader.reactor.process() {
+            self.next_deadline = self.rows.next_deadline(process).await?;
+        }
+        let mut stream = self.store.subscribe_at_once(self.read);
+        loop {
+            let tick = self.next_tick();
+            let changed = self.changed_by_others();
+            tokio::select! {
+                () = changed => return Ok(()),
+                events = stream.next() => self.take(events?).await?,
+                Some(acted) = self.acting.join_next() => match acted {
+                    Ok(acted) => self.settle(acted).await?,
+                    Err(error) => tracing::error!(reactor = self.name, %error, "a worker ended"),
+                },
+                () = tokio::time::sleep(tick) => {}
+            }
+            self.look_at_backlog().await?;
+            self.look_at_deadlines().await?;
+            self.move_on().await?;
+        }
+    }
+
+    /// Returns when the checkpoint has a newer fence than this leader's.
+    fn changed_by_others(&self) -> impl Future<Output = ()> + use<> {
+        let (mut fences, name, own) = (self.leader.fences.clone(), self.name, self.fence);
+        async move {
+            let newer = |fences: &Arc<BTreeMap<String, i64>>| fences.get(name).is_some_and(|fence| *fence > own);
+            if fences.wait_for(newer).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// How long nothing has to be looked at.
+    fn next_tick(&self) -> Duration {
+        match (self.next_retry.or(self.next_deadline), self.read > self.checkpoint) {
+            (Some(_), _) => TICK,
+            (None, true) => IDLE_MOVE.saturating_sub(self.moved.elapsed()).max(Duration::from_millis(1)),
+            (None, false) => Duration::from_secs(3_600),
+        }
+    }
+
+    /// Reacts to new events.
+    async fn take(&mut self, events: Vec<RecordedEvent>) -> Result<(), Stop> {
+        let Some(end) = events.last().map(|event| event.position) else { return Ok(()) };
+        let reactor = self.leader.reactor;
+        let mut items = Vec::new();
+        for event in events {
+            if takes(reactor, &event) {
+                let key = reactor.key(&event);
+                let item = Item { cause: Cause::Event(event), key, attempts: 0, is_retry: false, acted: None };
+                items.push(Arc::new(item));
+            }
+        }
+        while !items.is_empty() {
+            let done = self.react(&items, Some(end)).await?;
+            items.drain(..done);
+        }
+        self.read = end;
+        Ok(())
+    }
+
+    /// Moves the checkpoint over events that led to nothing, now and then.
+    async fn move_on(&mut self) -> Result<(), Stop> {
+        let passed = self.read - self.checkpoint;
+        if passed == 0 || passed < IDLE_EVENTS_MAX && self.moved.elapsed() < IDLE_MOVE {
+            return Ok(());
+        }
+        let reaction = ReactionMove { to: self.read, ..self.reaction() };
+        let append = Append { reaction: Some(reaction), is_patient: true, source: self.source(), ..Append::default() };
+        match self.store.append(append).await {
+            Ok(_) => self.moved_to(self.read),
+            Err(AppendError::Store(error)) => return Err(error.into()),
+            Err(_) => return Err(Stop::Fenced),
+        }
+        Ok(())
+    }
+
+    fn moved_to(&mut self, position: i64) {
+        self.checkpoint = position;
+        self.moved = Instant::now();
+    }
+
+    /// A move that stays where the checkpoint is.
+    fn reaction(&self) -> ReactionMove {
+        ReactionMove {
+            reactor: self.name.into(),
+            partition: PARTITION,
+            from: self.checkpoint,
+            to: self.checkpoint,
+            fence: self.fence,
+            ..ReactionMove::default()
+        }
+    }
+
+    fn source(&self) -> u64 {
+        self.leader.decider.number_of(&StreamId::new("reactor", self.name)) as u64
+    }
+
+    /// Takes events of the backlog that are due.
+    async fn look_at_backlog(&mut self) -> Result<(), Stop> {
+        let now = self.now();
+        if self.next_retry.is_none_or(|due_at| due_at > now) {
+            return Ok(());
+        }
+        match self.leader.reactor.acts() {
+            Acts::InTheLog => {
+                for first in self.rows.due_backlog(self.name, now, BATCH_MAX as i64).await? {
+                    self.retry_key(&first.event.key).await?;
+                }
+                self.next_retry = self.rows.next_due(self.name).await?;
+            }
+            Acts::Outside => self.send_workers(now).await?,
+        }
+        Ok(())
+    }
+
+    /// Reacts to the events of a key in order, until one fails again.
+    async fn retry_key(&mut self, key: &CompactString) -> Result<(), Stop> {
+        loop {
+            let entries = self.rows.backlog_of(self.name, key, BATCH_MAX as i64).await?;
+            let items = self.items_of(entries).await?;
+            if items.is_empty() {
+                return Ok(());
+            }
+            let done = self.react(&items, None).await?;
+            let is_free = !self.busy.contains_key(key);
+            if is_free || done == 0 || self.has_failed(key).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the first event of a key does not wait for its turn alone.
+    async fn has_failed(&self, key: &str) -> Result<bool, Stop> {
+        let first = self.rows.backlog_of(self.name, key, 1).await?;
+        Ok(first.first().is_none_or(|entry| entry.attempts > 0))
+    }
+
+    async fn items_of(&self, entries: Vec<BacklogEntry>) -> Result<Vec<Arc<Item>>, Error> {
+        let positions: Vec<i64> = entries.iter().map(|entry| entry.event.position).collect();
+        let events = self.store.read_positions(&positions).await?;
+        let entries: HashMap<i64, BacklogEntry> =
+            entries.into_iter().map(|entry| (entry.event.position, entry)).collect();
+        let item = |event: RecordedEvent| {
+            let entry = entries.get(&event.position)?;
+            let (key, attempts) = (entry.event.key.clone(), entry.attempts);
+            Some(Arc::new(Item { cause: Cause::Event(event), key, attempts, is_retry: true, acted: None }))
+        };
+        Ok(events.into_iter().filter_map(item).collect())
+    }
+
+    /// Hands due events to workers.
+    async fn send_workers(&mut self, now: i64) -> Result<(), Stop> {
+        let free = WORKERS.saturating_sub(self.acting.len());
+        if free == 0 {
+            return Ok(());
+        }
+        let due = self.rows.due_backlog(self.name, now, (self.acting_on.len() + free) as i64).await?;
+        let is_new = |entry: &BacklogEntry| !self.acting_on.contains(&entry.event.position);
+        let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
+        due.truncate(free);
+        if due.is_empty() {
+            // Those that wait for others of their key are due when the others are settled.
+            self.next_retry = self.rows.next_due(self.name).await?.filter(|due_at| *due_at > now);
+            return Ok(());
+        }
+        let positions: Vec<i64> = due.iter().map(|entry| entry.event.position).collect();
+        let events = self.store.read_positions(&positions).await?;
+        for entry in due {
+            let Some(event) = events.iter().find(|event| event.position == entry.event.position).cloned() else {
+                continue;
+            };
+            self.acting_on.insert(event.position);
+            let (reactor, decider) = (self.leader.reactor, self.leader.decider.clone());
+            let now = timestamp(now);
+            self.acting.spawn(async move {
+                let cause = Cause::Event(event.clone());
+                let input = Input { cause, attempt: entry.attempts, now, refused: Vec::new() };
+                // On a thread that may be lost: nobody knows whether the call ever returns.
+                let call = spawn_blocking(move || {
+                    let mut scope = Scope::new(decider);
+                    Handle::current().block_on(reactor.react(&input, &mut scope))
+                });
+                let outcome = match tokio::time::timeout(ACT_WITHIN, call).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => Outcome::Retry("the reactor panicked; the log has the message".into()),
+                    Err(_) => Outcome::Retry(format!("the reactor did not return within {ACT_WITHIN:?}")),
+                };
+                Acted { entry, event, outcome }
+            });
+        }
+        Ok(())
+    }
+
+    /// Appends what an effect outside has come to.
+    async fn settle(&mut self, acted: Acted) -> Result<(), Stop> {
+        let Acted { entry, event, outcome } = acted;
+        self.acting_on.remove(&event.position);
+        let item = Item {
+            cause: Cause::Event(event),
+            key: entry.event.key,
+            attempts: entry.attempts,
+            is_retry: true,
+            acted: Some(Mutex::new(Some(outcome))),
+        };
+        self.react(&[Arc::new(item)], None).await?;
+        // A place is free.
+        self.next_retry = Some(self.now());
+        Ok(())
+    }
+
+    /// Takes deadlines that are reached, once every event from before is taken.
+    async fn look_at_deadlines(&mut self) -> Result<(), Stop> {
+        let Some(process) = self.leader.reactor.process() else { return Ok(()) };
+        let now = self.now();
+        if self.next_deadline.is_none_or(|due_at| due_at > now) {
+            return Ok(());
+        }
+        // Read after the clock: what was recorded until the deadline is not behind it.
+        if self.store.head().await? > self.read {
+            return Ok(());
+        }
+        // Those that cannot be taken now must not hide the others.
+        let most = BATCH_MAX + self.failing.len() + self.busy.len();
+        let due = self.rows.due_deadlines(process, now, most as i64).await?;
+        let can_be_taken = |due: &Deadline| {
+            !self.busy.contains_key(&due.key.id)
+                && self.failing.get(&due.key).is_none_or(|(_, again_at)| *again_at <= now)
+        };
+        let item = |due: Deadline| {
+            let (key, attempts) = (due.key.id.clone(), self.failing.get(&due.key).map_or(0, |(attempts, _)| *attempts));
+            Arc::new(Item { cause: Cause::Deadline(due), key, attempts, is_retry: true, acted: None })
+        };
+        let mut items: Vec<_> = due.into_iter().filter(can_be_taken).map(item).collect();
+        while !items.is_empty() {
+            let done = self.react(&items, None).await?;
+            items.drain(..done);
+        }
+        self.next_deadline = self.rows.next_deadline(process).await?;
+        Ok(())
+    }
+
+    /// Reacts to the first of these items in one append, and returns how many that were. `end` is the position that the
+    /// checkpoint moves to when all are done; `None` leaves it where it is.
+    async fn react(&mut self, items: &[Arc<Item>], end: Option<i64>) -> Result<usize, Stop> {
+        let mut most = items.len().min(BATCH_MAX);
+        let mut context = Context {
+            reactor: self.leader.reactor,
+            decider: self.leader.decider.clone(),
+            now: timestamp(self.now()),
+            busy: self.busy.clone(),
+            hung: HashSet::new(),
+            unstorable: HashMap::new(),
+        };
+        for _ in 0..CONFLICTS_MAX {
+            let (mut decided, returned) = self.decide(items, most, context).await?;
+            context = returned;
+            let streams = decided.scope.stream_ids();
+            let locks = self.leader.decider.lock_streams(&streams, "reactor", true).await;
+            let _locks = locks.map_err(|_| Stop::Contended)?;
+            if decided.scope.is_stale() {
+                // Under the locks nothing in this process changes the streams.
+                let (again, returned) = self.decide(items, most, context).await?;
+                context = returned;
+                let known: HashSet<_> = streams.iter().collect();
+                if again.scope.stream_ids().iter().any(|stream| !known.contains(stream)) {
+                    continue;
+                }
+                decided = again;
+            }
+            let Decided { mut scope, fates } = decided;
+            let appended = self.append(&mut scope, items, &fates, end).await;
+            match appended {
+                Ok(moved) => {
+                    scope.keep().await;
+                    self.after_append(items, &fates, &moved);
+                    return Ok(fates.len());
+                }
+                Err(AppendError::Conflict { .. } | AppendError::Predecessor) => {
+                    scope.evict();
+                    most = (fates.len() / 2).max(1);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(AppendError::Fenced | AppendError::KeyUsed) => return Err(Stop::Fenced),
+                Err(AppendError::Store(error)) => {
+                    scope.evict();
+                    if !is_about_the_data(&error) {
+                        return Err(error.into());
+                    }
+                    if fates.len() == 1 {
+                        context.unstorable.insert(0, error.to_string());
+                    }
+                    most = (fates.len() / 2).max(1);
+                }
+            }
+        }
+        Err(Stop::Contended)
+    }
+
+    /// Decides on a thread of its own, which is given up when a reaction does not return.
+    async fn decide(
+        &self,
+        items: &[Arc<Item>],
+        mut most: usize,
+        mut context: Context,
+    ) -> Result<(Decided, Context), Stop> {
+        loop {
+            let progress = Arc::new(AtomicUsize::new(0));
+            let shared = Arc::new(context);
+            let mut task = spawn_blocking({
+                let (items, context, progress) = (items[..most].to_vec(), shared.clone(), progress.clone());
+                move || Handle::current().block_on(decide(&items, &context, &progress))
+            });
+            let hung = watch_over(&mut task, &progress).await;
+            let decided = match hung {
+                Watched::Ended(decided) => decided,
+                Watched::Hangs(at) => {
+                    let Context { reactor, decider, now, busy, hung, unstorable } = &*shared;
+                    let mut hung = hung.clone();
+                    hung.insert(at);
+                    let unstorable = unstorable.clone();
+                    context = Context {
+                        reactor: *reactor,
+                        decider: decider.clone(),
+                        now: *now,
+                        busy: busy.clone(),
+                        hung,
+                        unstorable,
+                    };
+                    tracing::error!(reactor = self.name, within = ?REACT_WITHIN, "the reactor did not return");
+                    continue;
+                }
+            };
+            context = Arc::try_unwrap(shared).map_err(|_| Stop::Contended)?;
+            match decided {
+                Ok(decided) => return Ok((decided, context)),
+                Err(error) if !is_about_the_data(&error) => return Err(error.into()),
+                Err(error) if most == 1 => drop(context.unstorable.insert(0, error.to_string())),
+                Err(_) => most = (most / 2).max(1),
+            }
+        }
+    }
+
+    /// Appends what a batch has come to.
+    async fn append(
+        &self,
+        scope: &mut Scope,
+        items: &[Arc<Item>],
+        fates: &[Fate],
+        end: Option<i64>,
+    ) -> Result<ReactionMove, AppendError> {
+        let Writes { writes, checks, deadlines } = scope.take();
+        let mut reaction = self.reaction();
+        for (item, fate) in items.iter().zip(fates) {
+            self.record(item, fate, &mut reaction);
+        }
+        self.wake_next(items, fates, &mut reaction).await?;
+        if let Some(end) = end {
+            let next = items.get(fates.len()).and_then(|item| item.position());
+            reaction.to = next.map_or(end, |next| next - 1);
+        }
+        reaction.deadlines = deadlines;
+        let moved = reaction.clone();
+        let reaction = Some(reaction);
+        let append = Append {
+            writes,
+            checks,
+            reaction,
+            idempotency: None,
+            source: self.source(),
+            is_patient: true,
+            trace: None,
+        };
+        self.store.append(append).await?;
+        Ok(moved)
+    }
+
+    /// What an item's fate changes in the backlog.
+    fn record(&self, item: &Item, fate: &Fate, reaction: &mut ReactionMove) {
+        let Some(position) = item.position() else { return };
+        let event = BacklogKey { key: item.key.clone(), position };
+        let entry = |attempts, due_at, reason| BacklogEntry { event: event.clone(), attempts, due_at, reason };
+        match fate {
+            Fate::Done if item.is_retry => reaction.settle.push(event),
+            Fate::Done => {}
+            // It is there already.
+            Fate::Follows if item.is_retry => {}
+            Fate::Follows => reaction.park.push(entry(0, None, None)),
+            Fate::Queued => reaction.park.push(entry(0, Some(self.now()), None)),
+            Fate::Failed { reason, is_temporary } => {
+                let attempts = item.attempts + 1;
+                let again = *is_temporary && attempts < ATTEMPTS_MAX;
+                let due_at = again.then(|| self.now() + pause(attempts).as_micros() as i64);
+                reaction.park.push(entry(attempts, due_at, Some(reason.clone())));
+            }
+        }
+    }
+
+    /// Makes the next event of each key due whose events before are settled.
+    async fn wake_next(&self, items: &[Arc<Item>], fates: &[Fate], reaction: &mut ReactionMove) -> Result<(), Error> {
+        let settled: HashSet<&CompactString> = items
+            .iter()
+            .zip(fates)
+            .filter(|(item, fate)| item.is_retry && **fate == Fate::Done)
+            .map(|(item, _)| &item.key)
+            .collect();
+        for key in settled {
+            let is_settled =
+                |position: i64| reaction.settle.iter().any(|done| done.key == *key && done.position == position);
+            let taken = reaction.settle.iter().filter(|done| done.key == *key).count() as i64;
+            let is_failing = reaction.park.iter().any(|entry| entry.event.key == *key);
+            if is_failing || self.busy.get(key).is_none_or(|events| *events <= taken) {
+                continue;
+            }
+            let rows = self.rows.backlog_of(self.name, key, taken + 1).await?;
+            if let Some(next) = rows.into_iter().find(|entry| !is_settled(entry.event.position)) {
+                reaction.park.push(BacklogEntry { due_at: Some(self.now()), ..next });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what an append has changed.
+    fn after_append(&mut self, items: &[Arc<Item>], fates: &[Fate], moved: &ReactionMove) {
+        if moved.to > self.checkpoint {
+            self.moved_to(moved.to);
+            self.read = self.read.max(moved.to);
+        }
+        let now = self.now();
+        for (item, fate) in items.iter().zip(fates) {
+            let result = match fate {
+                Fate::Done => "done",
+                Fate::Follows | Fate::Queued => "waiting",
+                Fate::Failed { is_temporary: true, .. } if item.attempts + 1 < ATTEMPTS_MAX => "retried",
+                Fate::Failed { .. } => "parked",
+            };
+            METRICS.reactions.add(1, &[KeyValue::new("reactor", self.name), KeyValue::new("result", result)]);
+            if let (Fate::Failed { reason, .. }, position) = (fate, item.position()) {
+                let attempt = item.attempts + 1;
+                tracing::warn!(
+                    reactor = self.name,
+                    key = &*item.key,
+                    event.position = position,
+                    attempt,
+                    reason,
+                    result,
+                    "a reaction failed"
+                );
+            }
+            match (&item.cause, fate) {
+                (Cause::Deadline(due), Fate::Failed { .. }) => {
+                    let attempts = item.attempts + 1;
+                    let again_at = now + pause(attempts).as_micros() as i64;
+                    self.failing.insert(due.key.clone(), (attempts, again_at));
+                }
+                (Cause::Deadline(due), _) => drop(self.failing.remove(&due.key)),
+                (Cause::Event(event), Fate::Done) if !item.is_retry => {
+                    let seconds = (now - event.recorded_at).max(0) as f64 / 1e6;
+                    METRICS.reaction_latency.record(seconds, &[KeyValue::new("reactor", self.name)]);
+                }
+                (Cause::Event(_), Fate::Done) => {
+                    let busy = Arc::make_mut(&mut self.busy);
+                    if let Some(events) = busy.get_mut(&item.key) {
+                        *events -= 1;
+                        if *events <= 0 {
+                            busy.remove(&item.key);
+                        }
+                    }
+                }
+                (Cause::Event(_), _) if !item.is_retry => {
+                    *Arc::make_mut(&mut self.busy).entry(item.key.clone()).or_default() += 1;
+                }
+                (Cause::Event(_), _) => {}
+            }
+        }
+        let earliest = |known: Option<i64>, new: Option<i64>| match (known, new) {
+            (Some(known), Some(new)) => Some(known.min(new)),
+            (known, new) => known.or(new),
+        };
+        let retry = moved.park.iter().filter_map(|entry| entry.due_at).min();
+        self.next_retry = earliest(self.next_retry, retry);
+        let deadline = moved.deadlines.schedule.iter().map(|deadline| deadline.due_at).min();
+        self.next_deadline = earliest(self.next_deadline, deadline);
+    }
+}
+
+/// What became of a task that decides.
+enum Watched<T> {
+    Ended(T),
+    /// The item at this place does not return.
+    Hangs(usize),
+}
+
+async fn watch_over<T>(
+    task: &mut tokio::task::JoinHandle<Result<T, Error>>,
+    progress: &AtomicUsize,
+) -> Watched<Result<T, Error>> {
+    let mut since = (usize::MAX, Instant::now());
+    loop {
+        match tokio::time::timeout(TICK, &mut *task).await {
+            Ok(Ok(decided)) => return Watched::Ended(decided),
+            Ok(Err(error)) => return Watched::Ended(Err(Error::Refused(error.to_string()))),
+            Err(_) => {}
+        }
+        let at = progress.load(Relaxed);
+        if at != since.0 {
+            since = (at, Instant::now());
+        } else if since.1.elapsed() >= REACT_WITHIN {
+            return Watched::Hangs(at);
+        }
+    }
+}
+
+fn pause(attempts: i64) -> Duration {
+    let doublings = u32::try_from(attempts.clamp(1, 16) - 1).unwrap_or_default();
+    (RETRY_FIRST * 2_u32.pow(doublings)).min(RETRY_LONGEST)
+}
+
+fn timestamp(microseconds: i64) -> Timestamp {
+    Timestamp::from_microsecond(microseconds).unwrap_or_default()
+}
+
+/// Whether trying again does not help.
+fn is_about_the_data(error: &Error) -> bool {
+    matches!(error, Error::Refused(_) | Error::Unstorable(_) | Error::Stored(_))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,684 @@
+//! Reactions on a real log in SQLite, with a clock of their own.
+
+use std::pin::Pin;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::task::{Context as TaskContext, Poll};
+
+use event_store::migrations::Migrations;
+use event_store::reactions::StartFrom;
+use event_store::settings::Settings;
+use event_store::store::open;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use jiff::SignedDuration;
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::process::{Correlation, Due, Output, Process, Trigger};
+use kernel::upcast::Upcaster;
+use platform::auth::{Principal, Role};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sqlx::migrate::Migrator;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::decider::Origin;
+use crate::reactions::process::ProcessManager;
+use crate::reactions::reactor::{Subscription, payload, registration};
+use crate::reactions::{run, watch_fences};
+use crate::step::{AnyStep, Step};
+
+/// How long a test waits for what must come.
+const WITHIN: Duration = Duration::from_secs(60);
+
+// ---- a source of events, and what reactors write ----
+
+/// Takes notes: the source of events.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Notebook(i64);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+enum Noted {
+    Noted { text: String },
+}
+
+/// Counts each event once, and says which; full at a hundred thousand, or at one where its id is `small`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Tally(i64);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+enum Counted {
+    Counted { of: String },
+}
+
+struct Write(String);
+
+struct Count {
+    of: String,
+    most: i64,
+}
+
+#[derive(Debug)]
+struct Full;
+
+impl std::fmt::Display for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it is full")
+    }
+}
+
+impl std::error::Error for Full {}
+
+impl Refusal for Full {
+    fn not_found() -> Self {
+        Self
+    }
+    fn slug(&self) -> &'static str {
+        "full"
+    }
+    fn class(&self) -> RefusalClass {
+        RefusalClass::Rule
+    }
+    fn title(&self) -> &'static str {
+        "It is full"
+    }
+}
+
+macro_rules! aggregate {
+    ($state:ident, $kind:literal, $event:ident, $name:literal, $command:ident, |$own:ident, $asked:ident| $decide:expr) => {
+        impl EventType for $event {
+            const VERSIONS: &'static [(&'static str, &'static str)] = &[($name, "1")];
+            fn name(&self) -> &'static str {
+                $name
+            }
+        }
+        impl CommandType for $command {
+            fn name(&self) -> &'static str {
+                $kind
+            }
+            fn creates(&self) -> bool {
+                true
+            }
+        }
+        impl Aggregate for $state {
+            const TYPE: &'static str = $kind;
+            const STATE_VERSION: i64 = 1;
+            const HISTORY: History = History::Bounded;
+            const UPCASTERS: &'static [Upcaster] = &[];
+            type Event = $event;
+            type Command = $command;
+            type Error = Full;
+            fn decide(&self, $asked: &$command) -> Result<Vec<$event>, Full> {
+                let $own = self;
+                $decide
+            }
+            fn evolve(&mut self, _: &$event) {
+                self.0 += 1;
+            }
+            fn access(&self) -> Access<'_> {
+                Access::Staff
+            }
+            fn weight(&self) -> usize {
+                8
+            }
+        }
+    };
+}
+
+aggregate!(Notebook, "notebook", Noted, "Noted", Write, |_own, asked| Ok(vec![Noted::Noted { text: asked.0.clone() }]));
+aggregate!(Tally, "tally", Counted, "Counted", Count, |own, asked| match own.0 < asked.most {
+    true => Ok(vec![Counted::Counted { of: asked.of.clone() }]),
+    false => Err(Full),
+});
+
+#[derive(Deserialize)]
+struct Note {
+    text: String,
+}
+
+const NOTES: &[Subscription] = &[Subscription { aggregate_type: "notebook", events: &["Noted"] }];
+
+/// Counts notes. What a note says can be made to fail.
+struct Counting {
+    name: &'static str,
+    renamed_from: Option<&'static str>,
+    acts: Acts,
+    fails: AtomicBool,
+    /// Texts in the order in which it was called with them.
+    calls: Mutex<Vec<String>>,
+}
+
+impl Counting {
+    fn leaked(name: &'static str, acts: Acts) -> &'static Self {
+        let (fails, calls) = (AtomicBool::new(false), Mutex::default());
+        Box::leak(Box::new(Self { name, renamed_from: None, acts, fails, calls }))
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, event: &RecordedEvent) -> Outcome {
+        let note: Note = match payload(event) {
+            Ok(note) => note,
+            Err(error) => return error.into(),
+        };
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(note.text.clone());
+        match &*note.text {
+            "fail" if self.fails.load(Relaxed) => return Outcome::Park("it was told to".into()),
+            "fail once" if self.calls().iter().filter(|text| *text == "fail once").count() % 2 == 1 => {
+                return Outcome::Retry("it was told to".into());
+            }
+            "panic" if self.fails.load(Relaxed) => panic!("it was told to"),
+            "hang" if self.fails.load(Relaxed) => std::thread::sleep(REACT_WITHIN * 3),
+            _ => {}
+        }
+        let command = Count { of: event.position.to_string(), most: 100_000 };
+        Outcome::Done(vec![Step::<Tally>::new(&*event.aggregate_id, command)])
+    }
+}
+
+impl Reactor for Counting {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn subscriptions(&self) -> &'static [Subscription] {
+        NOTES
+    }
+    fn renamed_from(&self) -> Option<&'static str> {
+        self.renamed_from
+    }
+    fn acts(&self) -> Acts {
+        self.acts
+    }
+    fn react<'a>(&'a self, input: &'a Input, _: &'a mut Scope) -> BoxFuture<'a, Outcome> {
+        let Cause::Event(event) = &input.cause else { panic!("it has no deadline") };
+        std::future::ready(self.count(event)).boxed()
+    }
+}
+
+// ---- a process ----
+
+/// Waits for a note `cancel` for so many microseconds after a note `wait`; then it counts in the tally of its id.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Waiting {
+    id: String,
+    until: Option<Timestamp>,
+    most: i64,
+    ended: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+enum Waited {
+    Began {
+        id: String,
+        most: i64,
+        #[schemars(with = "String")]
+        until: Timestamp,
+    },
+    Ended {
+        how: String,
+    },
+}
+
+impl EventType for Waited {
+    const VERSIONS: &'static [(&'static str, &'static str)] = &[("Began", "1"), ("Ended", "1")];
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Began { .. } => "Began",
+            Self::Ended { .. } => "Ended",
+        }
+    }
+}
+
+impl Aggregate for Waiting {
+    const TYPE: &'static str = "waiting";
+    const STATE_VERSION: i64 = 1;
+    const HISTORY: History = History::Bounded;
+    const UPCASTERS: &'static [Upcaster] = &[];
+    type Event = Waited;
+    type Command = Write;
+    type Error = Full;
+    fn decide(&self, _: &Write) -> Result<Vec<Waited>, Full> {
+        Err(Full)
+    }
+    fn evolve(&mut self, event: &Waited) {
+        match event {
+            Waited::Began { id, most, until } => {
+                *self = Self { id: id.clone(), most: *most, until: Some(*until), ended: None };
+            }
+            Waited::Ended { how } => {
+                self.until = None;
+                self.ended = Some(how.clone());
+            }
+        }
+    }
+    fn access(&self) -> Access<'_> {
+        Access::Staff
+    }
+    fn weight(&self) -> usize {
+        64
+    }
+}
+
+const WAIT: SignedDuration = SignedDuration::from_secs(3_600);
+
+impl Process for Waiting {
+    type Input = (String, String);
+    type Request = (String, Count);
+
+    fn correlate((id, text): &(String, String)) -> Correlation {
+        match &**text {
+            "wait" | "wait for a full one" => Correlation::Start(id.clone()),
+            "cancel" => Correlation::Continue(id.clone()),
+            _ => Correlation::Ignore,
+        }
+    }
+
+    fn react(&self, trigger: &Trigger<(String, String)>, now: Timestamp) -> Vec<Output<Self>> {
+        let ended = |how: &str| Output::Event(Waited::Ended { how: how.to_owned() });
+        match trigger {
+            Trigger::Input((id, text)) if text != "cancel" && self.id.is_empty() => {
+                let most = if text == "wait" { 100_000 } else { 0 };
+                vec![Output::Event(Waited::Began { id: id.clone(), most, until: now + WAIT })]
+            }
+            Trigger::Input((_, text)) if text == "cancel" && self.until.is_some() => vec![ended("cancelled")],
+            Trigger::Input(_) => Vec::new(),
+            Trigger::Deadline(_) => {
+                let count = Count { of: "deadline".into(), most: self.most };
+                vec![ended("late"), Output::Request((self.id.clone(), count))]
+            }
+            Trigger::Refused(refused) => vec![ended(&refused[0].slug)],
+        }
+    }
+
+    fn deadlines(&self) -> Vec<Due> {
+        self.until.map(|at| Due { name: "end".into(), at }).into_iter().collect()
+    }
+}
+
+static WAITING: ProcessManager<Waiting> = ProcessManager {
+    name: "waiting",
+    subscriptions: NOTES,
+    start_from: StartFrom::Now,
+    renamed_from: None,
+    input: |event| payload(event).map(|note: Note| Some((event.aggregate_id.to_string(), note.text))),
+    request: |(id, count)| Step::<Tally>::new(id, count),
+};
+
+// ---- the rig ----
+
+struct Rig {
+    _folder: tempfile::TempDir,
+    store: Store,
+    decider: Arc<Decider>,
+    /// How far the leaders' clock is ahead, in microseconds.
+    ahead: Arc<AtomicI64>,
+}
+
+impl Rig {
+    async fn new(reactors: &[&'static dyn Reactor]) -> Self {
+        static LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
+        static READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
+        // PostgreSQL is not opened here.
+        let migrations = Migrations { sqlite_log: &LOG, sqlite_read: &READ, postgres_log: &LOG, postgres_read: &READ };
+        let folder = tempfile::tempdir().unwrap();
+        let database_url = format!("sqlite:{}", folder.path().join("store.db").display());
+        let settings = Settings { database_url, disk_free_bytes_min: 0, ..Settings::default() };
+        let store = open(settings, migrations, Default::default(), CancellationToken::new(), TaskTracker::new());
+        let store = store.await.unwrap();
+        let registrations: Vec<_> = reactors.iter().map(|reactor| registration(*reactor)).collect();
+        store.reactions().register(&registrations).await.unwrap();
+        Self { _folder: folder, decider: Arc::new(Decider::new(store.clone())), store, ahead: Arc::default() }
+    }
+
+    /// Takes a note; the position of its event.
+    async fn note(&self, id: &str, text: &str) -> i64 {
+        self.write(id, text, false).await
+    }
+
+    async fn write(&self, id: &str, text: &str, is_history: bool) -> i64 {
+        let principal = Principal {
+            subject: "writer".into(),
+            role: Role::Staff,
+            token_id: None,
+            issued_at: 0,
+            expires_at: i64::MAX,
+        };
+        let request_id = Some("request-1".into());
+        let origin =
+            Origin { principal, key: None, occurred_at: None, is_history, is_patient: true, request_id, trace: None };
+        let mut steps: [Box<dyn AnyStep>; 1] = [Step::<Notebook>::new(id, Write(text.to_owned()))];
+        self.decider.execute(&mut steps, &origin).await.unwrap().position
+    }
+
+    fn clock(&self) -> Clock {
+        let ahead = self.ahead.clone();
+        Arc::new(move || event_store::now_us() + ahead.load(Relaxed))
+    }
+
+    /// Moves their clock.
+    fn pass(&self, by: SignedDuration) {
+        self.ahead.fetch_add(by.as_micros() as i64, Relaxed);
+    }
+
+    fn leader(&self, reactor: &'static dyn Reactor) -> (Leader, tokio::task::JoinHandle<()>) {
+        let (seen, fences) = watch::channel(Arc::default());
+        let watching = tokio::spawn(watch_fences(self.store.reactions(), seen, CancellationToken::new()));
+        (Leader { reactor, decider: self.decider.clone(), clock: self.clock(), fences }, watching)
+    }
+
+    /// Runs reactors until a condition holds.
+    async fn run_until(&self, reactors: &[&'static dyn Reactor], what: &str, holds: impl AsyncFn() -> bool) {
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(self.decider.clone(), reactors.to_vec(), self.clock(), stop.clone()));
+        let began = Instant::now();
+        while !holds().await {
+            assert!(began.elapsed() < WITHIN, "{what} does not come");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.cancel();
+        running.await.unwrap();
+    }
+
+    /// Runs a reactor until its checkpoint is at the log's head.
+    async fn catch_up(&self, reactor: &'static dyn Reactor) {
+        let at_head = async || {
+            let head = self.store.head().await.unwrap();
+            self.checkpoint(reactor.name()).await >= head
+        };
+        self.run_until(&[reactor], "the head", at_head).await;
+    }
+
+    async fn checkpoint(&self, reactor: &str) -> i64 {
+        let all = self.store.reactions().checkpoints().await.unwrap();
+        all.iter().find(|one| one.reactor == reactor).unwrap().position
+    }
+
+    /// What a tally has counted, in order.
+    async fn counted(&self, id: &str) -> Vec<String> {
+        let events = self.store.read_stream("tally", id, 0, i64::MAX, 1_000_000).await.unwrap();
+        events.iter().map(|event| payload::<CountedOf>(event).unwrap().of).collect()
+    }
+
+    async fn ended(&self, id: &str) -> Option<String> {
+        self.decider.repositories().of::<Waiting>().load(id).await.unwrap().state.ended.clone()
+    }
+}
+
+#[derive(Deserialize)]
+struct CountedOf {
+    of: String,
+}
+
+fn texts(positions: &[i64]) -> Vec<String> {
+    positions.iter().map(i64::to_string).collect()
+}
+
+/// A future that is dropped after so many polls, as a crash would.
+struct Polls<F>(Pin<Box<F>>, u32);
+
+impl<F: Future> Future for Polls<F> {
+    type Output = bool;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<bool> {
+        if self.1 == 0 {
+            return Poll::Ready(true);
+        }
+        self.1 -= 1;
+        self.0.as_mut().poll(context).map(|_| false)
+    }
+}
+
+// ---- tests ----
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor, &WAITING]).await;
+    let (mut a, mut b, mut cut) = (Vec::new(), Vec::new(), 0);
+    for polls in 1..60 {
+        a.push(rig.note("a", "one").await);
+        b.push(rig.note("b", "fail once").await);
+        a.push(rig.note("a", "two").await);
+        rig.note(&format!("w{polls}"), "wait").await;
+        rig.pass(SignedDuration::from_secs(10));
+        for reactor in [reactor as &'static dyn Reactor, &WAITING] {
+            let (leader, watching) = rig.leader(reactor);
+            let crashed = Polls(Box::pin(leader.lead()), polls);
+            cut += i32::from(tokio::time::timeout(Duration::from_millis(100), crashed).await.is_ok());
+            watching.abort();
+        }
+    }
+    assert!(cut > 20, "{cut} of 118 were cut off in the middle");
+    rig.pass(WAIT);
+    let is_done = async || {
+        let waiting = rig.store.reactions().backlog_keys("counting").await.unwrap();
+        let deadlines = rig.store.reactions().next_deadline("waiting").await.unwrap();
+        rig.pass(SignedDuration::from_secs(1));
+        waiting.is_empty() && deadlines.is_none() && rig.counted("w59").await.iter().any(|of| of == "deadline")
+    };
+    rig.run_until(&[reactor, &WAITING], "the end", is_done).await;
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("a").await, texts(&a));
+    assert_eq!(rig.counted("b").await, texts(&b));
+    for number in 1..60 {
+        let counted = rig.counted(&format!("w{number}")).await;
+        assert_eq!(counted.iter().filter(|of| *of == "deadline").count(), 1, "w{number}: {counted:?}");
+        assert_eq!(counted.len(), 2, "w{number}: {counted:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_believe_to_lead_react_once() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    let (first, _) = rig.leader(reactor);
+    let (second, _) = rig.leader(reactor);
+    let mut positions = Vec::new();
+    {
+        let turns = |leader: Leader| {
+            tokio::spawn(async move {
+                loop {
+                    let _ = Turn::new(&leader).follow().await;
+                }
+            })
+        };
+        let (first, second) = (turns(first), turns(second));
+        for _ in 0..200 {
+            positions.push(rig.note("a", "one").await);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        first.abort();
+        second.abort();
+    }
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("a").await, texts(&positions));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_key_waits_alone_and_is_released_in_order() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    let (mut parked, mut others) = (vec![rig.note("a", "fail").await], Vec::new());
+    for _ in 0..1_000 {
+        parked.push(rig.note("a", "one").await);
+    }
+    others.push(rig.note("b", "one").await);
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("b").await, texts(&others));
+    assert_eq!(rig.counted("a").await, Vec::<String>::new());
+    assert_eq!(reactor.calls().len(), 2, "the reactor is not called for events that wait");
+    let rows = rig.store.reactions();
+    let (first, waiting) = rows.backlog("counting", "", 10).await.unwrap().remove(0);
+    assert_eq!((first.event.position, first.due_at, waiting), (parked[0], None, 1_001));
+    // An operator mends it, and has it tried again.
+    reactor.fails.store(false, Relaxed);
+    assert_eq!(rows.retry("counting", Some("a")).await.unwrap(), 1);
+    let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
+    rig.run_until(&[reactor], "the release", is_free).await;
+    assert_eq!(rig.counted("a").await, texts(&parked));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_skipped_event_is_never_reacted_to_and_those_behind_it_are() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    let (first, second) = (rig.note("a", "fail").await, rig.note("a", "one").await);
+    rig.catch_up(reactor).await;
+    let rows = rig.store.reactions();
+    let key = |position| BacklogKey { key: "a".into(), position };
+    assert!(!rows.skip("counting", &key(second)).await.unwrap(), "it is not the first of its key");
+    assert!(rows.skip("counting", &key(first)).await.unwrap());
+    let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
+    rig.run_until(&[reactor], "the release", is_free).await;
+    assert_eq!(rig.counted("a").await, texts(&[second]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reaction_that_panics_or_never_returns_holds_up_its_key_only() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    let (panics, hangs) = (rig.note("a", "panic").await, rig.note("b", "hang").await);
+    let other = rig.note("c", "one").await;
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("c").await, texts(&[other]));
+    let rows = rig.store.reactions().backlog("counting", "", 10).await.unwrap();
+    let reasons: Vec<_> = rows.iter().map(|(entry, _)| entry.reason.clone().unwrap_or_default()).collect();
+    assert!(reasons[0].contains("panicked") && reasons[1].contains("did not return"), "{reasons:?}");
+    assert!(rows.iter().all(|(entry, _)| entry.due_at.is_some()), "both are tried again");
+    reactor.fails.store(false, Relaxed);
+    rig.pass(SignedDuration::from_secs(5));
+    let is_free = async || rig.store.reactions().backlog_keys("counting").await.unwrap().is_empty();
+    rig.run_until(&[reactor], "the second try", is_free).await;
+    assert_eq!((rig.counted("a").await, rig.counted("b").await), (texts(&[panics]), texts(&[hangs])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_ten_attempts_an_operator_decides() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    rig.note("a", "panic").await;
+    let rows = rig.store.reactions();
+    let is_parked = async || {
+        rig.pass(RETRY_LONGEST.try_into().unwrap());
+        let backlog = rows.backlog("counting", "", 1).await.unwrap();
+        backlog.first().is_some_and(|(entry, _)| entry.attempts == ATTEMPTS_MAX && entry.due_at.is_none())
+    };
+    rig.run_until(&[reactor], "the last attempt", is_parked).await;
+    assert_eq!(reactor.calls().len() as i64, ATTEMPTS_MAX);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_and_what_was_before_have_no_effect() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[]).await;
+    rig.note("a", "before").await;
+    rig.store.reactions().register(&[registration(reactor)]).await.unwrap();
+    rig.write("a", "imported", true).await;
+    let now = rig.note("a", "now").await;
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("a").await, texts(&[now]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reactor_that_is_renamed_or_was_away_goes_on_where_it_was() {
+    let old = Counting::leaked("old", Acts::InTheLog);
+    let rig = Rig::new(&[old]).await;
+    old.fails.store(true, Relaxed);
+    let first = rig.note("a", "fail").await;
+    rig.catch_up(old).await;
+    // The program is without it for a while.
+    let second = rig.note("a", "one").await;
+    let (fails, calls) = (AtomicBool::new(false), Mutex::default());
+    let new: &Counting =
+        Box::leak(Box::new(Counting { name: "new", renamed_from: Some("old"), acts: Acts::InTheLog, fails, calls }));
+    let rows = rig.store.reactions();
+    rows.register(&[registration(new)]).await.unwrap();
+    // A process of the release before starts once more: it must not begin a second time.
+    rows.register(&[registration(old)]).await.unwrap();
+    let old_one = rows.checkpoints().await.unwrap().into_iter().find(|one| one.reactor == "old").unwrap();
+    assert_eq!(old_one.held.as_deref(), Some("renamed to new"));
+    rows.retry("new", None).await.unwrap();
+    let is_free = async || rows.backlog_keys("new").await.unwrap().is_empty() && rig.counted("a").await.len() == 2;
+    rig.run_until(&[old, new], "the new one", is_free).await;
+    assert_eq!(rig.counted("a").await, texts(&[first, second]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
+    let rig = Rig::new(&[&WAITING]).await;
+    rig.note("late", "wait").await;
+    rig.note("cancelled", "wait").await;
+    rig.note("full", "wait for a full one").await;
+    rig.catch_up(&WAITING).await;
+    let rows = rig.store.reactions();
+    // The clock is set back, and then it is a minute before the time.
+    rig.pass(-WAIT);
+    rig.pass(WAIT + WAIT - SignedDuration::from_mins(1));
+    rig.run_until(&[&WAITING], "a moment", {
+        let began = Instant::now();
+        async move || began.elapsed() > TICK * 3
+    })
+    .await;
+    assert_eq!(rig.ended("late").await, None);
+    // While nobody runs, one is cancelled, and then the time of all is over.
+    rig.note("cancelled", "cancel").await;
+    rig.pass(WAIT);
+    let is_done = async || rows.next_deadline("waiting").await.unwrap().is_none();
+    rig.run_until(&[&WAITING], "the deadlines", is_done).await;
+    assert_eq!(rig.ended("cancelled").await.as_deref(), Some("cancelled"));
+    assert_eq!(rig.ended("late").await.as_deref(), Some("late"));
+    assert_eq!(rig.counted("late").await, ["deadline"]);
+    // Its command was refused: nothing of what the deadline led to is written, and the process learns of it.
+    assert_eq!(rig.ended("full").await.as_deref(), Some("full"));
+    assert_eq!(rig.counted("full").await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn effects_outside_keep_the_order_of_their_key_and_stop_when_held() {
+    let reactor = Counting::leaked("calling", Acts::Outside);
+    let rig = Rig::new(&[reactor]).await;
+    let rows = rig.store.reactions();
+    rows.hold("calling", "the provider is down").await.unwrap();
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        a.push(rig.note("a", "one").await);
+        b.push(rig.note("b", "fail once").await);
+    }
+    rig.run_until(&[reactor], "a moment", {
+        let began = Instant::now();
+        async move || began.elapsed() > TICK * 2
+    })
+    .await;
+    assert_eq!(reactor.calls(), Vec::<String>::new());
+    rows.release("calling").await.unwrap();
+    let is_done = async || {
+        rig.pass(SignedDuration::from_secs(2));
+        rig.counted("a").await.len() == 20 && rig.counted("b").await.len() == 20
+    };
+    rig.run_until(&[reactor], "all effects", is_done).await;
+    assert_eq!((rig.counted("a").await, rig.counted("b").await), (texts(&a), texts(&b)));
+    let twice = reactor.calls().iter().filter(|text| *text == "fail once").count();
+    assert_eq!(twice, 40, "each that failed was called again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_reaction_writes_names_what_led_to_it() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    let position = rig.note("a", "one").await;
+    rig.catch_up(reactor).await;
+    let note = rig.store.read_positions(&[position]).await.unwrap().remove(0);
+    let counted = rig.store.read_stream("tally", "a", 0, 1, 1).await.unwrap().remove(0);
+    let id = note.id();
+    let names = |event: &RecordedEvent| {
+        ["causation_id", "correlation_id", "request_id", "actor"]
+            .map(|name| event.metadata_text(name).unwrap_or_default().to_owned())
+    };
+    assert_eq!(names(&counted), [&*id, "request-1", "request-1", "reactor:counting"].map(String::from));
+}

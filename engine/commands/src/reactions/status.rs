@@ -1,0 +1,87 @@
+//! How reactors fare: for metrics and health checks.
+
+use std::collections::BTreeMap;
+
+use event_store::error::Error;
+use event_store::now_us;
+use event_store::reactions::BacklogSummary;
+use event_store::store::Store;
+use opentelemetry::KeyValue;
+
+use crate::metrics::METRICS;
+use crate::reactions::reactor::Reactor;
+
+/// An event that a reactor has not taken, or a deadline that nobody has fired, for so long is reported.
+const LATE_SECONDS: i64 = 30;
+
+/// Measures lag, backlog and deadlines of reactors.
+///
+/// # Errors
+/// The database is away.
+pub async fn observe(store: &Store, reactors: &[&'static dyn Reactor]) -> Result<(), Error> {
+    let rows = store.reactions();
+    let (head, now) = (store.head().await?, now_us());
+    let checkpoints: BTreeMap<_, _> =
+        rows.checkpoints().await?.into_iter().map(|one| (one.reactor.clone(), one)).collect();
+    let backlogs: BTreeMap<_, _> =
+        rows.backlog_summaries().await?.into_iter().map(|one| (one.reactor.clone(), one)).collect();
+    for reactor in reactors {
+        let Some(checkpoint) = checkpoints.get(reactor.name()) else { continue };
+        let name = || KeyValue::new("reactor", reactor.name());
+        METRICS.reactor_lag.record((head - checkpoint.position).max(0), &[name()]);
+        METRICS.reactor_held.record(checkpoint.held.is_some().into(), &[name()]);
+        let none = BacklogSummary::default();
+        let BacklogSummary { events, parked, oldest, .. } = backlogs.get(reactor.name()).unwrap_or(&none);
+        METRICS.backlog_events.record(*events, &[name()]);
+        METRICS.backlog_parked.record(*parked, &[name()]);
+        let age = oldest.map_or(0.0, |oldest| (now - oldest).max(0) as f64 / 1e6);
+        METRICS.backlog_oldest.record(age, &[name()]);
+    }
+    let deadlines = rows.deadline_summaries().await?;
+    for process in reactors.iter().filter_map(|reactor| reactor.process()) {
+        let own = deadlines.iter().find(|one| one.process == process);
+        let late = own.map_or(0.0, |own| (now - own.next).max(0) as f64 / 1e6);
+        METRICS.deadlines.record(own.map_or(0, |own| own.open), &[KeyValue::new("process", process)]);
+        METRICS.deadlines_late.record(late, &[KeyValue::new("process", process)]);
+    }
+    Ok(())
+}
+
+/// What an operator should know of reactors, in words; `None` where there is nothing.
+///
+/// # Errors
+/// The database is away.
+pub async fn trouble(store: &Store, reactors: &[&'static dyn Reactor]) -> Result<Option<String>, Error> {
+    if reactors.is_empty() {
+        return Ok(None);
+    }
+    let rows = store.reactions();
+    let (head, late) = (store.head().await?, now_us() - LATE_SECONDS * 1_000_000);
+    let mut found = Vec::new();
+    for checkpoint in rows.checkpoints().await? {
+        let name = &checkpoint.reactor;
+        if reactors.iter().all(|reactor| reactor.name() != name) {
+            continue;
+        }
+        if let Some(reason) = &checkpoint.held {
+            found.push(format!("{name} is held: {reason}"));
+            continue;
+        }
+        if checkpoint.position < head {
+            let next = store.read_stored(checkpoint.position, 1).await?;
+            if next.first().is_some_and(|event| event.recorded_at < late) {
+                found.push(format!(
+                    "{name} is {} events behind: no process with the role `react` leads it, or it cannot go on",
+                    head - checkpoint.position
+                ));
+            }
+        }
+    }
+    for backlog in rows.backlog_summaries().await?.into_iter().filter(|backlog| backlog.parked > 0) {
+        found.push(format!("{} has {} parked keys: see `docket reactors show {0}`", backlog.reactor, backlog.parked));
+    }
+    for deadlines in rows.deadline_summaries().await?.into_iter().filter(|deadlines| deadlines.next < late) {
+        found.push(format!("a deadline of {} is overdue", deadlines.process));
+    }
+    Ok((!found.is_empty()).then(|| found.join("; ")))
+}

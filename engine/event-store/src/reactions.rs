@@ -1,0 +1,437 @@
+//! The rows of reactors beside the log: checkpoints, backlog, deadlines.
+//!
+//! A reaction changes them in its append's transaction ([`crate::append::ReactionMove`]). Here they are read, registered
+//! when a process starts, and changed by operators. Each change by an operator raises the checkpoint's fence, so that the
+//! leader's next append is refused and the leader reads everything again.
+
+use compact_str::CompactString;
+
+use crate::append::{BacklogEntry, BacklogKey, Deadline, DeadlineKey};
+use crate::db::{Db, Tx};
+use crate::error::Error;
+use crate::now_us;
+use crate::store::Store;
+use crate::table::Value;
+
+/// The only partition that a reactor has today.
+pub const PARTITION: i64 = 0;
+
+/// Where a reactor begins when a store first meets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At the end of the log: it takes what happens from now on.
+    Now,
+    /// At the first event of the log.
+    Beginning,
+}
+
+/// A reactor, as a starting process makes it known to the store.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it begins.
+    pub start_from: StartFrom,
+    /// The name that it had in an earlier release; its checkpoint and its backlog go over.
+    pub renamed_from: Option<&'static str>,
+}
+
+/// How far a reactor has come.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx_macros::FromRow)]
+pub struct ReactorCheckpoint {
+    /// Its name.
+    pub reactor: String,
+    /// Position of the last event that it has taken.
+    pub position: i64,
+    /// Raised by every new leader and every change by an operator.
+    pub fence: i64,
+    /// When it last moved, in microseconds since 1970.
+    pub updated_at: i64,
+    /// Why it is held; `None`: it runs.
+    pub held: Option<String>,
+}
+
+/// What a reactor has not settled, in figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, sqlx_macros::FromRow)]
+pub struct BacklogSummary {
+    /// Its name.
+    pub reactor: String,
+    /// Events that wait.
+    pub events: i64,
+    /// Keys that have such events.
+    pub keys: i64,
+    /// Keys whose first event waits for an operator.
+    pub parked: i64,
+    /// When the oldest of the events was recorded, in microseconds since 1970.
+    pub oldest: Option<i64>,
+}
+
+/// The deadlines of a process type, in figures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, sqlx_macros::FromRow)]
+pub struct DeadlineSummary {
+    /// Type of the process.
+    pub process: String,
+    /// How many are set.
+    pub open: i64,
+    /// The earliest, in microseconds since 1970.
+    pub next: i64,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct BacklogRow {
+    key: String,
+    position: i64,
+    attempts: i64,
+    due_at: Option<i64>,
+    reason: Option<String>,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct DeadlineRow {
+    process: String,
+    id: String,
+    name: String,
+    due_at: i64,
+}
+
+impl From<BacklogRow> for BacklogEntry {
+    fn from(row: BacklogRow) -> Self {
+        let BacklogRow { key, position, attempts, due_at, reason } = row;
+        Self { event: BacklogKey { key: key.into(), position }, attempts, due_at, reason }
+    }
+}
+
+/// Selects the first event of each key: the others wait for it.
+const IS_FIRST: &str = "not exists (select 1 from reactor_backlog before
+                                    where before.reactor = b.reactor and before.partition = b.partition
+                                          and before.key = b.key and before.position < b.position)";
+
+const BACKLOG: &str = "select b.key, b.position, b.attempts, b.due_at, b.reason from reactor_backlog b";
+
+/// The rows of reactors. Cheap to clone.
+#[derive(Clone)]
+pub struct Reactions(Db);
+
+impl Store {
+    /// The rows of reactors.
+    pub fn reactions(&self) -> Reactions {
+        Reactions(self.log_db().clone())
+    }
+}
+
+impl Reactions {
+    /// Makes reactors known. The first process that has a reactor decides where it begins, before that process takes a
+    /// command; later ones change nothing.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn register(&self, reactors: &[Registration]) -> Result<(), Error> {
+        if reactors.is_empty() {
+            return Ok(());
+        }
+        let known = self.checkpoints().await?;
+        let is_known = |name: &str| known.iter().any(|checkpoint| checkpoint.reactor == name);
+        if reactors.iter().all(|reactor| is_known(reactor.name)) {
+            return Ok(());
+        }
+        let mut tx = self.0.begin_durably().await?;
+        for reactor in reactors.iter().filter(|reactor| !is_known(reactor.name)) {
+            if let Some(old) = reactor.renamed_from {
+                tx.rename_reactor(old, reactor.name).await?;
+            }
+            let position = match reactor.start_from {
+                StartFrom::Now => "(select position from log_head)",
+                StartFrom::Beginning => "0",
+            };
+            let sql = format!(
+                "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at)
+                 values ($1, $2, {position}, 1, $3) on conflict do nothing"
+            );
+            tx.execute(&sql, vec![reactor.name.into(), PARTITION.into(), now_us().into()]).await?;
+        }
+        tx.commit().await
+    }
+
+    /// The checkpoint of every reactor that the store knows, by name.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn checkpoints(&self) -> Result<Vec<ReactorCheckpoint>, Error> {
+        let sql = "select reactor, position, fence, updated_at, held from reactor_checkpoints
+                   where partition = 0 order by reactor";
+        self.0.fetch_all(sql, vec![]).await
+    }
+
+    /// Takes a reactor's checkpoint under a new fence; `None` where the store does not know it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn acquire(&self, reactor: &str) -> Result<Option<ReactorCheckpoint>, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        tx.raise_fence(reactor).await?;
+        let sql = "select reactor, position, fence, updated_at, held from reactor_checkpoints
+                   where partition = 0 and reactor = $1";
+        let found = tx.fetch_all(sql, vec![reactor.into()]).await?;
+        tx.commit().await?;
+        Ok(found.into_iter().next())
+    }
+
+    /// The keys of a reactor that have events in its backlog, each with the number of its events.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn backlog_keys(&self, reactor: &str) -> Result<Vec<(CompactString, i64)>, Error> {
+        let sql = "select key, count(*) from reactor_backlog where reactor = $1 and partition = 0 group by key";
+        let keys: Vec<(String, i64)> = self.0.fetch_all(sql, vec![reactor.into()]).await?;
+        Ok(keys.into_iter().map(|(key, events)| (key.into(), events)).collect())
+    }
+
+    /// First events of keys that are due at a time in microseconds since 1970, the earliest first, at most `limit`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn due_backlog(&self, reactor: &str, now: i64, limit: i64) -> Result<Vec<BacklogEntry>, Error> {
+        let sql = format!(
+            "{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.due_at <= $2 and {IS_FIRST}
+             order by b.due_at limit $3"
+        );
+        let rows: Vec<BacklogRow> = self.0.fetch_all(&sql, vec![reactor.into(), now.into(), limit.into()]).await?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+
+    /// When the next event of a reactor's backlog is due, in microseconds since 1970.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn next_due(&self, reactor: &str) -> Result<Option<i64>, Error> {
+        let sql = "select min(due_at) from reactor_backlog where reactor = $1 and partition = 0";
+        let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![reactor.into()]).await?;
+        Ok(found.first().and_then(|(due_at,)| *due_at))
+    }
+
+    /// The events of a key in order, at most `limit`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn backlog_of(&self, reactor: &str, key: &str, limit: i64) -> Result<Vec<BacklogEntry>, Error> {
+        let sql =
+            format!("{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.key = $2 order by b.position limit $3");
+        let rows: Vec<BacklogRow> = self.0.fetch_all(&sql, vec![reactor.into(), key.into(), limit.into()]).await?;
+        Ok(rows.into_iter().map(Into::into).collect())
+    }
+
+    /// The first event of each key in a reactor's backlog, with the number of events of the key; those of keys after
+    /// `after`, by key, at most `limit`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn backlog(&self, reactor: &str, after: &str, limit: i64) -> Result<Vec<(BacklogEntry, i64)>, Error> {
+        let sql = format!(
+            "{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.key > $2 and {IS_FIRST} order by b.key limit $3"
+        );
+        let rows: Vec<BacklogRow> = self.0.fetch_all(&sql, vec![reactor.into(), after.into(), limit.into()]).await?;
+        let counts: std::collections::HashMap<_, _> = self.backlog_keys(reactor).await?.into_iter().collect();
+        let with_count = |row: BacklogRow| {
+            let events = counts.get(row.key.as_str()).copied().unwrap_or(1);
+            (row.into(), events)
+        };
+        Ok(rows.into_iter().map(with_count).collect())
+    }
+
+    /// The backlogs of all reactors, in figures.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn backlog_summaries(&self) -> Result<Vec<BacklogSummary>, Error> {
+        let sql = format!(
+            "select b.reactor as reactor, count(*) as events, count(distinct b.key) as keys,
+                    count(case when b.due_at is null and {IS_FIRST} then 1 end) as parked,
+                    min((select e.recorded_at from events e where e.position = b.position)) as oldest
+             from reactor_backlog b group by b.reactor"
+        );
+        self.0.fetch_all(&sql, vec![]).await
+    }
+
+    /// The deadlines of all processes, in figures.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn deadline_summaries(&self) -> Result<Vec<DeadlineSummary>, Error> {
+        let sql = "select process, count(*) as open, min(due_at) as next from process_deadlines group by process";
+        self.0.fetch_all(sql, vec![]).await
+    }
+
+    /// Deadlines of a process type that are due at a time in microseconds since 1970, the earliest first, at most `limit`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn due_deadlines(&self, process: &str, now: i64, limit: i64) -> Result<Vec<Deadline>, Error> {
+        let sql = "select process, id, name, due_at from process_deadlines where process = $1 and due_at <= $2
+                   order by due_at limit $3";
+        let rows: Vec<DeadlineRow> = self.0.fetch_all(sql, vec![process.into(), now.into(), limit.into()]).await?;
+        Ok(rows.into_iter().map(deadline).collect())
+    }
+
+    /// When the next deadline of a process type is due, in microseconds since 1970.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn next_deadline(&self, process: &str) -> Result<Option<i64>, Error> {
+        let sql = "select min(due_at) from process_deadlines where process = $1";
+        let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![process.into()]).await?;
+        Ok(found.first().and_then(|(due_at,)| *due_at))
+    }
+
+    /// Holds a reactor: it takes nothing until it is released. Whether the store knows it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn hold(&self, reactor: &str, reason: &str) -> Result<bool, Error> {
+        self.set_held(reactor, Some(reason.to_owned())).await
+    }
+
+    /// Lets a held reactor run. Whether the store knows it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn release(&self, reactor: &str) -> Result<bool, Error> {
+        self.set_held(reactor, None).await
+    }
+
+    async fn set_held(&self, reactor: &str, held: Option<String>) -> Result<bool, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        let sql = "update reactor_checkpoints set held = $2 where reactor = $1";
+        let known = tx.execute(sql, vec![reactor.into(), held.into()]).await? > 0;
+        tx.raise_fence(reactor).await?;
+        tx.commit().await?;
+        Ok(known)
+    }
+
+    /// Has the first events of a reactor's keys, or that of one key, tried again at once, as if for the first time. The
+    /// number of keys.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn retry(&self, reactor: &str, key: Option<&str>) -> Result<u64, Error> {
+        let (of_key, mut values) = of_key(reactor, key);
+        values.push(now_us().into());
+        let sql = format!(
+            "update reactor_backlog as b set due_at = ${}, attempts = 0
+             where b.reactor = $1 and b.partition = 0{of_key} and {IS_FIRST}",
+            values.len()
+        );
+        self.change(reactor, &sql, values).await
+    }
+
+    /// Removes the first event of a key from a reactor's backlog: the reactor never reacts to it. The next event of the key
+    /// is tried at once. Whether the event was there.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn skip(&self, reactor: &str, event: &BacklogKey) -> Result<bool, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        let values = || vec![reactor.into(), (&*event.key).into(), event.position.into()];
+        let sql = format!(
+            "delete from reactor_backlog as b where b.reactor = $1 and b.partition = 0 and b.key = $2 and b.position = $3
+                                                    and {IS_FIRST}"
+        );
+        let was_there = tx.execute(&sql, values()).await? > 0;
+        if was_there {
+            let sql = format!(
+                "update reactor_backlog as b set due_at = $3
+                 where b.reactor = $1 and b.partition = 0 and b.key = $2 and {IS_FIRST}"
+            );
+            tx.execute(&sql, vec![reactor.into(), (&*event.key).into(), now_us().into()]).await?;
+        }
+        tx.raise_fence(reactor).await?;
+        tx.commit().await?;
+        Ok(was_there)
+    }
+
+    /// Removes a reactor that no program has any more, with its backlog. Whether the store knew it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn forget(&self, reactor: &str) -> Result<bool, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        tx.execute("delete from reactor_backlog where reactor = $1", vec![reactor.into()]).await?;
+        let sql = "delete from reactor_checkpoints where reactor = $1";
+        let was_there = tx.execute(sql, vec![reactor.into()]).await? > 0;
+        tx.commit().await?;
+        Ok(was_there)
+    }
+
+    /// After a log was imported or restored: every reactor goes on at the log's end, with nothing in its backlog and no
+    /// deadline. `held` names reactors that act outside the log: they stay held until an operator releases them.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn reset_to_head(&self, held: &[&str], reason: &str) -> Result<(), Error> {
+        let mut tx = self.0.begin_durably().await?;
+        let sql = "update reactor_checkpoints set position = (select position from log_head), fence = fence + 1,
+                                                  updated_at = $1";
+        tx.execute(sql, vec![now_us().into()]).await?;
+        tx.execute("delete from reactor_backlog", vec![]).await?;
+        tx.execute("delete from process_deadlines", vec![]).await?;
+        tx.hold_all(held, reason).await?;
+        tx.commit().await
+    }
+
+    /// Holds reactors.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn hold_all(&self, reactors: &[&str], reason: &str) -> Result<(), Error> {
+        let mut tx = self.0.begin_durably().await?;
+        tx.hold_all(reactors, reason).await?;
+        tx.commit().await
+    }
+
+    async fn change(&self, reactor: &str, sql: &str, values: Vec<Value>) -> Result<u64, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        let changed = tx.execute(sql, values).await?;
+        tx.raise_fence(reactor).await?;
+        tx.commit().await?;
+        Ok(changed)
+    }
+}
+
+impl Tx {
+    async fn raise_fence(&mut self, reactor: &str) -> Result<(), Error> {
+        let sql = "update reactor_checkpoints set fence = fence + 1 where reactor = $1";
+        self.execute(sql, vec![reactor.into()]).await.map(drop)
+    }
+
+    /// The old name stays, held: a process of the release before that starts again must not begin a second time.
+    async fn rename_reactor(&mut self, old: &str, new: &str) -> Result<(), Error> {
+        let sql = "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at, held)
+                   select $2, partition, position, fence, updated_at, held from reactor_checkpoints where reactor = $1
+                   on conflict do nothing";
+        if self.execute(sql, vec![old.into(), new.into()]).await? > 0 {
+            let sql = "update reactor_backlog set reactor = $2 where reactor = $1";
+            self.execute(sql, vec![old.into(), new.into()]).await?;
+            self.hold_all(&[old], &format!("renamed to {new}")).await?;
+        }
+        Ok(())
+    }
+
+    async fn hold_all(&mut self, reactors: &[&str], reason: &str) -> Result<(), Error> {
+        for reactor in reactors {
+            let sql = "update reactor_checkpoints set held = $2, fence = fence + 1 where reactor = $1";
+            self.execute(sql, vec![(*reactor).into(), reason.into()]).await?;
+        }
+        Ok(())
+    }
+}
+
+fn of_key(reactor: &str, key: Option<&str>) -> (&'static str, Vec<Value>) {
+    match key {
+        Some(key) => (" and b.key = $2", vec![reactor.into(), key.into()]),
+        None => ("", vec![reactor.into()]),
+    }
+}
+
+fn deadline(row: DeadlineRow) -> Deadline {
+    let DeadlineRow { process, id, name, due_at } = row;
+    Deadline { key: DeadlineKey { process: process.into(), id: id.into(), name: name.into() }, due_at }
+}

@@ -1,0 +1,219 @@
+//! `docket reactors`: how far reactors have come, what waits in their backlogs, and what operators decide about it.
+//!
+//! Each command works on the database itself, beside a running server or without one. A change raises the fence of the
+//! reactor's checkpoint, so that the process that leads it reads everything again within a second.
+
+use anyhow::{anyhow, bail};
+use command_engine::reactions::reactor::{Acts, registration};
+use event_store::append::BacklogKey;
+use event_store::now_us;
+use event_store::reactions::{BacklogSummary, Reactions};
+use event_store::store::{Store, open_beside};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cli::{Common, Held, Listing, OneReactor, Retried, Skipped, Usage, load, say, selected};
+use crate::migrations::MIGRATIONS;
+use crate::program::Program;
+
+/// Rows of a backlog that are read at once.
+const CHUNK: i64 = 1_000;
+
+struct Opened {
+    program: Program,
+    store: Store,
+    rows: Reactions,
+}
+
+async fn opened(program: Program, common: &Common) -> anyhow::Result<Opened> {
+    let settings = load(&program, common, &[])?;
+    let program = selected(program, &settings)?;
+    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let rows = store.reactions();
+    let registrations: Vec<_> = program.reactors().into_iter().map(registration).collect();
+    rows.register(&registrations).await?;
+    Ok(Opened { program, store, rows })
+}
+
+impl Opened {
+    /// Makes sure that the store knows a reactor.
+    async fn find(&self, name: &str) -> anyhow::Result<()> {
+        let known = self.rows.checkpoints().await?;
+        if known.iter().any(|checkpoint| checkpoint.reactor == name) {
+            return Ok(());
+        }
+        let names: Vec<_> = known.iter().map(|checkpoint| &*checkpoint.reactor).collect();
+        let there =
+            if names.is_empty() { "there are none".to_owned() } else { format!("there are {}", names.join(", ")) };
+        Err(Usage(anyhow!("`{name}` is no reactor of this store; {there}")).into())
+    }
+}
+
+pub async fn list(program: Program, listing: Listing) -> anyhow::Result<u8> {
+    let opened = opened(program, &listing.common).await?;
+    let (items, deadlines, head) = overview(&opened).await?;
+    if listing.json {
+        say(json!({"items": items, "deadlines": deadlines, "head": head}));
+        return Ok(0);
+    }
+    say(format_args!(
+        "{:24} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}  state",
+        "reactor", "acts", "position", "lag", "backlog", "keys", "parked", "oldest s"
+    ));
+    for item in &items {
+        let number = |name: &str| item[name].as_i64().unwrap_or_default();
+        let oldest = item["oldest_seconds"].as_f64().map_or("-".to_owned(), |seconds| format!("{seconds:.0}"));
+        say(format_args!(
+            "{:24} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {oldest:>9}  {}",
+            text(item, "name"),
+            text(item, "acts"),
+            number("position"),
+            number("lag_events"),
+            number("backlog_events"),
+            number("backlog_keys"),
+            number("parked_keys"),
+            item["held"].as_str().map_or("running".to_owned(), |reason| format!("held: {reason}")),
+        ));
+    }
+    for item in &deadlines {
+        say(format_args!(
+            "Deadlines of {}: {}, the next at {}",
+            text(item, "process"),
+            item["open"],
+            text(item, "next")
+        ));
+    }
+    say(format_args!("The log ends at {head}."));
+    Ok(0)
+}
+
+fn text<'a>(item: &'a Value, name: &str) -> &'a str {
+    item[name].as_str().unwrap_or_default()
+}
+
+async fn overview(opened: &Opened) -> anyhow::Result<(Vec<Value>, Vec<Value>, i64)> {
+    let (checkpoints, backlogs) = (opened.rows.checkpoints().await?, opened.rows.backlog_summaries().await?);
+    let (deadlines, head) = (opened.rows.deadline_summaries().await?, opened.store.head().await?);
+    let now = now_us();
+    let reactors = opened.program.reactors();
+    let item = |checkpoint: event_store::reactions::ReactorCheckpoint| {
+        let backlog = backlogs.iter().find(|backlog| backlog.reactor == checkpoint.reactor).cloned();
+        let BacklogSummary { events, keys, parked, oldest, .. } = backlog.unwrap_or_default();
+        let own = reactors.iter().find(|reactor| reactor.name() == checkpoint.reactor);
+        let acts = match own.map(|reactor| reactor.acts()) {
+            Some(Acts::InTheLog) => "in log",
+            Some(Acts::Outside) => "outside",
+            None => "no module",
+        };
+        json!({
+            "name": checkpoint.reactor,
+            "acts": acts,
+            "position": checkpoint.position,
+            "lag_events": (head - checkpoint.position).max(0),
+            "backlog_events": events,
+            "backlog_keys": keys,
+            "parked_keys": parked,
+            "oldest_seconds": oldest.map(|oldest| (now - oldest).max(0) as f64 / 1e6),
+            "held": checkpoint.held,
+            "moved_at": time(checkpoint.updated_at),
+        })
+    };
+    let deadline = |of: event_store::reactions::DeadlineSummary| json!({"process": of.process, "open": of.open, "next": time(of.next)});
+    Ok((checkpoints.into_iter().map(item).collect(), deadlines.into_iter().map(deadline).collect(), head))
+}
+
+fn time(microseconds: i64) -> String {
+    Timestamp::from_microsecond(microseconds).unwrap_or_default().to_string()
+}
+
+pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
+    let opened = opened(program, &wanted.common).await?;
+    opened.find(&wanted.reactor).await?;
+    let (mut after, mut any) = (String::new(), false);
+    loop {
+        let rows = opened.rows.backlog(&wanted.reactor, &after, CHUNK).await?;
+        let Some((last, _)) = rows.last() else { break };
+        after = last.event.key.to_string();
+        for (entry, events) in &rows {
+            any = true;
+            let row = json!({
+                "key": &*entry.event.key,
+                "position": entry.event.position,
+                "events": events,
+                "attempts": entry.attempts,
+                "due_at": entry.due_at.map(time),
+                "reason": entry.reason,
+            });
+            if wanted.json {
+                say(row);
+                continue;
+            }
+            let when = match entry.due_at {
+                Some(due_at) => format!("tried again at {}", time(due_at)),
+                None => "parked".to_owned(),
+            };
+            say(format_args!(
+                "{}: event {}, {} behind it, {} attempts, {when}: {}",
+                entry.event.key,
+                entry.event.position,
+                events - 1,
+                entry.attempts,
+                entry.reason.as_deref().unwrap_or("it waits for a worker")
+            ));
+        }
+    }
+    if !any && !wanted.json {
+        eprintln!("The backlog of {} is empty.", wanted.reactor);
+    }
+    Ok(0)
+}
+
+pub async fn retry(program: Program, wanted: Retried) -> anyhow::Result<u8> {
+    let opened = opened(program, &wanted.common).await?;
+    opened.find(&wanted.reactor).await?;
+    let keys = opened.rows.retry(&wanted.reactor, wanted.key.as_deref()).await?;
+    if keys == 0 {
+        match &wanted.key {
+            Some(key) => bail!("nothing of the key {key} is in the backlog: `docket reactors show {}`", wanted.reactor),
+            None => eprintln!("The backlog of {} is empty.", wanted.reactor),
+        }
+        return Ok(0);
+    }
+    eprintln!("{keys} {} tried again now, in order.", if keys == 1 { "key is" } else { "keys are" });
+    Ok(0)
+}
+
+pub async fn skip(program: Program, wanted: Skipped) -> anyhow::Result<u8> {
+    let opened = opened(program, &wanted.common).await?;
+    opened.find(&wanted.reactor).await?;
+    let event = BacklogKey { key: wanted.key.as_str().into(), position: wanted.position };
+    if !opened.rows.skip(&wanted.reactor, &event).await? {
+        bail!(
+            "event {} is not the first of the key {} in the backlog: `docket reactors show {}` names the first ones",
+            wanted.position,
+            wanted.key,
+            wanted.reactor
+        );
+    }
+    eprintln!(
+        "{} never reacts to event {}; the next event of {} is tried now.",
+        wanted.reactor, wanted.position, wanted.key
+    );
+    Ok(0)
+}
+
+pub async fn hold(program: Program, wanted: Held) -> anyhow::Result<u8> {
+    let opened = opened(program, &wanted.common).await?;
+    opened.find(&wanted.reactor).await?;
+    opened.rows.hold(&wanted.reactor, &wanted.reason).await?;
+    eprintln!("{} takes nothing until `docket reactors release {}`.", wanted.reactor, wanted.reactor);
+    Ok(0)
+}
+
+pub async fn release(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
+    let opened = opened(program, &wanted.common).await?;
+    opened.find(&wanted.reactor).await?;
+    opened.rows.release(&wanted.reactor).await?;
+    eprintln!("{} goes on from its checkpoint.", wanted.reactor);
+    Ok(0)
+}

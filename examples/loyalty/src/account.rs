@@ -1,0 +1,269 @@
+//! The aggregate: a customer's points, in lots of one order each. The oldest lot is spent first.
+
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::upcast::Upcaster;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What happens to an account. The stream's id is the customer's.
+#[expect(clippy::enum_variant_names, reason = "in the log an event's name stands alone")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub enum Event {
+    /// An order brought points.
+    PointsGranted {
+        /// Whose account it is.
+        customer_id: String,
+        /// The order.
+        order_id: String,
+        /// How many.
+        points: i64,
+    },
+    /// The customer spent points.
+    PointsRedeemed {
+        /// How many.
+        points: i64,
+    },
+    /// What was left of an order's points expired.
+    PointsExpired {
+        /// The order.
+        order_id: String,
+        /// How many.
+        points: i64,
+    },
+}
+
+impl EventType for Event {
+    const VERSIONS: &'static [(&'static str, &'static str)] =
+        &[("PointsGranted", "1"), ("PointsRedeemed", "1"), ("PointsExpired", "1")];
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::PointsGranted { .. } => "PointsGranted",
+            Self::PointsRedeemed { .. } => "PointsRedeemed",
+            Self::PointsExpired { .. } => "PointsExpired",
+        }
+    }
+}
+
+/// An account. Its default is one that does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Account {
+    /// Whose it is.
+    pub customer_id: Option<String>,
+    /// What is left of each order's points, the oldest first.
+    pub lots: Vec<Lot>,
+    /// All points ever granted.
+    pub granted: i64,
+    /// How many orders brought points.
+    pub orders: i64,
+}
+
+/// What is left of an order's points.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lot {
+    /// The order.
+    pub order_id: String,
+    /// Points left, at least one.
+    pub points: i64,
+}
+
+impl Account {
+    /// Points that can be spent.
+    pub fn balance(&self) -> i64 {
+        self.lots.iter().map(|lot| lot.points).sum()
+    }
+}
+
+/// What can be asked of an account.
+pub enum Command {
+    /// Grant points for an order.
+    Grant {
+        /// Whose account it is.
+        customer_id: String,
+        /// The order.
+        order_id: String,
+        /// How many.
+        points: i64,
+    },
+    /// Spend points.
+    Redeem {
+        /// How many.
+        points: i64,
+    },
+    /// Let an order's points expire.
+    Expire {
+        /// The order.
+        order_id: String,
+    },
+}
+
+impl CommandType for Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Grant { .. } => "grant_points",
+            Self::Redeem { .. } => "redeem_points",
+            Self::Expire { .. } => "expire_points",
+        }
+    }
+
+    fn creates(&self) -> bool {
+        // The first grant makes the account.
+        matches!(self, Self::Grant { .. })
+    }
+}
+
+/// Why a command is refused.
+#[derive(Debug, PartialEq)]
+pub enum Refused {
+    /// There is no account, or it is not the caller's.
+    NotFound,
+    /// The customer has fewer points.
+    TooFewPoints {
+        /// How many there are.
+        balance: i64,
+    },
+    /// Points must be one or more.
+    NoPoints,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotFound => f.write_str("The customer has no points yet."),
+            Self::TooFewPoints { balance } => write!(f, "The account has {balance} points. Redeem fewer."),
+            Self::NoPoints => f.write_str("Redeem one point or more."),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refusal for Refused {
+    fn not_found() -> Self {
+        Self::NotFound
+    }
+
+    fn slug(&self) -> &'static str {
+        match self {
+            Self::NotFound => "account-not-found",
+            Self::TooFewPoints { .. } => "too-few-points",
+            Self::NoPoints => "no-points",
+        }
+    }
+
+    fn class(&self) -> RefusalClass {
+        match self {
+            Self::NotFound => RefusalClass::NotFound,
+            Self::TooFewPoints { .. } | Self::NoPoints => RefusalClass::Rule,
+        }
+    }
+
+    fn title(&self) -> &'static str {
+        match self {
+            Self::NotFound => "There is no such account",
+            Self::TooFewPoints { .. } => "The account has fewer points",
+            Self::NoPoints => "There is nothing to redeem",
+        }
+    }
+}
+
+impl Aggregate for Account {
+    const TYPE: &'static str = "points-account";
+    const STATE_VERSION: i64 = 1;
+    const HISTORY: History = History::Bounded;
+    const UPCASTERS: &'static [Upcaster] = &[];
+    type Event = Event;
+    type Command = Command;
+    type Error = Refused;
+
+    fn decide(&self, command: &Command) -> Result<Vec<Event>, Refused> {
+        match command {
+            // The engine calls the reactor once for each order, so the account does not have to remember its orders.
+            Command::Grant { points, .. } if *points < 1 => Ok(Vec::new()),
+            Command::Grant { customer_id, order_id, points } => Ok(vec![Event::PointsGranted {
+                customer_id: customer_id.clone(),
+                order_id: order_id.clone(),
+                points: *points,
+            }]),
+            Command::Redeem { points } if *points < 1 => Err(Refused::NoPoints),
+            Command::Redeem { points } if *points > self.balance() => {
+                Err(Refused::TooFewPoints { balance: self.balance() })
+            }
+            Command::Redeem { points } => Ok(vec![Event::PointsRedeemed { points: *points }]),
+            Command::Expire { order_id } => {
+                let left = self.lots.iter().find(|lot| lot.order_id == *order_id);
+                let expired = |lot: &Lot| Event::PointsExpired { order_id: order_id.clone(), points: lot.points };
+                // An order whose points are spent has nothing to expire.
+                Ok(left.map(expired).into_iter().collect())
+            }
+        }
+    }
+
+    fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::PointsGranted { customer_id, order_id, points } => {
+                self.customer_id = Some(customer_id.clone());
+                self.granted += points;
+                self.orders += 1;
+                self.lots.push(Lot { order_id: order_id.clone(), points: *points });
+            }
+            Event::PointsRedeemed { points } => {
+                let mut left = *points;
+                for lot in &mut self.lots {
+                    let taken = left.min(lot.points);
+                    lot.points -= taken;
+                    left -= taken;
+                }
+            }
+            Event::PointsExpired { order_id, points } => {
+                for lot in self.lots.iter_mut().filter(|lot| lot.order_id == *order_id) {
+                    lot.points -= points;
+                }
+            }
+        }
+        self.lots.retain(|lot| lot.points > 0);
+    }
+
+    fn access(&self) -> Access<'_> {
+        self.customer_id.as_deref().map_or(Access::Absent, Access::Owner)
+    }
+
+    fn weight(&self) -> usize {
+        self.lots.len() * 96
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(events: &[Event]) -> Account {
+        events.iter().fold(Account::default(), |mut account, event| {
+            account.evolve(event);
+            account
+        })
+    }
+
+    fn granted(order_id: &str, points: i64) -> Event {
+        Event::PointsGranted { customer_id: "c-1".into(), order_id: order_id.into(), points }
+    }
+
+    #[test]
+    fn the_oldest_points_are_spent_first() {
+        let account = account(&[granted("o-1", 10), granted("o-2", 5), Event::PointsRedeemed { points: 12 }]);
+        assert_eq!(account.lots, [Lot { order_id: "o-2".into(), points: 3 }]);
+        let refused = account.decide(&Command::Redeem { points: 4 });
+        assert_eq!(refused, Err(Refused::TooFewPoints { balance: 3 }));
+    }
+
+    #[test]
+    fn what_is_left_of_an_order_expires_once() {
+        let mut account = account(&[granted("o-1", 10), Event::PointsRedeemed { points: 4 }]);
+        let expire = Command::Expire { order_id: "o-1".into() };
+        let events = account.decide(&expire).unwrap();
+        assert_eq!(events, [Event::PointsExpired { order_id: "o-1".into(), points: 6 }]);
+        events.iter().for_each(|event| account.evolve(event));
+        assert_eq!(account.decide(&expire), Ok(vec![]));
+        assert_eq!((account.balance(), account.granted), (0, 10));
+    }
+}

@@ -1,0 +1,217 @@
+//! The process manager: the points of an order expire after a time.
+//!
+//! One process an order. It begins when points are granted, and ends when its deadline is reached.
+
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+
+use command_engine::reactions::process::ProcessManager;
+use command_engine::reactions::reactor::{Subscription, payload};
+use command_engine::step::Step;
+use event_store::reactions::StartFrom;
+use jiff::{SignedDuration, Timestamp};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::process::{Correlation, Due, Output, Process, Trigger};
+use kernel::upcast::Upcaster;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::account;
+
+/// Name of the only deadline.
+const EXPIRY: &str = "expiry";
+/// The setting `loyalty_points_last_seconds`: a year.
+pub const DEFAULT_SECONDS: &str = "31536000";
+
+static LAST_SECONDS: AtomicI64 = AtomicI64::new(31_536_000);
+
+/// Takes the setting.
+pub fn set_seconds(value: &str) -> Result<(), String> {
+    let seconds = value.parse().ok().filter(|seconds| (1..=3_153_600_000).contains(seconds));
+    LAST_SECONDS.store(seconds.ok_or("must be 1 to 3153600000 seconds (a century)")?, Relaxed);
+    Ok(())
+}
+
+/// What happens to an expiry. The stream's id is the order's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub enum Event {
+    /// The order's points are counted down.
+    ExpiryScheduled {
+        /// Whose points they are.
+        customer_id: String,
+        /// The order that brought them.
+        order_id: String,
+        /// When they expire.
+        #[schemars(with = "String")]
+        expires_at: Timestamp,
+    },
+    /// Their time is over.
+    ExpiryReached {},
+}
+
+impl EventType for Event {
+    const VERSIONS: &'static [(&'static str, &'static str)] = &[("ExpiryScheduled", "1"), ("ExpiryReached", "1")];
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::ExpiryScheduled { .. } => "ExpiryScheduled",
+            Self::ExpiryReached {} => "ExpiryReached",
+        }
+    }
+}
+
+/// The countdown of an order's points.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Expiry {
+    customer_id: String,
+    order_id: String,
+    /// Set while the points are counted down.
+    expires_at: Option<Timestamp>,
+}
+
+/// Nobody gives it commands: only its inputs move it.
+pub enum NoCommand {}
+
+impl CommandType for NoCommand {
+    fn name(&self) -> &'static str {
+        match *self {}
+    }
+
+    fn creates(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// Nothing is refused.
+#[derive(Debug)]
+pub struct NotFound;
+
+impl std::fmt::Display for NotFound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.title())
+    }
+}
+
+impl std::error::Error for NotFound {}
+
+impl Refusal for NotFound {
+    fn not_found() -> Self {
+        Self
+    }
+
+    fn slug(&self) -> &'static str {
+        "expiry-not-found"
+    }
+
+    fn class(&self) -> RefusalClass {
+        RefusalClass::NotFound
+    }
+
+    fn title(&self) -> &'static str {
+        "There is no such expiry"
+    }
+}
+
+impl Aggregate for Expiry {
+    const TYPE: &'static str = "points-expiry";
+    const STATE_VERSION: i64 = 1;
+    const HISTORY: History = History::Bounded;
+    const UPCASTERS: &'static [Upcaster] = &[];
+    type Event = Event;
+    type Command = NoCommand;
+    type Error = NotFound;
+
+    fn decide(&self, command: &NoCommand) -> Result<Vec<Event>, NotFound> {
+        match *command {}
+    }
+
+    fn evolve(&mut self, event: &Event) {
+        match event {
+            Event::ExpiryScheduled { customer_id, order_id, expires_at } => {
+                self.customer_id.clone_from(customer_id);
+                self.order_id.clone_from(order_id);
+                self.expires_at = Some(*expires_at);
+            }
+            Event::ExpiryReached {} => self.expires_at = None,
+        }
+    }
+
+    fn access(&self) -> Access<'_> {
+        if self.order_id.is_empty() { Access::Absent } else { Access::Staff }
+    }
+
+    fn weight(&self) -> usize {
+        64
+    }
+}
+
+/// What an expiry learns: an order brought points.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Granted {
+    customer_id: String,
+    order_id: String,
+}
+
+impl Process for Expiry {
+    type Input = Granted;
+    /// Lets the points of this customer's order expire.
+    type Request = (String, account::Command);
+
+    fn correlate(input: &Granted) -> Correlation {
+        Correlation::Start(input.order_id.clone())
+    }
+
+    fn react(&self, trigger: &Trigger<Granted>, now: Timestamp) -> Vec<Output<Self>> {
+        match trigger {
+            // A second grant for the order, which nobody gives, changes nothing.
+            Trigger::Input(_) if !self.order_id.is_empty() => Vec::new(),
+            Trigger::Input(Granted { customer_id, order_id }) => vec![Output::Event(Event::ExpiryScheduled {
+                customer_id: customer_id.clone(),
+                order_id: order_id.clone(),
+                expires_at: now + SignedDuration::from_secs(LAST_SECONDS.load(Relaxed)),
+            })],
+            Trigger::Deadline(_) => {
+                let command = account::Command::Expire { order_id: self.order_id.clone() };
+                vec![Output::Event(Event::ExpiryReached {}), Output::Request((self.customer_id.clone(), command))]
+            }
+            // The account does not refuse it. If it did, the points would have expired otherwise.
+            Trigger::Refused(_) => vec![Output::Event(Event::ExpiryReached {})],
+        }
+    }
+
+    fn deadlines(&self) -> Vec<Due> {
+        self.expires_at.map(|at| Due { name: EXPIRY.into(), at }).into_iter().collect()
+    }
+}
+
+/// Runs the process.
+pub static EXPIRIES: ProcessManager<Expiry> = ProcessManager {
+    name: "loyalty-expiry",
+    subscriptions: &[Subscription { aggregate_type: "points-account", events: &["PointsGranted"] }],
+    start_from: StartFrom::Now,
+    renamed_from: None,
+    input: |event| payload(event).map(Some),
+    request: |(customer_id, command)| Step::<account::Account>::new(customer_id, command),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_expire_once() {
+        let now = Timestamp::from_second(1_000).unwrap();
+        let granted = Granted { customer_id: "c-1".into(), order_id: "o-1".into() };
+        let mut expiry = Expiry::default();
+        let outputs = expiry.react(&Trigger::Input(granted.clone()), now);
+        let [Output::Event(scheduled)] = &outputs[..] else { panic!("one event") };
+        expiry.evolve(scheduled);
+        let at = now + SignedDuration::from_secs(31_536_000);
+        assert_eq!(expiry.deadlines(), [Due { name: EXPIRY.into(), at }]);
+        assert!(expiry.react(&Trigger::Input(granted), now).is_empty(), "the same input again");
+        let outputs = expiry.react(&Trigger::Deadline(EXPIRY.into()), at);
+        let [Output::Event(reached), Output::Request((customer_id, _))] = &outputs[..] else { panic!("two outputs") };
+        assert_eq!(customer_id, "c-1");
+        expiry.evolve(reached);
+        assert!(expiry.deadlines().is_empty());
+    }
+}

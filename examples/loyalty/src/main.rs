@@ -1,0 +1,60 @@
+//! Docket with a loyalty program: confirmed orders bring points, points expire. Written from outside: it uses the engine and
+//! the server's library, and nothing of Docket knows it.
+//!
+//! `docs/extending.md` walks through it.
+
+mod account;
+mod expiry;
+mod granting;
+mod read_model;
+mod routes;
+
+use std::process::ExitCode;
+
+use projection_engine::projection::kind_of;
+use server::module::{Module, Setting};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let mut modules = server::modules::modules();
+    modules.push(loyalty());
+    server::main(modules)
+}
+
+/// The module: everything that it gives to the program.
+fn loyalty() -> Module {
+    Module {
+        needs: vec!["orders"],
+        aggregates: vec![kind_of::<account::Account>(), kind_of::<expiry::Expiry>()],
+        reactors: vec![&granting::GrantPoints, &expiry::EXPIRIES],
+        commands: Some(routes::commands),
+        projections: vec![&read_model::ACCOUNTS],
+        queries: Some(routes::queries),
+        channels: vec![routes::channel()],
+        publishers: vec![&routes::PUBLISHER],
+        settings: vec![Setting {
+            name: "loyalty_points_last_seconds",
+            default: expiry::DEFAULT_SECONDS,
+            help: "How long points last, in seconds.",
+            apply: expiry::set_seconds,
+        }],
+        ..Module::new("loyalty")
+    }
+}
+
+#[cfg(test)]
+mod schemas {
+    use std::path::Path;
+
+    use kernel::schemas::check;
+
+    /// Events are a storage format: `UPDATE_SCHEMAS=1 cargo test -p loyalty` writes the schemas of new ones.
+    #[test]
+    fn the_schemas_of_events_are_what_the_types_give() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/events");
+        check::<crate::account::Account>(&folder);
+        check::<crate::expiry::Expiry>(&folder);
+    }
+}

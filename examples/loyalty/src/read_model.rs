@@ -1,0 +1,66 @@
+//! The read model: a row for each account.
+
+use event_store::db::Read;
+use event_store::error::Error;
+use event_store::table::{Merge, Table, int, text};
+use projection_engine::change::{Change, Rows};
+use projection_engine::projection::{Fold, Projection};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::account::Account;
+
+/// The table. Its name begins with the module's.
+static TABLE: Table = Table {
+    name: "loyalty_accounts",
+    columns: &[
+        text("customer_id", Merge::Key),
+        int("balance", Merge::Set),
+        int("granted", Merge::Set),
+        int("orders", Merge::Set),
+        int("version", Merge::Set),
+    ],
+    indexes: &[],
+};
+
+/// The accounts as they are now.
+pub static ACCOUNTS: Projection<Account> =
+    Projection { name: "loyalty_accounts", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
+
+fn fold(changes: &[Change<Account>]) -> Vec<Rows> {
+    let row = |change: &Change<Account>| {
+        let account = &change.after.state;
+        vec![
+            change.after.id.to_string().into(),
+            account.balance().into(),
+            account.granted.into(),
+            account.orders.into(),
+            change.after.version.into(),
+        ]
+    };
+    vec![(&TABLE, changes.iter().map(row).collect())]
+}
+
+/// An account.
+#[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
+pub struct AccountView {
+    /// The customer.
+    pub customer_id: String,
+    /// Points that can be spent.
+    pub balance: i64,
+    /// All points ever granted.
+    pub granted: i64,
+    /// Orders that brought points.
+    pub orders: i64,
+    /// The account's version.
+    pub version: i64,
+}
+
+/// The account of a customer.
+///
+/// # Errors
+/// The database is away.
+pub async fn find(mut from: impl Read, customer_id: &str) -> Result<Option<AccountView>, Error> {
+    let sql = "select customer_id, balance, granted, orders, version from loyalty_accounts where customer_id = $1";
+    Ok(from.rows(sql, vec![customer_id.into()]).await?.pop())
+}

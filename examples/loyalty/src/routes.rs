@@ -1,0 +1,111 @@
+//! Two routes and a channel.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use command_engine::api::CommandApi;
+use command_engine::outcome::Resource;
+use command_engine::request::CommandRequest;
+use compact_str::format_compact;
+use futures::FutureExt;
+use kernel::aggregate::Aggregate;
+use kernel::stream::{StreamId, is_id};
+use platform::auth::Principal;
+use platform::problem::Problem;
+use push::api::{ChangedStream, Channel, QueryApi, Refusal};
+use push::consistency::with_position_header;
+use push::problems::not_found;
+use push::publication::Interest;
+use push::publisher::Publisher;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::account::{Account, Command};
+use crate::read_model::{ACCOUNTS, AccountView, find};
+
+static RESOURCE: Resource = Resource { id_field: "customer_id", path: "/v1/points/" };
+
+/// The routes of commands.
+pub fn commands() -> OpenApiRouter<CommandApi> {
+    OpenApiRouter::new().routes(routes!(redeem))
+}
+
+/// The routes of queries.
+pub fn queries() -> OpenApiRouter<QueryApi> {
+    OpenApiRouter::new().routes(routes!(show))
+}
+
+/// Points to spend.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Redemption {
+    /// How many.
+    points: i64,
+}
+
+/// Spends points of the caller's account.
+#[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", tag = "commands", request_body = Redemption,
+    params(("customer_id" = String, Path)), responses((status = 200)))]
+async fn redeem(
+    State(api): State<CommandApi>,
+    Path(customer_id): Path<String>,
+    request: CommandRequest<Redemption>,
+) -> Result<Response, Problem> {
+    let (request, Redemption { points }) = request.take();
+    request.execute::<Account>(&api, &RESOURCE, StatusCode::OK, &customer_id, Command::Redeem { points }).await
+}
+
+/// The points of a customer.
+#[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path)),
+    responses((status = 200, body = AccountView)))]
+async fn show(
+    State(api): State<QueryApi>,
+    principal: Principal,
+    Path(customer_id): Path<String>,
+) -> Result<Response, Problem> {
+    let find = || find(api.store.db(), &customer_id);
+    let (position, found) = api.read_at(ACCOUNTS.name, None, None, find).await?;
+    let own = found.filter(|account| principal.may_see(&account.customer_id));
+    let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
+    Ok(with_position_header(position, axum::Json(account).into_response()))
+}
+
+/// Followed by the customer's id.
+const POINTS_PREFIX: &str = "points:";
+
+/// The changes of one account.
+pub fn channel() -> Channel {
+    Channel {
+        name: POINTS_PREFIX,
+        is_id: Some(is_id),
+        who: "the customer, staff, admin",
+        shows: "every change of a customer's points",
+        group: "loyalty",
+        projection: Some(ACCOUNTS.name),
+        allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
+        refusal: Refusal::NotFound,
+        snapshot: |_, tx, id| {
+            async move { Ok(("account", serde_json::to_string(&find(tx, id).await?).unwrap_or_default())) }.boxed()
+        },
+        missed: Some(|_, id, _, _| {
+            let changed = ChangedStream { stream: StreamId::new(Account::TYPE, id), events: 0 };
+            std::future::ready(Ok(Some(vec![changed]))).boxed()
+        }),
+        event_types: &[],
+        has_presence: false,
+    }
+}
+
+/// Accounts as they change.
+pub static PUBLISHER: Publisher<Account> = Publisher {
+    group: "loyalty",
+    id_member: "customer_id",
+    interest: Interest { names: &[], by_stream: &[POINTS_PREFIX], by_prefix: &[] },
+    view: |account, json| json.write(&account.state),
+    publish: |step| {
+        let payload = serde_json::to_value(step.event).unwrap_or_default();
+        Some(step.publication(payload).on_own(format_compact!("{POINTS_PREFIX}{}", step.after.id)))
+    },
+};

@@ -1,0 +1,177 @@
+//! The loyalty program through the front door, embedded and scaled.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::client::{Client, token};
+use tests::dice::Dice;
+use tests::system::{Builder, TestSystem};
+
+tests::stories![
+    settings = with_loyalty;
+    confirmed_orders_bring_points_and_points_expire,
+    imports_and_restores_grant_nothing,
+    points_are_granted_once_whatever_is_killed
+];
+
+/// How long what must come may take.
+const WITHIN: Duration = Duration::from_secs(30);
+/// How often the server is killed; `DOCKET_KILLS=200` is the long campaign.
+const KILLS: u32 = 8;
+
+fn with_loyalty(builder: Builder) -> Builder {
+    builder.program("docket-loyalty").setting("DOCKET_LOYALTY_POINTS_LAST_SECONDS", "3600")
+}
+
+async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(began.elapsed() < WITHIN, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Creates and confirms an order of so many units of a currency.
+async fn order(system: &TestSystem, id: &str, customer: &str, units: u32) {
+    let items = json!([{"sku": "pen", "quantity": units, "unit_price": "1.00"}]);
+    let body = json!({"order_id": id, "customer_id": customer, "items": items});
+    system.post("/v1/orders").json(body).send().await.expect(201);
+    system.post(&format!("/v1/orders/{id}/confirm")).send().await.expect(200);
+}
+
+async fn points(system: &TestSystem, customer: &str) -> Option<Value> {
+    let answer = system.get(&format!("/v1/points/{customer}")).send().await;
+    (answer.status == 200).then(|| answer.json())
+}
+
+async fn points_of_orders(system: &TestSystem, customer: &str, orders: i64) -> Value {
+    until("the points", async || points(system, customer).await.filter(|points| points["orders"] == orders)).await
+}
+
+/// The events of one type in the log.
+async fn events(system: &TestSystem, event_type: &str) -> Vec<Value> {
+    let log = system.cli(&["events", "export"]).await;
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    lines.filter(|event| event["type"].as_str().is_some_and(|name| name.ends_with(event_type))).collect()
+}
+
+async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem) {
+    order(&system, "o-1", "ada", 12).await;
+    order(&system, "o-2", "ada", 5).await;
+    let shown = points_of_orders(&system, "ada", 2).await;
+    assert_eq!((&shown["balance"], &shown["granted"]), (&json!(17), &json!(17)));
+    // An account is its owner's.
+    let (ada, eve) = (token("ada", "customer"), token("eve", "customer"));
+    system.get("/v1/points/ada").token(&ada).send().await.expect(200);
+    system.get("/v1/points/ada").token(&eve).send().await.expect_problem(404, "account-not-found");
+    let redeem = |points: i64| system.post("/v1/points/ada/redemptions").token(&ada).json(json!({"points": points}));
+    redeem(18).send().await.expect_problem(422, "too-few-points");
+    redeem(4).send().await.expect(200);
+    // What led to the points can be followed from event to event.
+    let (granted, scheduled) = (events(&system, "PointsGranted").await, events(&system, "ExpiryScheduled").await);
+    let confirmed = events(&system, "OrderConfirmed").await;
+    let correlation = |event: &Value| event["data"]["metadata"]["correlation_id"].as_str().map(str::to_owned);
+    for event in &confirmed {
+        let follows = |events: &[Value]| events.iter().filter(|one| correlation(one) == correlation(event)).count();
+        assert_eq!((follows(&granted), follows(&scheduled)), (1, 1), "{event}");
+    }
+    let list = reactors(&system).await;
+    assert!(list.iter().all(|reactor| reactor["backlog_events"] == 0), "{list:?}");
+    // Points that last a second.
+    system.set("DOCKET_LOYALTY_POINTS_LAST_SECONDS", "1");
+    system.restart().await;
+    order(&system, "o-3", "bob", 7).await;
+    points_of_orders(&system, "bob", 1).await;
+    let expired = async || points(&system, "bob").await.filter(|points| points["balance"] == 0);
+    assert_eq!(until("the expiry", expired).await["granted"], 7);
+    assert_eq!(points(&system, "ada").await.expect("an account")["balance"], 13, "hers last an hour");
+    system.settled().await;
+    system.cli(&["replay", "--all"]).await;
+    system.cli(&["verify"]).await;
+    assert_eq!(events(&system, "PointsGranted").await.len(), 3, "a rebuild grants nothing");
+}
+
+async fn reactors(system: &TestSystem) -> Vec<Value> {
+    let list: Value = serde_json::from_str(&system.cli(&["reactors", "list", "--json"]).await).expect("JSON");
+    list["items"].as_array().expect("items").clone()
+}
+
+async fn imports_and_restores_grant_nothing(mut system: TestSystem) {
+    order(&system, "o-1", "ada", 3).await;
+    points_of_orders(&system, "ada", 1).await;
+    // A file of orders is history.
+    let file = system.directory().join("orders.csv");
+    let header = "order_ref,customer_ref,store_id,placed_at,sku,product_name,department,quantity,unit_price";
+    let line = "old-1,ada,s-1,2017-01-01T10:00:00Z,pen,Pen,office,9,1.00";
+    std::fs::write(&file, format!("{header}\n{line}\n")).expect("the file is written");
+    let (url, staff) = (system.writer().base().to_owned(), token("clerk", "staff"));
+    let path = file.to_str().expect("UTF-8");
+    system.cli(&["import", path, "--url", &url, "--token", &staff]).await;
+    // An order after it shows that the reactor has passed it.
+    order(&system, "o-2", "ada", 1).await;
+    let shown = points_of_orders(&system, "ada", 2).await;
+    assert_eq!(shown["granted"], 4, "{shown}");
+    // A held reactor waits, and goes on when it is released.
+    system.cli(&["reactors", "hold", "loyalty-points", "--reason", "a test"]).await;
+    order(&system, "o-3", "ada", 1).await;
+    let held = reactors(&system).await.into_iter().find(|one| one["name"] == "loyalty-points").expect("it is listed");
+    assert_eq!(held["held"], "a test");
+    let unknown = system.try_cli(&["reactors", "hold", "nobody"]).await;
+    assert!(
+        String::from_utf8_lossy(&unknown.stderr).contains("there are loyalty-expiry, loyalty-points"),
+        "{unknown:?}"
+    );
+    system.kill9();
+    system.restart().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(events(&system, "PointsGranted").await.len(), 2);
+    system.cli(&["reactors", "release", "loyalty-points"]).await;
+    points_of_orders(&system, "ada", 3).await;
+}
+
+/// Sends orders until it is aborted, whatever becomes of them.
+async fn keep_ordering(client: Client, name: String) {
+    for number in 0.. {
+        let (id, customer) = (format!("{name}-{number}"), format!("c-{}", number % 5));
+        let items = json!([{"sku": "pen", "quantity": 1 + number % 3, "unit_price": "1.00"}]);
+        let body = json!({"order_id": id, "customer_id": customer, "items": items});
+        let created = client.post("/v1/orders").json(body).try_send().await;
+        let confirmed = client.post(&format!("/v1/orders/{id}/confirm")).try_send().await;
+        if created.and(confirmed).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+async fn points_are_granted_once_whatever_is_killed(mut system: TestSystem) {
+    let kills = std::env::var("DOCKET_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
+    let mut dice = Dice::new(7);
+    for kill in 0..kills {
+        let client = Client::new(system.writer().base().to_owned()).with_token(token("clerk", "staff"));
+        let senders = ["a", "b", "c", "d"]
+            .map(|sender| tokio::spawn(keep_ordering(client.clone(), format!("o-{kill}-{sender}"))));
+        tokio::time::sleep(Duration::from_millis(20 + dice.below(300))).await;
+        system.kill9();
+        senders.iter().for_each(tokio::task::JoinHandle::abort);
+        system.restart().await;
+    }
+    let confirmed = events(&system, "OrderConfirmed").await.len();
+    assert!(confirmed > kills as usize, "{confirmed} orders in {kills} kills");
+    until("every grant", async || (events(&system, "PointsGranted").await.len() >= confirmed).then_some(())).await;
+    until("every expiry", async || (events(&system, "ExpiryScheduled").await.len() >= confirmed).then_some(())).await;
+    system.settled().await;
+    let granted = events(&system, "PointsGranted").await;
+    assert_eq!(granted.len(), confirmed, "each confirmed order brings points once");
+    let mut orders: Vec<_> =
+        granted.iter().map(|event| event["data"]["payload"]["PointsGranted"]["order_id"].to_string()).collect();
+    orders.sort();
+    orders.dedup();
+    assert_eq!(orders.len(), confirmed, "no order twice");
+    assert_eq!(events(&system, "ExpiryScheduled").await.len(), confirmed);
+    assert!(reactors(&system).await.iter().all(|reactor| reactor["backlog_events"] == 0));
+    system.cli(&["verify"]).await;
+    println!("{confirmed} orders brought points once over {kills} kills");
+}

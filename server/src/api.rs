@@ -58,7 +58,7 @@ pub fn queries(program: &Program) -> OpenApiRouter<QueryApi> {
 
 /// What every process answers, whatever its roles.
 pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
-    platform::telemetry::level::router()
+    platform::telemetry::level::router().merge(platform::limits::router())
 }
 
 /// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at

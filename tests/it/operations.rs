@@ -10,13 +10,24 @@ use tests::collector::Collector;
 use tests::deployment::{lint, nginx, prometheus};
 use tests::listener::{Listener, Transport};
 use tests::process::POLL;
-use tests::system::{Docket, Mode, TestSystem};
+use tests::system::{Builder, Docket, Mode, TestSystem};
 
-tests::stories![
-    the_log_level_changes_while_running,
-    who_goes_before_the_answer_is_counted,
-    every_metric_is_in_the_docs
-];
+tests::stories![the_log_level_changes_while_running, who_goes_before_the_answer_is_counted];
+
+mod metrics {
+    use super::every_metric_is_in_the_docs;
+
+    tests::stories![settings = with_reactors; every_metric_is_in_the_docs];
+
+    fn with_reactors(builder: super::Builder) -> super::Builder {
+        super::with_reactors(builder)
+    }
+}
+
+/// A program that has reactors and processes: the built-in modules have none.
+fn with_reactors(builder: Builder) -> Builder {
+    builder.program("docket-loyalty")
+}
 
 /// A request that its caller wants traced, whatever the sampling says.
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -365,6 +376,9 @@ async fn live(system: &TestSystem) {
     let docket = &system.dockets[0];
     let counted = || async { docket.metric("docket_orders{status=\"confirmed\"}").await == Some(1.0) };
     until("one order is confirmed", counted).await;
+    let scheduled =
+        || async { docket.metric("docket_process_deadlines{process=\"points-expiry\"}").await == Some(1.0) };
+    until("its points are counted down", scheduled).await;
 }
 
 async fn every_metric_is_in_the_docs(system: TestSystem) {
@@ -393,7 +407,7 @@ async fn every_metric_is_in_the_docs(system: TestSystem) {
 /// Every query of a dashboard or an alert names what a running server tells.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dashboards_ask_for_what_there_is() {
-    let system = TestSystem::scaled().await;
+    let system = with_reactors(TestSystem::builder(Mode::Scaled)).start().await;
     live(&system).await;
     let there = families(&system.dockets[0].metrics().await);
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, Extension, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::{Authenticator, Principal};
 use crate::problem::Problem;
@@ -183,21 +186,64 @@ impl Rate {
         }
     }
 
+    /// What a caller has left.
+    fn standing(&self, left: u32) -> Standing {
+        let reset_seconds = (self.burst - left.min(self.burst)).div_ceil(self.per_second);
+        let (policy, per_second, burst) = (self.name, self.per_second, self.burst);
+        Standing { policy, per_second, burst, remaining: left, reset_seconds }
+    }
+
     /// `RateLimit` in the form of the IETF draft: what is left, and the seconds until all of it is back.
     fn limit_header(&self, left: u32) -> HeaderValue {
-        let seconds = (self.burst - left.min(self.burst)).div_ceil(self.per_second);
+        let seconds = self.standing(left).reset_seconds;
         HeaderValue::from_str(&format!("\"{}\";r={left};t={seconds}", self.name)).expect("a name and numbers are ASCII")
     }
+}
+
+/// What a caller may ask, and how much of it is left.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Standing {
+    /// The rate that applies: `customer`, also for callers without a token, or `staff`.
+    policy: &'static str,
+    /// Requests per second.
+    per_second: u32,
+    /// Requests that a caller who was silent may make at once.
+    burst: u32,
+    /// Requests left now, this one taken.
+    remaining: u32,
+    /// Seconds until all of the burst is back.
+    reset_seconds: u32,
+}
+
+/// The answer of `/v1/rate-limit`.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct RateLimit {
+    /// The caller's rate; null where it has no limit.
+    rate_limit: Option<Standing>,
+}
+
+/// The route. It counts as a request, too.
+pub fn router<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
+    OpenApiRouter::new().routes(routes!(standing))
+}
+
+/// How many requests the caller may still make. A caller is the token's subject, or the address where there is no token.
+#[utoipa::path(get, path = "/v1/rate-limit", tag = "operations", responses((status = 200, body = RateLimit)))]
+async fn standing(standing: Option<Extension<Standing>>) -> Json<RateLimit> {
+    Json(RateLimit { rate_limit: standing.map(|Extension(standing)| standing) })
 }
 
 async fn limit(State(limiter): State<Limiter>, request: Request, next: Next) -> Response {
     limiter.sweep();
     let (mut parts, body) = request.into_parts();
     let caller = limiter.caller(&mut parts);
-    let request = Request::from_parts(parts, body);
+    let mut request = Request::from_parts(parts, body);
     let Some((rate, key)) = caller else { return next.run(request).await };
     let (left, mut response) = match rate.check(key) {
-        Ok(left) => (left, next.run(request).await),
+        Ok(left) => {
+            request.extensions_mut().insert(rate.standing(left));
+            (left, next.run(request).await)
+        }
         Err(wait) => (0, too_many(rate, wait).into_response()),
     };
     response.headers_mut().insert(RATE_LIMIT_POLICY, rate.policy.clone());
@@ -273,6 +319,23 @@ mod tests {
             assert_eq!(staff.status(), 200);
             assert!(!staff.headers().contains_key(RATE_LIMIT));
         }
+    }
+
+    #[tokio::test]
+    async fn a_caller_can_ask_what_is_left() {
+        let settings = Settings { rate_per_second_customer: 1, rate_per_second_staff: 0, rate_burst: 3 };
+        let limiter = Limiter::new(&settings, authenticator());
+        let app = limiter.limit(router::<()>().split_for_parts().0);
+        let ask = async |role| {
+            let token = authenticator().sign("c-1", role, Duration::from_secs(60)).unwrap();
+            let request = Request::builder().uri("/v1/rate-limit").header(AUTHORIZATION, format!("Bearer {token}"));
+            let answer = app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            let body = axum::body::to_bytes(answer.into_body(), 1_000).await.unwrap();
+            String::from_utf8(body.to_vec()).unwrap()
+        };
+        let left = r#"{"rate_limit":{"policy":"customer","per_second":1,"burst":3,"remaining":2,"reset_seconds":1}}"#;
+        assert_eq!(ask(Role::Customer).await, left);
+        assert_eq!(ask(Role::Staff).await, r#"{"rate_limit":null}"#);
     }
 
     #[tokio::test]

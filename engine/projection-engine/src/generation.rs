@@ -39,12 +39,14 @@ pub(crate) struct Checkpoint {
     pub(crate) version: i64,
     pub(crate) state: String,
     pub(crate) position: i64,
+    /// Raised when rows change though the position does not.
+    pub(crate) revision: i64,
     pub(crate) last_error: Option<String>,
     event: Option<String>,
 }
 
-pub(crate) const CHECKPOINTS: &str = "select projection, group_name, generation, version, state, position, last_error,
-                                             event
+pub(crate) const CHECKPOINTS: &str = "select projection, group_name, generation, version, state, position, revision,
+                                             last_error, event
                                       from checkpoints order by projection, generation";
 
 /// An event as a checkpoint knows it.

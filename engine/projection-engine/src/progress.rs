@@ -42,6 +42,8 @@ pub struct Positions {
     /// Epoch of the database in which they were read.
     epoch: u64,
     by_name: BTreeMap<String, i64>,
+    /// Generation and revision of each.
+    builds: BTreeMap<String, (i64, i64)>,
     /// Those that serve in a version of another release, and wait until they are built again.
     frozen: BTreeSet<String>,
     /// The group of each.
@@ -60,6 +62,19 @@ impl Positions {
         let moving = of_group().filter(|(name, _)| !self.frozen.contains(*name));
         moving.map(|(_, position)| *position).min().or_else(|| of_group().map(|(_, at)| *at).min()).unwrap_or(0)
     }
+}
+
+/// The state of a read model, as this process knows it: the same state, the same rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Reading {
+    /// Epoch of the database in which it was read.
+    pub epoch: u64,
+    /// The generation that serves.
+    pub generation: i64,
+    /// Raised when rows change though the position does not.
+    pub revision: i64,
+    /// Position of the last event.
+    pub position: i64,
 }
 
 /// Position of each generation.
@@ -131,7 +146,8 @@ impl Progress {
         let groups = registry.groups().iter();
         let groups =
             groups.flat_map(|group| group.projections.iter().map(|projection| (projection.name(), group.name)));
-        let positions = Positions { epoch: 0, by_name, frozen: BTreeSet::new(), groups: Arc::new(groups.collect()) };
+        let (builds, frozen, groups) = (BTreeMap::new(), BTreeSet::new(), Arc::new(groups.collect()));
+        let positions = Positions { epoch: 0, by_name, builds, frozen, groups };
         Self {
             registry,
             positions: Arc::new(watch::channel(positions).0),
@@ -171,9 +187,10 @@ impl Progress {
         let live = checkpoints.iter().filter(of_release);
         let frozen = live.clone().filter(|row| self.is_frozen(row)).map(|row| row.projection.clone()).collect();
         let generations: BTreeMap<_, _> = live.clone().map(|row| (row.projection.clone(), row.generation)).collect();
+        let builds = live.clone().map(|row| (row.projection.clone(), (row.generation, row.revision))).collect();
         let by_name = live.map(|row| (row.projection.clone(), row.position)).collect();
         let groups = self.positions.borrow().groups.clone();
-        let mut positions = Positions { epoch, by_name, frozen, groups };
+        let mut positions = Positions { epoch, by_name, builds, frozen, groups };
         let before = {
             let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             std::mem::replace(&mut *known, generations.clone())
@@ -216,6 +233,13 @@ impl Progress {
             }
             true
         });
+    }
+
+    /// The state of a projection.
+    pub fn reading(&self, projection: &str) -> Reading {
+        let known = self.positions.borrow();
+        let (generation, revision) = known.builds.get(projection).copied().unwrap_or_default();
+        Reading { epoch: known.epoch, generation, revision, position: known.of(projection) }
     }
 
     /// Runs a query, and gives its rows with a position that they are not older than.

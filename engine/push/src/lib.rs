@@ -12,12 +12,14 @@
 //! - [`centrifuge`], [`live`]: the transports.
 //! - [`connections`], [`access`], [`presence`], [`quota`]: who listens, and how much.
 //! - [`consistency`]: reading one's own writes.
+//! - [`cache`]: answers of queries in memory.
 //! - [`asyncapi`]: the document of live updates.
 
 pub mod access;
 pub mod api;
 pub mod asyncapi;
 pub mod batch;
+pub mod cache;
 pub mod centrifuge;
 pub mod connections;
 pub mod consistency;

@@ -1,7 +1,10 @@
 //! Two routes and a channel.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use command_engine::api::CommandApi;
 use command_engine::outcome::Resource;
@@ -13,6 +16,7 @@ use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use platform::problem::Problem;
 use push::api::{ChangedStream, Channel, QueryApi, Refusal};
+use push::cache::ResponseCache;
 use push::consistency::with_position_header;
 use push::problems::not_found;
 use push::publication::Interest;
@@ -57,19 +61,26 @@ async fn redeem(
     request.execute::<Account>(&api, &RESOURCE, StatusCode::OK, &customer_id, Command::Redeem { points }).await
 }
 
+/// Answers in memory: 4 MiB, each for a minute at most.
+static ANSWERS: LazyLock<ResponseCache> = LazyLock::new(|| ResponseCache::new(4 << 20, Duration::from_secs(60)));
+
 /// The points of a customer.
 #[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path)),
     responses((status = 200, body = AccountView)))]
 async fn show(
     State(api): State<QueryApi>,
     principal: Principal,
+    url: Uri,
     Path(customer_id): Path<String>,
 ) -> Result<Response, Problem> {
-    let find = || find(api.store.db(), &customer_id);
-    let (position, found) = api.read_at(ACCOUNTS.name, None, None, find).await?;
-    let own = found.filter(|account| principal.may_see(&account.customer_id));
-    let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
-    Ok(with_position_header(position, axum::Json(account).into_response()))
+    let query = async || {
+        let find = || find(api.store.db(), &customer_id);
+        let (position, found) = api.read_at(ACCOUNTS.name, None, None, find).await?;
+        let own = found.filter(|account| principal.may_see(&account.customer_id));
+        let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
+        Ok(with_position_header(position, axum::Json(account).into_response()))
+    };
+    ANSWERS.answer(&api, &principal, &url, ACCOUNTS.name, query).await
 }
 
 /// Followed by the customer's id.

@@ -63,13 +63,26 @@ async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem)
     order(&system, "o-2", "ada", 5).await;
     let shown = points_of_orders(&system, "ada", 2).await;
     assert_eq!((&shown["balance"], &shown["granted"]), (&json!(17), &json!(17)));
-    // An account is its owner's.
     let (ada, eve) = (token("ada", "customer"), token("eve", "customer"));
-    system.get("/v1/points/ada").token(&ada).send().await.expect(200);
+    system.settled().await;
+    let show = || system.get("/v1/points/ada").token(&ada);
+    let (first, second) = (show().send().await.expect(200), show().send().await.expect(200));
+    assert_eq!(second.header("docket-cache"), Some("hit"));
+    assert_eq!((first.json(), first.header("docket-position")), (second.json(), second.header("docket-position")));
+    // Neither an account nor an answer in memory is anybody else's.
     system.get("/v1/points/ada").token(&eve).send().await.expect_problem(404, "account-not-found");
     let redeem = |points: i64| system.post("/v1/points/ada/redemptions").token(&ada).json(json!({"points": points}));
     redeem(18).send().await.expect_problem(422, "too-few-points");
     redeem(4).send().await.expect(200);
+    let spent = async || {
+        let answer = show().send().await.expect(200);
+        (answer.json()["balance"] == 13).then(|| answer.header("docket-cache").map(str::to_owned))
+    };
+    assert_eq!(
+        until("the new balance", spent).await,
+        None,
+        "an answer in memory ends with the read model's next change"
+    );
     // What led to the points can be followed from event to event.
     let (granted, scheduled) = (events(&system, "PointsGranted").await, events(&system, "ExpiryScheduled").await);
     let confirmed = events(&system, "OrderConfirmed").await;

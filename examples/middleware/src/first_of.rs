@@ -1,0 +1,71 @@
+//! Chain: `app.use(firstOf(byToken, byKey))`. Several ways to do the same are tried in order; the first that succeeds counts.
+
+use axum::extract::Request;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caller(pub String);
+
+/// A way to find out who asks; `None` where it does not apply.
+pub type Way = fn(&Parts) -> Option<Caller>;
+
+/// Lets the first way that applies say who asks; refuses the request where none does.
+pub async fn first_of(ways: &'static [Way], request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match ways.iter().find_map(|way| way(&parts)) {
+        Some(caller) => {
+            parts.extensions.insert(caller);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        None => (StatusCode::UNAUTHORIZED, "Send a token or a key.").into_response(),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// By a bearer token.
+pub fn by_token(parts: &Parts) -> Option<Caller> {
+    let token = text(&parts.headers, "authorization")?.strip_prefix("Bearer ")?;
+    Some(Caller(format!("token {token}")))
+}
+
+/// By a key.
+pub fn by_key(parts: &Parts) -> Option<Caller> {
+    text(&parts.headers, "x-api-key").map(|key| Caller(format!("key {key}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::{Body, to_bytes};
+    use axum::extract::Extension;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_way_that_applies_counts() {
+        const WAYS: &[Way] = &[by_token, by_key];
+        let name = async |Extension(Caller(name)): Extension<Caller>| name;
+        let app = Router::new().route("/", get(name)).layer(from_fn(|request, next| first_of(WAYS, request, next)));
+        let cases: [(&[(&str, &str)], &str); 3] = [
+            (&[("x-api-key", "k")], "key k"),
+            (&[("x-api-key", "k"), ("authorization", "Bearer t")], "token t"),
+            (&[], "Send a token or a key."),
+        ];
+        for (headers, expected) in cases {
+            let request =
+                headers.iter().fold(Request::builder().uri("/"), |all, (name, value)| all.header(*name, *value));
+            let answer = app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(to_bytes(answer.into_body(), 100).await.unwrap(), expected);
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod generator;
 mod import;
 mod operations;
 mod push;
+mod react;
 mod rebuild;
 mod sockets;
 mod systems;
@@ -30,10 +31,11 @@ const EXAMPLES: &str = "Examples:
   docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
   docket-bench rebuild log.ndjson.gz
   docket-bench push
+  docket-bench react
   docket-bench operations
   docket-bench all orders.csv.gz --expected orders.expected.json
 
-Build first: cargo build --profile dist -p server -p bench";
+Build first: cargo build --profile dist -p server -p bench; for `react` also -p loyalty -p toy";
 
 const EXIT_CODES: &str = "Exit codes:
   0  measured, and every check held
@@ -71,6 +73,9 @@ enum Case {
     /// Live updates: what idle sockets cost, how long a change takes to everybody, and how many deliveries a second hold.
     #[command(before_help = "Examples:\n  docket-bench push\n  docket-bench push --sockets 1000 --seconds 3")]
     Push(Push),
+    /// Reactors: how long a reaction takes from its event at a steady load, and what idle reactors cost.
+    #[command(before_help = "Examples:\n  docket-bench react\n  docket-bench react --events 2000 --seconds 60")]
+    React(React),
     /// The load of `create` with logs, metrics and traces off, and with all of them on.
     #[command(before_help = "Examples:\n  docket-bench operations --rounds 5")]
     Operations(Operations),
@@ -112,6 +117,16 @@ struct Operations {
     /// How often each runs, in turn.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
+}
+
+#[derive(Debug, Args)]
+struct React {
+    /// Events per second in the log, those of the reactions included.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=20_000))]
+    events: u32,
+    /// Measured seconds of each run.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +194,9 @@ async fn run(case: Case) -> anyhow::Result<()> {
                 rounds: push.rounds,
             };
             push::run(&settings).await
+        }
+        Case::React(React { events, seconds }) => {
+            react::run(&react::Settings { events_per_second: events, measured: Duration::from_secs(seconds) }).await
         }
         Case::Operations(Operations { connections, seconds, rounds }) => {
             let (warm_up, measured) = (Duration::from_secs(2), Duration::from_secs(seconds));

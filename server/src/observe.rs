@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use command_engine::reactions::reactor::Reactor;
-use command_engine::reactions::status;
+use command_engine::reactions::status::{self, NextCount};
 use event_store::error::Error;
 use event_store::store::Store;
 use projection_engine::progress::Progress;
@@ -26,6 +26,7 @@ pub async fn observe(
     roles: Roles,
     stop: CancellationToken,
 ) {
+    let mut next_count = NextCount::default();
     loop {
         let outcome = async {
             store.observe().await?;
@@ -33,7 +34,7 @@ pub async fn observe(
                 progress.observe(&store).await?;
             }
             if roles.react {
-                status::observe(&store, &reactors).await?;
+                status::observe(&store, &reactors, &mut next_count).await?;
             }
             Ok::<_, Error>(())
         };

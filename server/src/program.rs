@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use command_engine::reactions::reactor::Reactor;
+use command_engine::reactions::reactor::{Acts, Reactor};
 use kernel::upcast::Upcasters;
 use projection_engine::registry::{CORE, Group, Registry};
 use push::api::Lists;
@@ -83,6 +83,13 @@ impl Program {
             if let Some(unknown) = types.chain(reactor.process()).find(|kind| !known.contains(kind)) {
                 return Err(format!(
                     "the reactor {} of the module {} takes events of the aggregate {unknown}, which no module has",
+                    reactor.name(),
+                    module.name
+                ));
+            }
+            if reactor.process().is_some() && reactor.acts() == Acts::Outside {
+                return Err(format!(
+                    "the reactor {} of the module {} runs a process, so it must act in the log alone",
                     reactor.name(),
                     module.name
                 ));
@@ -306,7 +313,7 @@ fn check_foreign(module: &Module) -> Result<(), String> {
             }
         }
     }
-    if let Some(reactor) = module.reactors.iter().find(|reactor| !is_own(module, reactor.name())) {
+    if let Some(reactor) = module.reactors.iter().find(|reactor| !is_named_after(reactor.name(), name)) {
         return Err(format!("the reactor {} of the module {name} must begin with {name}-", reactor.name()));
     }
     let groups = module.channels.iter().map(|channel| (channel.name, channel.group));
@@ -321,6 +328,6 @@ fn check_foreign(module: &Module) -> Result<(), String> {
 }
 
 /// Whether a reactor's name is the module's, or begins with it and a hyphen.
-fn is_own(module: &Module, reactor: &str) -> bool {
-    reactor.strip_prefix(module.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+pub(crate) fn is_named_after(reactor: &str, module: &str) -> bool {
+    reactor.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

@@ -35,6 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "platform",
         ],
     ),
+    ("loyalty", &["server", "kernel", "event-store", "projection-engine", "push", "command-engine", "platform"]),
+    ("middleware", &[]),
     ("toy", &["server", "kernel", "event-store", "projection-engine", "push", "command-engine", "platform"]),
     ("tests", &[]),
     ("bench", &["tests"]),

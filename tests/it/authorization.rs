@@ -138,6 +138,7 @@ const OPERATIONS: &[Operation] = &[
     row("GET", "/v1/products/top", 200, May::Staff).query("?by=revenue"),
     row("GET", "/v1/projections", 200, May::Admin),
     row("GET", "/v1/modules", 200, May::Admin),
+    row("GET", "/v1/rate-limit", 200, May::Anyone),
     row("GET", "/v1/events", 200, May::Admin).query("?limit=1"),
     row("GET", "/v1/admin/revocations", 200, May::Admin),
     row("POST", "/v1/admin/revocations", 201, May::Admin).body(r#"{"token_id":"of nobody"}"#),

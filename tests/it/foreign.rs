@@ -23,7 +23,8 @@ tests::stories![
     a_slow_fold_holds_nobody_up,
     one_cursor_follows_two_groups,
     a_panic_in_a_channel_answers_and_takes_nothing_down,
-    what_a_gone_module_has_left_is_shown_and_removed
+    what_a_gone_module_has_left_is_shown_and_removed,
+    a_restored_log_acts_outside_only_once_it_is_released
 ];
 
 fn with_toy(builder: Builder) -> Builder {
@@ -482,7 +483,7 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     assert!(String::from_utf8_lossy(&refused.stderr).contains("this program has toy"), "{refused:?}");
     let mistyped = system.try_cli(&["modules", "--prune", "../../x/y"]).await;
     assert_eq!(mistyped.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&mistyped.stderr).contains("there are no read models"), "{mistyped:?}");
+    assert!(String::from_utf8_lossy(&mistyped.stderr).contains("has left nothing"), "{mistyped:?}");
     system.terminate().await;
     system.run_program("docket");
     system.restart().await;
@@ -492,8 +493,11 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     let left = modules["unclaimed"].as_array().expect("unclaimed");
     assert_eq!((left.len(), &left[0]["group"], &left[1]["group"]), (3, &json!("audit"), &json!("toy")), "{left:?}");
     assert_eq!(system.get("/v1/modules").send().await.expect(200).json()["unclaimed"], modules["unclaimed"]);
+    let list = system.cli(&["reactors", "list"]).await;
+    assert!(list.contains("toy-calls") && list.contains("no module"), "{list}");
     system.cli(&["modules", "--prune", "toy"]).await;
     system.cli(&["modules", "--prune", "audit"]).await;
+    assert!(!system.cli(&["reactors", "list"]).await.contains("toy-calls"));
     let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
     assert_eq!(modules["unclaimed"], json!([]));
     system.cli(&["verify"]).await;
@@ -523,4 +527,41 @@ async fn settings_of_modules_are_checked_and_choose_what_runs() {
         let refused = system.try_cli_with(&[("DOCKET_MODULES", modules)], &["config", "check"]).await;
         assert!(String::from_utf8_lossy(&refused.stderr).contains(reason), "{modules}: {refused:?}");
     }
+}
+
+/// The ids of counters that the other system was called for.
+fn calls(file: &std::path::Path) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+async fn called(file: &std::path::Path, ids: &[&str]) {
+    until("the calls", async || (calls(file) == ids).then_some(())).await;
+}
+
+async fn a_restored_log_acts_outside_only_once_it_is_released(mut system: TestSystem) {
+    let file = system.directory().join("calls");
+    system.set("TOY_CALLS", file.to_str().expect("UTF-8"));
+    system.restart().await;
+    counter(&system, "one").await;
+    called(&file, &["one"]).await;
+    counter(&system, "two").await;
+    called(&file, &["one", "two"]).await;
+    // The log is one that was restored: what happened outside since the backup is not known.
+    system.settled().await;
+    system.kill9();
+    let restored = system.try_cli(&["events", "restored"]).await;
+    let told = String::from_utf8_lossy(&restored.stderr).into_owned();
+    assert!(restored.status.success() && told.contains("toy-calls acts outside the log, so it is held"), "{told}");
+    system.restart().await;
+    counter(&system, "three").await;
+    system.settled().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(calls(&file), ["one", "two"]);
+    let ready = system.get("/health/ready").anonymous().send().await.json();
+    assert_eq!((&ready["status"], &ready["checks"]["reactors"]["status"]), (&json!("degraded"), &json!("failed")));
+    let list = system.cli(&["reactors", "list"]).await;
+    assert!(list.contains("held: the log was restored from a backup"), "{list}");
+    system.cli(&["reactors", "release", "toy-calls"]).await;
+    called(&file, &["one", "two", "three"]).await;
 }

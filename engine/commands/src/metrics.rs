@@ -45,6 +45,7 @@ impl Metrics {
             reaction_latency: meter
                 .f64_histogram("docket.reaction.latency")
                 .with_unit("s")
+                .with_boundaries(platform::metrics::SECONDS.to_vec())
                 .with_description("From the recording of an event until what a reactor made of it is durable.")
                 .build(),
             reactor_lag: meter

@@ -3,18 +3,16 @@
 //! Leadership saves work; it is not what correctness rests on. The relay is guarded by the stream's sequence, and a
 //! projector's writes by the epoch of its checkpoints.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
 
 use crate::error::Error;
 use crate::log::{Database, Log};
 use crate::metrics::METRICS;
+use crate::postgres::locks::{Locks, try_lock};
 use crate::postgres::primary::{Primary, Purpose, Reserved};
 use crate::sqlite;
 
@@ -40,85 +38,6 @@ enum Hold {
     /// A locked file beside the log.
     #[expect(dead_code, reason = "held, never read")]
     File(File),
-}
-
-/// The leaderships of a process in PostgreSQL: one connection holds the locks of all.
-#[derive(Clone, Default)]
-pub(crate) struct Locks(Arc<Mutex<Shared>>);
-
-#[derive(Default)]
-struct Shared {
-    connection: Option<Reserved>,
-    /// Raised when the connection, and with it every lock, is lost.
-    generation: u64,
-    /// The locks that it holds. PostgreSQL would give a session the same lock again.
-    held: HashSet<String>,
-}
-
-impl Shared {
-    /// Takes the connection out, so that it is dropped where a question is given up; another one where it is lost.
-    async fn take(&mut self, primary: &Primary) -> Result<Reserved, Error> {
-        match self.connection.take() {
-            Some(reserved) if reserved.is_current(primary) => Ok(reserved),
-            _ => {
-                self.generation += 1;
-                self.held.clear();
-                Ok(primary.connect(Purpose::Lead).await?)
-            }
-        }
-    }
-}
-
-impl Locks {
-    /// Takes a lock where nobody has it.
-    async fn try_take(&self, primary: &Primary, name: &str) -> Result<Option<u64>, Error> {
-        let mut shared = self.0.lock().await;
-        let mut reserved = shared.take(primary).await?;
-        if shared.held.contains(name) {
-            shared.connection = Some(reserved);
-            return Ok(None);
-        }
-        let won = try_lock(&mut reserved, name).await?;
-        if won {
-            shared.held.insert(name.to_owned());
-        }
-        shared.connection = Some(reserved);
-        Ok(won.then_some(shared.generation))
-    }
-
-    /// Makes sure that the locks of a generation are still held.
-    async fn check(&self, primary: &Primary, generation: u64) -> Result<(), Error> {
-        let mut shared = self.0.lock().await;
-        let lost = || sqlx::Error::Protocol("the connection that held the lock is lost".into());
-        if shared.generation != generation || shared.connection.is_none() {
-            return Err(lost().into());
-        }
-        let mut reserved = shared.take(primary).await?;
-        if shared.generation == generation {
-            reserved.ping().await?;
-        }
-        shared.connection = Some(reserved);
-        if shared.generation == generation { Ok(()) } else { Err(lost().into()) }
-    }
-
-    async fn give_back(&self, generation: u64, name: &str) {
-        let mut shared = self.0.lock().await;
-        if shared.generation != generation || !shared.held.remove(name) {
-            return;
-        }
-        let Some(mut reserved) = shared.connection.take() else { return };
-        let sql = "select pg_advisory_unlock(hashtextextended($1, 0))";
-        // Where that fails, the connection is dropped, and every lock with it.
-        if sqlx::query(sql).bind(name).execute(&mut reserved.connection).await.is_ok() {
-            shared.connection = Some(reserved);
-        }
-    }
-}
-
-async fn try_lock(reserved: &mut Reserved, name: &str) -> Result<bool, Error> {
-    let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
-    let (won,): (bool,) = sqlx::query_as(sql).bind(name).fetch_one(&mut reserved.connection).await?;
-    Ok(won)
 }
 
 impl Leadership {

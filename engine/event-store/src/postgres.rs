@@ -1,6 +1,7 @@
 //! The log in PostgreSQL.
 
 mod append;
+pub(crate) mod locks;
 pub(crate) mod primary;
 
 use std::sync::{Arc, LazyLock};
@@ -16,10 +17,10 @@ use crate::db::Db;
 use crate::error::{Error, is_about_the_data, is_denied, is_rollback};
 use crate::event::RecordedEvent;
 use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
-use crate::leader::Locks;
 use crate::migrations::Migrations;
 use crate::plan::{Committed, Lineages};
 use crate::postgres::append::Writer;
+use crate::postgres::locks::Locks;
 use crate::postgres::primary::{Primary, Purpose};
 use crate::snapshots::Snapshot;
 

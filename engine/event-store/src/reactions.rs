@@ -101,6 +101,9 @@ impl From<BacklogRow> for BacklogEntry {
     }
 }
 
+const CHECKPOINTS: &str = "select reactor, position, fence, updated_at, held from reactor_checkpoints
+                           where partition = 0 order by reactor";
+
 /// Selects the first event of each key: the others wait for it.
 const IS_FIRST: &str = "not exists (select 1 from reactor_backlog before
                                     where before.reactor = b.reactor and before.partition = b.partition
@@ -126,18 +129,19 @@ impl Reactions {
     /// # Errors
     /// The database is away.
     pub async fn register(&self, reactors: &[Registration]) -> Result<(), Error> {
-        if reactors.is_empty() {
-            return Ok(());
-        }
+        let is_known = |known: &[ReactorCheckpoint], name: &str| known.iter().any(|one| one.reactor == name);
         let known = self.checkpoints().await?;
-        let is_known = |name: &str| known.iter().any(|checkpoint| checkpoint.reactor == name);
-        if reactors.iter().all(|reactor| is_known(reactor.name)) {
+        if reactors.iter().all(|reactor| is_known(&known, reactor.name)) {
             return Ok(());
         }
         let mut tx = self.0.begin_durably().await?;
-        for reactor in reactors.iter().filter(|reactor| !is_known(reactor.name)) {
-            if let Some(old) = reactor.renamed_from {
+        // In PostgreSQL the primary key holds the position, too: the lock makes sure that each reactor has one row.
+        tx.lock_head().await?;
+        let known: Vec<ReactorCheckpoint> = tx.fetch_all(CHECKPOINTS, vec![]).await?;
+        for reactor in reactors.iter().filter(|reactor| !is_known(&known, reactor.name)) {
+            if let Some(old) = reactor.renamed_from.filter(|old| is_known(&known, old)) {
                 tx.rename_reactor(old, reactor.name).await?;
+                continue;
             }
             let position = match reactor.start_from {
                 StartFrom::Now => "(select position from log_head)",
@@ -145,7 +149,7 @@ impl Reactions {
             };
             let sql = format!(
                 "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at)
-                 values ($1, $2, {position}, 1, $3) on conflict do nothing"
+                 values ($1, $2, {position}, 1, $3)"
             );
             tx.execute(&sql, vec![reactor.name.into(), PARTITION.into(), now_us().into()]).await?;
         }
@@ -157,9 +161,7 @@ impl Reactions {
     /// # Errors
     /// The database is away.
     pub async fn checkpoints(&self) -> Result<Vec<ReactorCheckpoint>, Error> {
-        let sql = "select reactor, position, fence, updated_at, held from reactor_checkpoints
-                   where partition = 0 order by reactor";
-        self.0.fetch_all(sql, vec![]).await
+        self.0.fetch_all(CHECKPOINTS, vec![]).await
     }
 
     /// Takes a reactor's checkpoint under a new fence; `None` where the store does not know it.
@@ -199,13 +201,13 @@ impl Reactions {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// When the next event of a reactor's backlog is due, in microseconds since 1970.
+    /// When the next event of a reactor's backlog is due after a time, in microseconds since 1970.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn next_due(&self, reactor: &str) -> Result<Option<i64>, Error> {
-        let sql = "select min(due_at) from reactor_backlog where reactor = $1 and partition = 0";
-        let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![reactor.into()]).await?;
+    pub async fn next_due(&self, reactor: &str, after: i64) -> Result<Option<i64>, Error> {
+        let sql = "select min(due_at) from reactor_backlog where reactor = $1 and partition = 0 and due_at > $2";
+        let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![reactor.into(), after.into()]).await?;
         Ok(found.first().and_then(|(due_at,)| *due_at))
     }
 
@@ -243,13 +245,14 @@ impl Reactions {
     /// # Errors
     /// The database is away.
     pub async fn backlog_summaries(&self) -> Result<Vec<BacklogSummary>, Error> {
-        let sql = format!(
-            "select b.reactor as reactor, count(*) as events, count(distinct b.key) as keys,
-                    count(case when b.due_at is null and {IS_FIRST} then 1 end) as parked,
-                    min((select e.recorded_at from events e where e.position = b.position)) as oldest
-             from reactor_backlog b group by b.reactor"
-        );
-        self.0.fetch_all(&sql, vec![]).await
+        // Only the first event of a key is ever tried, so one that was tried and is not due again is parked.
+        let sql = "select b.reactor as reactor, b.events as events, b.keys as keys, b.parked as parked,
+                          (select e.recorded_at from events e where e.position = b.oldest) as oldest
+                   from (select reactor, count(*) as events, count(distinct key) as keys,
+                                count(case when due_at is null and attempts > 0 then 1 end) as parked,
+                                min(position) as oldest
+                         from reactor_backlog group by reactor) b";
+        self.0.fetch_all(sql, vec![]).await
     }
 
     /// The deadlines of all processes, in figures.
@@ -261,14 +264,22 @@ impl Reactions {
         self.0.fetch_all(sql, vec![]).await
     }
 
-    /// Deadlines of a process type that are due at a time in microseconds since 1970, the earliest first, at most `limit`.
+    /// Deadlines of a process type that are due at a time in microseconds since 1970, the earliest first: at most `limit`
+    /// after the first `skipped` ones.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn due_deadlines(&self, process: &str, now: i64, limit: i64) -> Result<Vec<Deadline>, Error> {
+    pub async fn due_deadlines(
+        &self,
+        process: &str,
+        now: i64,
+        limit: i64,
+        skipped: i64,
+    ) -> Result<Vec<Deadline>, Error> {
         let sql = "select process, id, name, due_at from process_deadlines where process = $1 and due_at <= $2
-                   order by due_at limit $3";
-        let rows: Vec<DeadlineRow> = self.0.fetch_all(sql, vec![process.into(), now.into(), limit.into()]).await?;
+                   order by due_at, id, name limit $3 offset $4";
+        let values = vec![process.into(), now.into(), limit.into(), skipped.into()];
+        let rows: Vec<DeadlineRow> = self.0.fetch_all(sql, values).await?;
         Ok(rows.into_iter().map(deadline).collect())
     }
 
@@ -330,6 +341,8 @@ impl Reactions {
     /// The database is away.
     pub async fn skip(&self, reactor: &str, event: &BacklogKey) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
+        // First, as appends lock it before rows of the backlog.
+        tx.raise_fence(reactor).await?;
         let values = || vec![reactor.into(), (&*event.key).into(), event.position.into()];
         let sql = format!(
             "delete from reactor_backlog as b where b.reactor = $1 and b.partition = 0 and b.key = $2 and b.position = $3
@@ -343,7 +356,6 @@ impl Reactions {
             );
             tx.execute(&sql, vec![reactor.into(), (&*event.key).into(), now_us().into()]).await?;
         }
-        tx.raise_fence(reactor).await?;
         tx.commit().await?;
         Ok(was_there)
     }
@@ -354,6 +366,7 @@ impl Reactions {
     /// The database is away.
     pub async fn forget(&self, reactor: &str) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
+        tx.raise_fence(reactor).await?;
         tx.execute("delete from reactor_backlog where reactor = $1", vec![reactor.into()]).await?;
         let sql = "delete from reactor_checkpoints where reactor = $1";
         let was_there = tx.execute(sql, vec![reactor.into()]).await? > 0;
@@ -361,20 +374,37 @@ impl Reactions {
         Ok(was_there)
     }
 
-    /// After a log was imported or restored: every reactor goes on at the log's end, with nothing in its backlog and no
-    /// deadline. `held` names reactors that act outside the log: they stay held until an operator releases them.
+    /// After a log was imported: every reactor runs and goes on at the log's end, with nothing in its backlog and these
+    /// deadlines. `held` names reactors that act outside the log: they stay held until an operator releases them.
     ///
     /// # Errors
     /// The database is away.
-    pub async fn reset_to_head(&self, held: &[&str], reason: &str) -> Result<(), Error> {
+    pub async fn reset_to_head(&self, held: &[&str], reason: &str, deadlines: &[Deadline]) -> Result<(), Error> {
         let mut tx = self.0.begin_durably().await?;
         let sql = "update reactor_checkpoints set position = (select position from log_head), fence = fence + 1,
-                                                  updated_at = $1";
+                                                  held = null, updated_at = $1";
         tx.execute(sql, vec![now_us().into()]).await?;
         tx.execute("delete from reactor_backlog", vec![]).await?;
         tx.execute("delete from process_deadlines", vec![]).await?;
+        for Deadline { key, due_at } in deadlines {
+            let sql = "insert into process_deadlines (process, id, name, due_at) values ($1, $2, $3, $4)";
+            let values = vec![(&*key.process).into(), (&*key.id).into(), (&*key.name).into(), (*due_at).into()];
+            tx.execute(sql, values).await?;
+        }
         tx.hold_all(held, reason).await?;
         tx.commit().await
+    }
+
+    /// Ids of aggregates of a type, in order: those after `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn aggregate_ids(&self, aggregate_type: &str, after: &str, limit: i64) -> Result<Vec<String>, Error> {
+        let sql = "select aggregate_id from events where aggregate_type = $1 and sequence = 1 and aggregate_id > $2
+                   order by aggregate_id limit $3";
+        let ids: Vec<(String,)> =
+            self.0.fetch_all(sql, vec![aggregate_type.into(), after.into(), limit.into()]).await?;
+        Ok(ids.into_iter().map(|(id,)| id).collect())
     }
 
     /// Holds reactors.
@@ -389,8 +419,8 @@ impl Reactions {
 
     async fn change(&self, reactor: &str, sql: &str, values: Vec<Value>) -> Result<u64, Error> {
         let mut tx = self.0.begin_durably().await?;
-        let changed = tx.execute(sql, values).await?;
         tx.raise_fence(reactor).await?;
+        let changed = tx.execute(sql, values).await?;
         tx.commit().await?;
         Ok(changed)
     }
@@ -404,13 +434,21 @@ impl Tx {
 
     /// The old name stays, held: a process of the release before that starts again must not begin a second time.
     async fn rename_reactor(&mut self, old: &str, new: &str) -> Result<(), Error> {
+        // It locks the row, and what the old leader appends from now on is refused.
+        self.raise_fence(old).await?;
         let sql = "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at, held)
-                   select $2, partition, position, fence, updated_at, held from reactor_checkpoints where reactor = $1
-                   on conflict do nothing";
-        if self.execute(sql, vec![old.into(), new.into()]).await? > 0 {
-            let sql = "update reactor_backlog set reactor = $2 where reactor = $1";
-            self.execute(sql, vec![old.into(), new.into()]).await?;
-            self.hold_all(&[old], &format!("renamed to {new}")).await?;
+                   select $2, partition, position, fence, updated_at, held from reactor_checkpoints where reactor = $1";
+        self.execute(sql, vec![old.into(), new.into()]).await?;
+        let sql = "update reactor_backlog set reactor = $2 where reactor = $1";
+        self.execute(sql, vec![old.into(), new.into()]).await?;
+        self.hold_all(&[old], &format!("renamed to {new}")).await
+    }
+
+    /// Keeps others from appending until this transaction ends.
+    async fn lock_head(&mut self) -> Result<(), Error> {
+        // In SQLite a writing transaction is the only one.
+        if let Self::Postgres(..) = self {
+            self.execute("select position from log_head order by position desc limit 1 for update", vec![]).await?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, Extension, Request, State};
+use axum::extract::{ConnectInfo, Extension, FromRef, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
@@ -203,7 +203,7 @@ impl Rate {
 /// What a caller may ask, and how much of it is left.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Standing {
-    /// The rate that applies: `customer`, also for callers without a token, or `staff`.
+    /// The rate that applies: `customer` or `staff`.
     policy: &'static str,
     /// Requests per second.
     per_second: u32,
@@ -223,13 +223,18 @@ struct RateLimit {
 }
 
 /// The route. It counts as a request, too.
-pub fn router<S: Clone + Send + Sync + 'static>() -> OpenApiRouter<S> {
+pub fn router<S>() -> OpenApiRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Authenticator: FromRef<S>,
+{
     OpenApiRouter::new().routes(routes!(standing))
 }
 
-/// How many requests the caller may still make. A caller is the token's subject, or the address where there is no token.
-#[utoipa::path(get, path = "/v1/rate-limit", tag = "operations", responses((status = 200, body = RateLimit)))]
-async fn standing(standing: Option<Extension<Standing>>) -> Json<RateLimit> {
+/// How many requests the caller may still make.
+#[utoipa::path(get, path = "/v1/rate-limit", tag = "operations",
+    responses((status = 200, body = RateLimit), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+async fn standing(_: Principal, standing: Option<Extension<Standing>>) -> Json<RateLimit> {
     Json(RateLimit { rate_limit: standing.map(|Extension(standing)| standing) })
 }
 
@@ -325,7 +330,7 @@ mod tests {
     async fn a_caller_can_ask_what_is_left() {
         let settings = Settings { rate_per_second_customer: 1, rate_per_second_staff: 0, rate_burst: 3 };
         let limiter = Limiter::new(&settings, authenticator());
-        let app = limiter.limit(router::<()>().split_for_parts().0);
+        let app = limiter.limit(router::<Authenticator>().with_state(authenticator()).split_for_parts().0);
         let ask = async |role| {
             let token = authenticator().sign("c-1", role, Duration::from_secs(60)).unwrap();
             let request = Request::builder().uri("/v1/rate-limit").header(AUTHORIZATION, format!("Bearer {token}"));

@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use command_engine::decider::Decider;
 use command_engine::reactions::reacting;
 use command_engine::reactions::reactor::{Acts, registration};
+use command_engine::reactions::scope::Scope;
+use event_store::append::Deadline;
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
 use event_store::store::{Store, open, open_beside};
@@ -233,6 +237,9 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let (store, _leaderships) = alone(program, &restore.common).await?;
+    // Until the end: a server that starts on half of a log must not react to it.
+    let all: Vec<_> = program.reactors().iter().map(|reactor| reactor.name()).collect();
+    store.reactions().hold_all(&all, "an import of the log is not complete").await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
@@ -248,7 +255,8 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     ensure!(last > 0, "{} holds no events", path.display());
     ensure!(last >= there, "the store holds {there} events, the file {last}: import into an empty store");
     let held = outside(program);
-    store.reactions().reset_to_head(&held, "the log was imported").await?;
+    let deadlines = deadlines(program, &store).await?;
+    store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
     tell_held(&held);
     eprintln!("{last} events; {} of them were there before.", there.min(last));
     Ok(0)
@@ -258,6 +266,24 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
 fn outside(program: &Program) -> Vec<&'static str> {
     let reactors = program.reactors();
     reactors.iter().filter(|reactor| reactor.acts() == Acts::Outside).map(|reactor| reactor.name()).collect()
+}
+
+/// The deadlines that the processes of a log wait for, made from their states.
+async fn deadlines(program: &Program, store: &Store) -> anyhow::Result<Vec<Deadline>> {
+    let (rows, decider) = (store.reactions(), Arc::new(Decider::new(store.clone())));
+    let mut all = Vec::new();
+    for (reactor, process) in program.reactors().into_iter().filter_map(|one| Some((one, one.process()?))) {
+        let mut after = String::new();
+        loop {
+            let ids = rows.aggregate_ids(process, &after, CHUNK as i64).await?;
+            let Some(last) = ids.last() else { break };
+            after.clone_from(last);
+            for id in &ids {
+                all.extend(reactor.deadlines_of(id, &mut Scope::new(decider.clone())).await?);
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn tell_held(reactors: &[&str]) {

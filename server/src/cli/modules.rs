@@ -1,7 +1,8 @@
 //! `docket modules`: what this program is made of, and what is left of modules that are gone.
 
 use anyhow::{Context, bail};
-use event_store::store::open_beside;
+use command_engine::reactions::reacting;
+use event_store::store::{Store, open_beside};
 use projection_engine::error::Error;
 use projection_engine::generation::{remove_unclaimed, unclaimed};
 use serde_json::json;
@@ -9,7 +10,7 @@ use serde_json::json;
 use crate::cli::{Modules, load, say};
 use crate::migrations::MIGRATIONS;
 use crate::overview;
-use crate::program::Program;
+use crate::program::{Program, is_named_after};
 
 pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     let settings = load(&program, &wanted.common, &[])?;
@@ -23,8 +24,17 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
             Err(Error::Busy) => bail!("a server still projects {group}, or rebuilds it: stop it, then prune"),
             removed => removed.with_context(|| format!("the read models of {group} cannot be removed"))?,
         };
-        if removed.is_empty() {
-            bail!("there are no read models of a module `{group}`: `docket modules` names what can be removed");
+        let reactors = unclaimed_reactors(&program, &store).await?;
+        let reactors: Vec<_> = reactors.into_iter().filter(|reactor| is_named_after(reactor, &group)).collect();
+        if removed.is_empty() && reactors.is_empty() {
+            bail!("a module `{group}` has left nothing: `docket modules` names what can be removed");
+        }
+        for reactor in &reactors {
+            if store.try_lead(&reacting(reactor)).await?.is_none() {
+                bail!("a server still runs the reactor {reactor}: stop it, then prune");
+            }
+            store.reactions().forget(reactor).await?;
+            say(format_args!("{reactor}: its checkpoint and its backlog are removed"));
         }
         for row in &removed {
             say(format_args!("{}: generation {} is removed", row.projection, row.generation));
@@ -60,8 +70,23 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
             row.projection, row.generation, row.position, row.group
         ));
     }
+    let reactors = unclaimed_reactors(&program, &store).await?;
+    for reactor in &reactors {
+        say(format_args!("No module of this program has the reactor {reactor}"));
+    }
+    if let (None, Some(reactor)) = (left.first(), reactors.first()) {
+        let module = reactor.split('-').next().unwrap_or_default();
+        eprintln!("If no other program needs it, `docket modules --prune {module}` removes it.");
+    }
     if let Some(row) = left.first() {
         eprintln!("If no other program needs it, `docket modules --prune {}` removes it.", row.group);
     }
     Ok(0)
+}
+
+/// Reactors that the store knows and the program does not.
+async fn unclaimed_reactors(program: &Program, store: &Store) -> anyhow::Result<Vec<String>> {
+    let own = program.reactors();
+    let known = store.reactions().checkpoints().await?.into_iter().map(|checkpoint| checkpoint.reactor);
+    Ok(known.filter(|name| own.iter().all(|reactor| reactor.name() != name)).collect())
 }

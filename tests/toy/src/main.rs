@@ -4,6 +4,7 @@
 mod audit;
 mod counter;
 mod meter;
+mod reactors;
 mod refusal;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ fn toy() -> Module {
     Module {
         needs: vec!["orders"],
         aggregates: vec![kind_of::<counter::Counter>(), kind_of::<meter::Meter>()],
+        reactors: reactors::all(),
         commands: Some(|| counter::commands().merge(meter::commands())),
         bulk: Some(counter::BULK),
         projections: vec![&counter::PROJECTION, &meter::PROJECTION],

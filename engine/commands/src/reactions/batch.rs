@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use compact_str::CompactString;
 use event_store::error::Error;
@@ -24,8 +25,15 @@ use crate::step::AnyStep;
 /// Events and bytes of one append, after which the batch ends.
 const EVENTS_MAX: usize = 1_000;
 const BYTES_MAX: usize = 4 << 20;
-/// How often a reaction that does not return is tried.
-const HANGS_MAX: i64 = 3;
+/// How often a reaction is tried that blocks its thread for ever.
+pub(super) const HANGS_MAX: i64 = 3;
+/// The longest id and key, in bytes: both are part of an index.
+const ID_BYTES_MAX: usize = 512;
+/// How long a reaction inside the log may take.
+#[cfg(not(test))]
+pub(super) const REACT_WITHIN: Duration = Duration::from_secs(10);
+#[cfg(test)]
+pub(super) const REACT_WITHIN: Duration = Duration::from_millis(600);
 
 /// What a reactor is to react to.
 pub(super) struct Item {
@@ -36,11 +44,23 @@ pub(super) struct Item {
     pub(super) attempts: i64,
     /// Whether it comes out of the backlog.
     pub(super) is_retry: bool,
-    /// What the reactor did, where it acted outside before the batch began.
+    /// Why its key cannot be known: the reactor failed at it.
+    pub(super) broken: Option<String>,
+    /// What the reactor did, where it acted outside before the batch began. It stays for another decision.
     pub(super) acted: Option<Mutex<Option<Outcome>>>,
 }
 
 impl Item {
+    fn take_acted(&self) -> Option<Outcome> {
+        self.acted.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep_acted(&self, outcome: Outcome) {
+        if let Some(acted) = &self.acted {
+            *acted.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        }
+    }
+
     /// Position of the event; `None` for a deadline.
     pub(super) fn position(&self) -> Option<i64> {
         match &self.cause {
@@ -99,17 +119,43 @@ fn principal(reactor: &dyn Reactor) -> Principal {
     }
 }
 
+/// What a batch is doing, for whoever watches over its thread.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicUsize);
+
+impl Progress {
+    /// Runs code of the reactor's module for the item at a place.
+    fn in_module(&self, at: usize) -> InModule<'_> {
+        self.0.store(at + 1, Relaxed);
+        InModule(self)
+    }
+
+    /// Place of the item for which code of the reactor's module runs: code that may never return. `None`: it does not run,
+    /// or the database is waited for.
+    pub(super) fn in_module_at(&self) -> Option<usize> {
+        self.0.load(Relaxed).checked_sub(1)
+    }
+}
+
+/// While it lives, code of the reactor's module runs.
+struct InModule<'a>(&'a Progress);
+
+impl Drop for InModule<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(0, Relaxed);
+    }
+}
+
 /// Decides on items, in order, until the append is large enough. `progress` says which item is under way.
 ///
 /// # Errors
 /// The database is away.
-pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &AtomicUsize) -> Result<Decided, Error> {
+pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Progress) -> Result<Decided, Error> {
     let mut scope = Scope::new(context.decider.clone());
     let principal = principal(context.reactor);
     let mut blocked: HashSet<&CompactString> = HashSet::new();
     let mut fates = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate() {
-        progress.store(at, Relaxed);
         let (events, bytes) = scope.size();
         if events >= EVENTS_MAX || bytes >= BYTES_MAX {
             break;
@@ -118,6 +164,8 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &At
         let is_queued = context.reactor.acts() == Acts::Outside && item.acted.is_none();
         let fate = if waits {
             Fate::Follows
+        } else if let Some(reason) = &item.broken {
+            Fate::Failed { reason: reason.clone(), is_temporary: true }
         } else if is_queued {
             Fate::Queued
         } else if let Some(reason) = context.unstorable.get(&at) {
@@ -127,7 +175,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &At
             let is_temporary = item.attempts + 1 < HANGS_MAX;
             Fate::Failed { reason: "the reactor did not return in time".into(), is_temporary }
         } else {
-            let reaction = react(item, context, &principal, &mut scope);
+            let reaction = react((at, item), context, &principal, &mut scope, progress);
             match AssertUnwindSafe(reaction).catch_unwind().await {
                 Ok(fate) => fate?,
                 Err(_) => {
@@ -144,25 +192,42 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &At
 }
 
 /// Calls the reactor and decides its commands: once, and a second time with refusals where it takes them.
-async fn react(item: &Item, context: &Context, principal: &Principal, scope: &mut Scope) -> Result<Fate, Error> {
+async fn react(
+    (at, item): (usize, &Item),
+    context: &Context,
+    principal: &Principal,
+    scope: &mut Scope,
+    progress: &Progress,
+) -> Result<Fate, Error> {
     let Context { reactor, now, .. } = context;
     let mut input = Input { cause: item.cause.clone(), attempt: item.attempts, now: *now, refused: Vec::new() };
     loop {
-        let acted = item.acted.as_ref().and_then(|acted| acted.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let outcome = match acted {
+        let mut outcome = match item.take_acted() {
             Some(outcome) => outcome,
-            None => reactor.react(&input, scope).await,
+            None => {
+                let _in_module = progress.in_module(at);
+                match tokio::time::timeout(REACT_WITHIN, reactor.react(&input, scope)).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => Outcome::Retry(format!("the reactor did not return within {REACT_WITHIN:?}")),
+                }
+            }
         };
-        let steps = match outcome {
+        let steps = match &mut outcome {
             Outcome::Done(steps) => steps,
-            Outcome::Retry(reason) => return Ok(Fate::Failed { reason, is_temporary: true }),
-            Outcome::Park(reason) => return Ok(Fate::Failed { reason, is_temporary: false }),
+            Outcome::Retry(reason) | Outcome::Park(reason) => {
+                let reason = reason.clone();
+                let is_temporary = matches!(outcome, Outcome::Retry(_));
+                item.keep_acted(outcome);
+                return Ok(Fate::Failed { reason, is_temporary });
+            }
         };
-        let refused = match carry_out(steps, &item.cause, principal, scope).await? {
+        let carried_out = carry_out(steps, (at, &item.cause), principal, scope, progress).await;
+        item.keep_acted(outcome);
+        let refused = match carried_out? {
             Ok(()) => return Ok(Fate::Done),
             Err(refused) => refused,
         };
-        if !reactor.takes_refusals() || !input.refused.is_empty() {
+        if !reactor.takes_refusals() || !input.refused.is_empty() || item.acted.is_some() {
             let refusals = refused.iter().map(|refused| format!("{}: {}", refused.stream, refused.detail));
             let reason = refusals.collect::<Vec<_>>().join("; ");
             return Ok(Fate::Failed { reason, is_temporary: !reactor.takes_refusals() });
@@ -171,19 +236,30 @@ async fn react(item: &Item, context: &Context, principal: &Principal, scope: &mu
     }
 }
 
+/// Whether both databases can hold a text as an id or a key.
+pub(super) fn is_storable(text: &str) -> bool {
+    text.len() <= ID_BYTES_MAX && !text.contains('\0')
+}
+
 /// Decides steps, all or none; the inner error is every refusal.
 async fn carry_out(
-    steps: Vec<Box<dyn AnyStep>>,
-    cause: &Cause,
+    steps: &mut [Box<dyn AnyStep>],
+    (at, cause): (usize, &Cause),
     principal: &Principal,
     scope: &mut Scope,
+    progress: &Progress,
 ) -> Result<Result<(), Vec<Refused>>, Error> {
     let metadata = Metadata::new(cause, principal);
     let mut pending: HashMap<StreamId, AnyLoaded> = HashMap::new();
-    let mut decided: Vec<(Box<dyn AnyStep>, StreamId, Vec<NewEvent>)> = Vec::with_capacity(steps.len());
+    let mut decided: Vec<(&dyn AnyStep, StreamId, Vec<NewEvent>)> = Vec::with_capacity(steps.len());
     let mut refused = Vec::new();
-    for mut step in steps {
+    for step in steps {
         let stream = step.stream();
+        if !is_storable(&stream.aggregate_id) {
+            let (slug, detail) = ("invalid-id".to_owned(), format!("no {} can have this id", stream.aggregate_type));
+            refused.push(Refused { stream, slug, detail });
+            continue;
+        }
         match pending.get(&stream).or_else(|| scope.state_of(&stream)).cloned() {
             Some(state) => step.load_pending(&state),
             None => {
@@ -193,7 +269,8 @@ async fn carry_out(
                 step.load(repositories, !is_in_memory).await?;
             }
         }
-        scope.rest_on(&*step, &stream, &step.pending());
+        scope.rest_on(&**step, &stream, &step.pending());
+        let _in_module = progress.in_module(at);
         if let Err(problem) = step.decide(principal) {
             let (slug, detail) = (problem.slug().to_owned(), problem.to_string());
             refused.push(Refused { stream, slug, detail });
@@ -201,12 +278,12 @@ async fn carry_out(
         }
         let events = step.encode(&mut || metadata.of_event()).map_err(|error| Error::Unstorable(error.to_string()))?;
         pending.insert(stream.clone(), step.pending());
-        decided.push((step, stream, events));
+        decided.push((&**step, stream, events));
     }
     if !refused.is_empty() {
         return Ok(Err(refused));
     }
-    decided.into_iter().for_each(|(step, stream, events)| scope.apply(&*step, &stream, events));
+    decided.into_iter().for_each(|(step, stream, events)| scope.apply(step, &stream, events));
     Ok(Ok(()))
 }
 

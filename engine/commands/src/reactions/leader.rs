@@ -4,19 +4,22 @@
 //! position and fence, and a new leader raises the fence.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use compact_str::CompactString;
+use compact_str::{CompactString, format_compact};
 use event_store::append::{Append, BacklogEntry, BacklogKey, Deadline, DeadlineKey, ReactionMove};
 use event_store::error::{AppendError, Error};
 use event_store::event::RecordedEvent;
 use event_store::reactions::{PARTITION, Reactions};
 use event_store::store::Store;
+use futures::FutureExt;
 use jiff::Timestamp;
 use kernel::stream::StreamId;
 use opentelemetry::KeyValue;
+use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -24,18 +27,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::decider::Decider;
 use crate::metrics::METRICS;
-use crate::reactions::batch::{Context, Decided, Fate, Item, decide};
+use crate::reactions::batch::{Context, Decided, Fate, HANGS_MAX, Item, Progress, REACT_WITHIN, decide, is_storable};
 use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, takes};
 use crate::reactions::scope::{Scope, Writes};
 
 /// Inputs that one append takes, at most.
 const BATCH_MAX: usize = 256;
-/// How long a reaction inside the log may take, and one outside.
-#[cfg(not(test))]
-const REACT_WITHIN: Duration = Duration::from_secs(10);
-#[cfg(test)]
-const REACT_WITHIN: Duration = Duration::from_millis(600);
+/// How long a reaction outside the log may take.
 const ACT_WITHIN: Duration = Duration::from_secs(60);
+/// How much longer it takes until a thread that does not come back is given up.
+const GRACE: Duration = Duration::from_secs(2);
+/// Threads that a reactor may lose; then it does not run in this process any more.
+const LOST_THREADS_MAX: usize = 32;
+/// Clocks of processes differ, at most so much: a deadline that fires under load is so much older than the last event.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// The pause before the checkpoint is read again that somebody else has changed.
+const READ_AGAIN: Duration = Duration::from_millis(50);
 /// Events that a reactor with effects outside works on at once.
 const WORKERS: usize = 16;
 /// How often deadlines and due retries are looked at, where there are any.
@@ -100,7 +107,16 @@ impl Leader {
     async fn lead(&self) {
         let name = self.reactor.name();
         let store = self.decider.store();
+        let lost_threads = AtomicUsize::new(0);
         loop {
+            if lost_threads.load(Relaxed) >= LOST_THREADS_MAX {
+                tracing::error!(
+                    reactor = name,
+                    LOST_THREADS_MAX,
+                    "the reactor blocks threads for ever: it is given up in this process"
+                );
+                return std::future::pending().await;
+            }
             let mut leadership = store.lead(&reacting(name)).await;
             let lost = async {
                 while leadership.check().await.is_ok() {
@@ -108,15 +124,19 @@ impl Leader {
                 }
             };
             let follow = async {
-                loop {
-                    let mut turn = Turn::new(self);
-                    let stopped = match turn.follow().await {
-                        Ok(()) | Err(Stop::Fenced) => continue,
-                        Err(stopped) => stopped,
-                    };
+                // They go on whatever becomes of a turn: what they come to is settled by the next one.
+                let mut workers = Workers::default();
+                while lost_threads.load(Relaxed) < LOST_THREADS_MAX {
+                    let mut turn = Turn::new(self, &lost_threads, &mut workers);
+                    let stopped = AssertUnwindSafe(turn.follow()).catch_unwind().await;
                     let reason = match stopped {
-                        Stop::Store(error) => error.to_string(),
-                        _ => "its streams change all the time".to_owned(),
+                        Ok(Ok(()) | Err(Stop::Fenced)) => {
+                            tokio::time::sleep(READ_AGAIN).await;
+                            continue;
+                        }
+                        Ok(Err(Stop::Store(error))) => error.to_string(),
+                        Ok(Err(Stop::Contended)) => "its streams change all the time".to_owned(),
+                        Err(_) => "it panicked; the log has the message".to_owned(),
                     };
                     tracing::warn!(reactor = name, reason, "the reactor starts again from its checkpoint");
                     tokio::time::sleep(RETRY_FIRST).await;
@@ -131,16 +151,27 @@ impl Leader {
     }
 }
 
+/// Effects outside under way, by the position of the event.
+#[derive(Default)]
+struct Workers {
+    tasks: JoinSet<Acted>,
+    on: HashSet<i64>,
+}
+
 /// What an effect outside has come to.
 struct Acted {
     entry: BacklogEntry,
     event: RecordedEvent,
     outcome: Outcome,
+    /// Whether its thread is lost.
+    is_lost: bool,
 }
 
 /// The time from a reading of the checkpoint until somebody else changes it.
 struct Turn<'a> {
     leader: &'a Leader,
+    lost_threads: &'a AtomicUsize,
+    workers: &'a mut Workers,
     name: &'static str,
     store: &'a Store,
     rows: Reactions,
@@ -158,16 +189,17 @@ struct Turn<'a> {
     next_deadline: Option<i64>,
     /// Deadlines that failed: how often, and when they are tried again.
     failing: HashMap<DeadlineKey, (i64, i64)>,
-    /// Effects outside under way.
-    acting: JoinSet<Acted>,
-    acting_on: HashSet<i64>,
+    /// When the last event was recorded that was looked at.
+    read_until: i64,
 }
 
 impl<'a> Turn<'a> {
-    fn new(leader: &'a Leader) -> Self {
+    fn new(leader: &'a Leader, lost_threads: &'a AtomicUsize, workers: &'a mut Workers) -> Self {
         let store = leader.decider.store();
         Self {
             leader,
+            lost_threads,
+            workers,
             name: leader.reactor.name(),
             store,
             rows: store.reactions(),
@@ -179,8 +211,7 @@ impl<'a> Turn<'a> {
             next_retry: None,
             next_deadline: None,
             failing: HashMap::new(),
-            acting: JoinSet::new(),
-            acting_on: HashSet::new(),
+            read_until: 0,
         }
     }
 
@@ -200,7 +231,8 @@ impl<'a> Turn<'a> {
             return Ok(());
         }
         self.busy = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
-        self.next_retry = self.rows.next_due(self.name).await?;
+        // Whatever is due is looked at first.
+        self.next_retry = Some(0);
         if let Some(process) = self.leader.reactor.process() {
             self.next_deadline = self.rows.next_deadline(process).await?;
         }
@@ -211,7 +243,7 @@ impl<'a> Turn<'a> {
             tokio::select! {
                 () = changed => return Ok(()),
                 events = stream.next() => self.take(events?).await?,
-                Some(acted) = self.acting.join_next() => match acted {
+                Some(acted) = self.workers.tasks.join_next() => match acted {
                     Ok(acted) => self.settle(acted).await?,
                     Err(error) => tracing::error!(reactor = self.name, %error, "a worker ended"),
                 },
@@ -245,21 +277,24 @@ impl<'a> Turn<'a> {
 
     /// Reacts to new events.
     async fn take(&mut self, events: Vec<RecordedEvent>) -> Result<(), Stop> {
-        let Some(end) = events.last().map(|event| event.position) else { return Ok(()) };
+        let Some((end, recorded_at)) = events.last().map(|event| (event.position, event.recorded_at)) else {
+            return Ok(());
+        };
         let reactor = self.leader.reactor;
-        let mut items = Vec::new();
-        for event in events {
-            if takes(reactor, &event) {
-                let key = reactor.key(&event);
-                let item = Item { cause: Cause::Event(event), key, attempts: 0, is_retry: false, acted: None };
-                items.push(Arc::new(item));
-            }
-        }
+        let item = |event: RecordedEvent| {
+            let key = catch_unwind(AssertUnwindSafe(|| reactor.key(&event)));
+            let broken =
+                key.is_err().then(|| "the reactor panicked at the event's key; the log has the message".to_owned());
+            let key = storable(key.unwrap_or_else(|_| event.aggregate_id.clone()));
+            Arc::new(Item { cause: Cause::Event(event), key, attempts: 0, is_retry: false, broken, acted: None })
+        };
+        let mut items: Vec<_> = events.into_iter().filter(|event| takes(reactor, event)).map(item).collect();
         while !items.is_empty() {
             let done = self.react(&items, Some(end)).await?;
             items.drain(..done);
         }
         self.read = end;
+        self.read_until = recorded_at;
         Ok(())
     }
 
@@ -311,7 +346,7 @@ impl<'a> Turn<'a> {
                 for first in self.rows.due_backlog(self.name, now, BATCH_MAX as i64).await? {
                     self.retry_key(&first.event.key).await?;
                 }
-                self.next_retry = self.rows.next_due(self.name).await?;
+                self.next_retry = self.rows.next_due(self.name, now).await?;
             }
             Acts::Outside => self.send_workers(now).await?,
         }
@@ -348,24 +383,25 @@ impl<'a> Turn<'a> {
         let item = |event: RecordedEvent| {
             let entry = entries.get(&event.position)?;
             let (key, attempts) = (entry.event.key.clone(), entry.attempts);
-            Some(Arc::new(Item { cause: Cause::Event(event), key, attempts, is_retry: true, acted: None }))
+            let cause = Cause::Event(event);
+            Some(Arc::new(Item { cause, key, attempts, is_retry: true, broken: None, acted: None }))
         };
         Ok(events.into_iter().filter_map(item).collect())
     }
 
     /// Hands due events to workers.
     async fn send_workers(&mut self, now: i64) -> Result<(), Stop> {
-        let free = WORKERS.saturating_sub(self.acting.len());
+        let free = WORKERS.saturating_sub(self.workers.tasks.len());
         if free == 0 {
             return Ok(());
         }
-        let due = self.rows.due_backlog(self.name, now, (self.acting_on.len() + free) as i64).await?;
-        let is_new = |entry: &BacklogEntry| !self.acting_on.contains(&entry.event.position);
+        let due = self.rows.due_backlog(self.name, now, (self.workers.on.len() + free) as i64).await?;
+        let is_new = |entry: &BacklogEntry| !self.workers.on.contains(&entry.event.position);
         let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
         due.truncate(free);
         if due.is_empty() {
             // Those that wait for others of their key are due when the others are settled.
-            self.next_retry = self.rows.next_due(self.name).await?.filter(|due_at| *due_at > now);
+            self.next_retry = self.rows.next_due(self.name, now).await?;
             return Ok(());
         }
         let positions: Vec<i64> = due.iter().map(|entry| entry.event.position).collect();
@@ -374,23 +410,27 @@ impl<'a> Turn<'a> {
             let Some(event) = events.iter().find(|event| event.position == entry.event.position).cloned() else {
                 continue;
             };
-            self.acting_on.insert(event.position);
+            self.workers.on.insert(event.position);
             let (reactor, decider) = (self.leader.reactor, self.leader.decider.clone());
             let now = timestamp(now);
-            self.acting.spawn(async move {
+            self.workers.tasks.spawn(async move {
                 let cause = Cause::Event(event.clone());
-                let input = Input { cause, attempt: entry.attempts, now, refused: Vec::new() };
+                let attempt = entry.attempts;
+                let input = Input { cause, attempt, now, refused: Vec::new() };
+                let slow = || Outcome::Retry(format!("the reactor did not return within {ACT_WITHIN:?}"));
                 // On a thread that may be lost: nobody knows whether the call ever returns.
                 let call = spawn_blocking(move || {
                     let mut scope = Scope::new(decider);
-                    Handle::current().block_on(reactor.react(&input, &mut scope))
+                    let reacted = async { tokio::time::timeout(ACT_WITHIN, reactor.react(&input, &mut scope)).await };
+                    Handle::current().block_on(reacted).unwrap_or_else(|_| slow())
                 });
-                let outcome = match tokio::time::timeout(ACT_WITHIN, call).await {
-                    Ok(Ok(outcome)) => outcome,
-                    Ok(Err(_)) => Outcome::Retry("the reactor panicked; the log has the message".into()),
-                    Err(_) => Outcome::Retry(format!("the reactor did not return within {ACT_WITHIN:?}")),
+                let (outcome, is_lost) = match tokio::time::timeout(ACT_WITHIN + GRACE, call).await {
+                    Ok(Ok(outcome)) => (outcome, false),
+                    Ok(Err(_)) => (Outcome::Retry("the reactor panicked; the log has the message".into()), false),
+                    Err(_) if attempt + 1 < HANGS_MAX => (slow(), true),
+                    Err(_) => (Outcome::Park("the reactor blocks its thread for ever".into()), true),
                 };
-                Acted { entry, event, outcome }
+                Acted { entry, event, outcome, is_lost }
             });
         }
         Ok(())
@@ -398,13 +438,15 @@ impl<'a> Turn<'a> {
 
     /// Appends what an effect outside has come to.
     async fn settle(&mut self, acted: Acted) -> Result<(), Stop> {
-        let Acted { entry, event, outcome } = acted;
-        self.acting_on.remove(&event.position);
+        let Acted { entry, event, outcome, is_lost } = acted;
+        self.lost_threads.fetch_add(is_lost.into(), Relaxed);
+        self.workers.on.remove(&event.position);
         let item = Item {
             cause: Cause::Event(event),
             key: entry.event.key,
             attempts: entry.attempts,
             is_retry: true,
+            broken: None,
             acted: Some(Mutex::new(Some(outcome))),
         };
         self.react(&[Arc::new(item)], None).await?;
@@ -420,22 +462,30 @@ impl<'a> Turn<'a> {
         if self.next_deadline.is_none_or(|due_at| due_at > now) {
             return Ok(());
         }
-        // Read after the clock: what was recorded until the deadline is not behind it.
-        if self.store.head().await? > self.read {
-            return Ok(());
-        }
-        // Those that cannot be taken now must not hide the others.
-        let most = BATCH_MAX + self.failing.len() + self.busy.len();
-        let due = self.rows.due_deadlines(process, now, most as i64).await?;
+        // Read after the clock: at the head, nothing that was recorded until the deadline is still to come. Before it, what
+        // was recorded before the last event has come.
+        let until = match self.store.head().await? > self.read {
+            true => now.min(self.read_until - CLOCK_SKEW.as_micros() as i64),
+            false => now,
+        };
         let can_be_taken = |due: &Deadline| {
             !self.busy.contains_key(&due.key.id)
                 && self.failing.get(&due.key).is_none_or(|(_, again_at)| *again_at <= now)
         };
         let item = |due: Deadline| {
             let (key, attempts) = (due.key.id.clone(), self.failing.get(&due.key).map_or(0, |(attempts, _)| *attempts));
-            Arc::new(Item { cause: Cause::Deadline(due), key, attempts, is_retry: true, acted: None })
+            Arc::new(Item { cause: Cause::Deadline(due), key, attempts, is_retry: true, broken: None, acted: None })
         };
-        let mut items: Vec<_> = due.into_iter().filter(can_be_taken).map(item).collect();
+        // Those that cannot be taken now do not hide the others.
+        let (mut items, mut skipped) = (Vec::new(), 0);
+        while items.is_empty() {
+            let due = self.rows.due_deadlines(process, until, BATCH_MAX as i64, skipped).await?;
+            if due.is_empty() {
+                break;
+            }
+            skipped += due.len() as i64;
+            items = due.into_iter().filter(can_be_taken).map(item).collect();
+        }
         while !items.is_empty() {
             let done = self.react(&items, None).await?;
             items.drain(..done);
@@ -476,6 +526,8 @@ impl<'a> Turn<'a> {
             let appended = self.append(&mut scope, items, &fates, end).await;
             match appended {
                 Ok(moved) => {
+                    // It holds the busy keys, which are about to change.
+                    drop(context);
                     scope.keep().await;
                     self.after_append(items, &fates, &moved);
                     return Ok(fates.len());
@@ -509,7 +561,7 @@ impl<'a> Turn<'a> {
         mut context: Context,
     ) -> Result<(Decided, Context), Stop> {
         loop {
-            let progress = Arc::new(AtomicUsize::new(0));
+            let progress = Arc::new(Progress::default());
             let shared = Arc::new(context);
             let mut task = spawn_blocking({
                 let (items, context, progress) = (items[..most].to_vec(), shared.clone(), progress.clone());
@@ -519,6 +571,10 @@ impl<'a> Turn<'a> {
             let decided = match hung {
                 Watched::Ended(decided) => decided,
                 Watched::Hangs(at) => {
+                    self.lost_threads.fetch_add(1, Relaxed);
+                    if self.lost_threads.load(Relaxed) >= LOST_THREADS_MAX {
+                        return Err(Stop::Contended);
+                    }
                     let Context { reactor, decider, now, busy, hung, unstorable } = &*shared;
                     let mut hung = hung.clone();
                     hung.insert(at);
@@ -697,20 +753,22 @@ enum Watched<T> {
 
 async fn watch_over<T>(
     task: &mut tokio::task::JoinHandle<Result<T, Error>>,
-    progress: &AtomicUsize,
+    progress: &Progress,
 ) -> Watched<Result<T, Error>> {
-    let mut since = (usize::MAX, Instant::now());
+    let mut since = (None, Instant::now());
     loop {
         match tokio::time::timeout(TICK, &mut *task).await {
             Ok(Ok(decided)) => return Watched::Ended(decided),
             Ok(Err(error)) => return Watched::Ended(Err(Error::Refused(error.to_string()))),
             Err(_) => {}
         }
-        let at = progress.load(Relaxed);
-        if at != since.0 {
-            since = (at, Instant::now());
-        } else if since.1.elapsed() >= REACT_WITHIN {
-            return Watched::Hangs(at);
+        match progress.in_module_at() {
+            Some(at) if since.0 == Some(at) => {
+                if since.1.elapsed() >= REACT_WITHIN + GRACE {
+                    return Watched::Hangs(at);
+                }
+            }
+            at => since = (at, Instant::now()),
         }
     }
 }
@@ -726,7 +784,15 @@ fn timestamp(microseconds: i64) -> Timestamp {
 
 /// Whether trying again does not help.
 fn is_about_the_data(error: &Error) -> bool {
-    matches!(error, Error::Refused(_) | Error::Unstorable(_) | Error::Stored(_))
+    error.is_about_the_data() || matches!(error, Error::Refused(_) | Error::Unstorable(_) | Error::Stored(_))
+}
+
+/// A key that both databases can hold: another one stands for a key that is too long or has a zero character.
+fn storable(key: CompactString) -> CompactString {
+    match is_storable(&key) {
+        true => key,
+        false => format_compact!("{:x}", Sha256::digest(key.as_bytes())),
+    }
 }
 
 #[cfg(test)]

@@ -65,12 +65,18 @@ impl<P: Process> ProcessManager<P> {
             Ok(loaded) => loaded,
             Err(error) => return error.into(),
         };
-        if loaded.version == 0 && !may_begin {
-            return match &input.cause {
-                // The process of a deadline is gone: so is the deadline.
-                Cause::Deadline(due) => Outcome::Done(vec![OwnEvents::<P>::boxed(id, loaded, Vec::new(), Some(due))]),
-                Cause::Event(_) => Outcome::Done(Vec::new()),
-            };
+        if loaded.version == 0 && !may_begin && matches!(input.cause, Cause::Event(_)) {
+            return Outcome::Done(Vec::new());
+        }
+        if let Cause::Deadline(due) = &input.cause
+            && !loaded
+                .state
+                .deadlines()
+                .iter()
+                .any(|set| set.name == *due.key.name && set.at.as_microsecond() == due.due_at)
+        {
+            // The process does not wait for it any more: the row goes, or gets the time that the state has.
+            return Outcome::Done(vec![OwnEvents::<P>::boxed(id, loaded, Vec::new(), Some(due))]);
         }
         if !input.refused.is_empty() {
             trigger = Trigger::Refused(input.refused.clone());
@@ -127,6 +133,16 @@ impl<P: Process> Reactor for ProcessManager<P> {
 
     fn react<'a>(&'a self, input: &'a Input, scope: &'a mut Scope) -> BoxFuture<'a, Outcome> {
         self.react_to(input, scope).boxed()
+    }
+
+    fn deadlines_of<'a>(&'a self, id: &'a str, scope: &'a mut Scope) -> BoxFuture<'a, Result<Vec<Deadline>, Error>> {
+        async move {
+            let loaded = scope.load::<P>(id).await?;
+            let key = |name: &str| DeadlineKey { process: P::TYPE.into(), id: id.into(), name: name.into() };
+            let deadline = |due: Due| Deadline { key: key(&due.name), due_at: due.at.as_microsecond() };
+            Ok(loaded.state.deadlines().into_iter().map(deadline).collect())
+        }
+        .boxed()
     }
 }
 
@@ -220,7 +236,8 @@ impl<P: Process> AnyStep for OwnEvents<P> {
     fn deadlines(&self) -> DeadlineChanges {
         let (before, after) = self.deadlines_around();
         let is_in = |all: &[Due], name: &str| all.iter().any(|due| due.name == name);
-        let new = after.iter().filter(|due| !before.contains(due));
+        let is_reached = |due: &Due| self.due.as_ref().is_some_and(|reached| reached.key.name == *due.name);
+        let new = after.iter().filter(|due| !before.contains(due) || is_reached(due));
         let schedule = new.map(|due| Deadline { key: self.key_of(&due.name), due_at: due.at.as_microsecond() });
         let gone = before.iter().map(|due| &*due.name).chain(self.due.as_ref().map(|due| &*due.key.name));
         let unschedule = gone.filter(|name| !is_in(&after, name)).map(|name| self.key_of(name));

@@ -7,6 +7,7 @@ use event_store::append::Deadline;
 use event_store::error::Error;
 use event_store::event::RecordedEvent;
 use event_store::reactions::{Registration, StartFrom};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use kernel::process::Refused;
@@ -77,6 +78,12 @@ pub trait Reactor: Send + Sync {
     /// What it does about an input. One that does not return within ten seconds ([`Acts::InTheLog`]) or a minute
     /// ([`Acts::Outside`]) has failed; one that panics, too.
     fn react<'a>(&'a self, input: &'a Input, scope: &'a mut Scope) -> BoxFuture<'a, Outcome>;
+
+    /// The deadlines that a process with this id waits for, from its state: how they are made again from the log.
+    fn deadlines_of<'a>(&'a self, id: &'a str, scope: &'a mut Scope) -> BoxFuture<'a, Result<Vec<Deadline>, Error>> {
+        let _ = (id, scope);
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
 }
 
 /// What a reactor reacts to.

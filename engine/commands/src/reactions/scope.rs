@@ -50,7 +50,8 @@ pub(crate) struct Writes {
 }
 
 impl Scope {
-    pub(crate) fn new(decider: Arc<Decider>) -> Self {
+    /// Over the log as it is.
+    pub fn new(decider: Arc<Decider>) -> Self {
         let (streams, places, deadlines) = (Vec::new(), HashMap::new(), DeadlineChanges::default());
         Self { decider, streams, places, deadlines, size: (0, 0) }
     }

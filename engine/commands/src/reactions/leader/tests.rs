@@ -170,7 +170,7 @@ impl Counting {
                 return Outcome::Retry("it was told to".into());
             }
             "panic" if self.fails.load(Relaxed) => panic!("it was told to"),
-            "hang" if self.fails.load(Relaxed) => std::thread::sleep(REACT_WITHIN * 3),
+            "hang" if self.fails.load(Relaxed) => std::thread::sleep((REACT_WITHIN + GRACE) * 2),
             _ => {}
         }
         let command = Count { of: event.position.to_string(), most: 100_000 };
@@ -479,8 +479,9 @@ async fn two_that_believe_to_lead_react_once() {
     {
         let turns = |leader: Leader| {
             tokio::spawn(async move {
+                let (lost_threads, mut workers) = (AtomicUsize::new(0), Workers::default());
                 loop {
-                    let _ = Turn::new(&leader).follow().await;
+                    let _ = Turn::new(&leader, &lost_threads, &mut workers).follow().await;
                 }
             })
         };
@@ -497,7 +498,7 @@ async fn two_that_believe_to_lead_react_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parked_key_waits_alone_and_is_released_in_order() {
+async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -640,7 +641,7 @@ async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn effects_outside_keep_the_order_of_their_key_and_stop_when_held() {
+async fn effects_outside_follow_each_other_by_key_and_stop_when_held() {
     let reactor = Counting::leaked("calling", Acts::Outside);
     let rig = Rig::new(&[reactor]).await;
     let rows = rig.store.reactions();

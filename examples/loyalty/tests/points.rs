@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::client::{Client, token};
 use tests::dice::Dice;
-use tests::system::{Builder, TestSystem};
+use tests::system::{Builder, Mode, TestSystem};
 
 tests::stories![
     settings = with_loyalty;
@@ -143,6 +143,52 @@ async fn imports_and_restores_grant_nothing(mut system: TestSystem) {
     assert_eq!(events(&system, "PointsGranted").await.len(), 2);
     system.cli(&["reactors", "release", "loyalty-points"]).await;
     points_of_orders(&system, "ada", 3).await;
+}
+
+/// Write processes are upgraded first: what they take is reacted to once a process that reacts is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_upgrade_loses_no_order() {
+    let processes = ["write", "react,project,read"];
+    let mut system = TestSystem::builder(Mode::Scaled).processes(&processes).start().await;
+    order(&system, "before", "ada", 9).await;
+    system.run_program("docket-loyalty");
+    system.dockets[0].restart().await;
+    order(&system, "between", "ada", 2).await;
+    let granted = async || events(&system, "PointsGranted").await.len();
+    assert_eq!(granted().await, 0);
+    system.dockets[1].restart().await;
+    order(&system, "after", "ada", 1).await;
+    let shown = points_of_orders(&system, "ada", 2).await;
+    assert_eq!(shown["granted"], 3, "not those of before the module: {shown}");
+}
+
+/// A log that is moved: nothing of it is reacted to again, and what its processes wait for goes over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_moved_log_grants_nothing_again_and_keeps_its_deadlines() {
+    let builder = with_loyalty(TestSystem::builder(Mode::Embedded));
+    let mut system = builder.setting("DOCKET_LOYALTY_POINTS_LAST_SECONDS", "6").start().await;
+    order(&system, "o-1", "ada", 5).await;
+    points_of_orders(&system, "ada", 1).await;
+    until("the countdown", async || (events(&system, "ExpiryScheduled").await.len() == 1).then_some(())).await;
+    let (log, moved) = (system.directory().join("log.ndjson"), system.directory().join("moved.db"));
+    std::fs::write(&log, system.cli(&["events", "export"]).await).expect("the log is written");
+    system.kill9();
+    system.set("DOCKET_DATABASE_URL", &format!("sqlite:{}", moved.display()));
+    let imported = system.try_cli(&["events", "import", log.to_str().expect("UTF-8")]).await;
+    assert!(imported.status.success(), "{imported:?}");
+    let list: Value = serde_json::from_str(&system.cli(&["reactors", "list", "--json"]).await).expect("JSON");
+    let all = list["items"].as_array().expect("items");
+    assert!(all.iter().all(|one| one["position"] == list["head"] && one["held"].is_null()), "{list}");
+    assert_eq!(list["deadlines"][0]["open"], 1, "{list}");
+    system.restart().await;
+    let expired = async || points(&system, "ada").await.filter(|points| points["balance"] == 0);
+    assert_eq!(until("the expiry", expired).await["granted"], 5);
+    assert_eq!(events(&system, "PointsGranted").await.len(), 1);
+    // From the order to the expiry it is one story.
+    let correlations = |events: &[Value]| events[0]["data"]["metadata"]["correlation_id"].clone();
+    let (confirmed, gone) = (events(&system, "OrderConfirmed").await, events(&system, "PointsExpired").await);
+    assert_eq!(correlations(&confirmed), correlations(&gone));
+    assert_eq!(gone[0]["data"]["metadata"]["causation_id"], events(&system, "ExpiryScheduled").await[0]["id"]);
 }
 
 /// Sends orders until it is aborted, whatever becomes of them.

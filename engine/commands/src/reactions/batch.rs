@@ -249,7 +249,8 @@ async fn carry_out(
     scope: &mut Scope,
     progress: &Progress,
 ) -> Result<Result<(), Vec<Refused>>, Error> {
-    let metadata = Metadata::new(cause, principal);
+    let origin = origin(cause, steps, scope).await?;
+    let metadata = Metadata::new(origin.as_ref(), principal);
     let mut pending: HashMap<StreamId, AnyLoaded> = HashMap::new();
     let mut decided: Vec<(&dyn AnyStep, StreamId, Vec<NewEvent>)> = Vec::with_capacity(steps.len());
     let mut refused = Vec::new();
@@ -287,35 +288,46 @@ async fn carry_out(
     Ok(Ok(()))
 }
 
+/// The event that a reaction belongs to: the one that was reacted to, or the last one of the process whose deadline was
+/// reached.
+async fn origin(cause: &Cause, steps: &[Box<dyn AnyStep>], scope: &Scope) -> Result<Option<RecordedEvent>, Error> {
+    let due = match cause {
+        Cause::Event(event) => return Ok(Some(event.clone())),
+        Cause::Deadline(due) => &due.key,
+    };
+    let stream = StreamId::new(&due.process, &due.id);
+    let Some(own) = steps.iter().find(|step| step.stream() == stream) else { return Ok(None) };
+    let version = own.version();
+    let last = scope.read_stream(&due.process, &due.id, version - 1, version).await?;
+    Ok(last.into_iter().next())
+}
+
 /// What the events of a reaction carry besides their payloads: they belong to what led to them.
 struct Metadata<'a> {
-    event: Option<&'a RecordedEvent>,
+    origin: Option<&'a RecordedEvent>,
     correlation_id: String,
     causation_id: String,
     actor: &'a str,
 }
 
 impl<'a> Metadata<'a> {
-    fn new(cause: &'a Cause, principal: &'a Principal) -> Self {
-        let (event, causation_id) = match cause {
-            Cause::Event(event) => (Some(event), event.id()),
-            Cause::Deadline(due) => (None, format!("{}/{}/{}", due.key.process, due.key.id, due.key.name)),
-        };
-        let correlation_id = event.and_then(|event| event.metadata_text("correlation_id")).map(str::to_owned);
+    fn new(origin: Option<&'a RecordedEvent>, principal: &'a Principal) -> Self {
+        let causation_id = origin.map_or_else(|| Uuid::now_v7().to_string(), RecordedEvent::id);
+        let correlation_id = origin.and_then(|event| event.metadata_text("correlation_id")).map(str::to_owned);
         let correlation_id = correlation_id.unwrap_or_else(|| causation_id.clone());
-        Self { event, correlation_id, causation_id, actor: &principal.subject }
+        Self { origin, correlation_id, causation_id, actor: &principal.subject }
     }
 
     /// The metadata of one more event.
     fn of_event(&self) -> serde_json::Result<String> {
-        let of_cause = |name| self.event.and_then(|event| event.metadata_text(name));
+        let of_origin = |name| self.origin.and_then(|event| event.metadata_text(name));
         serde_json::to_string(&EventMetadata {
             event_id: Uuid::now_v7(),
             correlation_id: &self.correlation_id,
             causation_id: &self.causation_id,
             actor: self.actor,
-            request_id: of_cause("request_id"),
-            traceparent: of_cause("traceparent"),
+            request_id: of_origin("request_id"),
+            traceparent: of_origin("traceparent"),
             occurred_at: Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default(),
             history: false,
         })

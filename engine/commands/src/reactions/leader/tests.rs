@@ -170,6 +170,7 @@ impl Counting {
                 return Outcome::Retry("it was told to".into());
             }
             "panic" if self.fails.load(Relaxed) => panic!("it was told to"),
+            "slow" => std::thread::sleep(Duration::from_millis(3)),
             "hang" if self.fails.load(Relaxed) => std::thread::sleep((REACT_WITHIN + GRACE) * 2),
             _ => {}
         }
@@ -493,6 +494,23 @@ async fn two_that_believe_to_lead_react_once() {
         first.abort();
         second.abort();
     }
+    rig.catch_up(reactor).await;
+    assert_eq!(rig.counted("a").await, texts(&positions));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reactor_that_is_slower_than_the_log_takes_every_event() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    let (leader, watching) = rig.leader(reactor);
+    let leading = tokio::spawn(async move { leader.lead().await });
+    let mut positions = Vec::new();
+    for _ in 0..600 {
+        positions.push(rig.note("a", "slow").await);
+    }
+    assert!(rig.counted("a").await.len() < 600, "it is behind");
+    leading.abort();
+    watching.abort();
     rig.catch_up(reactor).await;
     assert_eq!(rig.counted("a").await, texts(&positions));
 }

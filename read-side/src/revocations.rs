@@ -94,7 +94,7 @@ async fn revoke(
     if let Err(error) = load(&api.store, &api.authenticator).await {
         tracing::warn!(%error, "revocations cannot be read");
     }
-    api.store.tell(TOPIC, Vec::new()).await;
+    api.store.broadcast(TOPIC, Vec::new()).await;
     tracing::info!(kind, value, actor = principal.subject, "revoked");
     let revocation = Revocation { kind: kind.to_owned(), value, revoked_at, actor: principal.subject };
     Ok((StatusCode::CREATED, axum::Json(revocation)).into_response())
@@ -138,7 +138,7 @@ pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Er
 
 /// Keeps this process informed, until `stop`. Every role needs it.
 pub async fn follow(store: Store, authenticator: Authenticator, stop: CancellationToken) {
-    let mut told = store.told(TOPIC).await;
+    let mut told = store.listen(TOPIC).await;
     loop {
         tokio::select! {
             _ = told.next() => {}

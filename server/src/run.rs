@@ -138,7 +138,7 @@ pub async fn serve(
         None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
         None => {}
     }
-    let app = http::harden(app, roles.elsewhere(), cors(&settings.push)?);
+    let app = http::harden(app, roles.not_found_hint(), cors(&settings.push)?);
     shutdown.tracker.spawn(observe::observe(
         store.clone(),
         progress,

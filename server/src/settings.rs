@@ -95,7 +95,7 @@ impl Roles {
     const NONE: Self = Self { write: false, react: false, project: false, read: false };
 
     /// What to say of a path that this process does not know.
-    pub fn elsewhere(self) -> &'static str {
+    pub fn not_found_hint(self) -> &'static str {
         match self {
             Self { write: true, read: true, .. } => "",
             Self { write: true, .. } => "; this process takes commands only, one with the role read answers queries",

@@ -5,6 +5,7 @@ mod authorization;
 mod campaign;
 mod concurrency;
 mod database;
+mod documents;
 mod edges;
 mod foreign;
 mod hostile;

@@ -46,7 +46,7 @@ pub struct Span {
 
 /// What a listener was told of one channel.
 #[derive(Debug, Clone, Default)]
-pub struct Told {
+pub struct Received {
     /// The log's incarnation, where the transport names it.
     pub epoch: String,
     /// One for the first snapshot and one for each fresh one.
@@ -57,7 +57,7 @@ pub struct Told {
     pub faults: Vec<String>,
 }
 
-impl Told {
+impl Received {
     /// Position up to which everything is known.
     pub fn through(&self) -> u64 {
         self.spans.last().map_or(0, |span| span.through)
@@ -130,7 +130,7 @@ pub fn known_up_to(cursor: &str) -> Option<u64> {
     cursor.split('.').find_map(|part| part.strip_prefix("core="))?.split('+').next()?.parse().ok()
 }
 
-type Channels = Arc<Mutex<HashMap<String, Told>>>;
+type Channels = Arc<Mutex<HashMap<String, Received>>>;
 
 /// A running listener; ends when dropped.
 pub struct Listener {
@@ -174,7 +174,7 @@ impl Listener {
     }
 
     /// What it was told of a channel so far.
-    pub fn told(&self, channel: &str) -> Told {
+    pub fn received(&self, channel: &str) -> Received {
         self.channels.lock().expect("not poisoned").get(channel).cloned().unwrap_or_default()
     }
 
@@ -184,7 +184,7 @@ impl Listener {
     /// If that takes longer than a minute.
     pub async fn listening(&self, channels: &[&str]) {
         let started = Instant::now();
-        while channels.iter().any(|channel| self.told(channel).spans.is_empty()) {
+        while channels.iter().any(|channel| self.received(channel).spans.is_empty()) {
             assert!(started.elapsed() < Duration::from_secs(60), "no snapshot of {channels:?} in a minute");
             tokio::time::sleep(POLL).await;
         }
@@ -195,7 +195,7 @@ impl Listener {
     ///
     /// # Panics
     /// With what differs.
-    pub async fn ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Told {
+    pub async fn ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Received {
         self.try_ends_with(channel, expected, deadline).await.unwrap_or_else(|difference| panic!("{difference}"))
     }
 
@@ -203,13 +203,13 @@ impl Listener {
     ///
     /// # Errors
     /// With what differs.
-    pub async fn try_ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Result<Told, String> {
+    pub async fn try_ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Result<Received, String> {
         let started = Instant::now();
         let last = expected.last().copied().unwrap_or(0);
-        while self.told(channel).through() < last && started.elapsed() < deadline {
+        while self.received(channel).through() < last && started.elapsed() < deadline {
             tokio::time::sleep(POLL).await;
         }
-        let told = self.told(channel);
+        let told = self.received(channel);
         let differences = told.differences(channel, expected);
         if differences.is_empty() { Ok(told) } else { Err(format!("{channel}: {}", differences.join("; "))) }
     }
@@ -234,7 +234,7 @@ impl Run {
                 continue;
             };
             let _ = tokio::time::timeout(stay, connection).await;
-            let now = self.channels.lock().expect("not poisoned").values().map(Told::through).sum();
+            let now = self.channels.lock().expect("not poisoned").values().map(Received::through).sum();
             // A busy process may need longer for its first answer.
             pace = if now == known { Some((stay * 2).min(STAY_MAX)) } else { self.stay };
             known = now;
@@ -242,7 +242,7 @@ impl Run {
         }
     }
 
-    fn told(&self, channel: &str, what: impl FnOnce(&mut Told)) {
+    fn received(&self, channel: &str, what: impl FnOnce(&mut Received)) {
         what(self.channels.lock().expect("not poisoned").entry(channel.to_owned()).or_default());
     }
 
@@ -278,16 +278,16 @@ impl Run {
                 if let Some(reply) = line.get("subscribe") {
                     let channel = by_id.get(&line["id"].as_u64()?)?;
                     let epoch = reply["epoch"].as_str()?.to_owned();
-                    self.told(channel, |told| told.epoch = epoch);
+                    self.received(channel, |told| told.epoch = epoch);
                     let offset = reply["offset"].as_u64()?;
                     match reply["recovered"] == true {
                         true => {
                             for publication in reply["publications"].as_array()? {
                                 self.publication(channel, publication)?;
                             }
-                            self.told(channel, |told| told.known_through(offset));
+                            self.received(channel, |told| told.known_through(offset));
                         }
-                        false => self.told(channel, |told| told.snapshot(offset, &reply["data"])),
+                        false => self.received(channel, |told| told.snapshot(offset, &reply["data"])),
                     }
                 }
                 if line["push"]["pub"].is_object() {
@@ -300,7 +300,7 @@ impl Run {
     fn publication(&self, channel: &str, publication: &Value) -> Option<()> {
         let previous = publication["tags"]["prev"].as_str()?.parse().ok()?;
         let position = publication["offset"].as_u64()?;
-        self.told(channel, |told| told.change(position, previous, &publication["data"]));
+        self.received(channel, |told| told.change(position, previous, &publication["data"]));
         Some(())
     }
 
@@ -321,11 +321,11 @@ impl Run {
         match event["event"].as_str()? {
             "snapshot" => {
                 let position = event["data"]["position"].as_u64()?;
-                self.told(channel, |told| told.snapshot(position, &event["data"]));
+                self.received(channel, |told| told.snapshot(position, &event["data"]));
             }
             "pub" => {
                 let (position, previous) = (event["offset"].as_u64()?, event["prev"].as_u64()?);
-                self.told(channel, |told| told.change(position, previous, &event["data"]));
+                self.received(channel, |told| told.change(position, previous, &event["data"]));
             }
             _ => {}
         }

@@ -168,7 +168,7 @@ struct Reading {
 impl Reading {
     async fn read(self, body: Body, results: mpsc::Sender<oneshot::Receiver<Done>>) {
         let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
-        if let Err((line, problem)) = self.carry_out(&mut lines, &results).await {
+        if let Err((line, problem)) = self.execute_lines(&mut lines, &results).await {
             // What was read is answered; what was not is for the client to send again.
             let (reply, result) = oneshot::channel();
             let status = problem.status().as_u16();
@@ -188,7 +188,7 @@ impl Reading {
     ///
     /// # Errors
     /// The number of the first line that was not carried out, and why.
-    async fn carry_out(
+    async fn execute_lines(
         &self,
         lines: &mut (impl Stream<Item = Result<BytesMut, Box<Problem>>> + Unpin),
         results: &mpsc::Sender<oneshot::Receiver<Done>>,

@@ -110,10 +110,10 @@ impl Tx {
         let suffix = format!("_g{generation}");
         for (table,) in tables {
             let Some(name) = table.strip_suffix(&suffix) else { continue };
-            let is_of = |projection: &str| {
+            let belongs_to = |projection: &str| {
                 name.strip_prefix(projection).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
             };
-            if is_of(projection) && !others.iter().any(|other| is_of(other)) {
+            if belongs_to(projection) && !others.iter().any(|other| belongs_to(other)) {
                 self.drop("view", name).await?;
                 self.drop("table", &table).await?;
             }

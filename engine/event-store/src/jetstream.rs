@@ -225,8 +225,8 @@ impl Bus {
     }
 
     /// Tells the other processes something that may be lost. It reaches this process as well.
-    pub(crate) async fn tell(&self, topic: &str, message: Vec<u8>) {
-        let subject = self.hint_subject(topic);
+    pub(crate) async fn broadcast(&self, topic: &str, message: Vec<u8>) {
+        let subject = self.notice_subject(topic);
         if self.is_connected()
             && let Err(error) = self.client.publish(subject, message.into()).await
         {
@@ -235,13 +235,13 @@ impl Bus {
     }
 
     /// Two stores may have one NATS, and a name of their streams that is not decided yet: neither hears the other.
-    fn hint_subject(&self, topic: &str) -> String {
+    fn notice_subject(&self, topic: &str) -> String {
         format!("{}.hint.{}.{topic}", self.stream, self.incarnation)
     }
 
     /// What processes tell under a topic.
-    pub(crate) async fn told(&self, topic: &str) -> Result<impl futures::Stream<Item = Vec<u8>> + use<>, Error> {
-        let subscription = self.client.subscribe(self.hint_subject(topic)).await.map_err(nats)?;
+    pub(crate) async fn listen(&self, topic: &str) -> Result<impl futures::Stream<Item = Vec<u8>> + use<>, Error> {
+        let subscription = self.client.subscribe(self.notice_subject(topic)).await.map_err(nats)?;
         Ok(subscription.map(|message| message.payload.into()))
     }
 

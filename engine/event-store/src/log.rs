@@ -82,7 +82,7 @@ impl Log {
 
     /// The same for a process that is no server. SQLite without a server is brought up to date; who shares PostgreSQL
     /// with others leaves that to `docket migrate`.
-    pub(crate) async fn migrate_beside(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
+    pub(crate) async fn ensure_schema(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         match &self.database {
             Database::Sqlite(log) => log.migrate(db, migrations).await,
             Database::Postgres(log) => log.is_migrated(migrations).await,

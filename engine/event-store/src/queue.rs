@@ -66,7 +66,7 @@ impl Drop for UnderWay<'_> {
 struct Waiting<T> {
     /// Those with something waiting.
     sources: HashMap<u64, Source<T>>,
-    /// The same, in the order of their turns.
+    /// The same, in the order of their share_events.
     round: VecDeque<u64>,
     spare: Vec<VecDeque<(usize, T)>>,
     commands: usize,
@@ -255,8 +255,8 @@ impl<T> Waiting<T> {
     fn expected_wait(&self, source: u64, events: usize) -> Duration {
         let own = self.sources.get(&source);
         let sources = self.sources.len() + usize::from(own.is_none());
-        let turns = (own.map_or(0, |source| source.events) + events).max(TURN_EVENTS);
-        let ahead = self.events.min(turns.saturating_mul(sources));
+        let share_events = (own.map_or(0, |source| source.events) + events).max(TURN_EVENTS);
+        let ahead = self.events.min(share_events.saturating_mul(sources));
         // A batch that has taken long goes on: nobody knows for how long.
         let writing = self.writing_since.map_or(Duration::ZERO, |since| since.elapsed());
         writing + self.event_time.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX))

@@ -52,14 +52,18 @@ pub async fn open(
 ///
 /// # Errors
 /// As [`open`]; a database without a schema, or with that of an older release.
-pub async fn open_beside(settings: Settings, migrations: Migrations, upcasters: Upcasters) -> Result<Store, Error> {
+pub async fn open_without_appender(
+    settings: Settings,
+    migrations: Migrations,
+    upcasters: Upcasters,
+) -> Result<Store, Error> {
     settings.check()?;
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
     if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
         return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
-        Ok((log, db)) => log.migrate_beside(&db, migrations).await?,
+        Ok((log, db)) => log.ensure_schema(&db, migrations).await?,
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }
@@ -348,27 +352,27 @@ impl Store {
     }
 
     /// Tells the other processes of a position; it may be lost, whoever listens polls as well.
-    pub async fn hint(&self, topic: &str, position: i64) {
-        self.tell(topic, position.to_string().into()).await;
+    pub async fn notify_position(&self, topic: &str, position: i64) {
+        self.broadcast(topic, position.to_string().into()).await;
     }
 
     /// Positions that processes tell of; ends never.
-    pub async fn hints(&self, topic: &str) -> BoxStream<'static, i64> {
+    pub async fn positions(&self, topic: &str) -> BoxStream<'static, i64> {
         let position = |message: Vec<u8>| std::str::from_utf8(&message).ok().and_then(|text| text.parse().ok());
-        self.told(topic).await.filter_map(move |message| std::future::ready(position(message))).boxed()
+        self.listen(topic).await.filter_map(move |message| std::future::ready(position(message))).boxed()
     }
 
     /// Tells all processes, this one too, something small that may be lost. Embedded there are none, and nothing is sent.
-    pub async fn tell(&self, topic: &str, message: Vec<u8>) {
+    pub async fn broadcast(&self, topic: &str, message: Vec<u8>) {
         if let Some(bus) = &self.inner.bus {
-            bus.tell(topic, message).await;
+            bus.broadcast(topic, message).await;
         }
     }
 
     /// What processes tell under a topic; ends never.
-    pub async fn told(&self, topic: &str) -> BoxStream<'static, Vec<u8>> {
+    pub async fn listen(&self, topic: &str) -> BoxStream<'static, Vec<u8>> {
         if let Some(bus) = &self.inner.bus {
-            match bus.told(topic).await {
+            match bus.listen(topic).await {
                 Ok(told) => return told.chain(futures::stream::pending()).boxed(),
                 Err(error) => tracing::warn!(%error, topic, "nothing is heard from other processes"),
             }
@@ -393,11 +397,11 @@ impl Store {
             return;
         }
         let store = self.clone();
-        self.tracker.spawn(async move { store.hint_heads().await });
+        self.tracker.spawn(async move { store.notify_heads().await });
         let store = self.clone();
         self.tracker.spawn(async move {
             let listen = async {
-                let mut heads = store.hints("head").await;
+                let mut heads = store.positions("head").await;
                 while let Some(position) = heads.next().await {
                     store.inner.head.send_if_modified(|known| {
                         let newer = position > *known;
@@ -433,7 +437,7 @@ impl Store {
         tokio::select! { () = lead => {}, () = self.stop.cancelled() => {} }
     }
 
-    async fn hint_heads(&self) {
+    async fn notify_heads(&self) {
         let mut head = self.inner.head.subscribe();
         while !self.stop.is_cancelled() {
             tokio::select! {
@@ -441,7 +445,7 @@ impl Store {
                 () = self.stop.cancelled() => return,
             }
             let position = *head.borrow_and_update();
-            self.hint("head", position).await;
+            self.notify_position("head", position).await;
         }
     }
 

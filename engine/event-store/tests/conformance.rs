@@ -14,7 +14,7 @@ use event_store::error::{AppendError, Error};
 use event_store::event::NewEvent;
 use event_store::migrations::Migrations;
 use event_store::settings::Settings;
-use event_store::store::{Store, open, open_beside};
+use event_store::store::{Store, open, open_without_appender};
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
 use kernel::stock::Stock;
 use kernel::stream::StreamId;
@@ -194,7 +194,7 @@ async fn reopened(settings: &Settings) -> Store {
 }
 
 async fn reopened_beside(settings: &Settings) -> Store {
-    open_beside(settings.clone(), migrations(), upcasters()).await.expect("the store opens a second time")
+    open_without_appender(settings.clone(), migrations(), upcasters()).await.expect("the store opens a second time")
 }
 
 async fn sqlite() -> Backend {

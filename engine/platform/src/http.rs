@@ -42,7 +42,7 @@ use crate::problem::Problem;
 use crate::proxies::Proxies;
 use crate::request_id::{Context, X_REQUEST_ID};
 use crate::shutdown::Shutdown;
-use crate::telemetry::access::{Access, Asked};
+use crate::telemetry::access::{Access, AccessRecord};
 use crate::telemetry::access_log;
 use crate::telemetry::redact::redact;
 use crate::trace::{self, Open};
@@ -218,35 +218,35 @@ async fn connection(
 /// headers of [`ANSWER_HEADERS`] that it does not set itself. Refuses requests whose headers are ambiguous or whose body is
 /// encoded, before any route sees them.
 ///
-/// `elsewhere` is added to what an unknown path is told: where else to ask.
+/// `not_found_hint` is added to what an unknown path is told: where else to ask.
 ///
 /// `cors`, where there is one, answers a page's preflights on every route, and lets it read whatever is answered.
 ///
 /// Apply it once, to the complete router: routes added afterwards have none of it.
-pub fn harden(router: Router, elsewhere: &'static str, cors: Option<CorsLayer>) -> Router {
+pub fn harden(router: Router, not_found_hint: &'static str, cors: Option<CorsLayer>) -> Router {
     router
-        .fallback(async move |uri: Uri| no_route(&uri, elsewhere))
-        .method_not_allowed_fallback(async move || no_method(elsewhere))
+        .fallback(async move |uri: Uri| no_route(&uri, not_found_hint))
+        .method_not_allowed_fallback(async move || no_method(not_found_hint))
         .layer(from_fn(screen))
         // Around the answer to an unknown method: OPTIONS is one for every route.
         .layer(option_layer(cors))
         .layer(from_fn(guard))
 }
 
-fn no_route(uri: &Uri, elsewhere: &str) -> Problem {
+fn no_route(uri: &Uri, not_found_hint: &str) -> Problem {
     let path = uri.path();
-    let elsewhere = match path {
+    let not_found_hint = match path {
         "/" => "; the API is described at /docs",
         "/metrics" => "; metrics are at the address of the setting metrics_listen",
-        _ => elsewhere,
+        _ => not_found_hint,
     };
     Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found")
-        .detail(format!("there is nothing at {path}{elsewhere}"))
+        .detail(format!("there is nothing at {path}{not_found_hint}"))
 }
 
-fn no_method(elsewhere: &str) -> Problem {
+fn no_method(not_found_hint: &str) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
-        .detail(format!("the header Allow lists the methods of this resource{elsewhere}"))
+        .detail(format!("the header Allow lists the methods of this resource{not_found_hint}"))
 }
 
 /// One layer for all, because each layer costs every request an allocation or two.
@@ -334,7 +334,7 @@ struct Answering {
     active: Active,
     route: Option<MatchedPath>,
     span: Open,
-    access: Option<(&'static Access, Asked)>,
+    access: Option<(&'static Access, AccessRecord)>,
     is_answered: bool,
 }
 

@@ -24,12 +24,12 @@ tokio::task_local! {
 pub struct Context {
     id: HeaderValue,
     trace: Option<Trace>,
-    told: Arc<Told>,
+    told: Arc<Annotations>,
 }
 
 /// What handlers tell of the request that they answer.
 #[derive(Default)]
-struct Told {
+struct Annotations {
     user: OnceLock<String>,
     waits: AtomicBool,
 }

@@ -243,7 +243,7 @@ impl Decision {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decided {
     /// The projector was asked for it.
-    Asked,
+    Requested,
     /// No stream is parked there, but the event cannot be decoded: it is discarded for every rebuild from now on.
     Done,
     /// No stream is parked there.
@@ -282,7 +282,7 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
         tx.execute(sql, vec![EVERY_GROUP.into(), position.into()]).await?;
     }
     let decided = match (open.is_empty(), discarded.is_some()) {
-        (false, _) => Decided::Asked,
+        (false, _) => Decided::Requested,
         (true, true) => Decided::Done,
         (true, false) => return Ok(Decided::NoSuch),
     };

@@ -164,7 +164,7 @@ impl Progress {
 
     /// Keeps the positions up to date in this process, until `stop`.
     pub async fn follow(self, store: Store, stop: CancellationToken) {
-        let mut hints = store.hints(HINT).await;
+        let mut hints = store.positions(HINT).await;
         while !stop.is_cancelled() {
             if let Err(error) = self.refresh(store.db()).await {
                 tracing::warn!(%error, "checkpoints cannot be read");

@@ -201,7 +201,7 @@ impl<'a> Pump<'a> {
                 }
                 events = &events[skip..];
                 match self.project_batch(&mut groups, events).await? {
-                    Projected::To(position) => self.store.hint(HINT, position).await,
+                    Projected::To(position) => self.store.notify_position(HINT, position).await,
                     Projected::Failing(failing) => self.wait_or_park(failing).await?,
                 }
             }
@@ -509,7 +509,7 @@ impl<'a> Pump<'a> {
         tx.commit().await?;
         // What was discarded may be in the states of before.
         self.fold.clear();
-        self.store.hint(HINT, group.position).await;
+        self.store.notify_position(HINT, group.position).await;
         tracing::info!(%stream, position = row.position, decision = row.state, "dead letter");
         Ok(())
     }

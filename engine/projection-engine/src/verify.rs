@@ -56,7 +56,7 @@ pub struct Verified {
 
 /// What was found of all.
 #[derive(Debug, Clone, Serialize)]
-pub struct Found {
+pub struct Findings {
     /// Each projection.
     pub projections: Vec<Verified>,
     /// Positions at which the log holds no event: somebody has removed it. A sample does not look for them.
@@ -87,7 +87,7 @@ pub async fn verify(
     extent: Extent,
     first_max: usize,
     mut progress: impl FnMut(i64, i64),
-) -> Result<Found, Error> {
+) -> Result<Findings, Error> {
     // One state of checkpoints and rows, however long it takes.
     let mut tx = store.db().snapshot().await?;
     let rows = checkpoints(&mut tx).await?;
@@ -208,7 +208,7 @@ pub async fn verify(
         }
         found.push(Verified { name, position, rows, differences: different.len(), first, checked });
     }
-    Ok(Found { projections: found, missing_events })
+    Ok(Findings { projections: found, missing_events })
 }
 
 /// Ordered by name and key as shown.

@@ -66,14 +66,14 @@ pub enum Known {
 
 impl Known {
     fn includes(&self, channel: &str, old_kinds: &[OldKind]) -> bool {
-        let is_of = |kind: &OldKind| match kind {
+        let belongs_to = |kind: &OldKind| match kind {
             OldKind::Prefix(prefix) => channel.starts_with(prefix),
             OldKind::Name(name) => channel == *name,
         };
         match self {
             Self::Nothing => false,
             Self::UpTo(name) => channel <= name.as_str(),
-            Self::Kinds(count) => old_kinds.iter().take(*count).any(is_of),
+            Self::Kinds(count) => old_kinds.iter().take(*count).any(belongs_to),
         }
     }
 }

@@ -48,8 +48,8 @@ pub async fn run(api: QueryApi, group: Group) {
 async fn follow(api: &QueryApi, group: Group) {
     let publishers: Vec<_> = api.publishers.iter().filter(|publisher| publisher.group() == group).collect();
     let bytes_max = KEPT_BYTES_MAX / publishers.len().max(1) as u64;
-    let lanes = publishers.iter().map(|publisher| Lane::new(**publisher, bytes_max)).collect();
-    let mut feed = Feed { api, group, lanes, throttle_budget: THROTTLE_BUDGET_MAX, counted: Instant::now() };
+    let publisher_feeds = publishers.iter().map(|publisher| PublisherFeed::new(**publisher, bytes_max)).collect();
+    let mut feed = Feed { api, group, publisher_feeds, throttle_budget: THROTTLE_BUDGET_MAX, counted: Instant::now() };
     // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
     // listens, the feed need not read: it begins there.
     let mut position = api.progress.slowest(group);
@@ -78,14 +78,14 @@ async fn follow(api: &QueryApi, group: Group) {
 struct Feed<'a> {
     api: &'a QueryApi,
     group: Group,
-    lanes: Vec<Lane>,
+    publisher_feeds: Vec<PublisherFeed>,
     /// How long readers may be waited for now, and when that was counted.
     throttle_budget: Duration,
     counted: Instant,
 }
 
 /// The events of one aggregate in a batch, on their way to publications.
-struct Lane {
+struct PublisherFeed {
     publisher: &'static dyn AnyPublisher,
     fold: Box<dyn LiveFold>,
     events: Vec<RecordedEvent>,
@@ -97,7 +97,7 @@ struct Lane {
     panicked: Vec<CompactString>,
 }
 
-impl Lane {
+impl PublisherFeed {
     fn new(publisher: &'static dyn AnyPublisher, bytes_max: u64) -> Self {
         Self {
             publisher,
@@ -137,7 +137,7 @@ impl Feed<'_> {
     async fn publish(&mut self, events: Vec<RecordedEvent>) -> Option<i64> {
         let last = events.last()?.position;
         self.projected(last).await;
-        self.sort_into_lanes(events);
+        self.sort_by_publisher(events);
         while let Err(error) = self.load().await {
             tracing::warn!(%error, "live updates wait for the store");
             tokio::time::sleep(RETRY).await;
@@ -162,59 +162,59 @@ impl Feed<'_> {
         drop(spans);
         METRICS.published(self.wanted());
         self.log();
-        for lane in &mut self.lanes {
-            (lane.events, lane.folded) = (Vec::new(), 0);
-            lane.fold.finish();
+        for feed in &mut self.publisher_feeds {
+            (feed.events, feed.folded) = (Vec::new(), 0);
+            feed.fold.finish();
         }
         self.pace(reached).await;
         Some(last)
     }
 
-    /// Gives each lane the events of its aggregate that somebody could listen for.
-    fn sort_into_lanes(&mut self, events: Vec<RecordedEvent>) {
+    /// Gives each feed the events of its aggregate that somebody could listen for.
+    fn sort_by_publisher(&mut self, events: Vec<RecordedEvent>) {
         for event in events {
-            let is_its = |lane: &&mut Lane| event.aggregate_type == lane.publisher.aggregate_type();
-            if let Some(lane) = self.lanes.iter_mut().find(is_its) {
-                lane.events.push(event);
+            let is_of_type = |feed: &&mut PublisherFeed| event.aggregate_type == feed.publisher.aggregate_type();
+            if let Some(feed) = self.publisher_feeds.iter_mut().find(is_of_type) {
+                feed.events.push(event);
             }
         }
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.events.is_empty()) {
-            let ids = lane.events.iter().map(|event| event.aggregate_id.as_str());
-            let mut wanted = self.api.hub.has_interest(lane.publisher.interest(), ids).into_iter();
-            lane.events.retain(|_| wanted.next().unwrap_or(true));
+        for feed in self.publisher_feeds.iter_mut().filter(|feed| !feed.events.is_empty()) {
+            let ids = feed.events.iter().map(|event| event.aggregate_id.as_str());
+            let mut wanted = self.api.hub.has_interest(feed.publisher.interest(), ids).into_iter();
+            feed.events.retain(|_| wanted.next().unwrap_or(true));
         }
     }
 
     /// Brings each stream to where it was before its first event in the batch.
     async fn load(&mut self) -> Result<(), event_store::error::Error> {
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.events.is_empty()) {
-            let missing = lane.fold.prepare(&lane.events);
-            if let (false, Some(first)) = (missing.is_empty(), lane.events.first()) {
+        for feed in self.publisher_feeds.iter_mut().filter(|feed| !feed.events.is_empty()) {
+            let missing = feed.fold.prepare(&feed.events);
+            if let (false, Some(first)) = (missing.is_empty(), feed.events.first()) {
                 let discarded = discarded(self.api.store.db(), self.group).await?;
-                let aggregate_type = lane.publisher.aggregate_type();
+                let aggregate_type = feed.publisher.aggregate_type();
                 let history = self.api.store.read_streams(aggregate_type, &missing, first.position).await?;
-                lane.fold.load(&history, &discarded);
+                feed.fold.load(&history, &discarded);
             }
         }
         Ok(())
     }
 
-    /// The next publication of all lanes, in the order of the log.
+    /// The next publication of all publisher_feeds, in the order of the log.
     fn next(&mut self) -> Option<Arc<Publication>> {
         let mut first: Option<(i64, usize)> = None;
-        for (at, lane) in self.lanes.iter_mut().enumerate() {
-            if let Some(publication) = lane.peek()
+        for (at, feed) in self.publisher_feeds.iter_mut().enumerate() {
+            if let Some(publication) = feed.peek()
                 && first.is_none_or(|(position, _)| publication.position < position)
             {
                 first = Some((publication.position, at));
             }
             // What a context's code could not publish is missing on its channels. Whoever listens there must not hear of a
             // later change as if nothing were missing.
-            for stream_id in lane.panicked.drain(..) {
-                self.api.hub.cut_off(lane.publisher.interest(), &stream_id);
+            for stream_id in feed.panicked.drain(..) {
+                self.api.hub.cut_off(feed.publisher.interest(), &stream_id);
             }
         }
-        self.lanes[first?.1].ready.pop_front()
+        self.publisher_feeds[first?.1].ready.pop_front()
     }
 
     /// Spans of the events whose requests are traced, by position. Each ends when its event is published.
@@ -224,7 +224,7 @@ impl Feed<'_> {
     }
 
     fn wanted(&self) -> impl Iterator<Item = &RecordedEvent> {
-        self.lanes.iter().flat_map(|lane| &lane.events)
+        self.publisher_feeds.iter().flat_map(|feed| &feed.events)
     }
 
     /// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.

@@ -118,9 +118,9 @@ impl Presence {
 
     /// Tells the other processes and listens to them, and shows who comes and goes, until the process stops.
     pub async fn run(self, store: Store, hub: Hub, stop: CancellationToken) {
-        let mut gossip = store.told(TOPIC).await;
+        let mut gossip = store.listen(TOPIC).await;
         let mut send_at = Instant::now();
-        store.tell(TOPIC, self.encode(PresenceGossip { asks: true, ..PresenceGossip::default() })).await;
+        store.broadcast(TOPIC, self.encode(PresenceGossip { asks: true, ..PresenceGossip::default() })).await;
         loop {
             tokio::select! {
                 Some(message) = gossip.next() => {
@@ -139,7 +139,7 @@ impl Presence {
                 () = stop.cancelled() => break,
             }
             for message in self.unsent(&mut send_at) {
-                store.tell(TOPIC, self.encode(message)).await;
+                store.broadcast(TOPIC, self.encode(message)).await;
             }
             for (channel, event, user) in self.changes() {
                 hub.publish_ephemeral(&channel, event, json!({"client": "", "user": user}).to_string(), true);
@@ -148,7 +148,7 @@ impl Presence {
             tokio::time::sleep(PAUSE).await;
         }
         for message in self.goodbye() {
-            store.tell(TOPIC, self.encode(message)).await;
+            store.broadcast(TOPIC, self.encode(message)).await;
         }
     }
 

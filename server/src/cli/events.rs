@@ -14,7 +14,7 @@ use command_engine::reactions::scope::Scope;
 use event_store::append::Deadline;
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
-use event_store::store::{Store, open, open_beside};
+use event_store::store::{Store, open, open_without_appender};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -113,7 +113,8 @@ impl Envelope {
 }
 
 pub async fn export(program: &Program, export: Export) -> anyhow::Result<u8> {
-    let store = open_beside(load(program, &export.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
+    let store =
+        open_without_appender(load(program, &export.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
     let head = match &export.output {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
@@ -328,7 +329,7 @@ async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> any
 }
 
 pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
-    let store = open_beside(load(program, &tail.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
+    let store = open_without_appender(load(program, &tail.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
     let head = store.head().await?;
     let mut position = match tail.after {
         Some(after) if after > head && !tail.follow => bail!("nothing is there yet: the log ends at {head}"),

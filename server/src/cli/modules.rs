@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use command_engine::reactions::reacting;
-use event_store::store::{Store, open_beside};
+use event_store::store::{Store, open_without_appender};
 use projection_engine::error::Error;
 use projection_engine::generation::{remove_unclaimed, unclaimed};
 use serde_json::json;
@@ -14,7 +14,7 @@ use crate::program::{Program, is_named_after};
 
 pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     let settings = load(&program, &wanted.common, &[])?;
-    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
     if let Some(group) = wanted.prune {
         let is_own = program.modules().iter().any(|module| module.name == group);
         if is_own || program.registry().group(&group).is_some() {

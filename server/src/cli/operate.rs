@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, ensure};
-use event_store::store::{Store, open_beside};
+use event_store::store::{Store, open_without_appender};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use projection_engine::dead_letters::{self, Decided, Decision};
 use projection_engine::generation::prepare;
@@ -31,7 +31,7 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
     let settings = load(&program, common, &[])?;
     let program = selected(program, &settings)?;
-    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
     prepare(&store, program.registry()).await?;
     Ok((store, program.registry().clone(), settings))
 }
@@ -380,7 +380,7 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
             );
             return Ok(0);
         }
-        Decided::Asked => {}
+        Decided::Requested => {}
     }
     let asked = Instant::now();
     while asked.elapsed() < SEEN_WITHIN {

@@ -8,7 +8,7 @@ use command_engine::reactions::reactor::{Acts, registration};
 use event_store::append::BacklogKey;
 use event_store::now_us;
 use event_store::reactions::{BacklogSummary, Reactions};
-use event_store::store::{Store, open_beside};
+use event_store::store::{Store, open_without_appender};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ struct Opened {
 async fn opened(program: Program, common: &Common) -> anyhow::Result<Opened> {
     let settings = load(&program, common, &[])?;
     let program = selected(program, &settings)?;
-    let store = open_beside(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
     let rows = store.reactions();
     let registrations: Vec<_> = program.reactors().into_iter().map(registration).collect();
     rows.register(&registrations).await?;

@@ -67,7 +67,7 @@ impl Share {
 }
 
 /// One request's place. What it takes is given back when it is dropped.
-pub(crate) struct Place {
+pub(crate) struct BulkSlot {
     budget: Arc<Budget>,
     subject: String,
     principal: Arc<Share>,
@@ -92,7 +92,7 @@ impl Budget {
     ///
     /// # Errors
     /// 429 where the principal has as many as it may, 503 where all have.
-    pub(crate) fn enter(self: &Arc<Self>, subject: &str) -> Result<Place, Problem> {
+    pub(crate) fn enter(self: &Arc<Self>, subject: &str) -> Result<BulkSlot, Problem> {
         let settings = &self.settings;
         let mut principals = self.lock();
         let principal = principals.get(subject).cloned().unwrap_or_else(|| {
@@ -116,7 +116,7 @@ impl Budget {
         })?;
         principals.entry(subject.to_owned()).or_insert_with(|| principal.clone());
         drop(principals);
-        Ok(Place { budget: self.clone(), subject: subject.to_owned(), principal, _requests: [of_principal, of_all] })
+        Ok(BulkSlot { budget: self.clone(), subject: subject.to_owned(), principal, _requests: [of_principal, of_all] })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Share>>> {
@@ -128,7 +128,7 @@ fn too_many(status: StatusCode, slug: &'static str) -> Problem {
     Problem::new(status, slug, "Too many requests to /v1/commands").retry_after(1)
 }
 
-impl Drop for Place {
+impl Drop for BulkSlot {
     fn drop(&mut self) {
         let mut principals = self.budget.lock();
         // The map and this place have it, and nobody else.
@@ -138,7 +138,7 @@ impl Drop for Place {
     }
 }
 
-impl Place {
+impl BulkSlot {
     /// Waits until there is room for a command's bytes: among those of its principal for as long as it takes, among all
     /// for 10 s.
     ///
@@ -206,7 +206,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// A place of a budget with these bytes on disk.
-    pub(crate) fn place(bulk_results_bytes_max: u64, folders: Vec<PathBuf>) -> Place {
+    pub(crate) fn place(bulk_results_bytes_max: u64, folders: Vec<PathBuf>) -> BulkSlot {
         let settings = Settings { bulk_results_bytes_max, ..Settings::default() };
         Arc::new(Budget::new(settings, folders)).enter("me").unwrap()
     }

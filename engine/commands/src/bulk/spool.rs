@@ -16,22 +16,22 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::bulk::budget::Place;
+use crate::bulk::budget::BulkSlot;
 
 /// Bytes in memory before the file is used.
 const MEMORY_BYTES_MAX: usize = 128 << 10;
 /// Bytes of the file that are read at once.
 const READ_BYTES: u64 = 64 << 10;
-/// Bytes that a client must read, in each time of its patience, of a spool that is full: it holds what all share.
+/// Bytes that a client must read, in each time of its unread_timeout, of a spool that is full: it holds what all share.
 const READ_IN_TIME_MIN: u64 = 1 << 20;
 /// How often it is looked whether other requests have given bytes back.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The results of one request.
 pub(crate) struct Spool {
-    place: Place,
+    place: BulkSlot,
     /// How long a full spool waits for its client.
-    patience: Duration,
+    unread_timeout: Duration,
     contents: Mutex<Contents>,
     /// Something can be read, or nothing more will come.
     filled: Notify,
@@ -60,10 +60,10 @@ struct Contents {
 pub(crate) struct Unread;
 
 impl Spool {
-    pub(crate) fn new(place: Place, patience: Duration) -> Self {
+    pub(crate) fn new(place: BulkSlot, unread_timeout: Duration) -> Self {
         Self {
             place,
-            patience,
+            unread_timeout,
             contents: Mutex::default(),
             filled: Notify::new(),
             read: Notify::new(),
@@ -73,7 +73,7 @@ impl Spool {
     }
 
     /// The request's place among all.
-    pub(crate) fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &BulkSlot {
         &self.place
     }
 
@@ -97,9 +97,9 @@ impl Spool {
     /// Waits until one more result may be pushed.
     ///
     /// # Errors
-    /// The client has read too little in the time of its patience.
+    /// The client has read too little in the time of its unread_timeout.
     pub(crate) async fn room(&self) -> Result<(), Unread> {
-        let mut deadline = Instant::now() + self.patience;
+        let mut deadline = Instant::now() + self.unread_timeout;
         let mut read_by_then = self.bytes_read.load(Relaxed) + READ_IN_TIME_MIN;
         while !self.gone.is_cancelled() {
             {
@@ -118,7 +118,7 @@ impl Spool {
                 if read < read_by_then {
                     break;
                 }
-                (deadline, read_by_then) = (Instant::now() + self.patience, read + READ_IN_TIME_MIN);
+                (deadline, read_by_then) = (Instant::now() + self.unread_timeout, read + READ_IN_TIME_MIN);
             }
         }
         Err(Unread)

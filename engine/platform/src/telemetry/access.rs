@@ -75,7 +75,7 @@ enum DateForm {
 }
 
 /// A request that is being answered: what its line will need.
-pub struct Asked {
+pub struct AccessRecord {
     method: Method,
     uri: Uri,
     route: Option<MatchedPath>,
@@ -105,7 +105,7 @@ impl Access {
     }
 
     /// Keeps what the line will need; `None` where there will be no line.
-    pub fn begin(&self, request: &Request) -> Option<Asked> {
+    pub fn begin(&self, request: &Request) -> Option<AccessRecord> {
         let path = request.uri().path();
         if !tracing::enabled!(target: HTTP, Level::INFO) || self.skip.iter().any(|skip| path.starts_with(&**skip)) {
             return None;
@@ -124,7 +124,7 @@ impl Access {
                 }
             }),
         }
-        Some(Asked {
+        Some(AccessRecord {
             method: request.method().clone(),
             uri: request.uri().clone(),
             route: request.extensions().get().cloned(),
@@ -136,7 +136,7 @@ impl Access {
     }
 
     /// Writes the line. Call it within the request's scope.
-    pub fn end(&self, asked: &Asked, response: &Response<Body>) {
+    pub fn end(&self, asked: &AccessRecord, response: &Response<Body>) {
         match (&self.form, &self.sink) {
             (Form::Json, _) => asked.event(response),
             (Form::Text(tokens), Some(sink)) => {
@@ -153,7 +153,7 @@ impl Access {
     }
 }
 
-impl Asked {
+impl AccessRecord {
     fn url(&self) -> String {
         redact(self.uri.path_and_query().map_or("/", |url| url.as_str())).into_owned()
     }
@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     fn line(format: &str) -> String {
-        let asked = Asked {
+        let asked = AccessRecord {
             method: Method::GET,
             uri: "/v1/orders?ticket=canary&limit=1".parse().unwrap(),
             route: None,

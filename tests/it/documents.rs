@@ -1,0 +1,129 @@
+//! Files, functions and tests that the documents name exist.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Pages that name what is there now. Decisions and the changelog tell of their day.
+const PAGES: &[&str] = &[
+    "README.md",
+    "docs/architecture.md",
+    "docs/extending.md",
+    "docs/metrics.md",
+    "docs/operations.md",
+    "docs/push.md",
+    "docs/reliability.md",
+    "bench/README.md",
+    "deploy/README.md",
+    "migrations/README.md",
+];
+/// Folders that hold no sources of ours.
+const LEFT_OUT: &[&str] = &["target", ".git", "node_modules", "data"];
+
+struct Tree {
+    /// Every file, by its path from the root.
+    files: BTreeSet<String>,
+    /// All Rust sources, one after the other.
+    sources: String,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+impl Tree {
+    fn read() -> Self {
+        let mut tree = Self { files: BTreeSet::new(), sources: String::new() };
+        tree.add(&root(), "");
+        tree
+    }
+
+    fn add(&mut self, folder: &Path, prefix: &str) {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+            if entry.path().is_dir() {
+                if !LEFT_OUT.contains(&name.as_str()) {
+                    self.add(&entry.path(), &path);
+                }
+                continue;
+            }
+            if name.ends_with(".rs") {
+                self.sources += &std::fs::read_to_string(entry.path()).expect("a source");
+            }
+            self.files.insert(path);
+        }
+    }
+
+    /// The text of every file that a path, or the end of one, names.
+    fn named(&self, path: &str) -> Option<String> {
+        let ends = |file: &&String| file.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+        let files: Vec<_> = self.files.iter().filter(ends).collect();
+        let text = files.iter().map(|file| std::fs::read_to_string(root().join(file)).unwrap_or_default());
+        (!files.is_empty()).then(|| text.collect())
+    }
+
+    /// What is wrong with a span of code; `None` where nothing is, or where it names nothing of the tree.
+    fn fault(&self, span: &str) -> Option<String> {
+        let is_path = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+        if let Some((path, names)) = span.split_once(".rs::") {
+            let path = format!("{path}.rs");
+            let Some(text) = self.named(&path) else { return Some(format!("there is no file {path}")) };
+            let missing = names.split("::").map(identifier).find(|name| !has_word(&text, name));
+            return missing.map(|name| format!("{path} has no {name}"));
+        }
+        if span.ends_with(".rs") && span.chars().all(is_path) {
+            return self.named(span).is_none().then(|| format!("there is no file {span}"));
+        }
+        // A type and its function: `Store::append`.
+        let (kind, function) = span.split_once("::")?;
+        let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let function = function.split('(').next().unwrap_or_default();
+        if !is_name(kind) || !is_name(function) || KEYWORDS.contains(&kind) {
+            return None;
+        }
+        let missing = [kind, function].into_iter().find(|name| !has_word(&self.sources, name));
+        missing.map(|name| format!("no source has {name}"))
+    }
+}
+
+/// Beginnings of spans that are not ours.
+const KEYWORDS: &[&str] = &["std", "tokio", "serde", "axum"];
+
+fn identifier(name: &str) -> &str {
+    name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default()
+}
+
+/// Whether a text has a word: `append` is in `fn append(`, and not in `appended`.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices(word)
+        .any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
+}
+
+/// The spans of code of a page, without its blocks.
+fn spans(page: &str) -> Vec<&str> {
+    let outside: Vec<&str> = page.split("```").step_by(2).collect();
+    outside.into_iter().flat_map(|text| text.split('`').skip(1).step_by(2)).collect()
+}
+
+#[test]
+fn what_the_documents_name_is_there() {
+    let tree = Tree::read();
+    let mut faults = BTreeSet::new();
+    for page in PAGES {
+        let text = std::fs::read_to_string(root().join(page)).expect(page);
+        faults.extend(spans(&text).into_iter().filter_map(|span| Some(format!("{page}: {}", tree.fault(span)?))));
+    }
+    assert!(faults.is_empty(), "{}", faults.into_iter().collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn a_name_that_is_gone_is_found() {
+    let tree = Tree::read();
+    assert_eq!(tree.fault("documents.rs::what_the_documents_name_is_there"), None);
+    assert_eq!(tree.fault("engine/event-store/src/store.rs"), None);
+    let gone = ["nowhere.rs", "documents.rs::no_such_function", "Store::no_such_function"];
+    for span in gone.iter().map(|span| span.replace("no_such", "absent")) {
+        assert!(tree.fault(&span).is_some(), "{span}");
+    }
+}

@@ -34,6 +34,7 @@ impl Names {
     fn take(&mut self, name: &str, module: &'static str) -> Result<(), String> {
         match self.owners.insert(name.to_owned(), module) {
             None => Ok(()),
+            Some(_) if self.kind == "name" => Err(format!("two modules have the name {name}")),
             Some(other) if other == module => Err(format!("the module {module} has two {} {name}", self.kind)),
             Some(other) => Err(format!("the modules {other} and {module} both have the {} {name}", self.kind)),
         }
@@ -80,19 +81,29 @@ impl Program {
         }
         for (module, reactor) in modules.iter().flat_map(|module| module.reactors.iter().map(move |r| (module, r))) {
             let types = reactor.subscriptions().iter().map(|subscription| subscription.aggregate_type);
+            let of_module = format!("the reactor {} of the module {}", reactor.name(), module.name);
             if let Some(unknown) = types.chain(reactor.process()).find(|kind| !known.contains(kind)) {
                 return Err(format!(
-                    "the reactor {} of the module {} takes events of the aggregate {unknown}, which no module has",
-                    reactor.name(),
-                    module.name
+                    "{of_module} takes events of the aggregate {unknown}, which no module has: add `kind_of` of it to the \
+                     module's aggregates"
                 ));
             }
+            let kinds = || modules.iter().flat_map(|module| &module.aggregates);
+            for subscription in reactor.subscriptions() {
+                let Some(kind) = kinds().find(|kind| kind.aggregate_type() == subscription.aggregate_type) else {
+                    continue;
+                };
+                let names: Vec<_> = kind.events().iter().map(|(name, _)| *name).collect();
+                if let Some(unknown) = subscription.events.iter().find(|event| !names.contains(event)) {
+                    return Err(format!(
+                        "{of_module} takes the event {unknown} of the aggregate {}, which has {}",
+                        subscription.aggregate_type,
+                        names.join(", ")
+                    ));
+                }
+            }
             if reactor.process().is_some() && reactor.acts() == Acts::Outside {
-                return Err(format!(
-                    "the reactor {} of the module {} runs a process, so it must act in the log alone",
-                    reactor.name(),
-                    module.name
-                ));
+                return Err(format!("{of_module} runs a process, so it must act in the log alone"));
             }
         }
         let program = Self { registry: Registry::new(groups)?, modules };

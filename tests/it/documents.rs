@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 /// Pages that name what is there now. Decisions and the changelog tell of their day.
 const PAGES: &[&str] = &[
     "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "docs/architecture.md",
     "docs/extending.md",
+    "docs/glossary.md",
     "docs/metrics.md",
     "docs/operations.md",
     "docs/push.md",

@@ -14,6 +14,7 @@ use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use platform::conditional::Versions;
 use platform::problem::Problem;
+use serde::ser::Error as _;
 
 use crate::problems::refused;
 use crate::repositories::{AnyLoaded, Memory, Repositories};
@@ -195,12 +196,16 @@ pub(crate) fn encode<E: EventType>(
     metadata: &mut dyn FnMut() -> serde_json::Result<String>,
 ) -> serde_json::Result<Vec<NewEvent>> {
     let encode = |event: &E| {
-        Ok(NewEvent {
-            event_type: event.name(),
-            event_version: event.version(),
-            payload: serde_json::to_string(event)?,
-            metadata: metadata()?,
-        })
+        let (event_type, payload) = (event.name(), serde_json::to_string(event)?);
+        // It is read by its tag and found by its name, for ever.
+        if payload
+            .strip_prefix("{\"")
+            .and_then(|rest| rest.strip_prefix(event_type))
+            .is_none_or(|rest| !rest.starts_with('"'))
+        {
+            return Err(serde_json::Error::custom(format!("the event named {event_type} is not tagged so: {payload}")));
+        }
+        Ok(NewEvent { event_type, event_version: event.version(), payload, metadata: metadata()? })
     };
     events.iter().map(encode).collect()
 }

@@ -95,6 +95,19 @@ pub struct Table {
 }
 
 impl Table {
+    /// What is wrong with a row, if anything: a value for each column, of its kind.
+    pub fn fault(&self, row: &[Value]) -> Option<String> {
+        if row.len() != self.columns.len() {
+            let (values, columns) = (row.len(), self.columns.len());
+            return Some(format!("a row of {} has {values} values for {columns} columns", self.name));
+        }
+        let mut pairs = self.columns.iter().zip(row);
+        let wrong = pairs.find(|(column, value)| column.int != matches!(value, Value::Int(_)));
+        let (column, _) = wrong?;
+        let kind = if column.int { "an integer" } else { "a text" };
+        Some(format!("the column {} of {} takes {kind}", column.name, self.name))
+    }
+
     /// Name of the table that holds a generation.
     pub(crate) fn of(&self, generation: i64) -> String {
         format!("{}_g{generation}", self.name)

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::aggregate::Aggregate;
+use crate::aggregate::{Aggregate, CommandType, Refusal, RefusalClass};
 use crate::stream::StreamId;
 
 /// A process manager: an aggregate with a stream of its own that reacts to events of other aggregates.
@@ -78,4 +78,48 @@ pub struct Due {
     pub name: String,
     /// When it is reached, never before.
     pub at: Timestamp,
+}
+
+/// The commands of a process that takes none: only its inputs move it. `decide` is `match *command {}`.
+#[derive(Debug, Clone, Copy)]
+pub enum NoCommand {}
+
+impl CommandType for NoCommand {
+    fn name(&self) -> &'static str {
+        match *self {}
+    }
+
+    fn creates(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// The refusal of a process that takes no commands: there is nothing for whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoSuchProcess;
+
+impl std::fmt::Display for NoSuchProcess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.title())
+    }
+}
+
+impl std::error::Error for NoSuchProcess {}
+
+impl Refusal for NoSuchProcess {
+    fn not_found() -> Self {
+        Self
+    }
+
+    fn slug(&self) -> &'static str {
+        "process-not-found"
+    }
+
+    fn class(&self) -> RefusalClass {
+        RefusalClass::NotFound
+    }
+
+    fn title(&self) -> &'static str {
+        "There is no such process"
+    }
 }

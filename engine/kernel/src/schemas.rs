@@ -1,22 +1,25 @@
 //! JSON Schemas of events, for the tests of whoever writes an aggregate: an event is a storage format, so a schema file for
 //! each version lies beside the code, and a test fails when one moves without the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::aggregate::{Aggregate, version_of};
+use crate::aggregate::{Aggregate, EventType, version_of};
 
 /// The schemas of an aggregate's events in their present versions, by file name: `NAME.vN.json`. A schema is that of the
 /// payload, without the event's name around it.
 pub fn of<A: Aggregate>() -> BTreeMap<String, Value> {
+    variants::<A>().iter().flat_map(payload_schema::<A>).collect()
+}
+
+fn variants<A: Aggregate>() -> Vec<Value> {
     let generator = SchemaSettings::draft2020_12().for_serialize().with(|settings| settings.inline_subschemas = true);
     let root = generator.into_generator().into_root_schema_for::<A::Event>().to_value();
     // An enum of one variant has no list of them.
-    let variants = root["oneOf"].as_array().cloned().unwrap_or_else(|| vec![root.clone()]);
-    variants.iter().flat_map(payload_schema::<A>).collect()
+    root["oneOf"].as_array().cloned().unwrap_or_else(|| vec![root.clone()])
 }
 
 fn payload_schema<A: Aggregate>(variant: &Value) -> Option<(String, Value)> {
@@ -31,12 +34,33 @@ fn payload_schema<A: Aggregate>(variant: &Value) -> Option<(String, Value)> {
     Some((format!("{event_type}.v{version}.json"), schema))
 }
 
+/// What is wrong with the names of an aggregate's events: each is a variant with fields, and listed once in `VERSIONS`.
+fn wrong_names<A: Aggregate>() -> Vec<String> {
+    let (mut wrong, mut named) = (Vec::new(), BTreeSet::new());
+    for variant in variants::<A>() {
+        // A variant without fields is stored as a bare text.
+        let bare = variant["enum"].as_array().into_iter().flatten().chain(variant.get("const"));
+        wrong.extend(bare.filter_map(Value::as_str).map(|name| {
+            format!("the event {name} has no payload, so it is stored as a bare text: write `{name} {{}}` in the enum")
+        }));
+        named.extend(variant["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()));
+    }
+    let listed: BTreeSet<_> = A::Event::VERSIONS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    wrong.extend(named.difference(&listed).map(|name| format!("the event {name} is not listed in VERSIONS")));
+    wrong.extend(
+        listed.difference(&named).map(|name| format!("VERSIONS lists {name}, which is no event with a payload")),
+    );
+    wrong
+}
+
 /// What is wrong with the schema files of an aggregate, given by name with their texts; empty where nothing is.
 pub fn differences<A: Aggregate>(files: &BTreeMap<String, String>) -> Vec<String> {
+    let wrong_names = wrong_names::<A>();
     let wrong = of::<A>().into_iter().filter(|(name, schema)| files.get(name) != Some(&format!("{schema:#}\n")));
     let advice = "where stored events of this version stay valid and decode the same, write the file again; where they do \
                   not, the event needs a new version and an upcaster";
-    wrong.map(|(name, _)| format!("{name} is not what the type gives: {advice}")).collect()
+    let wrong = wrong.map(|(name, _)| format!("{name} is not what the type gives: {advice} (`UPDATE_SCHEMAS=1`)"));
+    wrong_names.into_iter().chain(wrong).collect()
 }
 
 /// Compares the schema files of an aggregate, in the folder with its type's name below `folder`, with what its types give.
@@ -52,7 +76,10 @@ pub fn check<A: Aggregate>(folder: &Path) {
             std::fs::write(folder.join(name), format!("{schema:#}\n")).expect("the file can be written");
         }
     }
-    let files = std::fs::read_dir(&folder).expect("the folder can be read").map(|entry| {
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| {
+        panic!("{}: {error}. Write the schemas with `UPDATE_SCHEMAS=1 cargo test`, and commit them", folder.display())
+    });
+    let files = entries.map(|entry| {
         let entry = entry.expect("the folder can be read");
         let text = std::fs::read_to_string(entry.path()).expect("the file can be read");
         (entry.file_name().to_string_lossy().into_owned(), text)

@@ -77,7 +77,7 @@ impl<A: Aggregate> AnyProjection for Projection<A> {
         let Some(Changes { states, events }) = changes.as_any().downcast_ref::<Changes<A>>() else {
             return Vec::new();
         };
-        match (&self.fold, only) {
+        let rows = match (&self.fold, only) {
             (Fold::OfState(fold), None) => fold(states),
             (Fold::OfState(fold), Some(id)) => {
                 let own = states.iter().position(|change| change.after.id == id);
@@ -87,7 +87,11 @@ impl<A: Aggregate> AnyProjection for Projection<A> {
                 let own = events.iter().filter(|event| only.is_none_or(|id| event.id == id));
                 fold(&own.collect::<Vec<_>>()).into_iter().map(last_of_each_key).collect()
             }
-        }
+        };
+        // The databases would say less, and SQLite would take a text for a number.
+        let fault = rows.iter().find_map(|(table, rows)| rows.iter().find_map(|row| table.fault(row)));
+        assert!(fault.is_none(), "the fold of {}: {}", self.name, fault.unwrap_or_default());
+        rows
     }
 }
 

@@ -253,6 +253,7 @@ impl Lists {
     pub fn check(&self, registry: &Registry) -> Result<Channels, BadList> {
         let channels = Channels::new(self.channels.clone())?;
         check_publishers(&channels, &self.publishers)?;
+        check_channels(&channels, &self.publishers)?;
         check_projections(&channels, registry)?;
         Ok(channels)
     }
@@ -343,6 +344,25 @@ fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher
                     "The publisher of `{aggregate_type}` names `{name}`, which is no channel of group `{group}`."
                 )));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that somebody publishes on each channel that promises what was missed.
+fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), BadList> {
+    for channel in channels.iter().filter(|channel| channel.missed.is_some()) {
+        let kind = channel.kind();
+        let publishes = |publisher: &&dyn AnyPublisher| {
+            let interest = publisher.interest();
+            let mut names = interest.names.iter().chain(interest.by_stream).chain(interest.by_prefix);
+            publisher.group() == kind.group && names.any(|name| *name == kind.name)
+        };
+        if !publishers.iter().any(publishes) {
+            return Err(BadList(format!(
+                "Nothing is ever published on the channel `{}`: name it in the interest of a publisher of group `{}`.",
+                kind.name, kind.group
+            )));
         }
     }
     Ok(())

@@ -6,6 +6,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use event_store::error::Error;
 use platform::problem::Problem;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use crate::api::QueryApi;
 use crate::problems::{invalid, unavailable};
@@ -18,6 +20,17 @@ pub const WAIT_MS_MAX: u64 = 10_000;
 const HEAD_CHECK: Duration = Duration::from_millis(20);
 /// Wait where `min_position` is given without `wait_ms`.
 const WAIT_MS: u64 = 1_000;
+
+/// The query parameters of a read that may ask for one's own writes, for a route that has no others.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Freshness {
+    /// Position that the read model must have reached, as a command answered it.
+    pub min_position: Option<i64>,
+    /// How long that may be waited for, in milliseconds: 1,000 where it is left out, 10,000 at most.
+    pub wait_ms: Option<u64>,
+}
 
 impl QueryApi {
     /// Waits until the read model has `min_position`, then runs a query. Gives its rows with the position that they are

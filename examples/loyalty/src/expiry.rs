@@ -9,8 +9,8 @@ use command_engine::reactions::reactor::{Subscription, payload};
 use command_engine::step::Step;
 use event_store::reactions::StartFrom;
 use jiff::{SignedDuration, Timestamp};
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
-use kernel::process::{Correlation, Due, Output, Process, Trigger};
+use kernel::aggregate::{Access, Aggregate, EventType, History};
+use kernel::process::{Correlation, Due, NoCommand, NoSuchProcess, Output, Process, Trigger};
 use kernel::upcast::Upcaster;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,49 +68,6 @@ pub struct Expiry {
     expires_at: Option<Timestamp>,
 }
 
-/// Nobody gives it commands: only its inputs move it.
-pub enum NoCommand {}
-
-impl CommandType for NoCommand {
-    fn name(&self) -> &'static str {
-        match *self {}
-    }
-
-    fn creates(&self) -> bool {
-        match *self {}
-    }
-}
-
-/// Nothing is refused.
-#[derive(Debug)]
-pub struct NotFound;
-
-impl std::fmt::Display for NotFound {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.title())
-    }
-}
-
-impl std::error::Error for NotFound {}
-
-impl Refusal for NotFound {
-    fn not_found() -> Self {
-        Self
-    }
-
-    fn slug(&self) -> &'static str {
-        "expiry-not-found"
-    }
-
-    fn class(&self) -> RefusalClass {
-        RefusalClass::NotFound
-    }
-
-    fn title(&self) -> &'static str {
-        "There is no such expiry"
-    }
-}
-
 impl Aggregate for Expiry {
     const TYPE: &'static str = "points-expiry";
     const STATE_VERSION: i64 = 1;
@@ -118,9 +75,9 @@ impl Aggregate for Expiry {
     const UPCASTERS: &'static [Upcaster] = &[];
     type Event = Event;
     type Command = NoCommand;
-    type Error = NotFound;
+    type Error = NoSuchProcess;
 
-    fn decide(&self, command: &NoCommand) -> Result<Vec<Event>, NotFound> {
+    fn decide(&self, command: &NoCommand) -> Result<Vec<Event>, NoSuchProcess> {
         match *command {}
     }
 
@@ -173,8 +130,9 @@ impl Process for Expiry {
                 let command = account::Command::Expire { order_id: self.order_id.clone() };
                 vec![Output::Event(Event::ExpiryReached {}), Output::Request((self.customer_id.clone(), command))]
             }
-            // The account does not refuse it. If it did, the points would have expired otherwise.
-            Trigger::Refused(_) => vec![Output::Event(Event::ExpiryReached {})],
+            // The account never refuses it. If it did, the deadline would stay, fail where operators see it, and be tried
+            // again. A process that can go on without the command would answer with an event, by the refusal's slug.
+            Trigger::Refused(_) => Vec::new(),
         }
     }
 

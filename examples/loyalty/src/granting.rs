@@ -1,6 +1,6 @@
 //! The reactor: a confirmed order brings points, exactly once.
 
-use command_engine::reactions::reactor::{Cause, Input, Outcome, Reactor, Subscription, payload};
+use command_engine::reactions::reactor::{Input, Outcome, Reactor, Subscription, payload};
 use command_engine::reactions::scope::Scope;
 use command_engine::step::Step;
 use compact_str::CompactString;
@@ -68,9 +68,9 @@ impl Reactor for GrantPoints {
 
     fn react<'a>(&'a self, input: &'a Input, scope: &'a mut Scope) -> BoxFuture<'a, Outcome> {
         async move {
-            match &input.cause {
-                Cause::Event(event) => self.grant(event, scope).await,
-                Cause::Deadline(_) => Outcome::Done(Vec::new()),
+            match input.event() {
+                Some(event) => self.grant(event, scope).await,
+                None => Outcome::Done(Vec::new()),
             }
         }
         .boxed()

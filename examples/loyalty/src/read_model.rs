@@ -5,6 +5,7 @@ use event_store::error::Error;
 use event_store::table::{Merge, Table, int, text};
 use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
+use projection_engine::state::Versioned;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -29,14 +30,8 @@ pub static ACCOUNTS: Projection<Account> =
 
 fn fold(changes: &[Change<Account>]) -> Vec<Rows> {
     let row = |change: &Change<Account>| {
-        let account = &change.after.state;
-        vec![
-            change.after.id.to_string().into(),
-            account.balance().into(),
-            account.granted.into(),
-            account.orders.into(),
-            change.after.version.into(),
-        ]
+        let view = AccountView::of(&change.after);
+        vec![view.customer_id.into(), view.balance.into(), view.granted.into(), view.orders.into(), view.version.into()]
     };
     vec![(&TABLE, changes.iter().map(row).collect())]
 }
@@ -54,6 +49,19 @@ pub struct AccountView {
     pub orders: i64,
     /// The account's version.
     pub version: i64,
+}
+
+impl AccountView {
+    /// An account as everybody sees it: in the table, in answers and on its channel.
+    pub fn of(account: &Versioned<Account>) -> Self {
+        Self {
+            customer_id: account.id.to_string(),
+            balance: account.state.balance(),
+            granted: account.state.granted,
+            orders: account.state.orders,
+            version: account.version,
+        }
+    }
 }
 
 /// The account of a customer.

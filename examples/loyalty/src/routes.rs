@@ -8,16 +8,18 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use command_engine::api::CommandApi;
 use command_engine::outcome::Resource;
+use command_engine::reactions::reactor::payload;
 use command_engine::request::CommandRequest;
 use compact_str::format_compact;
 use futures::FutureExt;
 use kernel::aggregate::Aggregate;
 use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
+use platform::body::Query;
 use platform::problem::Problem;
 use push::api::{ChangedStream, Channel, QueryApi, Refusal};
 use push::cache::ResponseCache;
-use push::consistency::with_position_header;
+use push::consistency::{Freshness, with_position_header};
 use push::problems::not_found;
 use push::publication::Interest;
 use push::publisher::Publisher;
@@ -65,17 +67,18 @@ async fn redeem(
 static ANSWERS: LazyLock<ResponseCache> = LazyLock::new(|| ResponseCache::new(4 << 20, Duration::from_secs(60)));
 
 /// The points of a customer.
-#[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path)),
+#[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path), Freshness),
     responses((status = 200, body = AccountView)))]
 async fn show(
     State(api): State<QueryApi>,
     principal: Principal,
     url: Uri,
     Path(customer_id): Path<String>,
+    Query(Freshness { min_position, wait_ms }): Query<Freshness>,
 ) -> Result<Response, Problem> {
     let query = async || {
         let find = || find(api.store.db(), &customer_id);
-        let (position, found) = api.read_at(ACCOUNTS.name, None, None, find).await?;
+        let (position, found) = api.read_at(ACCOUNTS.name, min_position, wait_ms, find).await?;
         let own = found.filter(|account| principal.may_see(&account.customer_id));
         let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
         Ok(with_position_header(position, axum::Json(account).into_response()))
@@ -98,7 +101,7 @@ pub fn channel() -> Channel {
         allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
         refusal: Refusal::NotFound,
         snapshot: |_, tx, id| {
-            async move { Ok(("account", serde_json::to_string(&find(tx, id).await?).unwrap_or_default())) }.boxed()
+            async move { Ok(("view", serde_json::to_string(&find(tx, id).await?).unwrap_or_default())) }.boxed()
         },
         missed: Some(|_, id, _, _| {
             let changed = ChangedStream { stream: StreamId::new(Account::TYPE, id), events: 0 };
@@ -114,9 +117,9 @@ pub static PUBLISHER: Publisher<Account> = Publisher {
     group: "loyalty",
     id_member: "customer_id",
     interest: Interest { names: &[], by_stream: &[POINTS_PREFIX], by_prefix: &[] },
-    view: |account, json| json.write(&account.state),
+    view: |account, json| json.write(&AccountView::of(account)),
     publish: |step| {
-        let payload = serde_json::to_value(step.event).unwrap_or_default();
+        let payload = payload(step.recorded).unwrap_or_default();
         Some(step.publication(payload).on_own(format_compact!("{POINTS_PREFIX}{}", step.after.id)))
     },
 };

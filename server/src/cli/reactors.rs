@@ -76,12 +76,10 @@ pub async fn list(program: Program, listing: Listing) -> anyhow::Result<u8> {
         ));
     }
     for item in &deadlines {
-        say(format_args!(
-            "Deadlines of {}: {}, the next at {}",
-            text(item, "process"),
-            item["open"],
-            text(item, "next")
-        ));
+        let late = item["late_seconds"].as_f64().unwrap_or_default();
+        let late = if late > 0.0 { format!(", {late:.0} s late: see `docket reactors show`") } else { String::new() };
+        let (process, next) = (text(item, "process"), text(item, "next"));
+        say(format_args!("Deadlines of {process}: {}, the next at {next}{late}", item["open"]));
     }
     say(format_args!("The log ends at {head}."));
     Ok(0)
@@ -118,7 +116,10 @@ async fn overview(opened: &Opened) -> anyhow::Result<(Vec<Value>, Vec<Value>, i6
             "moved_at": time(checkpoint.updated_at),
         })
     };
-    let deadline = |of: event_store::reactions::DeadlineSummary| json!({"process": of.process, "open": of.open, "next": time(of.next)});
+    let deadline = |of: event_store::reactions::DeadlineSummary| {
+        let late_seconds = (now - of.next).max(0) as f64 / 1e6;
+        json!({"process": of.process, "open": of.open, "next": time(of.next), "late_seconds": late_seconds})
+    };
     Ok((checkpoints.into_iter().map(item).collect(), deadlines.into_iter().map(deadline).collect(), head))
 }
 
@@ -162,8 +163,27 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
             ));
         }
     }
+    let reactors = opened.program.reactors();
+    let process =
+        reactors.iter().find(|reactor| reactor.name() == wanted.reactor).and_then(|reactor| reactor.process());
+    let late = match process {
+        Some(process) => opened.rows.due_deadlines(process, now_us(), CHUNK, 0).await?,
+        None => Vec::new(),
+    };
+    for deadline in late {
+        let (process, id, name) = (&*deadline.key.process, &*deadline.key.id, &*deadline.key.name);
+        let due_at = time(deadline.due_at);
+        any = true;
+        match wanted.json {
+            true => say(json!({"process": process, "id": id, "deadline": name, "due_at": due_at})),
+            false => say(format_args!(
+                "{process}/{id}: the deadline {name} has been due since {due_at}; the log of the process that leads says \
+                 why it fails"
+            )),
+        }
+    }
     if !any && !wanted.json {
-        eprintln!("The backlog of {} is empty.", wanted.reactor);
+        eprintln!("The backlog of {} is empty, and no deadline is late.", wanted.reactor);
     }
     Ok(0)
 }

@@ -17,6 +17,7 @@ use platform::auth::{Principal, Role};
 use uuid::Uuid;
 
 use crate::decider::{Decider, EventMetadata};
+use crate::reactions::process::DEADLINE_NOT_ENDED;
 use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor};
 use crate::reactions::scope::Scope;
 use crate::repositories::AnyLoaded;
@@ -227,10 +228,15 @@ async fn react(
             Ok(()) => return Ok(Fate::Done),
             Err(refused) => refused,
         };
-        if !reactor.takes_refusals() || !input.refused.is_empty() || item.acted.is_some() {
+        for Refused { stream, detail, .. } in &refused {
+            tracing::warn!(reactor = reactor.name(), %stream, detail, "a command of a reactor was refused");
+        }
+        // A fault of the process is no refusal that it could answer.
+        let is_fault = refused.iter().any(|refused| refused.slug == DEADLINE_NOT_ENDED);
+        if is_fault || !reactor.takes_refusals() || !input.refused.is_empty() || item.acted.is_some() {
             let refusals = refused.iter().map(|refused| format!("{}: {}", refused.stream, refused.detail));
             let reason = refusals.collect::<Vec<_>>().join("; ");
-            return Ok(Fate::Failed { reason, is_temporary: !reactor.takes_refusals() });
+            return Ok(Fate::Failed { reason, is_temporary: is_fault || !reactor.takes_refusals() });
         }
         input.refused = refused;
     }

@@ -692,6 +692,8 @@ impl<'a> Turn<'a> {
                 Fate::Done => "done",
                 Fate::Follows | Fate::Queued => "waiting",
                 Fate::Failed { is_temporary: true, .. } if item.attempts + 1 < ATTEMPTS_MAX => "retried",
+                // A deadline is tried for ever: its process waits for it.
+                Fate::Failed { .. } if item.position().is_none() => "retried",
                 Fate::Failed { .. } => "parked",
             };
             METRICS.reactions.add(1, &[KeyValue::new("reactor", self.name), KeyValue::new("result", result)]);

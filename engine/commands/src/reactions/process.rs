@@ -22,6 +22,9 @@ use crate::reactions::scope::Scope;
 use crate::repositories::{AnyLoaded, Memory, Repositories};
 use crate::step::{AnyStep, encode, evolved};
 
+/// Why a deadline fails that no event ends.
+pub(super) const DEADLINE_NOT_ENDED: &str = "deadline-not-ended";
+
 /// Runs a process manager: its inputs are events, refusals of its commands, and its deadlines.
 pub struct ProcessManager<P: Process> {
     /// See [`Reactor::name`].
@@ -207,7 +210,7 @@ impl<P: Process> AnyStep for OwnEvents<P> {
         if let Some(due) = self.due.as_ref().filter(|due| is_set(due)) {
             let name = &due.key.name;
             return refused(
-                "deadline-not-ended",
+                DEADLINE_NOT_ENDED,
                 format!("the deadline {name} was reached, and no event of the process ended it"),
             );
         }

@@ -99,6 +99,16 @@ pub struct Input {
     pub refused: Vec<Refused>,
 }
 
+impl Input {
+    /// The event, where one was recorded: always so for reactors that run no process.
+    pub fn event(&self) -> Option<&RecordedEvent> {
+        match &self.cause {
+            Cause::Event(event) => Some(event),
+            Cause::Deadline(_) => None,
+        }
+    }
+}
+
 /// Why a reactor is called.
 #[derive(Debug, Clone)]
 pub enum Cause {

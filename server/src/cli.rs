@@ -312,8 +312,10 @@ enum Reactors {
     #[command(before_help = "Examples:\n  docket reactors hold loyalty-points --reason 'the provider is down'")]
     Hold(Held),
     /// Let a held reactor go on from its checkpoint.
-    #[command(before_help = "Examples:\n  docket reactors release loyalty-points")]
-    Release(OneReactor),
+    #[command(
+        before_help = "Examples:\n  docket reactors release loyalty-points\n  docket reactors release loyalty-points --at-head"
+    )]
+    Release(Released),
 }
 
 #[derive(Debug, Args)]
@@ -350,6 +352,17 @@ struct Skipped {
     /// Position of the event.
     #[arg(long)]
     position: i64,
+}
+
+#[derive(Debug, Args)]
+struct Released {
+    #[command(flatten)]
+    common: Common,
+    /// Its name, as `docket reactors list` prints it.
+    reactor: String,
+    /// Go on at the end of the log: nothing that it has not taken is taken, and its backlog is emptied.
+    #[arg(long)]
+    at_head: bool,
 }
 
 #[derive(Debug, Args)]

@@ -284,7 +284,10 @@ fn what_the_checks_look_for_is_found() {
         uses: uses.iter().map(|&used| used.to_owned()).collect(),
     };
     let crates = [planted("kernel", &["domain"]), planted("extra", &[]), planted("domain", &["kernel"])];
-    assert_eq!(wrong_arrows(&crates), ["kernel -> domain", "extra is in no list of arrows: add it to ARROWS in tests/it/architecture.rs"]);
+    assert_eq!(
+        wrong_arrows(&crates),
+        ["kernel -> domain", "extra is in no list of arrows: add it to ARROWS in tests/it/architecture.rs"]
+    );
 
     let source = "// An order by its customer.\nlet rows = \"select 1 order by id\";\nstruct OrderId; // order\nfn in_order() {}\nuse std::sync::atomic::Ordering;";
     assert_eq!(business_words(source).into_iter().collect::<Vec<_>>(), ["order"]);

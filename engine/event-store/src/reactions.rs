@@ -16,6 +16,9 @@ use crate::table::Value;
 /// The only partition that a reactor has today.
 pub const PARTITION: i64 = 0;
 
+/// Why reactors are held while a log is imported, and after an import that was not completed.
+pub const IMPORT_INCOMPLETE: &str = "an import of the log is not complete";
+
 /// Where a reactor begins when a store first meets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartFrom {
@@ -227,11 +230,21 @@ impl Reactions {
     ///
     /// # Errors
     /// The database is away.
-    pub async fn backlog(&self, reactor: &str, after: &str, limit: i64) -> Result<Vec<(BacklogEntry, i64)>, Error> {
+    pub async fn backlog(
+        &self,
+        reactor: &str,
+        after: Option<&str>,
+        limit: i64,
+    ) -> Result<Vec<(BacklogEntry, i64)>, Error> {
+        let (mut values, mut of_keys) = (vec![reactor.into(), limit.into()], "");
+        if let Some(after) = after {
+            values.push(after.into());
+            of_keys = "and b.key > $3";
+        }
         let sql = format!(
-            "{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.key > $2 and {IS_FIRST} order by b.key limit $3"
+            "{BACKLOG} where b.reactor = $1 and b.partition = 0 {of_keys} and {IS_FIRST} order by b.key limit $2"
         );
-        let rows: Vec<BacklogRow> = self.0.fetch_all(&sql, vec![reactor.into(), after.into(), limit.into()]).await?;
+        let rows: Vec<BacklogRow> = self.0.fetch_all(&sql, values).await?;
         let counts: std::collections::HashMap<_, _> = self.backlog_keys(reactor).await?.into_iter().collect();
         let with_count = |row: BacklogRow| {
             let events = counts.get(row.key.as_str()).copied().unwrap_or(1);
@@ -309,6 +322,23 @@ impl Reactions {
         self.set_held(reactor, None).await
     }
 
+    /// Lets a reactor go on at the log's end, with an empty backlog: it takes nothing of what it has not taken. Deadlines of
+    /// its process that are lacking are set. Whether the store knows it.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn release_at_head(&self, reactor: &str, deadlines: &[Deadline]) -> Result<bool, Error> {
+        let mut tx = self.0.begin_durably().await?;
+        tx.lock_head().await?;
+        let sql = "update reactor_checkpoints set position = (select position from log_head), fence = fence + 1,
+                                                  held = null, updated_at = $2 where reactor = $1";
+        let known = tx.execute(sql, vec![reactor.into(), now_us().into()]).await? > 0;
+        tx.execute("delete from reactor_backlog where reactor = $1", vec![reactor.into()]).await?;
+        tx.set_deadlines(deadlines).await?;
+        tx.commit().await?;
+        Ok(known)
+    }
+
     async fn set_held(&self, reactor: &str, held: Option<String>) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
         let sql = "update reactor_checkpoints set held = $2 where reactor = $1";
@@ -382,15 +412,11 @@ impl Reactions {
     pub async fn reset_to_head(&self, held: &[&str], reason: &str, deadlines: &[Deadline]) -> Result<(), Error> {
         let mut tx = self.0.begin_durably().await?;
         let sql = "update reactor_checkpoints set position = (select position from log_head), fence = fence + 1,
-                                                  held = null, updated_at = $1";
-        tx.execute(sql, vec![now_us().into()]).await?;
+                                                  held = case when held = $2 then null else held end, updated_at = $1";
+        tx.execute(sql, vec![now_us().into(), IMPORT_INCOMPLETE.into()]).await?;
         tx.execute("delete from reactor_backlog", vec![]).await?;
         tx.execute("delete from process_deadlines", vec![]).await?;
-        for Deadline { key, due_at } in deadlines {
-            let sql = "insert into process_deadlines (process, id, name, due_at) values ($1, $2, $3, $4)";
-            let values = vec![(&*key.process).into(), (&*key.id).into(), (&*key.name).into(), (*due_at).into()];
-            tx.execute(sql, values).await?;
-        }
+        tx.set_deadlines(deadlines).await?;
         tx.hold_all(held, reason).await?;
         tx.commit().await
     }
@@ -441,7 +467,8 @@ impl Tx {
         self.execute(sql, vec![old.into(), new.into()]).await?;
         let sql = "update reactor_backlog set reactor = $2 where reactor = $1";
         self.execute(sql, vec![old.into(), new.into()]).await?;
-        self.hold_all(&[old], &format!("renamed to {new}")).await
+        let sql = "update reactor_checkpoints set held = $2 where reactor = $1";
+        self.execute(sql, vec![old.into(), format!("renamed to {new}").into()]).await.map(drop)
     }
 
     /// Keeps others from appending until this transaction ends.
@@ -453,10 +480,21 @@ impl Tx {
         Ok(())
     }
 
+    /// One that is held already keeps its reason.
     async fn hold_all(&mut self, reactors: &[&str], reason: &str) -> Result<(), Error> {
         for reactor in reactors {
-            let sql = "update reactor_checkpoints set held = $2, fence = fence + 1 where reactor = $1";
+            let sql = "update reactor_checkpoints set held = coalesce(held, $2), fence = fence + 1 where reactor = $1";
             self.execute(sql, vec![(*reactor).into(), reason.into()]).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_deadlines(&mut self, deadlines: &[Deadline]) -> Result<(), Error> {
+        for Deadline { key, due_at } in deadlines {
+            let sql = "insert into process_deadlines (process, id, name, due_at) values ($1, $2, $3, $4)
+                       on conflict (process, id, name) do nothing";
+            let values = vec![(&*key.process).into(), (&*key.id).into(), (&*key.name).into(), (*due_at).into()];
+            self.execute(sql, values).await?;
         }
         Ok(())
     }

@@ -191,6 +191,49 @@ async fn a_moved_log_grants_nothing_again_and_keeps_its_deadlines() {
     assert_eq!(gone[0]["data"]["metadata"]["causation_id"], events(&system, "ExpiryScheduled").await[0]["id"]);
 }
 
+/// A store with half of a log reacts to nothing, until the import is completed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_that_was_cut_off_grants_nothing() {
+    let mut system = with_loyalty(TestSystem::builder(Mode::Embedded)).start().await;
+    let line = |number: usize, what: &str| match what {
+        "create" => json!({"type": "create_order", "order_id": format!("o-{number}"), "customer_id": "ada",
+            "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]}),
+        _ => json!({"type": "confirm_order", "order_id": format!("o-{number}")}),
+    };
+    let lines = (0..1_000).flat_map(|number| ["create", "confirm"].map(|what| format!("{}\n", line(number, what))));
+    let body: String = lines.collect();
+    system.post("/v1/commands").body("application/x-ndjson", body).send().await.expect(200);
+    until("every countdown", async || (events(&system, "ExpiryScheduled").await.len() == 1_000).then_some(())).await;
+    let text = system.cli(&["events", "export"]).await;
+    let (whole, cut) = (system.directory().join("whole.ndjson"), system.directory().join("cut.ndjson"));
+    std::fs::write(&whole, &text).expect("the log is written");
+    std::fs::write(&cut, &text[..text.len() - 200]).expect("the log is written");
+    system.kill9();
+    let moved = system.directory().join("moved.db");
+    system.set("DOCKET_DATABASE_URL", &format!("sqlite:{}", moved.display()));
+    // What is no log at all changes nothing.
+    let garbage = system.directory().join("garbage.ndjson");
+    std::fs::write(&garbage, "nothing\n").expect("the file is written");
+    let import = async |file: &std::path::Path| {
+        let output = system.try_cli(&["events", "import", file.to_str().expect("UTF-8")]).await;
+        output.status.success()
+    };
+    assert!(!import(&garbage).await);
+    assert!(reactors(&system).await.iter().all(|one| one["held"].is_null()));
+    assert!(!import(&cut).await);
+    let held = "an import of the log is not complete";
+    assert!(reactors(&system).await.iter().all(|one| one["held"] == held), "{:?}", reactors(&system).await);
+    let refused = system.try_cli(&["reactors", "release", "loyalty-points"]).await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("--at-head"), "{told}");
+    assert!(import(&whole).await, "it goes on where it was cut off");
+    assert!(reactors(&system).await.iter().all(|one| one["held"].is_null() && one["lag_events"] == 0));
+    system.restart().await;
+    order(&system, "new", "ada", 1).await;
+    points_of_orders(&system, "ada", 1_001).await;
+    assert_eq!(events(&system, "PointsGranted").await.len(), 1_001);
+}
+
 /// Sends orders until it is aborted, whatever becomes of them.
 async fn keep_ordering(client: Client, name: String) {
     for number in 0.. {

@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use command_engine::decider::Decider;
 use command_engine::reactions::reacting;
-use command_engine::reactions::reactor::{Acts, registration};
+use command_engine::reactions::reactor::{Acts, Reactor, registration};
 use command_engine::reactions::scope::Scope;
 use event_store::append::Deadline;
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
+use event_store::reactions::{IMPORT_INCOMPLETE, ReactorCheckpoint};
 use event_store::store::{Store, open, open_without_appender};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
@@ -238,9 +239,6 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
     let (store, _leaderships) = alone(program, &restore.common).await?;
-    // Until the end: a server that starts on half of a log must not react to it.
-    let all: Vec<_> = program.reactors().iter().map(|reactor| reactor.name()).collect();
-    store.reactions().hold_all(&all, "an import of the log is not complete").await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
@@ -249,16 +247,19 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
         last = event.position;
         events.push(event);
         if events.len() == CHUNK {
-            take(&store, there, &mut events).await?;
+            take(program, &store, there, &mut events).await?;
         }
     }
-    take(&store, there, &mut events).await?;
+    take(program, &store, there, &mut events).await?;
     ensure!(last > 0, "{} holds no events", path.display());
     ensure!(last >= there, "the store holds {there} events, the file {last}: import into an empty store");
-    let held = outside(program);
-    let deadlines = deadlines(program, &store).await?;
-    store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
-    tell_held(&held);
+    let is_held = |one: &ReactorCheckpoint| one.held.as_deref() == Some(IMPORT_INCOMPLETE);
+    if store.reactions().checkpoints().await?.iter().any(is_held) {
+        let held = outside(program);
+        let deadlines = deadlines(&program.reactors(), &store).await?;
+        store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
+        tell_held(&held);
+    }
     eprintln!("{last} events; {} of them were there before.", there.min(last));
     Ok(0)
 }
@@ -270,10 +271,10 @@ fn outside(program: &Program) -> Vec<&'static str> {
 }
 
 /// The deadlines that the processes of a log wait for, made from their states.
-async fn deadlines(program: &Program, store: &Store) -> anyhow::Result<Vec<Deadline>> {
+pub(super) async fn deadlines(reactors: &[&'static dyn Reactor], store: &Store) -> anyhow::Result<Vec<Deadline>> {
     let (rows, decider) = (store.reactions(), Arc::new(Decider::new(store.clone())));
     let mut all = Vec::new();
-    for (reactor, process) in program.reactors().into_iter().filter_map(|one| Some((one, one.process()?))) {
+    for (reactor, process) in reactors.iter().filter_map(|one| Some((one, one.process()?))) {
         let mut after = String::new();
         loop {
             let ids = rows.aggregate_ids(process, &after, CHUNK as i64).await?;
@@ -305,7 +306,7 @@ fn parse(line: std::io::Result<String>, last: i64) -> anyhow::Result<RecordedEve
 
 /// Writes the events that the store has not, and compares the others: an import that was cut off goes on; a store with
 /// other events is none to import into.
-async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> anyhow::Result<()> {
+async fn take(program: &Program, store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> anyhow::Result<()> {
     let new = events.partition_point(|event| event.position <= there);
     let missing = events.split_off(new);
     if let Some(first) = events.first() {
@@ -318,6 +319,9 @@ async fn take(store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> any
     }
     if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
         let (first, last) = (first.position, last.position);
+        // Until the end: a server that starts on half of a log must not react to it.
+        let all: Vec<_> = program.reactors().iter().map(|reactor| reactor.name()).collect();
+        store.reactions().hold_all(&all, IMPORT_INCOMPLETE).await?;
         store.restore(missing).await.with_context(|| {
             format!(
                 "events {first} to {last} are not taken: each must be the next of its order, and PostgreSQL takes no payload \

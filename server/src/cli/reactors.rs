@@ -7,17 +7,20 @@ use anyhow::{anyhow, bail};
 use command_engine::reactions::reactor::{Acts, registration};
 use event_store::append::BacklogKey;
 use event_store::now_us;
-use event_store::reactions::{BacklogSummary, Reactions};
+use event_store::reactions::{BacklogSummary, IMPORT_INCOMPLETE, Reactions};
 use event_store::store::{Store, open_without_appender};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::cli::{Common, Held, Listing, OneReactor, Retried, Skipped, Usage, load, say, selected};
+use crate::cli::events::deadlines;
+use crate::cli::{Common, Held, Listing, OneReactor, Released, Retried, Skipped, Usage, load, say, selected};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 
 /// Rows of a backlog that are read at once.
 const CHUNK: i64 = 1_000;
+/// Characters of a key or a reason that are printed.
+const SHOWN_CHARS_MAX: usize = 300;
 
 struct Opened {
     program: Program,
@@ -123,6 +126,16 @@ async fn overview(opened: &Opened) -> anyhow::Result<(Vec<Value>, Vec<Value>, i6
     Ok((checkpoints.into_iter().map(item).collect(), deadlines.into_iter().map(deadline).collect(), head))
 }
 
+/// A text as a terminal may show it: what others have written must not command it.
+fn shown(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).map(escape).collect();
+    if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn time(microseconds: i64) -> String {
     Timestamp::from_microsecond(microseconds).unwrap_or_default().to_string()
 }
@@ -130,11 +143,11 @@ fn time(microseconds: i64) -> String {
 pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
     let opened = opened(program, &wanted.common).await?;
     opened.find(&wanted.reactor).await?;
-    let (mut after, mut any) = (String::new(), false);
+    let (mut after, mut any) = (None::<String>, false);
     loop {
-        let rows = opened.rows.backlog(&wanted.reactor, &after, CHUNK).await?;
+        let rows = opened.rows.backlog(&wanted.reactor, after.as_deref(), CHUNK).await?;
         let Some((last, _)) = rows.last() else { break };
-        after = last.event.key.to_string();
+        after = Some(last.event.key.to_string());
         for (entry, events) in &rows {
             any = true;
             let row = json!({
@@ -155,11 +168,11 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
             };
             say(format_args!(
                 "{}: event {}, {} behind it, {} attempts, {when}: {}",
-                entry.event.key,
+                shown(&entry.event.key),
                 entry.event.position,
                 events - 1,
                 entry.attempts,
-                entry.reason.as_deref().unwrap_or("it waits for a worker")
+                shown(entry.reason.as_deref().unwrap_or("it waits for a worker"))
             ));
         }
     }
@@ -230,10 +243,25 @@ pub async fn hold(program: Program, wanted: Held) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub async fn release(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
+pub async fn release(program: Program, wanted: Released) -> anyhow::Result<u8> {
     let opened = opened(program, &wanted.common).await?;
-    opened.find(&wanted.reactor).await?;
-    opened.rows.release(&wanted.reactor).await?;
-    eprintln!("{} goes on from its checkpoint.", wanted.reactor);
+    let reactor = &wanted.reactor;
+    opened.find(reactor).await?;
+    if wanted.at_head {
+        let process = opened.program.reactors().into_iter().filter(|one| one.name() == reactor).collect::<Vec<_>>();
+        let deadlines = deadlines(&process, &opened.store).await?;
+        opened.rows.release_at_head(reactor, &deadlines).await?;
+        eprintln!("{reactor} goes on at the end of the log, with an empty backlog.");
+        return Ok(0);
+    }
+    let known = opened.rows.checkpoints().await?;
+    if known.iter().any(|one| one.reactor == *reactor && one.held.as_deref() == Some(IMPORT_INCOMPLETE)) {
+        bail!(
+            "{IMPORT_INCOMPLETE}, so {reactor} would react to what happened elsewhere: repeat `docket events import` with no \
+             server running; where that is refused, `docket reactors release {reactor} --at-head` goes on at the end of the log"
+        );
+    }
+    opened.rows.release(reactor).await?;
+    eprintln!("{reactor} goes on from its checkpoint.");
     Ok(0)
 }

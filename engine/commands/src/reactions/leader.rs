@@ -41,6 +41,9 @@ const GRACE: Duration = Duration::from_secs(2);
 const LOST_THREADS_MAX: usize = 32;
 /// Clocks of processes differ, at most so much: a deadline that fires under load is so much older than the last event.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// How long effects outside are waited for when the process stops, and how long that may take with what they lead to.
+const DRAIN_WITHIN: Duration = Duration::from_secs(4);
+const STOP_WITHIN: Duration = Duration::from_secs(6);
 /// The pause before the checkpoint is read again that somebody else has changed.
 const READ_AGAIN: Duration = Duration::from_millis(50);
 /// Events that a reactor with effects outside works on at once.
@@ -97,14 +100,18 @@ impl From<Error> for Stop {
 impl Leader {
     /// Leads whenever nobody else does, until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) {
+        let too_late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_WITHIN).await;
+        };
         tokio::select! {
-            () = self.lead() => {}
+            () = self.lead(&stop) => {}
             // At the worst between two appends: what is not appended comes again.
-            () = stop.cancelled() => {}
+            () = too_late => {}
         }
     }
 
-    async fn lead(&self) {
+    async fn lead(&self, stop: &CancellationToken) {
         let name = self.reactor.name();
         let store = self.decider.store();
         let lost_threads = AtomicUsize::new(0);
@@ -117,7 +124,11 @@ impl Leader {
                 );
                 return std::future::pending().await;
             }
-            let mut leadership = store.lead(&reacting(name)).await;
+            let role = reacting(name);
+            let mut leadership = tokio::select! {
+                leadership = store.lead(&role) => leadership,
+                () = stop.cancelled() => return,
+            };
             let lost = async {
                 while leadership.check().await.is_ok() {
                     tokio::time::sleep(CHECK_LEADERSHIP).await;
@@ -126,8 +137,8 @@ impl Leader {
             let follow = async {
                 // They go on whatever becomes of a turn: what they come to is settled by the next one.
                 let mut workers = Workers::default();
-                while lost_threads.load(Relaxed) < LOST_THREADS_MAX {
-                    let mut turn = Turn::new(self, &lost_threads, &mut workers);
+                while lost_threads.load(Relaxed) < LOST_THREADS_MAX && !stop.is_cancelled() {
+                    let mut turn = Turn::new(self, &lost_threads, &mut workers, stop);
                     let stopped = AssertUnwindSafe(turn.follow()).catch_unwind().await;
                     let reason = match stopped {
                         Ok(Ok(()) | Err(Stop::Fenced)) => {
@@ -146,6 +157,9 @@ impl Leader {
             tracing::info!(reactor = name, "reactor: leading");
             tokio::select! { () = follow => {}, () = lost => {} }
             METRICS.reactor_leader.record(0, &[KeyValue::new("reactor", name)]);
+            if stop.is_cancelled() {
+                return;
+            }
             tracing::warn!(reactor = name, "reactor: leadership lost");
         }
     }
@@ -155,7 +169,7 @@ impl Leader {
 #[derive(Default)]
 struct Workers {
     tasks: JoinSet<Acted>,
-    on: HashSet<i64>,
+    on: HashMap<i64, CompactString>,
 }
 
 /// What an effect outside has come to.
@@ -172,6 +186,7 @@ struct Turn<'a> {
     leader: &'a Leader,
     lost_threads: &'a AtomicUsize,
     workers: &'a mut Workers,
+    stop: &'a CancellationToken,
     name: &'static str,
     store: &'a Store,
     rows: Reactions,
@@ -194,12 +209,18 @@ struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
-    fn new(leader: &'a Leader, lost_threads: &'a AtomicUsize, workers: &'a mut Workers) -> Self {
+    fn new(
+        leader: &'a Leader,
+        lost_threads: &'a AtomicUsize,
+        workers: &'a mut Workers,
+        stop: &'a CancellationToken,
+    ) -> Self {
         let store = leader.decider.store();
         Self {
             leader,
             lost_threads,
             workers,
+            stop,
             name: leader.reactor.name(),
             store,
             rows: store.reactions(),
@@ -227,7 +248,8 @@ impl<'a> Turn<'a> {
         (self.fence, self.checkpoint, self.read) = (found.fence, found.position, found.position);
         if let Some(reason) = found.held {
             tracing::info!(reactor = self.name, reason, "the reactor is held: `docket reactors release` lets it run");
-            self.changed_by_others().await;
+            let changed = self.changed_by_others();
+            tokio::select! { () = changed => {}, () = self.stop.cancelled() => {} }
             return Ok(());
         }
         self.busy = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
@@ -241,6 +263,7 @@ impl<'a> Turn<'a> {
             let tick = self.next_tick();
             let changed = self.changed_by_others();
             tokio::select! {
+                () = self.stop.cancelled() => return self.drain().await,
                 () = changed => return Ok(()),
                 events = stream.next() => self.take(events?).await?,
                 Some(acted) = self.workers.tasks.join_next() => match acted {
@@ -253,6 +276,15 @@ impl<'a> Turn<'a> {
             self.look_at_deadlines().await?;
             self.move_on().await?;
         }
+    }
+
+    /// Settles the effects outside that end in time: those that do not are tried again by the next leader.
+    async fn drain(&mut self) -> Result<(), Stop> {
+        let until = Instant::now() + DRAIN_WITHIN;
+        while let Ok(Some(Ok(acted))) = tokio::time::timeout_at(until.into(), self.workers.tasks.join_next()).await {
+            self.settle(acted).await?;
+        }
+        Ok(())
     }
 
     /// Returns when the checkpoint has a newer fence than this leader's.
@@ -343,10 +375,14 @@ impl<'a> Turn<'a> {
         }
         match self.leader.reactor.acts() {
             Acts::InTheLog => {
-                for first in self.rows.due_backlog(self.name, now, BATCH_MAX as i64).await? {
+                let due = self.rows.due_backlog(self.name, now, BATCH_MAX as i64).await?;
+                for first in &due {
                     self.retry_key(&first.event.key).await?;
                 }
-                self.next_retry = self.rows.next_due(self.name, now).await?;
+                self.next_retry = match due.len() == BATCH_MAX {
+                    true => Some(now),
+                    false => self.rows.next_due(self.name, now).await?,
+                };
             }
             Acts::Outside => self.send_workers(now).await?,
         }
@@ -396,7 +432,9 @@ impl<'a> Turn<'a> {
             return Ok(());
         }
         let due = self.rows.due_backlog(self.name, now, (self.workers.on.len() + free) as i64).await?;
-        let is_new = |entry: &BacklogEntry| !self.workers.on.contains(&entry.event.position);
+        // Of a key only one at a time, also where an operator has skipped the one under way.
+        let keys: HashSet<&CompactString> = self.workers.on.values().collect();
+        let is_new = |entry: &BacklogEntry| !keys.contains(&entry.event.key);
         let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
         due.truncate(free);
         if due.is_empty() {
@@ -410,7 +448,7 @@ impl<'a> Turn<'a> {
             let Some(event) = events.iter().find(|event| event.position == entry.event.position).cloned() else {
                 continue;
             };
-            self.workers.on.insert(event.position);
+            self.workers.on.insert(event.position, entry.event.key.clone());
             let (reactor, decider) = (self.leader.reactor, self.leader.decider.clone());
             let now = timestamp(now);
             self.workers.tasks.spawn(async move {
@@ -648,6 +686,10 @@ impl<'a> Turn<'a> {
             Fate::Follows => reaction.park.push(entry(0, None, None)),
             Fate::Queued => reaction.park.push(entry(0, Some(self.now()), None)),
             Fate::Failed { reason, is_temporary } => {
+                // It must still be there: an operator may have skipped it meanwhile.
+                if item.is_retry {
+                    reaction.settle.push(event.clone());
+                }
                 let attempts = item.attempts + 1;
                 let again = *is_temporary && attempts < ATTEMPTS_MAX;
                 let due_at = again.then(|| self.now() + pause(attempts).as_micros() as i64);

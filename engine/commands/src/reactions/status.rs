@@ -89,6 +89,9 @@ pub async fn trouble(store: &Store, reactors: &[&'static dyn Reactor]) -> Result
             found.push(format!("{name} is held: {reason}"));
             continue;
         }
+        if rows.next_due(name, 0).await?.is_some_and(|due_at| due_at < late) {
+            found.push(format!("the backlog of {name} is not worked on"));
+        }
         if checkpoint.position < head {
             let next = store.read_stored(checkpoint.position, 1).await?;
             if next.first().is_some_and(|event| event.recorded_at < late) {

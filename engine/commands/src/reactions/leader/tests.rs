@@ -170,6 +170,10 @@ impl Counting {
                 return Outcome::Retry("it was told to".into());
             }
             "panic" if self.fails.load(Relaxed) => panic!("it was told to"),
+            "slow fail" => {
+                std::thread::sleep(Duration::from_millis(1_500));
+                return Outcome::Retry("it was told to".into());
+            }
             "slow" => std::thread::sleep(Duration::from_millis(3)),
             "hang" if self.fails.load(Relaxed) => std::thread::sleep((REACT_WITHIN + GRACE) * 2),
             _ => {}
@@ -438,6 +442,7 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor, &WAITING]).await;
     let (mut a, mut b, mut cut) = (Vec::new(), Vec::new(), 0);
+    let never = CancellationToken::new();
     for polls in 1..60 {
         a.push(rig.note("a", "one").await);
         b.push(rig.note("b", "fail once").await);
@@ -446,7 +451,7 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
         rig.pass(SignedDuration::from_secs(10));
         for reactor in [reactor as &'static dyn Reactor, &WAITING] {
             let (leader, watching) = rig.leader(reactor);
-            let crashed = Polls(Box::pin(leader.lead()), polls);
+            let crashed = Polls(Box::pin(leader.lead(&never)), polls);
             cut += i32::from(tokio::time::timeout(Duration::from_millis(100), crashed).await.is_ok());
             watching.abort();
         }
@@ -482,7 +487,7 @@ async fn two_that_believe_to_lead_react_once() {
             tokio::spawn(async move {
                 let (lost_threads, mut workers) = (AtomicUsize::new(0), Workers::default());
                 loop {
-                    let _ = Turn::new(&leader, &lost_threads, &mut workers).follow().await;
+                    let _ = Turn::new(&leader, &lost_threads, &mut workers, &CancellationToken::new()).follow().await;
                 }
             })
         };
@@ -503,7 +508,7 @@ async fn a_reactor_that_is_slower_than_the_log_takes_every_event() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     let (leader, watching) = rig.leader(reactor);
-    let leading = tokio::spawn(async move { leader.lead().await });
+    let leading = tokio::spawn(async move { leader.lead(&CancellationToken::new()).await });
     let mut positions = Vec::new();
     for _ in 0..600 {
         positions.push(rig.note("a", "slow").await);
@@ -530,7 +535,7 @@ async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
     assert_eq!(rig.counted("a").await, Vec::<String>::new());
     assert_eq!(reactor.calls().len(), 2, "the reactor is not called for events that wait");
     let rows = rig.store.reactions();
-    let (first, waiting) = rows.backlog("counting", "", 10).await.unwrap().remove(0);
+    let (first, waiting) = rows.backlog("counting", None, 10).await.unwrap().remove(0);
     assert_eq!((first.event.position, first.due_at, waiting), (parked[0], None, 1_001));
     // An operator mends it, and has it tried again.
     reactor.fails.store(false, Relaxed);
@@ -538,6 +543,48 @@ async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
     let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
     rig.run_until(&[reactor], "the release", is_free).await;
     assert_eq!(rig.counted("a").await, texts(&parked));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_keys_than_a_batch_are_all_tried_again() {
+    let reactor = Counting::leaked("counting", Acts::InTheLog);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    let keys = BATCH_MAX + 50;
+    for key in 0..keys {
+        rig.note(&format!("k{key}"), "fail").await;
+    }
+    rig.catch_up(reactor).await;
+    reactor.fails.store(false, Relaxed);
+    let rows = rig.store.reactions();
+    assert_eq!(rows.retry("counting", None).await.unwrap(), keys as u64);
+    let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
+    rig.run_until(&[reactor], "the end of the backlog", is_free).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_skipped_while_a_worker_has_it_does_not_come_back() {
+    let reactor = Counting::leaked("calling", Acts::Outside);
+    let rig = Rig::new(&[reactor]).await;
+    reactor.fails.store(true, Relaxed);
+    let position = rig.note("a", "slow fail").await;
+    let rows = rig.store.reactions();
+    let skipped = Mutex::new(None);
+    let is_over = async || {
+        let at = *skipped.lock().unwrap();
+        if let Some(at) = at {
+            return Instant::elapsed(&at) > Duration::from_secs(2);
+        }
+        // While the call is under way, which fails in the end.
+        if !reactor.calls().is_empty() {
+            assert!(rows.skip("calling", &BacklogKey { key: "a".into(), position }).await.unwrap());
+            *skipped.lock().unwrap() = Some(Instant::now());
+        }
+        false
+    };
+    rig.run_until(&[reactor], "the call", is_over).await;
+    assert_eq!(reactor.calls().len(), 1);
+    assert!(rows.backlog_keys("calling").await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -565,7 +612,7 @@ async fn a_reaction_that_panics_or_never_returns_holds_up_its_key_only() {
     let other = rig.note("c", "one").await;
     rig.catch_up(reactor).await;
     assert_eq!(rig.counted("c").await, texts(&[other]));
-    let rows = rig.store.reactions().backlog("counting", "", 10).await.unwrap();
+    let rows = rig.store.reactions().backlog("counting", None, 10).await.unwrap();
     let reasons: Vec<_> = rows.iter().map(|(entry, _)| entry.reason.clone().unwrap_or_default()).collect();
     assert!(reasons[0].contains("panicked") && reasons[1].contains("did not return"), "{reasons:?}");
     assert!(rows.iter().all(|(entry, _)| entry.due_at.is_some()), "both are tried again");
@@ -585,7 +632,7 @@ async fn after_ten_attempts_an_operator_decides() {
     let rows = rig.store.reactions();
     let is_parked = async || {
         rig.pass(RETRY_LONGEST.try_into().unwrap());
-        let backlog = rows.backlog("counting", "", 1).await.unwrap();
+        let backlog = rows.backlog("counting", None, 1).await.unwrap();
         backlog.first().is_some_and(|(entry, _)| entry.attempts == ATTEMPTS_MAX && entry.due_at.is_none())
     };
     rig.run_until(&[reactor], "the last attempt", is_parked).await;

@@ -242,7 +242,10 @@ impl<'a> Turn<'a> {
 
     /// Follows the log from the checkpoint until somebody else changes that.
     async fn follow(&mut self) -> Result<(), Stop> {
-        let Some(found) = self.rows.acquire(self.name).await? else {
+        // In a task of its own: given up in the middle, it could leave a transaction open in a connection of the pool.
+        let (rows, name) = (self.rows.clone(), self.name);
+        let acquired = tokio::spawn(async move { rows.acquire(name).await });
+        let Some(found) = acquired.await.map_err(|_| Error::Closing)?? else {
             return Err(Error::Stored(format!("the store does not know the reactor {}", self.name)).into());
         };
         (self.fence, self.checkpoint, self.read) = (found.fence, found.position, found.position);

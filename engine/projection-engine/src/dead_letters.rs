@@ -139,6 +139,12 @@ pub(crate) async fn park_undecodable(
     attempts: i64,
 ) -> Result<(), Error> {
     tx.lock_checkpoints().await?;
+    // Another group came first: it has parked the stream for every group, and gone on.
+    let sql = "select position from dead_letters where group_name = $1 and position = $2";
+    let known: Vec<(i64,)> = tx.fetch_all(sql, vec![EVERY_GROUP.into(), failed.position.into()]).await?;
+    if !known.is_empty() {
+        return Ok(());
+    }
     let sql =
         "select distinct group_name from checkpoints where state = 'live' and position >= $1 and group_name <> $2";
     let beyond: Vec<(String,)> = tx.fetch_all(sql, vec![failed.position.into(), group.into()]).await?;

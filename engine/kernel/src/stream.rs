@@ -26,8 +26,8 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`, as every aggregate's has: it stands in paths, channels and the
-/// index of the log.
+/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`. Every aggregate's id has, because it becomes part of URL
+/// paths and channel names.
 pub fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }

@@ -218,7 +218,7 @@ async fn connection(
 /// headers of [`ANSWER_HEADERS`] that it does not set itself. Refuses requests whose headers are ambiguous or whose body is
 /// encoded, before any route sees them.
 ///
-/// `not_found_hint` is added to what an unknown path is told: where else to ask.
+/// `not_found_hint` is added to the problem that answers an unknown path: it names the role that serves it.
 ///
 /// `cors`, where there is one, answers a page's preflights on every route, and lets it read whatever is answered.
 ///

@@ -172,7 +172,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
         } else if let Some(reason) = context.unstorable.get(&at) {
             Fate::Failed { reason: reason.clone(), is_temporary: false }
         } else if context.hung.contains(&at) {
-            // The database may have been slow; but each call that never returns costs a thread.
+            // Each call that never returns costs a thread, so it is tried a few times only.
             let is_temporary = item.attempts + 1 < HANGS_MAX;
             Fate::Failed { reason: "the reactor did not return in time".into(), is_temporary }
         } else {

@@ -53,7 +53,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// Events that lead to nothing move the checkpoint when so many have passed, or so much time.
 const IDLE_EVENTS_MAX: i64 = 1_000;
 const IDLE_MOVE: Duration = Duration::from_secs(1);
-/// How often a batch is decided again because a stream had changed, before the leader begins anew.
+/// Attempts to append one batch while its streams change; after that the leader starts again from its checkpoint.
 const CONFLICTS_MAX: u32 = 50;
 /// The pause before a failed input is tried again: doubled with each attempt.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -408,7 +408,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Whether the first event of a key does not wait for its turn alone.
+    /// Whether the first event of a key has been tried, and has failed.
     async fn has_failed(&self, key: &str) -> Result<bool, Stop> {
         let first = self.rows.backlog_of(self.name, key, 1).await?;
         Ok(first.first().is_none_or(|entry| entry.attempts > 0))
@@ -491,7 +491,7 @@ impl<'a> Turn<'a> {
             acted: Some(Mutex::new(Some(outcome))),
         };
         self.react(&[Arc::new(item)], None).await?;
-        // A place is free.
+        // A worker is free for the next event.
         self.next_retry = Some(self.now());
         Ok(())
     }

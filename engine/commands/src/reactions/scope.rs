@@ -103,7 +103,7 @@ impl Scope {
         self.streams.push(Touched { stream, base, state, memory, events: Vec::new(), appended: 0 });
     }
 
-    /// Takes over that a step was decided on a state, whatever became of it.
+    /// Records the state that a step was decided on: the append checks that the stream still has this version.
     pub(crate) fn rest_on(&mut self, step: &dyn AnyStep, stream: &StreamId, state: &AnyLoaded) {
         if !self.places.contains_key(stream) {
             self.touch(stream.clone(), step.version(), state.clone(), step.memory());

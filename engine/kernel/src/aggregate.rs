@@ -1,4 +1,4 @@
-//! Aggregates: state that follows from events alone, and the rules by which a command becomes events.
+//! Aggregates: state that is derived from events alone, and the rules that turn a command into events.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -6,118 +6,122 @@ use serde::de::DeserializeOwned;
 
 use crate::upcast::Upcaster;
 
-/// A kind of aggregate. Its default is one that does not exist.
+/// A type of aggregate. The default value is the state of an aggregate that does not exist.
 ///
-/// Everything is pure and synchronous: time, ids and answers from outside arrive in the command.
+/// All methods are pure and synchronous. The current time, new ids and results of external calls must be part of the
+/// command.
 pub trait Aggregate: Default + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Its name in the log: lower-case letters, digits and hyphens, because it becomes part of NATS subjects. A storage
-    /// format: it never changes.
+    /// Name of the type in the log: lower-case letters, digits and hyphens, because it becomes part of NATS subjects.
+    /// The name is stored with every event, so it must never change.
     const TYPE: &'static str;
-    /// Version of the serialized state. Raise it with every change of the state's shape or of `evolve`: a snapshot of
-    /// another version is ignored.
+    /// Version of the serialized state. Increase it with every change to the state's shape or to `evolve`: snapshots of
+    /// other versions are ignored.
     const STATE_VERSION: i64;
-    /// How long its streams become.
+    /// Whether the streams of this type stay short.
     const HISTORY: History;
-    /// Steps that bring stored events of older versions to the present one, oldest step first.
+    /// Upcasters that convert stored events of older versions to the current version, oldest step first.
     const UPCASTERS: &'static [Upcaster];
-    /// What happens to it.
+    /// The events of the aggregate.
     type Event: EventType;
-    /// What can be asked of it.
+    /// The commands that the aggregate accepts.
     type Command: CommandType;
-    /// Why a command is refused.
+    /// The reasons for which a command is refused.
     type Error: Refusal;
 
-    /// The events that a command makes of this state. They are not applied. A command that changes nothing succeeds
-    /// without an event.
+    /// Returns the events that result from a command in this state, without applying them. A command that changes
+    /// nothing returns no events.
     ///
     /// # Errors
-    /// The rule that refuses the command.
+    /// Returns the rule that refuses the command.
     fn decide(&self, command: &Self::Command) -> Result<Vec<Self::Event>, Self::Error>;
 
-    /// Applies one event. It holds no rule and never fails, whatever the order of events: what is stored has happened.
+    /// Applies one event to the state. It checks no rules and must not fail, whatever the order of events: a stored
+    /// event is a fact.
     fn evolve(&mut self, event: &Self::Event);
 
-    /// Who may know of it.
+    /// Returns who may see the aggregate.
     fn access(&self) -> Access<'_>;
 
-    /// About how many bytes it takes in memory, for caches.
+    /// Returns the approximate size of the state in memory, in bytes. Caches use it.
     fn weight(&self) -> usize;
 }
 
-/// How long the streams of an aggregate become.
+/// Whether the streams of an aggregate type stay short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum History {
-    /// A stream ends: it is folded as a whole.
+    /// A stream has an end. Whole streams may be folded.
     Bounded,
-    /// A stream goes on for years: it is never folded as a whole.
+    /// A stream grows for years. It is never folded as a whole.
     Unbounded,
 }
 
-/// Who may know of an aggregate. To everybody else it is not there.
+/// Who may see an aggregate. For all other callers the aggregate does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access<'a> {
-    /// Nobody: it does not exist.
+    /// Nobody: the aggregate does not exist.
     Absent,
-    /// Its owner, by subject, and staff.
+    /// The owner, given by token subject, and staff.
     Owner(&'a str),
-    /// Staff.
+    /// Staff only.
     Staff,
 }
 
-/// The events of an aggregate: an enum, stored as JSON tagged by the event's name, `{"NAME": {…}}`.
+/// The event type of an aggregate: an enum that is stored as externally tagged JSON, `{"NAME": {…}}`.
 pub trait EventType: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
-    /// Every event's name with the version that newly written ones carry. Names are a storage format and never change.
+    /// Name and current version of every event. New events are written in this version. Names are stored, so they must
+    /// never change.
     const VERSIONS: &'static [(&'static str, &'static str)];
 
-    /// The event's name.
+    /// Returns the name of the event.
     fn name(&self) -> &'static str;
 
-    /// The version that it is written in.
+    /// Returns the version in which the event is written.
     fn version(&self) -> &'static str {
         version_of::<Self>(self.name()).unwrap_or("1")
     }
 }
 
-/// The version in which events of a name are written; `None` where there is no such event.
+/// Returns the version in which events with this name are written; `None` if `E` has no such event.
 pub fn version_of<E: EventType>(name: &str) -> Option<&'static str> {
     E::VERSIONS.iter().find(|(known, _)| *known == name).map(|(_, version)| *version)
 }
 
-/// The commands of an aggregate.
+/// The command type of an aggregate.
 pub trait CommandType: Send + Sync + 'static {
-    /// The command's name, for metrics and logs.
+    /// Returns the name of the command, for metrics and logs.
     fn name(&self) -> &'static str;
 
-    /// Whether it begins an aggregate that does not exist.
+    /// Whether the command creates the aggregate.
     fn creates(&self) -> bool;
 }
 
-/// A business reason for which a command is refused; nothing was changed.
+/// A business reason for which a command is refused. A refused command changes nothing.
 pub trait Refusal: std::error::Error + Send + Sync + 'static {
-    /// The refusal of everybody who may not know of the aggregate, and of commands to one that does not exist.
+    /// Returns the refusal for callers that may not see the aggregate, and for commands to an aggregate that does not
+    /// exist.
     fn not_found() -> Self;
 
-    /// The stable name of the rule, the last part of a problem's `type`.
+    /// Returns the stable name of the rule: the last part of a problem's `type`.
     fn slug(&self) -> &'static str;
 
-    /// Which kind of refusal it is.
+    /// Returns the class of the refusal, which decides the HTTP status.
     fn class(&self) -> RefusalClass;
 
-    /// A short summary of the kind, without details: a problem's `title`.
+    /// Returns a short summary of the rule without details: a problem's `title`.
     fn title(&self) -> &'static str;
 
-    /// The fields of the command that are at fault: a JSON pointer and a reason each.
+    /// Returns the invalid fields of the command, each as a JSON pointer and a reason.
     fn pointers(&self) -> Vec<(String, String)> {
         Vec::new()
     }
 }
 
-/// Kinds of refusal: each has one HTTP status.
+/// Classes of refusals. Each class has one HTTP status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalClass {
-    /// The aggregate is not there, or not for the caller: 404.
+    /// The aggregate does not exist, or the caller may not see it: 404.
     NotFound,
-    /// It exists, and the command would begin it: 409.
+    /// The command would create an aggregate that already exists: 409.
     Conflict,
     /// A rule refuses the command: 422.
     Rule,

@@ -1,11 +1,11 @@
-//! What an aggregate is: pure traits and types, which every other crate of the engine and every context builds on.
+//! Traits and types of aggregates and process managers. All other crates of the engine and all contexts depend on them.
 //!
-//! The crate never awaits, opens a file or a socket, or reads a clock. It knows no business term.
+//! The code is pure: it never awaits, opens a file or a socket, or reads a clock. It contains no business terms.
 //!
-//! - [`aggregate`]: the trait of aggregates, and those of their events, commands and refusals.
+//! - [`aggregate`]: the traits of aggregates, events, commands and refusals.
 //! - [`process`]: the trait of process managers.
 //! - [`stream`]: the id of an event stream.
-//! - [`upcast`]: how events of older versions become events of the present one.
+//! - [`upcast`]: upcasters, which convert events of older versions to the current version.
 
 pub mod aggregate;
 pub mod process;

@@ -1,28 +1,29 @@
-//! Process managers: aggregates that learn what happened elsewhere and answer with commands.
+//! Process managers: aggregates that receive events of other aggregates and respond with commands.
 
 use jiff::Timestamp;
 
 use crate::aggregate::{Aggregate, CommandType, Refusal, RefusalClass};
 use crate::stream::StreamId;
 
-/// A process manager: an aggregate with a stream of its own that reacts to events of other aggregates.
+/// A process manager: an aggregate with its own stream that reacts to events of other aggregates.
 ///
-/// Everything is pure and synchronous. What one input leads to (events of its own, those of the commands that it gives,
-/// and its deadlines) commits in one transaction, or not at all.
+/// All methods are pure and synchronous. All effects of one input commit in one transaction, or none of them does: the
+/// events of the process, the events of the commands that it sends, and its deadlines.
 pub trait Process: Aggregate {
-    /// What it learns, decoded from a recorded event.
+    /// The input of the process, decoded from a recorded event.
     type Input: Send + Sync + 'static;
-    /// A command that it gives to another aggregate; the reactor that runs the process turns it into a step.
+    /// A command to another aggregate. The reactor that runs the process converts it to a step.
     type Request: Send + Sync + 'static;
 
-    /// Which process an input belongs to. It reads the input's payload only.
+    /// Returns the process that an input belongs to. It reads only the payload of the input.
     fn correlate(input: &Self::Input) -> Correlation;
 
-    /// What the process does about an input. Nothing is applied. An input that it has already taken gives nothing.
+    /// Returns the outputs of the process for a trigger, without applying them. An input that the process has already
+    /// handled returns no output.
     fn react(&self, trigger: &Trigger<Self::Input>, now: Timestamp) -> Vec<Output<Self>>;
 
-    /// The deadlines that are set in this state, each name once. They follow from the state alone, so the log can make
-    /// them again. A deadline that is reached must lead to an event that ends it.
+    /// Returns the deadlines that are set in this state; names are unique. They depend on the state alone, so they can
+    /// be restored from the log. A reached deadline must result in an event that clears it.
     fn deadlines(&self) -> Vec<Due> {
         Vec::new()
     }
@@ -31,56 +32,56 @@ pub trait Process: Aggregate {
 /// The process that an input belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Correlation {
-    /// The process with this id, which begins with this input where it does not exist.
+    /// The process with this id. The input starts the process if it does not exist.
     Start(String),
-    /// The process with this id; an input to one that does not exist is ignored.
+    /// The process with this id. The input is ignored if the process does not exist.
     Continue(String),
-    /// None.
+    /// No process.
     Ignore,
 }
 
-/// Why a process reacts.
+/// The reason for which a process reacts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trigger<I> {
-    /// It learned something.
+    /// An input arrived.
     Input(I),
-    /// One of its deadlines is reached; the name is that of [`Due`].
+    /// A deadline of the process is reached. The value is the name in [`Due`].
     Deadline(String),
-    /// Commands that it gave because of the trigger before were refused, and nothing of what that trigger led to is written.
-    /// A refusal of what it does now parks the input.
+    /// Commands that resulted from the previous trigger were refused, and no effect of that trigger was written. If the
+    /// commands that result from this trigger are refused too, the input is parked.
     Refused(Vec<Refused>),
 }
 
 /// A command that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// The stream that it was for.
+    /// Stream of the aggregate that refused the command.
     pub stream: StreamId,
-    /// The stable name of the rule.
+    /// Stable name of the rule.
     pub slug: String,
-    /// The refusal in words.
+    /// Message of the refusal.
     pub detail: String,
 }
 
-/// Something that a process does.
+/// An output of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output<P: Process> {
-    /// An event of its own stream.
+    /// An event for the stream of the process.
     Event(P::Event),
     /// A command to another aggregate.
     Request(P::Request),
 }
 
-/// A deadline.
+/// A deadline of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
-    /// Its name within the process.
+    /// Name of the deadline, unique within the process.
     pub name: String,
-    /// When it is reached, never before.
+    /// Time of the deadline. The process is never triggered earlier.
     pub at: Timestamp,
 }
 
-/// The commands of a process that takes none: only its inputs move it. `decide` is `match *command {}`.
+/// The command type of a process that accepts no commands. Such a process implements `decide` as `match *command {}`.
 #[derive(Debug, Clone, Copy)]
 pub enum NoCommand {}
 
@@ -94,7 +95,7 @@ impl CommandType for NoCommand {
     }
 }
 
-/// The refusal of a process that takes no commands: there is nothing for whoever asks.
+/// The refusal of a process that accepts no commands. To callers, the process does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoSuchProcess;
 
@@ -120,6 +121,6 @@ impl Refusal for NoSuchProcess {
     }
 
     fn title(&self) -> &'static str {
-        "There is no such process"
+        "Process not found"
     }
 }

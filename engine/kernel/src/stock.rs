@@ -1,4 +1,5 @@
-//! Any aggregate as one of cqrs-es: for its given/when/then test framework, and to share a database with stock code.
+//! Adapters to cqrs-es: they run any aggregate in its given/when/then test framework, and let code that uses cqrs-es
+//! share the database.
 
 use cqrs_es::DomainEvent;
 use cqrs_es::event_sink::EventSink;
@@ -6,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::{Aggregate, EventType};
 
-/// An aggregate of cqrs-es.
+/// Wraps an aggregate as an aggregate of cqrs-es.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent, bound = "A: Aggregate")]
 pub struct Stock<A>(pub A);
 
-/// An event of cqrs-es.
+/// Wraps an event as an event of cqrs-es.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent, bound = "E: EventType")]
 pub struct StockEvent<E>(pub E);

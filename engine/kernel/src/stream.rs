@@ -4,7 +4,8 @@ use std::fmt;
 
 use compact_str::CompactString;
 
-/// An aggregate's stream: the type of the aggregate and its id. Two types may use the same id without ever meeting.
+/// The id of an aggregate's stream: aggregate type and aggregate id. Aggregates of two types may have the same id;
+/// their streams are separate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     /// Type of the aggregate, e.g. `counter`.
@@ -14,7 +15,7 @@ pub struct StreamId {
 }
 
 impl StreamId {
-    /// The stream of an aggregate.
+    /// Creates the id of an aggregate's stream.
     pub fn new(aggregate_type: &str, aggregate_id: &str) -> Self {
         Self { aggregate_type: aggregate_type.into(), aggregate_id: aggregate_id.into() }
     }
@@ -26,8 +27,8 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`. Every aggregate's id has, because it becomes part of URL
-/// paths and channel names.
+/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`. Every aggregate id must have this form, because it
+/// becomes part of URL paths and channel names.
 pub fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }

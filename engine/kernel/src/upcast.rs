@@ -1,41 +1,43 @@
-//! Upcasting: stored events of older versions are brought to the present version when they are read. Nothing in the log is
-//! ever rewritten, and readers see the newest version only.
+//! Upcasting: stored events of older versions are converted to the current version when they are read. The log is never
+//! rewritten, and readers see only the current version.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-/// One step: from one version of an event to the next.
+/// One upcasting step: from one version of an event to the next.
 #[derive(Debug, Clone, Copy)]
 pub struct Upcaster {
-    /// The event's name.
+    /// Name of the event.
     pub event_type: &'static str,
-    /// The version that it reads.
+    /// Version that the step reads.
     pub from: &'static str,
-    /// The version that it makes.
+    /// Version that the step produces.
     pub to: &'static str,
-    /// Changes the event's payload.
+    /// Function that changes the event's payload in place.
     pub upcast: fn(&mut Map<String, Value>),
 }
 
-/// The upcasters of several aggregates, each for its own type: two types may have events of one name. Cheap to clone.
+/// Upcasters of several aggregate types. They are kept by type, because two types may have events with the same name.
+/// Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Upcasters(Arc<[(&'static str, Upcaster)]>);
 
 impl Upcasters {
-    /// Those of one type of aggregate.
+    /// Creates the set of upcasters of one aggregate type.
     pub fn of(aggregate_type: &'static str, upcasters: &[Upcaster]) -> Self {
         Self(upcasters.iter().map(|upcaster| (aggregate_type, *upcaster)).collect())
     }
 
-    /// Adds those of another type, which must not be among these.
+    /// Adds the upcasters of another set. The two sets must not share an aggregate type.
     #[must_use]
     pub fn merge(self, other: &Self) -> Self {
         Self(self.0.iter().chain(other.0.iter()).copied().collect())
     }
 
-    /// The newest version of an event and its payload, as JSON text; `None` where the stored one is the newest. A payload
-    /// that is not an object tagged by the event's name stays as it is, and fails where it is decoded.
+    /// Returns the current version of an event and its payload as JSON text; `None` if no upcaster applies, that is, if
+    /// the stored version is current. A payload that is not an object tagged with the event's name also returns `None`;
+    /// decoding it fails later.
     pub fn upcast(
         &self,
         aggregate_type: &str,

@@ -1,4 +1,4 @@
-//! Who is asking: bearer tokens (JWT) in, a [`Principal`] out.
+//! Authentication: verifies bearer tokens (JWT) and extracts a [`Principal`].
 
 mod jwks;
 
@@ -23,29 +23,30 @@ use uuid::Uuid;
 use crate::problem::Problem;
 use crate::request_id;
 
-/// The least length of a shared secret.
+/// Minimum length of a shared secret, in bytes.
 pub const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const SUBJECT_CHARS_MAX: usize = 255;
-/// How long a token is still believed after its end, in seconds: clocks differ.
+/// Tolerated clock difference in seconds: a token is accepted for this time after `exp` and before `nbf`.
 pub const LEEWAY_SECONDS: u64 = 5;
 const RSA: &[Algorithm] =
     &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
 
-/// Which tokens are believed. At least one source of keys is needed; with several, a token of any is believed.
+/// Settings of authentication. At least one source of keys is required. With several, a token that is signed with any
+/// of the keys is accepted.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The shared secret of HS256, at least 32 bytes. With it this process can sign tokens too.
+    /// The shared secret for HS256, at least 32 bytes. A process with the secret can also sign tokens.
     pub jwt_secret: Option<SecretString>,
-    /// A PEM file (RSA, EC P-256 or P-384, or Ed25519; a private key, in PKCS#8, can sign too) or a JWKS file of public
-    /// keys.
+    /// Path of a PEM file (RSA, EC P-256 or P-384, or Ed25519) or of a JWKS file with public keys. With a private key,
+    /// in PKCS#8 PEM, the process can also sign tokens.
     pub jwt_key_file: Option<PathBuf>,
-    /// Where an identity provider shows its public keys, as a JWKS: `https://…`, or `http://…`.
+    /// URL of an identity provider's JWKS with its public keys: `https://…` or `http://…`.
     pub jwt_jwks_url: Option<String>,
-    /// The `iss` a token must have.
+    /// The required `iss` of a token.
     pub jwt_issuer: String,
-    /// The `aud` a token must have, alone or among others.
+    /// The required `aud` of a token. A token may have other audiences as well.
     pub jwt_audience: String,
 }
 
@@ -61,147 +62,147 @@ impl Default for Settings {
     }
 }
 
-/// Why the keys can't be used, or a token not be signed.
+/// Errors of reading keys and signing tokens.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No source of keys is set.
+    /// No source of keys is configured.
     #[error(
-        "no key to check tokens with: set DOCKET_JWT_SECRET (at least 32 bytes), DOCKET_JWT_KEY_FILE (PEM or JWKS) or \
-         DOCKET_JWT_JWKS_URL"
+        "no key to verify tokens is configured: set DOCKET_JWT_SECRET (at least 32 bytes), DOCKET_JWT_KEY_FILE (PEM or \
+         JWKS) or DOCKET_JWT_JWKS_URL"
     )]
     NoKey,
-    /// The secret could be guessed.
-    #[error("DOCKET_JWT_SECRET has {0} bytes; it needs at least 32 random ones, as `openssl rand -hex 32` makes them")]
+    /// The secret is too short to be secure.
+    #[error("DOCKET_JWT_SECRET has {0} bytes but needs at least 32: create it with `openssl rand -hex 32`")]
     ShortSecret(usize),
-    /// The key file can't be read.
-    #[error("DOCKET_JWT_KEY_FILE {path:?}: {source}")]
+    /// The key file cannot be read.
+    #[error("could not read DOCKET_JWT_KEY_FILE {path:?}: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The key file holds no key of use.
-    #[error("DOCKET_JWT_KEY_FILE {path:?}: {reason}")]
+    /// The key file contains no usable key.
+    #[error("DOCKET_JWT_KEY_FILE {path:?} contains no usable key: {reason}")]
     Key {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong, and what is right.
+        /// What is wrong, and what is required.
         reason: String,
     },
-    /// The URL gives no key of use.
-    #[error("DOCKET_JWT_JWKS_URL {url}: {reason}")]
+    /// The keys of the URL cannot be fetched, or none of them is usable.
+    #[error("could not use the keys at DOCKET_JWT_JWKS_URL {url}: {reason}")]
     Fetch {
-        /// The URL.
+        /// URL of the key set.
         url: String,
-        /// What is wrong.
+        /// Why the keys cannot be used.
         reason: String,
     },
-    /// Only public keys are known.
-    #[error("tokens can't be signed with a public key: set DOCKET_JWT_SECRET or a private key in DOCKET_JWT_KEY_FILE")]
+    /// Only public keys are configured.
+    #[error("no key to sign tokens is configured: set DOCKET_JWT_SECRET, or DOCKET_JWT_KEY_FILE with a private key")]
     CannotSign,
-    /// No token can have it.
-    #[error("a subject has 1 to 255 characters, none of them a control character")]
+    /// The subject is not valid in a token.
+    #[error("a subject must have 1 to 255 characters and no control characters")]
     Subject,
-    /// The key refused to sign.
-    #[error("signing the token: {0}")]
+    /// Signing failed.
+    #[error("could not sign the token: {0}")]
     Sign(#[from] jsonwebtoken::errors::Error),
 }
 
-/// What a principal may do; each role may do what the ones before it may.
+/// The role of a principal. Each role includes the permissions of the roles before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Sees and changes what is its own.
+    /// May read and change its own data.
     Customer,
-    /// Sees and changes everything of the business.
+    /// May read and change all business data.
     Staff,
-    /// Operates the service too.
+    /// May also operate the service.
     Admin,
 }
 
-/// Who is asking, as a verified token says.
+/// The authenticated caller, from a verified token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
-    /// The token's `sub`: 1 to 255 characters. A customer's id, for a customer.
+    /// The token's `sub`, 1 to 255 characters. For the role customer it is the customer's id.
     pub subject: String,
     /// The token's `role`.
     pub role: Role,
     /// The token's `jti`, if it has one.
     pub token_id: Option<String>,
-    /// The token's `iat`, in seconds since 1970; 0 where it has none.
+    /// The token's `iat`, in seconds since 1970; 0 if the token has none.
     pub issued_at: i64,
-    /// The token's `exp`, in seconds since 1970: a long connection must not outlive it.
+    /// The token's `exp`, in seconds since 1970. Long-lived connections must end at this time.
     pub expires_at: i64,
 }
 
 impl Principal {
-    /// Only staff and admins go on.
+    /// Allows staff and admins only.
     ///
     /// # Errors
-    /// 403 for others.
+    /// 403 (`forbidden`) for customers.
     pub fn staff_only(&self) -> Result<(), Problem> {
         if self.is_staff() { Ok(()) } else { Err(forbidden("staff")) }
     }
 
-    /// Only admins go on.
+    /// Allows admins only.
     ///
     /// # Errors
-    /// 403 for others.
+    /// 403 (`forbidden`) for customers and staff.
     pub fn admin_only(&self) -> Result<(), Problem> {
         if self.is_admin() { Ok(()) } else { Err(forbidden("admin")) }
     }
 
-    /// Staff or admin.
+    /// Whether the role is staff or admin.
     pub fn is_staff(&self) -> bool {
         self.role >= Role::Staff
     }
 
-    /// Admin.
+    /// Whether the role is admin.
     pub fn is_admin(&self) -> bool {
         self.role == Role::Admin
     }
 
-    /// Whether what belongs to this customer may be seen: it is their own, or they are staff.
+    /// Whether the principal may read the data of this customer: it is this customer, or it is staff.
     pub fn may_see(&self, customer_id: &str) -> bool {
         self.is_staff() || self.subject == customer_id
     }
 }
 
-/// Checks and signs tokens. Clones share the keys.
+/// Verifies and signs tokens. Clones share the keys.
 #[derive(Clone)]
 pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
-    /// Those of the settings.
+    /// Keys from the settings.
     keys: Vec<Key>,
-    /// Those of the URL, as they were fetched last; replaced as a whole.
+    /// Keys of the last successful fetch from the URL. Always replaced as a whole.
     fetched: watch::Sender<Vec<Key>>,
-    /// Told when a token names a key that is not known.
+    /// Notified when a token names an unknown key.
     unknown_key: Notify,
     settings: Settings,
     signer: Option<Signer>,
     revoked: watch::Sender<Revoked>,
 }
 
-/// Tokens that are believed no more, though they have not expired.
+/// Tokens that are refused although they have not expired.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Revoked {
-    /// Of a subject, those that were issued at or before a time in seconds since 1970.
+    /// Revocation time by subject, in seconds since 1970. Tokens that were issued at or before it are revoked.
     pub subjects: HashMap<String, i64>,
-    /// By their `jti`.
+    /// `jti` of revoked tokens.
     pub token_ids: HashSet<String>,
 }
 
 impl Revoked {
-    /// Whether a principal's token is among them.
+    /// Whether the token of a principal is revoked.
     pub fn covers(&self, principal: &Principal) -> bool {
         self.subjects.get(&principal.subject).is_some_and(|revoked_at| principal.issued_at <= *revoked_at)
             || principal.token_id.as_ref().is_some_and(|id| self.token_ids.contains(id))
     }
 }
 
-/// A key believes only the algorithms made for it, whatever a token's header says.
+/// A verification key. Only the algorithms of the key are accepted, whatever the token's header names.
 struct Key {
     id: Option<String>,
     decoding: DecodingKey,
@@ -213,7 +214,7 @@ struct Signer {
     key: EncodingKey,
 }
 
-/// The claims we read. All optional, so that a missing one is reported by name and not as bad JSON.
+/// The claims of a token. All are optional, so that a missing claim is reported by name and not as malformed JSON.
 #[derive(Deserialize)]
 struct Claims {
     sub: Option<String>,
@@ -236,10 +237,11 @@ struct NewClaims<'a> {
 }
 
 impl Authenticator {
-    /// Reads the keys. Those of a URL are not fetched yet: see [`Authenticator::fetch_keys`].
+    /// Reads the keys from the settings. Call [`Authenticator::fetch_keys`] to fetch those of the URL.
     ///
     /// # Errors
-    /// No key, a secret shorter than 32 bytes, a key file that is missing or holds no key of use, a URL that is none.
+    /// Fails without a source of keys, with a secret shorter than 32 bytes, with a key file that is missing or contains
+    /// no usable key, and with an invalid URL.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
         let (mut keys, mut signer) = (Vec::new(), None);
         let mut add = |id, decoding, algorithms: &[Algorithm]| {
@@ -282,22 +284,22 @@ impl Authenticator {
         })))
     }
 
-    /// Believes a token whose signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` are good. Clocks may
-    /// differ by 5 seconds.
+    /// Verifies the signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` of a token. Clocks may differ by
+    /// 5 seconds.
     ///
     /// # Errors
-    /// A 401 problem that says what is wrong with the token: `token-expired`, `token-revoked`, `invalid-token`, or
-    /// `unknown-key`, where the URL of keys is asked again and the same token may be believed soon.
+    /// A 401 problem with the reason: `token-expired`, `token-revoked`, `invalid-token` or `unknown-key`. `unknown-key`
+    /// causes a new fetch of the key URL, so the same token may be accepted soon.
     pub fn verify(&self, token: &str) -> Result<Principal, Problem> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(invalid("the token is longer than 8192 bytes"));
+            return Err(invalid("The token is longer than 8192 bytes."));
         }
         let claims = match self.0.keys.as_slice() {
             [key] if self.0.settings.jwt_jwks_url.is_none() => decode(token, key)?,
             keys => match decode_with_any(token, keys.iter().chain(self.0.fetched.borrow().iter())) {
                 Some(outcome) => outcome?,
                 None => {
-                    let detail = "no known key has the token's kid and alg";
+                    let detail = "No known key matches the kid and alg of the token.";
                     if self.0.settings.jwt_jwks_url.is_none() {
                         return Err(invalid(detail));
                     }
@@ -308,20 +310,20 @@ impl Authenticator {
         };
         let subject = claims.sub.unwrap_or_default();
         if !is_subject(&subject) {
-            return Err(invalid("the claim sub must be 1 to 255 characters, none of them a control character"));
+            return Err(invalid("The claim sub must have 1 to 255 characters and no control characters."));
         }
         let role = match claims.role.as_deref() {
             Some("customer") => Role::Customer,
             Some("staff") => Role::Staff,
             Some("admin") => Role::Admin,
-            _ => return Err(invalid("the claim role must be customer, staff or admin")),
+            _ => return Err(invalid("The claim role must be customer, staff or admin.")),
         };
-        // A number beyond i64 saturates, which is as good as for ever.
+        // The cast saturates, so a number beyond i64 means no practical expiry.
         let expires_at = claims.exp.unwrap_or_default() as i64;
         let issued_at = claims.iat.unwrap_or_default() as i64;
         let principal = Principal { subject, role, token_id: claims.jti, issued_at, expires_at };
         match self.0.revoked.borrow().covers(&principal) {
-            true => Err(refuse("token-revoked", "Token revoked", "the token was revoked")),
+            true => Err(refuse("token-revoked", "Token revoked", "The token was revoked. Get a new one.")),
             false => Ok(principal),
         }
     }
@@ -329,7 +331,7 @@ impl Authenticator {
     /// Signs a token that [`Authenticator::verify`] accepts from now until `ttl` has passed.
     ///
     /// # Errors
-    /// When only public keys are known; for a subject that no token can have.
+    /// Fails if only public keys are configured, or if the subject is not valid in a token.
     pub fn sign(&self, subject: &str, role: Role, ttl: Duration) -> Result<String, Error> {
         let Signer { header, key } = self.0.signer.as_ref().ok_or(Error::CannotSign)?;
         if !is_subject(subject) {
@@ -349,7 +351,7 @@ impl Authenticator {
         Ok(jsonwebtoken::encode(header, &claims, key)?)
     }
 
-    /// Tells which tokens are revoked.
+    /// Replaces the set of revoked tokens.
     pub fn revoke(&self, revoked: Revoked) {
         self.0.revoked.send_if_modified(|known| {
             let changed = *known != revoked;
@@ -358,21 +360,21 @@ impl Authenticator {
         });
     }
 
-    /// Whether a token has been revoked since it was verified.
+    /// Whether the token of a principal has been revoked since its verification.
     pub fn has_revoked(&self, principal: &Principal) -> bool {
         self.0.revoked.borrow().covers(principal)
     }
 
-    /// Follows which tokens are revoked: a long connection must not outlive its token.
+    /// Subscribes to changes of the revoked tokens, so that long-lived connections end when their token is revoked.
     pub fn revoked(&self) -> watch::Receiver<Revoked> {
         self.0.revoked.subscribe()
     }
 
-    /// The principal of a request. The outcome is kept in the request, so that asking again, as the rate limit and the
-    /// handler both do, verifies nothing twice.
+    /// Returns the principal of a request. The result is cached in the request's extensions, because the rate limiter
+    /// and the handler both call this method.
     ///
     /// # Errors
-    /// A 401 problem: `authentication-required` without a bearer token, else as [`Authenticator::verify`] says.
+    /// A 401 problem: `authentication-required` without a bearer token, else an error of [`Authenticator::verify`].
     pub fn authenticate(&self, parts: &mut Parts) -> Result<Principal, Problem> {
         if let Some(Outcome(outcome)) = parts.extensions.get() {
             return outcome.clone();
@@ -383,12 +385,13 @@ impl Authenticator {
     }
 }
 
-/// The role is not enough.
+/// Returns the 403 problem of a principal without the required role.
 pub fn forbidden(needs: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed").detail(format!("This needs the role {needs}."))
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+        .detail(format!("This operation requires the role {needs}."))
 }
 
-/// The subject of a request that has been authenticated.
+/// Returns the subject of an authenticated request.
 pub(crate) fn subject(extensions: &Extensions) -> Option<&str> {
     extensions.get().and_then(|Outcome(outcome)| outcome.as_ref().ok()).map(|principal| principal.subject.as_str())
 }
@@ -408,7 +411,7 @@ where
     }
 }
 
-/// Whether a token's `sub` can be this.
+/// Whether the text is valid as a token's `sub`.
 fn is_subject(subject: &str) -> bool {
     (1..=SUBJECT_CHARS_MAX).contains(&subject.chars().count()) && !subject.chars().any(char::is_control)
 }
@@ -433,28 +436,28 @@ fn bearer(parts: &Parts) -> Result<&str, Problem> {
     let Some(value) = parts.headers.get(AUTHORIZATION) else {
         return Err(required(match parts.headers.contains_key(COOKIE) {
             true => {
-                "send the header Authorization: Bearer <JWT>; a cookie counts for live updates only, with an allowed Origin"
+                "Send the header Authorization: Bearer <JWT>. Cookies are accepted for live updates only, with an allowed Origin."
             }
-            false => "send the header Authorization: Bearer <JWT>",
+            false => "Send the header Authorization: Bearer <JWT>.",
         }));
     };
     match value.to_str().unwrap_or_default().split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start()),
-        _ => Err(required("the header Authorization must have the form Bearer <JWT>")),
+        _ => Err(required("The header Authorization must have the form Bearer <JWT>.")),
     }
 }
 
 fn decode(token: &str, key: &Key) -> Result<Claims, Problem> {
     let token = jsonwebtoken::decode(token, &key.decoding, &key.validation).map_err(|error| refusal(error.kind()))?;
-    // What its issuer calls critical changes what the token means, and no such extension is known here.
+    // RFC 7515 requires refusing a token with critical extensions that the verifier does not support.
     if token.header.crit.is_some() {
-        return Err(invalid("the token's header has crit, and no extension is supported"));
+        return Err(invalid("The token has the header parameter crit, but no extensions are supported."));
     }
     Ok(token.claims)
 }
 
-/// Tries the keys that a token names by `kid` and `alg`, or might mean when it has no `kid`. `None` where there is no such
-/// key.
+/// Tries the keys that match the token's `alg` and `kid`. A key matches any `kid` if the token or the key has none.
+/// Returns `None` if no key matches.
 fn decode_with_any<'a>(token: &str, keys: impl Iterator<Item = &'a Key>) -> Option<Result<Claims, Problem>> {
     let header = match jsonwebtoken::decode_header(token) {
         Ok(header) => header,
@@ -475,16 +478,16 @@ fn decode_with_any<'a>(token: &str, keys: impl Iterator<Item = &'a Key>) -> Opti
 
 fn refusal(kind: &ErrorKind) -> Problem {
     match kind {
-        ErrorKind::ExpiredSignature => refuse("token-expired", "Token expired", "the token expired"),
-        ErrorKind::ImmatureSignature => invalid("the token is not valid yet (nbf)"),
-        ErrorKind::InvalidIssuer => invalid("the token has another issuer (iss)"),
-        ErrorKind::InvalidAudience => invalid("the token is for another audience (aud)"),
-        ErrorKind::InvalidSignature => invalid("the signature is wrong"),
-        ErrorKind::InvalidAlgorithm => invalid("the token's alg is not allowed for this key"),
+        ErrorKind::ExpiredSignature => refuse("token-expired", "Token expired", "The token expired. Get a new one."),
+        ErrorKind::ImmatureSignature => invalid("The token is not valid yet (nbf)."),
+        ErrorKind::InvalidIssuer => invalid("The token has a wrong issuer (iss)."),
+        ErrorKind::InvalidAudience => invalid("The token has a wrong audience (aud)."),
+        ErrorKind::InvalidSignature => invalid("The signature of the token is wrong."),
+        ErrorKind::InvalidAlgorithm => invalid("The alg of the token is not allowed for this key."),
         ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
-            invalid("the token must have the claims exp, iss, aud and sub")
+            invalid("The token must have the claims exp, iss, aud and sub.")
         }
-        _ => invalid("the token is not a well-formed JWT"),
+        _ => invalid("The token is not a well-formed JWT."),
     }
 }
 
@@ -500,7 +503,7 @@ fn refuse(slug: &'static str, title: &str, detail: &'static str) -> Problem {
 
 type Pem = (DecodingKey, Vec<Algorithm>, Option<EncodingKey>);
 
-/// The first algorithm is the one to sign with.
+/// Reads a private or public key in PEM. The first algorithm of the result is used for signing.
 fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
     let families = [
         (EncodingKey::from_rsa_pem(text), Algorithm::RS256, RSA),
@@ -509,7 +512,7 @@ fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
         (EncodingKey::from_ed_pem(text), Algorithm::EdDSA, &[Algorithm::EdDSA]),
     ];
     for (private, algorithm, algorithms) in families {
-        // A private key that yields no public half is one of another family or curve, or no private key at all.
+        // If no public key can be derived, the text has another key family or curve, or is not a private key.
         if let Ok(private) = private
             && let Ok(jwk) = Jwk::from_encoding_key(&private, algorithm)
             && let Ok(public) = DecodingKey::from_jwk(&jwk)
@@ -526,7 +529,7 @@ fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
     let rsa = || DecodingKey::from_rsa_pem(text).ok().map(|key| (key, RSA.to_vec(), None));
     ec.or_else(ed).or_else(rsa).ok_or_else(|| Error::Key {
         path: path.to_owned(),
-        reason: "needs a PEM key (RSA, EC P-256 or P-384, or Ed25519; PUBLIC KEY, or PRIVATE KEY in PKCS#8) or a JWKS"
+        reason: "use a PEM key (RSA, EC P-256 or P-384, or Ed25519; PUBLIC KEY, or PRIVATE KEY in PKCS#8) or a JWKS"
             .to_owned(),
     })
 }
@@ -632,7 +635,7 @@ JQIDAQAB
         jsonwebtoken::encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
     }
 
-    /// The slug and detail of the refusal of a token that is good but for what `change` does.
+    /// Changes the claims of a valid token with `change`, and returns the slug and text of the refusal.
     fn refused(change: impl Fn(&mut Value)) -> (&'static str, String) {
         let mut claims = claims();
         change(&mut claims);
@@ -664,7 +667,7 @@ JQIDAQAB
         assert_eq!(by_secret().verify(&token).unwrap_err().slug(), "invalid-token");
         let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJjLTEifQ.";
         assert_eq!(by_secret().verify(none).unwrap_err().slug(), "invalid-token");
-        // The classic confusion: the public key's text taken for a shared secret.
+        // Algorithm confusion attack: the text of the public key is used as a shared secret.
         let key = EncodingKey::from_secret(RSA_2048_PUBLIC.as_bytes());
         let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims(), &key).unwrap();
         assert_eq!(by_file(RSA_2048_PUBLIC).unwrap().verify(&token).unwrap_err().slug(), "invalid-token");
@@ -797,7 +800,7 @@ JQIDAQAB
         let first = Principal::from_request_parts(&mut parts, &by_secret()).await;
         parts.headers.clear();
         let again = Principal::from_request_parts(&mut parts, &by_secret()).await;
-        assert_eq!(first.as_ref().ok(), again.as_ref().ok(), "the outcome is kept");
+        assert_eq!(first.as_ref().ok(), again.as_ref().ok(), "the outcome is cached");
         first
     }
 
@@ -820,7 +823,7 @@ JQIDAQAB
         let response = extract(Some("Bearer x")).await.unwrap_err().into_response();
         assert_eq!(
             response.headers()[WWW_AUTHENTICATE],
-            "Bearer error=\"invalid_token\", error_description=\"the token is not a well-formed JWT\""
+            "Bearer error=\"invalid_token\", error_description=\"The token is not a well-formed JWT.\""
         );
     }
 }

@@ -1,4 +1,5 @@
-//! A client's connection: it ends when the client takes nothing of its answer for too long, or sends more than it may.
+//! Client connections with limits: a connection fails if the client does not read the response for too long, or sends
+//! more bytes than allowed.
 
 use std::io;
 use std::pin::Pin;
@@ -12,34 +13,34 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
-/// What is read of a body when its request has been answered, and how long it may take to come.
+/// Maximum bytes of unread request data that are read after the response, and the time limit for reading them.
 pub(crate) const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
-/// Says that a client of this connection may send its whole request before it reads any of the answer. Clones are the
-/// same connection's.
+/// Suspends the write timeout of a connection while its client sends the whole request before it reads the response.
+/// Clones belong to the same connection.
 #[derive(Clone, Debug, Default)]
 pub struct HalfDuplex(Arc<Mutex<Holds>>);
 
 #[derive(Debug, Default)]
 struct Holds {
     count: usize,
-    /// When the last one ended.
+    /// When the last hold ended.
     ended: Option<Instant>,
 }
 
-/// While it lives, the connection does not end because its client reads nothing; afterwards the client has the usual time.
+/// Suspends the write timeout of the connection until dropped. The full timeout then starts again.
 #[derive(Debug)]
 pub struct Hold(HalfDuplex);
 
 impl HalfDuplex {
-    /// Begins to hold the connection. Whoever holds it must bound what is kept for the client, and for how long.
+    /// Suspends the write timeout. The caller must limit the data that it buffers for the client, and the duration.
     pub fn hold(&self) -> Hold {
         self.lock().count += 1;
         Hold(self.clone())
     }
 
-    /// From when on the time counts of a client that has read nothing since `since`.
+    /// Returns the start of the write timeout for a client that has read nothing since `since`.
     fn counts_from(&self, since: Instant) -> Instant {
         let holds = self.lock();
         if holds.count > 0 { Instant::now() } else { since.max(holds.ended.unwrap_or(since)) }
@@ -58,8 +59,8 @@ impl Drop for Hold {
     }
 }
 
-/// How many bytes a connection may still send: all there are, until somebody sets it. For upgraded connections, whose
-/// protocol may let a client send without end what makes no whole message.
+/// The number of bytes that the client may still send; unlimited until set. For upgraded connections, because their
+/// protocols may let a client send an endless incomplete message.
 #[derive(Clone)]
 pub struct ReadLimit(Arc<AtomicUsize>);
 
@@ -70,7 +71,7 @@ impl Default for ReadLimit {
 }
 
 impl ReadLimit {
-    /// From now on so many bytes may come; at the next one, reading fails with [`io::ErrorKind::QuotaExceeded`].
+    /// Allows `bytes` more bytes. Reading more fails with [`io::ErrorKind::QuotaExceeded`].
     pub fn set(&self, bytes: usize) {
         self.0.store(bytes, Relaxed);
     }
@@ -87,16 +88,17 @@ impl ReadLimit {
     }
 }
 
-/// A client's connection, with its place among all. Both go where the connection goes, also when it is upgraded.
+/// A client connection with its permit of the connection limit. The permit moves with the connection when it is
+/// upgraded.
 pub(crate) struct ClientStream {
-    /// None only while it is dropped.
+    /// None only during drop.
     stream: Option<TcpStream>,
     place: Option<OwnedSemaphorePermit>,
     limit: ReadLimit,
     half_duplex: HalfDuplex,
-    /// How long a client may take none of what it is sent.
+    /// How long a write may make no progress.
     write_timeout: Duration,
-    /// Since when the client takes nothing, and when to look again.
+    /// The time since when writes make no progress, and the timer for the next check.
     stalled: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -111,14 +113,14 @@ impl ClientStream {
     }
 
     fn stream(&mut self) -> Pin<&mut TcpStream> {
-        Pin::new(self.stream.as_mut().expect("it is taken when this is dropped"))
+        Pin::new(self.stream.as_mut().expect("the stream is taken only in drop"))
     }
 
     pub(crate) fn half_duplex(&self) -> HalfDuplex {
         self.half_duplex.clone()
     }
 
-    /// What a write gives, or an error where none has succeeded for too long.
+    /// Returns the result of a write, or `TimedOut` if no write has succeeded within the write timeout.
     fn unless_stalled<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -179,8 +181,9 @@ impl AsyncWrite for ClientStream {
     }
 }
 
-/// A connection that ends before all was read that its client sent (headers too long, a frame that breaks the protocol)
-/// would be reset by the system, and the client would lose the answer: so the rest is read, within limits.
+/// Reads the rest of the client's data, within limits, before the connection closes. If unread data remained (headers
+/// too large, an invalid frame), the operating system would reset the connection and the client would lose the
+/// response.
 impl Drop for ClientStream {
     fn drop(&mut self) {
         let (Some(mut stream), place) = (self.stream.take(), self.place.take()) else { return };
@@ -213,7 +216,7 @@ mod tests {
         (ClientStream::new(accepted.unwrap().0, place, TIMEOUT), client.unwrap())
     }
 
-    /// Writes until the client's buffers are full, and then until the connection is given up; how long that took.
+    /// Writes until the client's buffers are full and the write timeout has expired. Returns the elapsed time.
     async fn stall(stream: &mut ClientStream) -> Duration {
         let began = Instant::now();
         let error = loop {
@@ -232,9 +235,9 @@ mod tests {
 
         let hold = stream.half_duplex().hold();
         let held = tokio::time::timeout(TIMEOUT * 5, stall(&mut stream)).await;
-        assert!(held.is_err(), "it is held");
+        assert!(held.is_err(), "a hold suspends the write timeout");
         drop(hold);
-        assert!(stall(&mut stream).await >= TIMEOUT, "the client has the usual time");
+        assert!(stall(&mut stream).await >= TIMEOUT, "the full write timeout starts again after the hold");
 
         let mut buffer = vec![0; 1 << 20];
         client.read_exact(&mut buffer).await.unwrap();

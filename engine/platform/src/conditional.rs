@@ -7,17 +7,17 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::problem::Problem;
 
-/// The versions that a condition names.
+/// The versions that a conditional header lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Versions {
     /// `*`: any version that exists.
     Any,
-    /// One of these.
+    /// Any version of this list.
     Listed(Vec<i64>),
 }
 
 impl Versions {
-    /// Whether this version is one of them.
+    /// Whether the condition includes this version.
     pub fn include(&self, version: i64) -> bool {
         match self {
             Self::Any => true,
@@ -35,19 +35,19 @@ impl fmt::Display for Versions {
     }
 }
 
-/// The entity tag of a version.
+/// Returns the entity tag of a version: the number in double quotes.
 pub fn etag(version: i64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).expect("digits and quotes are ASCII")
 }
 
-/// The versions at which a request may be carried out; `None` without the header.
+/// Returns the versions for which the request may be executed, from `If-Match`; `None` without the header.
 ///
-/// A weak tag counts like a strong one, though RFC 9110 compares strongly here. A proxy that compresses an answer
-/// (nginx's gzip) makes its tag weak, so `W/"3"` may be the only form that a client has seen. Nothing is lost by it: the
-/// number names one state of the resource, however its bytes were sent.
+/// Weak tags are accepted like strong tags, although RFC 9110 requires the strong comparison for `If-Match`. A proxy
+/// that compresses a response (nginx's gzip) makes its tag weak, so the client may know only `W/"3"`. This is safe: the
+/// number identifies one state of the resource, regardless of the encoding of the response.
 ///
 /// # Errors
-/// 400 (`invalid-if-match`) for a tag that no answer has carried: what it was meant to guard is not known.
+/// 400 (`invalid-if-match`) for a tag that the server never sends, because its condition cannot be evaluated.
 pub fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Problem> {
     let Some(tags) = tags(headers, &IF_MATCH) else { return Ok(None) };
     let versions = tags.ok().and_then(|tags| match tags {
@@ -55,30 +55,30 @@ pub fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Problem> {
         Tags::Listed(tags) => tags.into_iter().map(version).collect::<Option<_>>().map(Versions::Listed),
     });
     versions.map(Some).ok_or_else(|| {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid-if-match", "If-Match cannot be read").detail(
-            "If-Match takes versions in double quotes, as ETag gives them, e.g. If-Match: \"3\" or If-Match: \"3\", \
-             \"4\"; or If-Match: * for any version.",
+        Problem::new(StatusCode::BAD_REQUEST, "invalid-if-match", "Invalid If-Match header").detail(
+            "Send If-Match with versions in double quotes, as in ETag: If-Match: \"3\" or If-Match: \"3\", \"4\". \
+             Send If-Match: * for any version.",
         )
     })
 }
 
-/// The versions that the client has already; `None` without the header, or where it cannot be read: then the answer
-/// comes whole, which is right for everybody.
+/// Returns the versions that the client already has, from `If-None-Match`; `None` if the header is missing or
+/// malformed. Without a version the full response is sent, which is always correct.
 pub fn if_none_match(headers: &HeaderMap) -> Option<Versions> {
     match tags(headers, &IF_NONE_MATCH)?.ok()? {
         Tags::Any => Some(Versions::Any),
-        // A tag of another server names no version of this one.
+        // Tags in another format come from another server. They match no version.
         Tags::Listed(tags) => Some(Versions::Listed(tags.into_iter().filter_map(version).collect())),
     }
 }
 
 enum Tags<'a> {
     Any,
-    /// What is between the quotes.
+    /// The texts between the quotes.
     Listed(Vec<&'a str>),
 }
 
-/// The entity tags of a header, over all of its lines; `None` where it is absent, `Err` where it is not of that form.
+/// Returns the entity tags in all lines of a header; `None` if the header is missing, `Err` if it is malformed.
 fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<Tags<'a>, ()>> {
     headers.contains_key(name).then(|| {
         let mut lines = Vec::new();
@@ -91,7 +91,7 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<Tags<'a>
         let mut tags = Vec::new();
         for mut rest in lines {
             loop {
-                // Empty members of a list are allowed.
+                // RFC 9110 allows empty list elements.
                 rest = rest.trim_start_matches([' ', '\t', ',']);
                 if rest.is_empty() {
                     break;
@@ -112,7 +112,7 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<Tags<'a>
     })
 }
 
-/// A version as [`etag`] writes it, and in no other form: `+1` and `01` are other tags.
+/// Parses a version. Accepts only the form that [`etag`] writes: `+1` and `01` are different tags.
 fn version(tag: &str) -> Option<i64> {
     tag.parse().ok().filter(|version: &i64| *version >= 0 && version.to_string() == tag)
 }

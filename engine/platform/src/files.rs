@@ -1,5 +1,5 @@
-//! Files and folders that only their owner may read, and files that are there whole or not at all, also after a power
-//! cut.
+//! Private files and folders, and files that are written atomically: after a power failure a file is complete or
+//! absent.
 
 use std::fs::{DirBuilder, File, OpenOptions, hard_link, remove_file, rename};
 use std::io::{self, ErrorKind, Write};
@@ -10,29 +10,29 @@ use std::path::{Path, PathBuf};
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 
-/// The folder that a path is in.
+/// Returns the folder that contains a path.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A path with something added to its last part.
+/// Returns the path with a suffix added to its last component.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Options that give a new file to its owner only. A file that exists keeps its permissions.
+/// Returns options that create a file with access for its owner only. An existing file keeps its permissions.
 pub fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(FILE_MODE);
     options
 }
 
-/// Makes an empty file for its owner only, in place of one that has the name.
+/// Creates an empty file with access for its owner only. Replaces an existing file.
 ///
 /// # Errors
-/// What the file system says.
+/// Returns the error of the file system.
 pub fn create(path: &Path) -> io::Result<File> {
     match remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -40,11 +40,11 @@ pub fn create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Makes a folder, and those above it that are missing, for their owner only. They survive a power cut. A folder that
-/// exists keeps its permissions.
+/// Creates a folder and its missing parents with access for their owner only. The folders survive a power failure. An
+/// existing folder keeps its permissions.
 ///
 /// # Errors
-/// What the file system says; something else that has the name.
+/// Returns the error of the file system, also if the path exists and is not a folder.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     if path.as_os_str().is_empty() || path.is_dir() {
         return Ok(());
@@ -52,18 +52,19 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     let parent = folder_of(path);
     create_folder(parent)?;
     match DirBuilder::new().mode(FOLDER_MODE).create(path) {
-        // Another process has made it meanwhile.
+        // Another process created the folder concurrently.
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
         made => made?,
     }
     sync_folder(parent)
 }
 
-/// Writes a file that is never changed again, for its owner only: the name exists once the contents are on the disk.
-/// Returns false, and changes nothing, where the name is taken: of two processes that write it at once, one wins.
+/// Writes an immutable file with access for its owner only. The name appears after the contents are on the disk.
+/// Returns false and changes nothing if the name exists: if two processes write the file concurrently, one of them
+/// succeeds.
 ///
 /// # Errors
-/// What the file system says; the name is then not taken.
+/// Returns the error of the file system.
 pub fn write_once(path: &Path, contents: &[u8]) -> io::Result<bool> {
     let part = with_suffix(path, &format!(".{}.part", uuid::Uuid::new_v4().simple()));
     let write = || {
@@ -84,21 +85,21 @@ pub fn write_once(path: &Path, contents: &[u8]) -> io::Result<bool> {
     Ok(written)
 }
 
-/// Gives a file that was written under another name its own one, in place of what has it. After a power cut the name
-/// leads to the one file or to the other, whole.
+/// Renames a completely written file from `part` to `path`, replacing an existing file. After a power failure `path` is
+/// the old file or the new file, never a partial one.
 ///
 /// # Errors
-/// What the file system says.
+/// Returns the error of the file system.
 pub fn publish(file: &File, part: &Path, path: &Path) -> io::Result<()> {
     file.sync_all()?;
     rename(part, path)?;
     sync_folder(folder_of(path))
 }
 
-/// Waits until the names in a folder are on the disk.
+/// Waits until the folder's entries are on the disk.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // A folder that may be entered and not be listed, and file systems that sync no folders.
+        // The folder may be entered but not read, or the file system cannot sync folders.
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => Ok(()),
         synced => synced,
     }
@@ -152,7 +153,7 @@ mod tests {
         });
         assert_eq!(won.len(), 1, "{won:?}");
         assert_eq!(fs::read(&file).unwrap(), [won[0]; 64]);
-        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "no other file is left");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]

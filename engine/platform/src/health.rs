@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it can do its work.
+//! Health endpoints: liveness, startup and readiness.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -17,10 +17,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long outcomes are told again: whoever asks, however often, costs the dependencies one look a second.
+/// How long outcomes are cached, so that frequent probes cause at most one check of each dependency per second.
 const OUTCOMES_FOR: Duration = Duration::from_secs(1);
 
-/// The process's own knowledge of its health. Clones share it.
+/// The health state of the process. Clones share the state.
 #[derive(Clone, Default)]
 pub struct Health(Arc<Inner>);
 
@@ -29,7 +29,7 @@ struct Inner {
     started: AtomicBool,
     draining: AtomicBool,
     checks: Mutex<Vec<Arc<Check>>>,
-    /// Locked while the checks run: those who ask meanwhile take the same outcomes.
+    /// Locked while the checks run, so that concurrent probes share one run.
     outcomes: tokio::sync::Mutex<Option<(Instant, Outcomes)>>,
 }
 
@@ -41,7 +41,7 @@ struct Check {
     name: &'static str,
     required: bool,
     run: Box<Run>,
-    /// The last outcome, so that a failure is logged when it begins and not at each probe.
+    /// Whether the last run failed. Used to log a failure once when it begins, and not at each probe.
     failed: AtomicBool,
 }
 
@@ -61,14 +61,14 @@ struct Outcome {
 }
 
 impl Health {
-    /// Not started, not draining, no checks.
+    /// Creates a state that is not started and not draining, and has no checks.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a check of something that the process depends on; it has 2 s to answer. A failing check that is `required`
-    /// makes the process not ready; another one only degraded. Its error goes to the log and not to the client. However
-    /// often readiness is asked for, checks run at most once a second.
+    /// Adds a check of a dependency. A check fails if it does not complete within 2 s. The process is not ready while a
+    /// `required` check fails; it is degraded while another check fails. The error of a check is logged and not sent to
+    /// the client. Checks run at most once per second, regardless of the number of probes.
     pub fn register<C, F>(&self, name: &'static str, check: C, required: bool)
     where
         C: Fn() -> F + Send + Sync + 'static,
@@ -83,18 +83,18 @@ impl Health {
         self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check);
     }
 
-    /// Says that starting is done: migrations, caches, listeners.
+    /// Marks the process as started: migrations, caches and listeners are complete.
     pub fn set_started(&self) {
         self.0.started.store(true, Ordering::Release);
     }
 
-    /// Says that no new work shall be sent here: the process is about to stop.
+    /// Marks the process as draining: it is about to stop and must receive no new work.
     pub fn set_draining(&self) {
         self.0.draining.store(true, Ordering::Release);
     }
 
-    /// `/health/live` (200 while the process answers at all), `/health/startup` (200 once started) and `/health/ready`
-    /// (200 when started, not draining, and no required check fails; else 503).
+    /// Returns the routes `/health/live` (200 while the process responds), `/health/startup` (200 once started) and
+    /// `/health/ready` (200 when the process is started, is not draining, and no required check fails; else 503).
     pub fn router(&self) -> Router {
         let (startup, ready) = (self.clone(), self.clone());
         Router::new()
@@ -143,19 +143,19 @@ impl Health {
 impl Check {
     async fn outcome(&self) -> Outcome {
         let start = Instant::now();
-        // A task of its own: one that panics or blocks its thread answers for itself only.
+        // Runs in its own task, so that a check that panics or blocks its thread does not affect the other checks.
         let result = match tokio::time::timeout(CHECK_TIMEOUT, tokio::spawn((self.run)())).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err("the check panicked".to_owned()),
-            Err(_) => Err("no answer within 2 s".to_owned()),
+            Ok(Err(_)) => Err("the health check panicked".to_owned()),
+            Err(_) => Err("the health check did not complete within 2 s".to_owned()),
         };
         let latency_ms = (start.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         let before = self.failed.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !before => {
-                tracing::warn!(check = self.name, required = self.required, error, "health check fails")
+                tracing::warn!(check = self.name, required = self.required, error, "Health check failed.")
             }
-            Ok(()) if before => tracing::info!(check = self.name, "health check is good again"),
+            Ok(()) if before => tracing::info!(check = self.name, "Health check recovered."),
             _ => {}
         }
         Outcome { status: if result.is_ok() { "ok" } else { "failed" }, latency_ms, required: self.required }
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(report["checks"]["store"]["status"], "ok");
         assert_eq!(report["checks"]["bus"]["status"], "failed");
         assert!(report["checks"]["bus"]["latency_ms"].is_f64());
-        assert!(!report.to_string().contains("password"), "errors are for the log");
+        assert!(!report.to_string().contains("password"), "errors are logged and not sent to the client");
     }
 
     #[tokio::test]

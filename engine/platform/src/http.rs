@@ -1,4 +1,4 @@
-//! The HTTP server: connections with limits and deadlines, and what every route gets.
+//! The HTTP server: connections with limits and timeouts, and the middleware of all routes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -47,29 +47,31 @@ use crate::telemetry::access_log;
 use crate::telemetry::redact::redact;
 use crate::trace::{self, Open};
 
-/// How long a request's headers may take to arrive; also how long a connection may idle between requests.
+/// Timeout for the headers of a request, and for an idle connection between requests.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take none of what it is sent.
+/// How long a write to a client may make no progress.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that the system keeps for a client that does not read: a slow one is known sooner, and costs less.
+/// Send buffer of a connection, in bytes. A small buffer detects slow clients sooner and limits their memory.
 const SEND_BUFFER_BYTES: usize = 128 * 1024;
-/// How long a connection may go on after the shutdown began.
+/// How long a connection may continue after the shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are told so at a time, and how long each may take to read it; others just end.
+/// Maximum number of refused connections that receive a 503 response at the same time, and the time limit of each
+/// response. Other refused connections are closed without a response.
 const TURNED_AWAY_MAX: usize = 64;
 const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
-const TURNED_AWAY: &str = r#"{"type":"/problems/connection-limit","title":"Too many connections","status":503,"detail":"this process has as many connections as it may: try again, or another process"}"#;
-/// How often it is logged that connections are turned away.
+const TURNED_AWAY: &str = r#"{"type":"/problems/connection-limit","title":"Too many connections","status":503,"detail":"The server has reached its connection limit. Try again shortly, or use another server."}"#;
+/// Minimum time between two log lines about refused connections.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
-/// Headers of which a request may have one only. Of two, a proxy in front may believe the other one.
+/// Headers that may occur only once in a request. Of two values, a proxy in front of the server might use the other
+/// one.
 const SINGLE_HEADERS: &[&str] =
     &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];
-/// Headers of every answer, unless its route sets its own: browsers run no script of it, show it in no frame, send its
-/// address to nobody, and no cache keeps it, because most answers are about a person.
+/// Default headers of all responses; a route may set its own values. They prevent scripts, frames, content sniffing and
+/// referrers in browsers, and forbid caching, because most responses contain personal data.
 static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
@@ -78,18 +80,20 @@ static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
     (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
 
-/// Serves HTTP/1.1, with upgrades, until the shutdown begins; then lets requests in flight finish, at most 10 s, and
-/// returns. Handlers find the client in `ConnectInfo<SocketAddr>`: the peer, or who is behind one of the `proxies`; beside it
-/// are the connection's [`ReadLimit`](crate::client_stream::ReadLimit) and, where a request has a large body, its
-/// [`HalfDuplex`](crate::client_stream::HalfDuplex). Beyond `connections_max`, upgraded ones among them, a connection is
-/// answered 503 and ended.
+/// Serves HTTP/1.1 with upgrades until the shutdown begins. Then waits at most 10 s for requests in progress and
+/// returns.
 ///
-/// An upgraded connection (a WebSocket) is the handler's from then on: run it on `shutdown.tracker` and end it on
-/// `shutdown.token`. A streamed answer must end on that token too, or it is cut off at the deadline.
+/// The extensions of a request contain the client's address as `ConnectInfo<SocketAddr>` (the peer, or the client
+/// behind one of the `proxies`), the connection's [`ReadLimit`](crate::client_stream::ReadLimit) and, for a request
+/// with a large body, its [`HalfDuplex`](crate::client_stream::HalfDuplex). Connections beyond `connections_max` are
+/// refused with 503; upgraded connections count towards this limit.
+///
+/// After an upgrade (a WebSocket) the handler owns the connection: it must run on `shutdown.tracker` and end when
+/// `shutdown.token` is cancelled. A streamed response must also end on this token, or it is aborted after 10 s.
 pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, connections_max: usize, shutdown: Shutdown) {
-    // Connections take it over from the listener. Where it cannot be set, the system's own size is used.
+    // Accepted connections inherit the size from the listener. If it cannot be set, the system default applies.
     if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES) {
-        tracing::debug!(%error, "the send buffer keeps its size");
+        tracing::debug!(%error, "Could not set the send buffer size. The system default applies.");
     }
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(connections_max));
@@ -116,17 +120,17 @@ pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, connect
     connections.wait().await;
 }
 
-/// A peer that left before we took it is its own affair. Else we lack something, mostly file handles, that will come
-/// back.
+/// Ignores errors of connections that the peer closed before they were accepted. Other errors mean a lack of resources,
+/// usually file descriptors, so they are logged and followed by a pause.
 async fn accept_failed(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
-        tracing::error!(%error, "accepting a connection failed");
+        tracing::error!(%error, "Could not accept a connection.");
         tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
     }
 }
 
-/// Tells those for whom there is no place.
+/// Refuses connections beyond the limit.
 struct Door {
     places: Arc<Semaphore>,
     turned_away: u64,
@@ -144,7 +148,11 @@ impl Door {
         self.turned_away += 1;
         metrics::turned_away();
         if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-            tracing::warn!(connections_max, turned_away = self.turned_away, "connections are turned away");
+            tracing::warn!(
+                connections_max,
+                turned_away = self.turned_away,
+                "Refused connections: the connection limit is reached."
+            );
             (self.said, self.turned_away) = (Some(Instant::now()), 0);
         }
         if let Ok(place) = self.places.clone().try_acquire_owned() {
@@ -157,7 +165,8 @@ impl Door {
                 let told = async {
                     stream.write_all(answer.as_bytes()).await?;
                     stream.shutdown().await?;
-                    // Closed before it is read, the request would take the answer with it.
+                    // If the connection closed with unread data, it would be reset and the client would lose the
+                    // response.
                     while stream.read(&mut [0; 1024]).await? > 0 {}
                     Ok::<_, io::Error>(())
                 };
@@ -176,13 +185,13 @@ async fn connection(
     proxies: Proxies,
     token: CancellationToken,
 ) {
-    // Without it small answers wait for the client's delayed acknowledgement. It fails only on a dead socket.
+    // Otherwise small responses wait for the client's delayed ACK. Setting it fails only on a closed socket.
     let _ = stream.set_nodelay(true);
     let stream = ClientStream::new(stream, place, WRITE_TIMEOUT);
     let (half_duplex, limit) = (stream.half_duplex(), stream.limit());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let client = proxies.client(request.headers(), peer);
-        // What fits into one buffer is read at once, whatever the client reads.
+        // A small body fits into one read buffer, so it is read even if the client does not read the response.
         if request.body().size_hint().exact().is_none_or(|bytes| bytes > HEADERS_BYTES_MAX as u64) {
             request.extensions_mut().insert(half_duplex.clone());
         }
@@ -204,31 +213,36 @@ async fn connection(
             connection.as_mut().graceful_shutdown();
             match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
                 Ok(ended) => ended,
-                Err(_) => return tracing::warn!(target: "http", %peer, "connection cut off at the deadline"),
+                Err(_) => return tracing::warn!(target: "http", %peer, "Aborted a connection at the drain timeout."),
             }
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(target: "http", %peer, %error, "connection ended with an error");
+        tracing::debug!(target: "http", %peer, %error, "The connection failed.");
     }
 }
 
-/// Gives every route a request id and span, a 500 problem for a panic, problems for what axum itself refuses (no such
-/// route or method, a bad path), a body limit of 1 MiB that a route may change by its own `DefaultBodyLimit`, and the
-/// headers of [`ANSWER_HEADERS`] that it does not set itself. Refuses requests whose headers are ambiguous or whose body is
-/// encoded, before any route sees them.
+/// Adds the common middleware to all routes:
 ///
-/// `not_found_hint` is added to the problem that answers an unknown path: it names the role that serves it.
+/// - a request id and a span,
+/// - a 500 problem for a panic,
+/// - problems for requests that axum itself refuses (unknown route or method, malformed path),
+/// - a body limit of 1 MiB, which a route may change with its own `DefaultBodyLimit`,
+/// - the headers of [`ANSWER_HEADERS`], unless the route sets its own values,
+/// - the refusal of requests with ambiguous headers or an encoded body, before a handler runs.
 ///
-/// `cors`, where there is one, answers a page's preflights on every route, and lets it read whatever is answered.
+/// `not_found_hint` is empty, or a sentence with a leading space that names the role which serves other paths. It is
+/// appended to the problems about unknown paths and methods.
 ///
-/// Apply it once, to the complete router: routes added afterwards have none of it.
+/// `cors` handles preflight requests on every route, and lets pages of allowed origins read all responses, also errors.
+///
+/// Apply it once, to the complete router: routes that are added later do not get the middleware.
 pub fn harden(router: Router, not_found_hint: &'static str, cors: Option<CorsLayer>) -> Router {
     router
         .fallback(async move |uri: Uri| no_route(&uri, not_found_hint))
         .method_not_allowed_fallback(async move || no_method(not_found_hint))
         .layer(from_fn(screen))
-        // Around the answer to an unknown method: OPTIONS is one for every route.
+        // Outside of the fallback for unknown methods: no route handles OPTIONS, so a preflight would end there.
         .layer(option_layer(cors))
         .layer(from_fn(guard))
 }
@@ -236,20 +250,20 @@ pub fn harden(router: Router, not_found_hint: &'static str, cors: Option<CorsLay
 fn no_route(uri: &Uri, not_found_hint: &str) -> Problem {
     let path = uri.path();
     let not_found_hint = match path {
-        "/" => "; the API is described at /docs",
-        "/metrics" => "; metrics are at the address of the setting metrics_listen",
+        "/" => " The API is documented at /docs.",
+        "/metrics" => " Metrics are served at the address of the setting metrics_listen.",
         _ => not_found_hint,
     };
     Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found")
-        .detail(format!("there is nothing at {path}{not_found_hint}"))
+        .detail(format!("This process does not serve the path {path}.{not_found_hint}"))
 }
 
 fn no_method(not_found_hint: &str) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
-        .detail(format!("the header Allow lists the methods of this resource{not_found_hint}"))
+        .detail(format!("Use a method that the header Allow of this response lists.{not_found_hint}"))
 }
 
-/// One layer for all, because each layer costs every request an allocation or two.
+/// Runs the common middleware. It is one layer, because each layer costs one or two allocations per request.
 async fn guard(request: Request, next: Next) -> Response {
     let mut request =
         request.map(|body| if body.is_end_stream() { body } else { axum::body::Body::new(ReadToEnd(body)) });
@@ -275,7 +289,7 @@ async fn guard(request: Request, next: Next) -> Response {
             let answering = answering;
             let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => as_problem(response).await,
-                // The panic hook has logged it.
+                // The panic hook has logged the panic.
                 Err(_) => Problem::internal().into_response(),
             };
             answering.end(&response);
@@ -290,7 +304,7 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
-/// Within CORS, so that a page can read why its request is refused.
+/// Refuses invalid requests. Runs inside the CORS layer, so that a page can read the refusal.
 async fn screen(request: Request, next: Next) -> Response {
     match check(&request) {
         Ok(()) => next.run(request).await,
@@ -300,7 +314,7 @@ async fn screen(request: Request, next: Next) -> Response {
 
 fn check(request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
-    // The HTTP library's own limit is rough: what arrives in one piece may be twice as long.
+    // The limit of hyper is approximate: headers that arrive in one read may be twice as large.
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
     if bytes > HEADERS_BYTES_MAX {
         return Err(Problem::new(
@@ -308,28 +322,29 @@ fn check(request: &Request) -> Result<(), Problem> {
             "headers-too-large",
             "Headers too large",
         )
-        .detail(format!("The headers have {bytes} bytes; {HEADERS_BYTES_MAX} are allowed.")));
+        .detail(format!("The headers have {bytes} bytes. Send at most {HEADERS_BYTES_MAX} bytes.")));
     }
-    // In most requests no header comes twice, and two numbers say so.
+    // Most requests have no duplicate headers. Comparing the two counts is a cheap test for that.
     if headers.len() != headers.keys_len()
         && let Some(name) = SINGLE_HEADERS.iter().find(|name| headers.get_all(**name).iter().nth(1).is_some())
     {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "duplicate-header", "The header comes twice")
-            .detail(format!("The request has more than one header {name}. Send it once.")));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "duplicate-header", "Duplicate header")
+            .detail(format!("The request has more than one header {name}. Send the header once.")));
     }
     let has_host = match headers.get(HOST) {
         None => request.version() < Version::HTTP_11,
         Some(host) => host.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b",/\\@?#".contains(byte)),
     };
     if !has_host {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-host", "The header Host cannot be used")
-            .detail("HTTP/1.1 needs a header Host with the server's name, and its port where it has one."));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-host", "Invalid Host header").detail(
+            "HTTP/1.1 requires the header Host. Send the name of the server, and the port if it is not the default.",
+        ));
     }
     if request.body().is_end_stream() { Ok(()) } else { check_encoding(headers) }
 }
 
-/// A request on its way to an answer. Dropped without one, its client has gone (or the drain's deadline has come): it is
-/// counted and logged all the same, under nginx's status 499.
+/// A request that waits for its response. If it is dropped without a response (the client disconnected, or the drain
+/// timeout expired), it is counted and logged with status 499, as in nginx.
 struct Answering {
     active: Active,
     route: Option<MatchedPath>,
@@ -367,7 +382,7 @@ impl Drop for Answering {
     }
 }
 
-/// Axum's own refusals are plain text; clients were promised problems.
+/// Converts the plain-text errors of axum to problems.
 async fn as_problem(response: Response) -> Response {
     if !(response.status().is_client_error() || response.status().is_server_error()) || !is_plain(response.headers()) {
         return response;
@@ -398,8 +413,8 @@ async fn as_problem(response: Response) -> Response {
     response
 }
 
-/// A body that is read on, within limits, where a handler answered without it: else the connection closes on a client
-/// that is still sending, and the answer is lost to it.
+/// A body that is read to its end, within limits, if the handler responds without reading it. Otherwise the connection
+/// would close while the client is still sending, and the client would lose the response.
 struct ReadToEnd(axum::body::Body);
 
 impl Body for ReadToEnd {
@@ -500,7 +515,7 @@ mod tests {
         Server { address, shutdown, task }
     }
 
-    /// The raw answer to one request on a connection of its own, in lower case up to the body.
+    /// Sends one request on a new connection. Returns head (in lower case) and body of the response.
     async fn ask(address: SocketAddr, head: &str, body: &[u8]) -> (String, String) {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let length = body.len();
@@ -508,7 +523,7 @@ mod tests {
             "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\nx-request-id: r-1\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.unwrap();
-        // A server that refuses a body may close before it has taken all of it.
+        // A server that refuses a body may close the connection before it has read the whole body.
         let _ = stream.write_all(body).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -575,7 +590,7 @@ mod tests {
         assert!(ask(server.address, "POST /body", &body).await.0.starts_with("http/1.1 413"));
     }
 
-    /// The raw answer to a request, and that the server ended the connection in good order.
+    /// Sends a raw request and returns the raw response. Panics if the server resets the connection.
     async fn raw(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -631,7 +646,7 @@ mod tests {
     async fn headers_beyond_the_limits_are_answered_431() {
         let server = start().await;
         let many: String = (0..101).map(|number| format!("x-{number}: y\r\n")).collect();
-        // Much more than the server reads, so that what it leaves must not cost the client the answer.
+        // Much larger than the server reads. The client must receive the response although data remains unread.
         let large = [HEADERS_BYTES_MAX, 2 * HEADERS_BYTES_MAX, 4 * HEADERS_BYTES_MAX];
         for headers in [many].into_iter().chain(large.map(|bytes| format!("x: {}\r\n", "y".repeat(bytes)))) {
             let request = format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
@@ -647,7 +662,7 @@ mod tests {
     async fn connections_beyond_the_limit_are_told_and_places_come_back() {
         let server = start_with(2).await;
         let address = server.address;
-        // An upgraded connection keeps its place.
+        // An upgraded connection counts towards the limit.
         let mut socket = TcpStream::connect(address).await.unwrap();
         let upgrade = "GET /socket HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
                        sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n";
@@ -661,7 +676,7 @@ mod tests {
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["type"], "/problems/connection-limit");
         drop(idle);
-        // The server sees it a moment later.
+        // The server notices the closed connection a moment later.
         while !ask(address, "GET /", b"").await.0.starts_with("http/1.1 200") {
             tokio::task::yield_now().await;
         }
@@ -679,7 +694,7 @@ mod tests {
     async fn a_shutdown_lets_requests_finish_and_takes_no_new_ones() {
         let server = start().await;
         let address = server.address;
-        // An idle connection must not hold the shutdown up.
+        // An idle connection must not delay the shutdown.
         let idle = TcpStream::connect(address).await.unwrap();
         let mut busy = TcpStream::connect(address).await.unwrap();
         busy.write_all(b"GET /stopping HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

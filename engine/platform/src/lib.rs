@@ -1,8 +1,8 @@
-//! What every HTTP service needs and none should write twice: identity, limits, problem details, logs, traces,
-//! metrics, health, shutdown.
+//! Parts that every HTTP service needs: authentication, limits, problem details, logs, traces, metrics, health checks
+//! and shutdown.
 //!
-//! This crate knows nothing of orders, of a database or of a stream, and imports no other crate of this workspace.
-//! Each module that can be configured owns its `Settings`; the binary gathers them.
+//! This crate contains nothing about orders, databases or event streams, and depends on no other crate of this
+//! workspace. Each configurable module has its own `Settings`; the binary combines them.
 
 pub mod auth;
 pub mod body;

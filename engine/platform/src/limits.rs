@@ -1,4 +1,4 @@
-//! How much one caller may ask: a rate for each principal, or for each address where there is none.
+//! Rate limits, per principal or, for requests without a valid token, per client address.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -28,19 +28,19 @@ use crate::problem::Problem;
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const SWEEP_INTERVAL_SECONDS: u64 = 10;
-/// The part of the burst that streams of commands do not use: a fourth.
+/// Divisor for the part of the burst that command streams leave to single requests: a quarter.
 const LEFT_TO_REQUESTS: u32 = 4;
 
-/// How many requests a caller may make; a command of `POST /v1/commands` counts as one. A caller is a token's subject; without a valid token it is the peer's address,
-/// under the customers' rate.
+/// Settings of the rate limits. Each command of `POST /v1/commands` counts as a request. A caller is identified by the
+/// token's subject or, without a valid token, by the client's address; addresses have the customers' rate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Requests per second for each customer and each unknown address; 0 is no limit.
+    /// Requests per second of each customer and of each address without a valid token; 0 means no limit.
     pub rate_per_second_customer: u32,
-    /// Requests per second for each staff member or admin; 0 is no limit.
+    /// Requests per second of each staff member and admin; 0 means no limit.
     pub rate_per_second_staff: u32,
-    /// Requests that a caller who was silent may make at once; 0 counts as 1.
+    /// Maximum burst: requests that a caller may make at once after a pause; 0 counts as 1.
     pub rate_burst: u32,
 }
 
@@ -50,10 +50,9 @@ impl Default for Settings {
     }
 }
 
-/// Holds every caller's rate. Clones share it.
+/// Enforces the rate limits. Clones share the state.
 ///
-/// Memory: some 30 bytes for each caller of the last 10 seconds or of a bucket that is not yet full
-/// again.
+/// Memory: about 30 bytes for each caller that was active in the last 10 seconds or whose bucket is not full again.
 #[derive(Clone)]
 pub struct Limiter(Arc<Inner>);
 
@@ -61,13 +60,13 @@ struct Inner {
     authenticator: Authenticator,
     customer: Option<Rate>,
     staff: Option<Rate>,
-    /// Keyed, so that nobody can choose a subject that shares another's bucket.
+    /// Randomly keyed, so that no client can choose a subject that shares the bucket of another subject.
     hasher: RandomState,
     started: Instant,
     swept_seconds: AtomicU64,
 }
 
-/// The key is a hash: a caller then costs 8 bytes and no allocation, however long the subject.
+/// Keyed by hash, so that a key needs 8 bytes and no allocation, whatever the length of the subject.
 type Buckets = RateLimiter<u64, DefaultKeyedStateStore<u64>, DefaultClock, StateInformationMiddleware>;
 
 struct Rate {
@@ -79,7 +78,7 @@ struct Rate {
 }
 
 impl Limiter {
-    /// A limiter that has seen nobody yet.
+    /// Creates a limiter with full buckets.
     pub fn new(settings: &Settings, authenticator: Authenticator) -> Self {
         Self(Arc::new(Inner {
             authenticator,
@@ -91,7 +90,8 @@ impl Limiter {
         }))
     }
 
-    /// Limits the routes that `router` has by now. Leave health and metrics out: they must answer under load.
+    /// Adds the limits to the routes already in `router`. Add the routes for health and metrics later: they must
+    /// respond under load.
     pub fn limit<S: Clone + Send + Sync + 'static>(&self, router: Router<S>) -> Router<S> {
         match (&self.0.customer, &self.0.staff) {
             (None, None) => router,
@@ -99,7 +99,7 @@ impl Limiter {
         }
     }
 
-    /// The caller's rate and key; `None` for one without a limit.
+    /// Returns the caller's rate and bucket key; `None` if the caller has no limit.
     fn caller(&self, parts: &mut Parts) -> Option<(&Rate, u64)> {
         match self.0.authenticator.authenticate(parts) {
             Ok(principal) => {
@@ -113,14 +113,14 @@ impl Limiter {
         }
     }
 
-    /// The rate of a principal whose one request holds many commands: each costs as much as a request.
+    /// Returns the pace of a principal whose request contains many commands. Each command costs as much as a request.
     pub fn pace(&self, principal: &Principal) -> Pace {
         let key = self.0.hasher.hash_one(("subject", &principal.subject));
         Pace { limiter: self.clone(), is_staff: principal.is_staff(), key }
     }
 
-    /// Forgets, now and then, the callers whose bucket is full again. Walking all buckets may take long, so it is done
-    /// aside.
+    /// Removes the callers whose bucket is full again, at most every 10 seconds. Visiting all buckets may take long, so
+    /// it runs on a blocking thread.
     fn sweep(&self) {
         let now = self.0.started.elapsed().as_secs();
         let last = self.0.swept_seconds.load(Ordering::Relaxed);
@@ -137,7 +137,7 @@ impl Limiter {
     }
 }
 
-/// Takes from one principal's rate what the commands of a stream cost.
+/// Charges the commands of a stream to the rate of one principal.
 pub struct Pace {
     limiter: Limiter,
     is_staff: bool,
@@ -145,13 +145,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Takes the cost of one command, as soon as it is there. Part of the burst is left to single requests of the same
-    /// principal.
+    /// Waits until the rate allows one more command and charges it. A quarter of the burst is left to single requests
+    /// of the same principal.
     pub async fn take(&self) {
         self.limiter.sweep();
         let inner = &self.limiter.0;
         let Some(rate) = (if self.is_staff { &inner.staff } else { &inner.customer }) else { return };
-        // What is slept too long is not lost: the bucket fills meanwhile.
+        // Sleeping too long does not reduce the rate, because the bucket fills during the sleep.
         loop {
             match rate.check(self.key) {
                 Err(wait) => tokio::time::sleep(wait).await,
@@ -178,7 +178,7 @@ impl Rate {
         Some(Self { name, per_second, burst, policy, buckets: RateLimiter::keyed(quota).with_middleware() })
     }
 
-    /// The requests left, or the time until the next is allowed.
+    /// Charges one request. Returns the remaining requests, or the time until the next request is allowed.
     fn check(&self, key: u64) -> Result<u32, Duration> {
         match self.buckets.check_key(&key) {
             Ok(state) => Ok(state.remaining_burst_capacity()),
@@ -186,43 +186,44 @@ impl Rate {
         }
     }
 
-    /// What a caller has left.
+    /// Returns the state of a caller with `left` remaining requests.
     fn standing(&self, left: u32) -> Standing {
         let reset_seconds = (self.burst - left.min(self.burst)).div_ceil(self.per_second);
         let (policy, per_second, burst) = (self.name, self.per_second, self.burst);
         Standing { policy, per_second, burst, remaining: left, reset_seconds }
     }
 
-    /// `RateLimit` in the form of the IETF draft: what is left, and the seconds until all of it is back.
+    /// Returns the header `RateLimit` of the IETF draft (draft-ietf-httpapi-ratelimit-headers): the remaining requests,
+    /// and the seconds until the bucket is full.
     fn limit_header(&self, left: u32) -> HeaderValue {
         let seconds = self.standing(left).reset_seconds;
         HeaderValue::from_str(&format!("\"{}\";r={left};t={seconds}", self.name)).expect("a name and numbers are ASCII")
     }
 }
 
-/// What a caller may ask, and how much of it is left.
+/// The rate limit of a caller, and its current state.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Standing {
-    /// The rate that applies: `customer` or `staff`.
+    /// The name of the rate: `customer` or `staff`.
     policy: &'static str,
     /// Requests per second.
     per_second: u32,
-    /// Requests that a caller who was silent may make at once.
+    /// Maximum burst: requests that a caller may make at once after a pause.
     burst: u32,
-    /// Requests left now, this one taken.
+    /// Remaining requests, after this one.
     remaining: u32,
-    /// Seconds until all of the burst is back.
+    /// Seconds until the full burst is available again.
     reset_seconds: u32,
 }
 
-/// The answer of `/v1/rate-limit`.
+/// The response of `/v1/rate-limit`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 struct RateLimit {
-    /// The caller's rate; null where it has no limit.
+    /// The rate limit of the caller; null if the caller has no limit.
     rate_limit: Option<Standing>,
 }
 
-/// The route. It counts as a request, too.
+/// Returns the route `/v1/rate-limit`. Its requests count, too.
 pub fn router<S>() -> OpenApiRouter<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -231,7 +232,7 @@ where
     OpenApiRouter::new().routes(routes!(standing))
 }
 
-/// How many requests the caller may still make.
+/// Returns how many requests the caller may still make.
 #[utoipa::path(get, path = "/v1/rate-limit", tag = "operations",
     responses((status = 200, body = RateLimit), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn standing(_: Principal, standing: Option<Extension<Standing>>) -> Json<RateLimit> {
@@ -259,11 +260,15 @@ async fn limit(State(limiter): State<Limiter>, request: Request, next: Next) -> 
 fn too_many(rate: &Rate, wait: Duration) -> Problem {
     let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests")
-        .detail(format!("at most {} requests per second, {} at once", rate.per_second, rate.burst))
+        .detail(format!(
+            "At most {} requests per second are allowed, with bursts of {}. Try again later.",
+            rate.per_second, rate.burst
+        ))
         .retry_after(seconds)
 }
 
-/// One host commands a whole IPv6 /64, so that is what counts as one address.
+/// Returns the address by which a client is limited. An IPv6 host usually controls a whole /64, so the /64 counts as
+/// one address.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
@@ -353,7 +358,7 @@ mod tests {
             pace.take().await;
         }
         let took = began.elapsed();
-        assert!(took > Duration::from_millis(450), "100 more than the burst leaves, at 200 a second: {took:?}");
+        assert!(took > Duration::from_millis(450), "100 commands beyond the usable burst, at 200 per second: {took:?}");
         for _ in 0..5 {
             assert_eq!(ask(&app, Some(("c-1", Role::Customer)), "127.0.0.1").await.status(), 200);
         }
@@ -363,7 +368,7 @@ mod tests {
         for _ in 0..10_000 {
             pace.take().await;
         }
-        assert!(began.elapsed() < Duration::from_secs(1), "staff have no limit here");
+        assert!(began.elapsed() < Duration::from_secs(1), "staff have no limit in this test");
     }
 
     #[tokio::test]

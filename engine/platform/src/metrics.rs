@@ -1,5 +1,5 @@
-//! Metrics: what the process and its HTTP server do, and the page `/metrics`. Other crates make their instruments by
-//! `opentelemetry::global::meter("docket")`, once [`start`] has run; without it they count nothing.
+//! Metrics of the process and its HTTP server, and the endpoint `/metrics`. Other crates create their instruments with
+//! `opentelemetry::global::meter("docket")` after [`start`]; instruments created earlier record nothing.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{LazyLock, OnceLock};
@@ -20,7 +20,7 @@ use prometheus::{Registry, TextEncoder};
 use crate::request_id;
 use crate::telemetry::sink::Sink;
 
-/// Buckets of durations, in seconds: from what a cache answers to what a client gives up on.
+/// Histogram buckets of durations, in seconds: from a cache hit to the time after which clients give up.
 pub const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 static REGISTRY: OnceLock<Registry> = OnceLock::new();
@@ -28,26 +28,27 @@ static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("docket")
         .f64_histogram("http.server.request.duration")
         .with_unit("s")
-        .with_description("Time until a request's answer began, by method, route and status.")
+        .with_description("Time until the response began, by method, route and status.")
         .with_boundaries(SECONDS.to_vec())
         .build()
 });
-/// Requests being answered.
+/// Number of requests in progress.
 static ACTIVE: AtomicI64 = AtomicI64::new(0);
-/// Sendings over OTLP that failed.
+// Set by `start`, not lazily: the meter provider logs while it is being installed, and a log line must not access the
+// provider at that moment.
 static OTLP_FAILURES: OnceLock<Counter<u64>> = OnceLock::new();
-/// There once metrics run: the provider itself logs while it is set, and must not be asked for by that.
 static TURNED_AWAY: OnceLock<Counter<u64>> = OnceLock::new();
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
-/// Starts counting, for `/metrics` and, where there is a sender, for OTLP. `None` when it runs already.
+/// Starts metrics for `/metrics` and, with a `sender`, for OTLP. Returns `None` if metrics have been started before or
+/// if the exporter cannot be created.
 pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExporter>>) -> Option<SdkMeterProvider> {
     let registry = Registry::new();
     let page = opentelemetry_prometheus::exporter()
         .with_registry(registry.clone())
         .scope_info_enabled(false)
         .build()
-        .inspect_err(|error| tracing::error!(%error, "no metrics"))
+        .inspect_err(|error| tracing::error!(%error, "Could not create the Prometheus exporter; metrics are disabled."))
         .ok()?;
     REGISTRY.set(registry).ok()?;
     let mut builder = SdkMeterProvider::builder().with_reader(page).with_resource(resource);
@@ -65,20 +66,21 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
         counter.add(0, &[]);
         counter
     };
-    let failures = "Batches of traces, logs or metrics that the OTLP receiver did not take.";
+    let failures = "Batches of traces, logs or metrics that could not be sent to the OTLP receiver.";
     let _ = OTLP_FAILURES.set(from_zero("docket.otlp.failures", failures));
-    let _ = TURNED_AWAY.set(from_zero("docket.http.turned_away", "Connections for which there was no place."));
+    let _ =
+        TURNED_AWAY.set(from_zero("docket.http.turned_away", "Connections refused because of the connection limit."));
     Some(provider)
 }
 
-/// Counts a connection for which there was no place.
+/// Counts a connection that was refused because the connection limit was reached.
 pub(crate) fn turned_away() {
     if let Some(counter) = TURNED_AWAY.get() {
         counter.add(1, &[]);
     }
 }
 
-/// `GET /metrics`, in Prometheus's text format.
+/// Returns the route `GET /metrics`, in Prometheus's text format.
 pub fn router() -> Router {
     Router::new().route("/metrics", get(page))
 }
@@ -91,13 +93,13 @@ async fn page() -> Response {
             (headers, text).into_response()
         }
         Err(error) => {
-            tracing::error!(%error, "metrics");
+            tracing::error!(%error, "Could not encode the metrics.");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
 
-/// A request that is being answered; counted until dropped.
+/// A request in progress. Counted as active until dropped.
 pub(crate) struct Active(Method, Instant);
 
 impl Active {
@@ -106,7 +108,8 @@ impl Active {
         Self(method.clone(), Instant::now())
     }
 
-    /// Counts the answer, unless it is the beginning of a stream or was asked to wait. Call it within the request's scope.
+    /// Records the duration of the request. Streams, upgraded connections and long polls are not recorded, because they
+    /// stay open on purpose. Must be called within the scope of the request.
     pub(crate) fn end(&self, route: Option<&str>, response: &Response) {
         let streams = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
         let status = response.status();
@@ -128,7 +131,7 @@ impl Drop for Active {
     }
 }
 
-/// A client may send any word as a method.
+/// Returns the method as a metric label. Clients may send any word as a method, so unknown methods share one label.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -142,7 +145,7 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// Counts what the OTLP receiver did not take.
+/// Counts a batch that could not be sent to the OTLP receiver.
 pub(crate) fn otlp_failed() {
     if let Some(failures) = OTLP_FAILURES.get() {
         failures.add(1, &[]);
@@ -156,7 +159,7 @@ pub(crate) fn log_line(level: &'static str) {
     }
 }
 
-/// Tells how many lines each sink has dropped.
+/// Registers a counter of the lines that each sink has dropped.
 pub(crate) fn watch_sinks(sinks: &[Sink]) {
     let sinks = sinks.to_vec();
     global::meter("docket")
@@ -170,25 +173,25 @@ pub(crate) fn watch_sinks(sinks: &[Sink]) {
         .build();
 }
 
-/// What the system knows of this process, and tokio of its tasks.
+/// Registers gauges and counters of the process, from the operating system and from tokio.
 fn watch_process() {
     let meter = global::meter("docket");
     meter
         .i64_observable_gauge("http.server.active_requests")
-        .with_description("Requests being answered.")
+        .with_description("Requests in progress.")
         .with_callback(|observer| observer.observe(ACTIVE.load(Relaxed), &[]))
         .build();
     let started = Instant::now();
     meter
         .f64_observable_gauge("process.uptime")
         .with_unit("s")
-        .with_description("Time since the start.")
+        .with_description("Time since the process started.")
         .with_callback(move |observer| observer.observe(started.elapsed().as_secs_f64(), &[]))
         .build();
     meter
         .f64_observable_counter("process.cpu.time")
         .with_unit("s")
-        .with_description("Processor time, of the user and of the system.")
+        .with_description("CPU time in user and system mode.")
         .with_callback(|observer| observer.observe(cpu_time().unwrap_or_default().as_secs_f64(), &[]))
         .build();
     meter
@@ -206,19 +209,19 @@ fn watch_process() {
     let of = runtime.metrics();
     meter
         .u64_observable_gauge("tokio.workers")
-        .with_description("Threads of the runtime.")
+        .with_description("Worker threads of the runtime.")
         .with_callback(move |observer| observer.observe(of.num_workers() as u64, &[]))
         .build();
     let of = runtime.metrics();
     meter
         .u64_observable_gauge("tokio.tasks")
-        .with_description("Tasks that live.")
+        .with_description("Live tasks.")
         .with_callback(move |observer| observer.observe(of.num_alive_tasks() as u64, &[]))
         .build();
     let of = runtime.metrics();
     meter
         .u64_observable_gauge("tokio.queue.depth")
-        .with_description("Tasks that wait for a thread in the shared queue.")
+        .with_description("Tasks that wait in the shared queue for a worker thread.")
         .with_callback(move |observer| observer.observe(of.global_queue_depth() as u64, &[]))
         .build();
 }

@@ -1,4 +1,4 @@
-//! Errors as clients see them: RFC 9457 problem details.
+//! Error responses: problem details of RFC 9457.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,12 +13,12 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::request_id;
 
-/// The media type of every error answer.
+/// The media type of every error response.
 pub const CONTENT_TYPE_PROBLEM: &str = "application/problem+json";
 
-/// An error answer: `application/problem+json` over HTTP, the same object as a line of a bulk answer.
+/// An error response: `application/problem+json` over HTTP, or the same object in a line of a bulk response.
 ///
-/// One pointer wide, so that a `Result<T, Problem>` costs nothing when all goes well.
+/// The size is one pointer, so that `Result<T, Problem>` stays small in the success case.
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Inner>);
 
@@ -30,24 +30,24 @@ struct Inner {
     headers: HeaderMap,
 }
 
-/// The members in the order in which they are written.
+/// The members of the JSON object, in the order of serialization.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 struct Body {
-    /// A stable URI reference, `/problems/<slug>`: what a program branches on.
+    /// A stable URI reference, `/problems/<slug>`, by which programs identify the problem type.
     #[schema(example = "/problems/not-found")]
     r#type: String,
-    /// The kind of problem in a few words, the same at every occurrence.
+    /// A short summary of the problem type. It is the same at every occurrence.
     title: String,
     /// The HTTP status code.
     status: u16,
-    /// What went wrong this time, and what would be right.
+    /// What went wrong in this request, and what the client can do.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// The `X-Request-Id` of the request, to find it in the logs.
+    /// The `X-Request-Id` of the request, to find the request in the logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
-    /// What is wrong in the body, place by place.
+    /// The invalid values in the body, one entry per place.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
     #[serde(flatten)]
@@ -55,18 +55,18 @@ struct Body {
     extensions: Map<String, Value>,
 }
 
-/// One wrong place in a body.
+/// An invalid value in a request body.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 struct FieldError {
-    /// A JSON pointer (RFC 6901) into the request's body; empty for the whole body.
+    /// A JSON pointer (RFC 6901) into the request body; empty for the whole body.
     #[schema(example = "/items/0/quantity")]
     pointer: String,
-    /// What is wrong there, and what is allowed.
+    /// What is wrong with the value, and what is allowed.
     message: String,
 }
 
 impl Problem {
-    /// A problem of the type `/problems/<slug>`. It carries the id of the request in whose task it is made.
+    /// Creates a problem of the type `/problems/<slug>`. It contains the id of the current request, if there is one.
     pub fn new(status: StatusCode, slug: &'static str, title: &str) -> Self {
         Self(Box::new(Inner {
             status,
@@ -84,31 +84,32 @@ impl Problem {
         }))
     }
 
-    /// A failure on our side. Whoever makes it has logged the cause: nothing of it reaches the client.
+    /// Creates the problem of an internal error. The caller must log the cause, because the response does not contain
+    /// it.
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "Internal error")
-            .detail("the server failed to handle the request; the request id leads to the cause in its logs")
+            .detail("The server failed to process the request. Its logs contain the cause under the request id.")
     }
 
-    /// Says what went wrong this time, and what would be right.
+    /// Sets the detail: what went wrong in this request, and what the client can do.
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.0.body.detail = Some(detail.into());
         self
     }
 
-    /// Adds a wrong place of the body: a JSON pointer (RFC 6901) and what is wrong there.
+    /// Adds an invalid value of the body: a JSON pointer (RFC 6901), and what is wrong with the value.
     pub fn error(mut self, pointer: impl Into<String>, message: impl Into<String>) -> Self {
         self.0.body.errors.push(FieldError { pointer: pointer.into(), message: message.into() });
         self
     }
 
-    /// Adds the wrong places that another problem found in the same body.
+    /// Adds the invalid values of another problem about the same body.
     pub fn and(mut self, other: Self) -> Self {
         self.0.body.errors.extend(other.0.body.errors);
         self
     }
 
-    /// Adds an extension member. The name must not be one of the standard members.
+    /// Adds an extension member. The name must not be that of a standard member.
     pub fn with(mut self, member: &'static str, value: impl Into<Value>) -> Self {
         self.0.body.extensions.insert(member.to_owned(), value.into());
         self
@@ -119,18 +120,18 @@ impl Problem {
         self.header(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
-    /// Sets a header of the answer, in place of an earlier one of the same name.
+    /// Sets a response header, replacing an earlier one with the same name.
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.insert(name, value);
         self
     }
 
-    /// The HTTP status.
+    /// Returns the HTTP status.
     pub fn status(&self) -> StatusCode {
         self.0.status
     }
 
-    /// The last part of `type`.
+    /// Returns the last part of `type`.
     pub fn slug(&self) -> &'static str {
         self.0.slug
     }
@@ -219,6 +220,6 @@ mod tests {
         assert_eq!(names, ["type", "title", "status", "detail", "request_id", "errors"]);
         let mut schemas = Vec::new();
         Problem::schemas(&mut schemas);
-        assert_eq!(schemas.len(), 1, "FieldError is referenced, so it must be listed");
+        assert_eq!(schemas.len(), 1, "the schema refers to FieldError, so FieldError must be listed");
     }
 }

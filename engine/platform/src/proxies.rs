@@ -1,4 +1,4 @@
-//! Who asks, where a reverse proxy stands in between.
+//! Client addresses behind reverse proxies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,15 +8,16 @@ use ipnet::IpNet;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Reverse proxies that are believed in what they say of their clients' addresses; cheap to clone.
+/// Trusted reverse proxies: their `X-Forwarded-For` headers are used. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies(Arc<[IpNet]>);
 
 impl Proxies {
-    /// From addresses and networks, separated by commas: `10.1.2.3, 10.4.0.0/16, fd00::/8`; of the empty text none.
+    /// Parses addresses and networks, separated by commas: `10.1.2.3, 10.4.0.0/16, fd00::/8`. An empty text means no
+    /// trusted proxy.
     ///
     /// # Errors
-    /// What is neither.
+    /// Names the first part that is neither an address nor a network.
     pub fn parse(text: &str) -> Result<Self, String> {
         let network = |part: &str| {
             let address = part.parse::<IpAddr>().map(IpNet::from);
@@ -27,8 +28,9 @@ impl Proxies {
         text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(network).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The client's address: that of `peer`, or, while it is a known proxy's, the one it names last in
-    /// `X-Forwarded-For`. What stands before an address that is not known is the client's own word, and is not believed.
+    /// Returns the client's address. It begins with `peer` and follows `X-Forwarded-For` from the last entry to the
+    /// first while the current address belongs to a trusted proxy. Entries before an untrusted address may be forged by
+    /// the client, so they are ignored.
     pub fn client(&self, headers: &HeaderMap, peer: SocketAddr) -> SocketAddr {
         if !self.knows(peer) {
             return peer;

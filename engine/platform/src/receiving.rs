@@ -1,5 +1,5 @@
-//! Memory of request bodies while they arrive: bounded for each sender and for the process. A client that sends slowly keeps
-//! what it has sent here for as long as a body may take.
+//! Limits the memory of request bodies that are still arriving, per sender and for the whole process. A client that
+//! sends slowly holds memory for as long as a body may take to arrive.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,7 +11,7 @@ use axum::http::{Extensions, StatusCode};
 use crate::auth;
 use crate::problem::Problem;
 
-/// Bytes of one sender's bodies, and of all.
+/// Maximum bytes of unfinished bodies of one sender, and of all senders.
 const SENDER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const ALL_BYTES_MAX: usize = 128 * 1024 * 1024;
 
@@ -19,7 +19,7 @@ static RECEIVING: LazyLock<Receiving> = LazyLock::new(Receiving::default);
 
 #[derive(Default)]
 struct Receiving {
-    /// Keyed, so that nobody can choose a subject that counts for another.
+    /// Randomly keyed, so that no client can choose a subject whose hash collides with that of another subject.
     hasher: RandomState,
     held: Mutex<Held>,
 }
@@ -30,14 +30,14 @@ struct Held {
     senders: HashMap<u64, usize>,
 }
 
-/// What has arrived of one body. Given back when it is dropped.
+/// The counted bytes of one body. Dropping the value releases them.
 pub(crate) struct Arrived {
     sender: u64,
     bytes: usize,
 }
 
 impl Arrived {
-    /// Nothing yet, of the principal that these extensions of a request name.
+    /// Creates a count of 0 bytes for the principal in the request's extensions.
     pub(crate) fn nothing(extensions: &Extensions) -> Self {
         Self { sender: RECEIVING.hasher.hash_one(auth::subject(extensions)), bytes: 0 }
     }
@@ -45,18 +45,18 @@ impl Arrived {
     /// Counts more bytes.
     ///
     /// # Errors
-    /// 429 where the sender holds as many as it may, 503 where all do.
+    /// 429 if the limit of the sender is reached, 503 if the limit of the process is reached.
     pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Problem> {
         let mut held = RECEIVING.lock();
         let of_sender = held.senders.get(&self.sender).copied().unwrap_or(0) + bytes;
         if of_sender > SENDER_BYTES_MAX {
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies at once")
-                .detail("You are sending more than 32 MiB in unfinished requests. Send again when they have ended.")
+                .detail("You are sending more than 32 MiB in unfinished requests. Try again when they have completed.")
                 .retry_after(1));
         }
         if held.all + bytes > ALL_BYTES_MAX {
             return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "body-limit", "Too many bodies at once")
-                .detail("This process is receiving as many bodies as it can hold. Try again shortly.")
+                .detail("The server is receiving too many request bodies at once. Try again shortly.")
                 .retry_after(1));
         }
         held.all += bytes;

@@ -1,4 +1,4 @@
-//! Who asked: the request's id, trace and user, known to everything that runs for the request.
+//! Request context: id, trace and user of the current request, available to all code that runs for it.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::trace;
 
-/// Names the request, in the question and in the answer.
+/// Header with the request id, in requests and responses.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ID_CHARS_MAX: usize = 128;
 
@@ -19,7 +19,7 @@ tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// What identifies one request. Clones speak of the same.
+/// The identity of one request. Clones share the annotations.
 #[derive(Clone)]
 pub struct Context {
     id: HeaderValue,
@@ -27,7 +27,7 @@ pub struct Context {
     told: Arc<Annotations>,
 }
 
-/// What handlers tell of the request that they answer.
+/// Values that handlers add while they process the request.
 #[derive(Default)]
 struct Annotations {
     user: OnceLock<String>,
@@ -35,8 +35,9 @@ struct Annotations {
 }
 
 impl Context {
-    /// Takes `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 _ - .`); makes a UUIDv7 where there is not exactly one good one. `trace` is the
-    /// request's span; where there is none, what a valid `traceparent` says.
+    /// Creates the context of a request. The id is the value of `X-Request-Id` if the request has exactly one and it
+    /// consists of 1 to 128 characters of `A-Z a-z 0-9 _ - .`; else it is a new UUIDv7. `trace` is the span of the
+    /// request; without it, the trace context comes from a valid `traceparent` header.
     pub fn new(headers: &HeaderMap, trace: Option<&Trace>) -> Self {
         let mut ids = headers.get_all(X_REQUEST_ID).iter();
         let id = ids.next().filter(|id| is_request_id(id.as_bytes()) && ids.next().is_none()).cloned();
@@ -45,53 +46,54 @@ impl Context {
         Self { id: id.unwrap_or_else(make), trace, told: Arc::default() }
     }
 
-    /// The id, as the answer's header carries it.
+    /// Returns the id, as a value for the response header.
     pub fn id(&self) -> &HeaderValue {
         &self.id
     }
 
-    /// Runs `future` as a part of this request: it sees [`current`], and its log lines carry it.
+    /// Runs `future` within this request: [`current`] returns the id, and log lines contain it.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)
     }
 }
 
-/// The id of the request that this task works for; `None` outside of a request.
+/// Returns the id of the current request; `None` outside of a request.
 pub fn current() -> Option<String> {
     CURRENT.try_with(|context| text(&context.id).to_owned()).ok()
 }
 
-/// Where the request stands in its trace.
+/// Returns the trace context of the current request.
 pub fn current_trace() -> Option<Trace> {
     CURRENT.try_with(|context| context.trace.clone()).ok().flatten()
 }
 
-/// The W3C trace parent for what the request leads to.
+/// Returns the W3C `traceparent` of the current request, to pass to work that the request causes.
 pub fn current_traceparent() -> Option<String> {
     Some(trace::traceparent(current_trace()?.span().span_context()))
 }
 
-/// The principal that the request's token names, once that is known.
+/// Returns the subject of the authenticated principal; `None` before authentication.
 pub fn current_user() -> Option<String> {
     CURRENT.try_with(|context| context.told.user.get().cloned()).ok().flatten()
 }
 
-/// Makes the principal known, for the access log.
+/// Sets the subject of the principal, for the access log.
 pub fn set_user(subject: &str) {
     let _ = CURRENT.try_with(|context| drop(context.told.user.set(subject.to_owned())));
 }
 
-/// Says that the answer waits because that was asked for (a long poll): its time says nothing of the server.
+/// Marks the request as waiting on purpose (a long poll), so that its duration is not counted as the server's latency.
 pub fn set_waits() {
     let _ = CURRENT.try_with(|context| context.told.waits.store(true, Relaxed));
 }
 
-/// Whether [`set_waits`] was said.
+/// Whether [`set_waits`] was called for the current request.
 pub(crate) fn waits() -> bool {
     CURRENT.try_with(|context| context.told.waits.load(Relaxed)).unwrap_or(false)
 }
 
-/// Takes the present request's identity along, for a future that is spawned or polled elsewhere (a streamed body).
+/// Wraps a future in the context of the current request. Use it for futures that are spawned or polled elsewhere, such
+/// as a streamed body.
 pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let context = CURRENT.try_with(Context::clone).ok();
     async move {
@@ -103,7 +105,7 @@ pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {
 }
 
 fn text(value: &HeaderValue) -> &str {
-    value.to_str().expect("only ASCII passes the checks above")
+    value.to_str().expect("the checks above accept only ASCII")
 }
 
 fn make() -> HeaderValue {

@@ -1,4 +1,4 @@
-//! Stopping in good order: one token to see, one tracker to wait for.
+//! Graceful shutdown: a token that signals the shutdown, and a tracker that waits for tasks.
 
 use std::io;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Shared by everything that runs long. Clones speak of the same shutdown.
+/// The shutdown of the process, shared by all long-running tasks. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Cancelled once the process shall stop. Long polls, streams and sockets end on it.
+    /// Cancelled when the process begins to stop. Long polls, streams and sockets must then end.
     pub token: CancellationToken,
-    /// Holds every task that must finish before the process ends; spawn such tasks on it.
+    /// Tracks the tasks that must finish before the process ends. Spawn such tasks on it.
     pub tracker: TaskTracker,
 }
 
 impl Shutdown {
-    /// A shutdown that nobody has asked for yet.
+    /// Creates a shutdown that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cancels the token at the first SIGTERM or SIGINT; exits the process at once, with 128 + the signal, at the
-    /// second.
+    /// Handles SIGTERM and SIGINT: the first signal cancels the token; the second exits the process immediately with
+    /// code 128 + signal number.
     ///
     /// # Errors
-    /// When the process can't listen for signals.
+    /// Fails if the signal handlers cannot be installed.
     pub fn listen(&self) -> io::Result<()> {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
@@ -34,7 +34,7 @@ impl Shutdown {
         tokio::spawn(async move {
             let mut next = async || tokio::select! { _ = term.recv() => 15, _ = int.recv() => 2 };
             let number = next().await;
-            tracing::info!(signal = number, "stopping; a second signal stops at once");
+            tracing::info!(signal = number, "Shutting down. Send a second signal to exit immediately.");
             token.cancel();
             let number = next().await;
             std::process::exit(128 + number);
@@ -42,7 +42,8 @@ impl Shutdown {
         Ok(())
     }
 
-    /// Waits for the token, then until every tracked task has ended, at most `deadline`. False when some had not.
+    /// Waits until the token is cancelled, then at most `deadline` until all tracked tasks have ended. Returns false if
+    /// some tasks are still running.
     pub async fn wait(&self, deadline: Duration) -> bool {
         self.token.cancelled().await;
         self.tracker.close();

@@ -1,5 +1,5 @@
-//! Logs, traces and metrics: where they go, and how much of them. Logs go to stderr, because stdout belongs to the data
-//! of a command; beside it to files and to OTLP, as settings say.
+//! Logs, traces and metrics, and their destinations. Logs go to stderr, because stdout is reserved for the output of
+//! commands. They also go to files and to OTLP if configured.
 
 pub mod access;
 pub mod level;
@@ -26,7 +26,7 @@ use crate::telemetry::rotate::{Limits, RotatingFile};
 use crate::telemetry::settings::{Environment, Format, Settings};
 use crate::telemetry::sink::{Sink, Target};
 
-/// The crates whose debug lines `debug` means; those of libraries would drown them.
+/// The crates to which the level `debug` applies. Debug lines of libraries would be too many.
 const OWN: &[&str] = &[
     "command_engine",
     "docket",
@@ -44,67 +44,71 @@ const OWN: &[&str] = &[
     "write_side",
 ];
 
-/// Libraries whose every word is no news, and what is kept of them.
+/// Filter directives for libraries that log too much at level `info`.
 const NOISY: &str = ",opentelemetry=warn,sqlx::postgres::notice=warn,async_nats=warn";
 
-/// Why logging could not start, or not change.
+/// Errors of starting or changing logging.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The level is none.
-    #[error("log_level `{0}`: take error, warn, info, http, debug, trace or auto")]
+    /// The level is unknown.
+    #[error("the log level `{0}` is unknown: use error, warn, info, http, debug, trace or auto")]
     Level(String),
-    /// The filter has a bad directive.
-    #[error("log_filter `{filter}`: {reason}; try `http=off` or `event_store=debug,sqlx=warn`")]
+    /// The filter contains an invalid directive.
+    #[error(
+        "the log filter `{filter}` is invalid: {reason}; use for example `http=off` or `event_store=debug,sqlx=warn`"
+    )]
     Filter {
-        /// What was given.
+        /// The filter.
         filter: String,
-        /// What is wrong with it.
+        /// Why the filter is invalid.
         reason: String,
     },
-    /// The access log's format is none.
-    #[error("access_log: {0}")]
+    /// The format of the access log is invalid.
+    #[error("the setting access_log is invalid: {0}")]
     Access(String),
-    /// A value out of range.
+    /// A setting has an invalid value.
     #[error("{0}")]
     Value(String),
-    /// A log file cannot be written.
-    #[error("log file {}: {source}", path.display())]
+    /// A log file or the console cannot be opened for writing.
+    #[error("could not open the log file {}: {source}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The exporter cannot be made.
-    #[error("otlp_endpoint: {0}")]
+    /// The OTLP endpoint is invalid, or the exporter cannot be created.
+    #[error("could not set up the export over OTLP: {0}")]
     Otlp(String),
-    /// Logging was started before.
-    #[error("logging runs already")]
+    /// Logging has already been started.
+    #[error("logging has already been started")]
     Running,
 }
 
 impl Settings {
-    /// Whether all values can be used.
+    /// Checks all values.
     ///
     /// # Errors
-    /// The first that cannot.
+    /// Returns the first invalid value.
     pub fn check(&self) -> Result<(), Error> {
         self.filter()?;
         if let Some(format) = self.access_format(false) {
             Access::new(format, None, "", false).map_err(Error::Access)?;
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
-            return Err(Error::Value(format!("trace_ratio: {} is not from 0 to 1", self.trace_ratio)));
+            return Err(Error::Value(format!("the setting trace_ratio must be from 0 to 1, not {}", self.trace_ratio)));
         }
         if !(self.otlp_endpoint.is_empty() || self.otlp_endpoint.starts_with("http")) {
             let got = &self.otlp_endpoint;
-            return Err(Error::Otlp(format!("`{got}` must be a URL such as http://127.0.0.1:4318")));
+            return Err(Error::Otlp(format!(
+                "the setting otlp_endpoint must be a URL such as http://127.0.0.1:4318, not `{got}`"
+            )));
         }
         otlp::headers(&self.otlp_headers).map_err(Error::Value)?;
         Ok(())
     }
 
-    /// What to log.
+    /// Returns the filter that results from level, filter and access log settings.
     fn filter(&self) -> Result<EnvFilter, Error> {
         let level = match (self.log_level.as_str(), self.environment) {
             ("auto", Environment::Production) => "info",
@@ -112,20 +116,20 @@ impl Settings {
             (level, _) => level,
         };
         let own = |level| OWN.iter().map(|own| format!(",{own}={level}")).collect::<String>();
-        // The access log is told to be on by its own name or by a level above it.
+        // The levels `error`, `warn` and `info` disable the access log, whose target is `http`.
         let base = match level {
             "error" | "warn" => format!("{level},http=off"),
             "info" => format!("info{NOISY},http=off"),
             "http" => format!("info{NOISY}"),
             "debug" => format!("info{NOISY}{}", own("debug")),
-            // NATS's client shows the password of its URL.
+            // Below level `info` the NATS client logs the password of its URL.
             "trace" => "trace,async_nats=info".to_owned(),
             _ => return Err(Error::Level(self.log_level.clone())),
         };
-        // Its own file is for nothing else.
+        // With its own file, the access log is written at every level.
         let own_file = if self.access_log_file.as_os_str().is_empty() { "" } else { ",http=info" };
         let directives = format!("{base}{own_file},{}", self.log_filter);
-        // No expressions: some take more memory than there is.
+        // Regular expressions are disabled, because some need unbounded memory.
         EnvFilter::builder()
             .with_regex(false)
             .parse(directives.trim_end_matches(','))
@@ -139,7 +143,7 @@ impl Settings {
         }
     }
 
-    /// `None` where there is no access log.
+    /// Returns the format of the access log; `None` if the access log is off.
     fn access_format(&self, pretty: bool) -> Option<&str> {
         match self.access_log.as_str() {
             "off" => None,
@@ -151,13 +155,13 @@ impl Settings {
     }
 }
 
-/// Logging and tracing of this process, while it runs; dropping it writes what waits.
+/// Guard of the running telemetry. Dropping it writes and sends all queued data.
 pub struct Telemetry {
     sinks: Vec<Sink>,
     exporters: Exporters,
 }
 
-/// What may change while the process runs.
+/// State of the running telemetry that can change after the start.
 struct Running {
     filter: reload::Handle<EnvFilter, Registry>,
     settings: Mutex<Settings>,
@@ -167,10 +171,11 @@ struct Running {
 
 static RUNNING: OnceLock<Running> = OnceLock::new();
 
-/// Starts logs, traces and metrics for the whole process, panics included. `roles` is told with each signal.
+/// Starts logs, traces and metrics for the whole process, and logs panics. `roles` is an attribute of all exported
+/// signals.
 ///
 /// # Errors
-/// Settings that cannot be used, files that cannot be written, or a second call.
+/// Fails with invalid settings, with a file that cannot be opened, and on a second call.
 pub fn init(settings: &Settings, roles: &str) -> Result<Telemetry, Error> {
     settings.check()?;
     let pretty = settings.is_pretty();
@@ -202,7 +207,8 @@ pub fn init(settings: &Settings, roles: &str) -> Result<Telemetry, Error> {
         }
         console = Some(sink);
     }
-    // A text line belongs on the console as it is; JSON goes the way of all events, to every sink, or to its own file.
+    // Text lines go to their own file or unchanged to the console. JSON lines go to their own file or, like all events,
+    // to every sink.
     let access = settings
         .access_format(pretty)
         .map(|format| {
@@ -239,21 +245,21 @@ impl Drop for Telemetry {
     }
 }
 
-/// The access log, if there is one.
+/// Returns the access log, if it is on.
 pub(crate) fn access_log() -> Option<&'static Access> {
     RUNNING.get()?.access.as_ref()
 }
 
-/// Level and filter, as they are now.
+/// Returns the current level and filter; `None` before the start.
 pub fn level() -> Option<(String, String)> {
     let settings = RUNNING.get()?.settings.lock().unwrap_or_else(PoisonError::into_inner);
     Some((settings.log_level.clone(), settings.log_filter.clone()))
 }
 
-/// Changes level and filter of this process, until it ends or is told otherwise.
+/// Changes level and filter of this process until the next change or the end of the process.
 ///
 /// # Errors
-/// A level or filter that is none; nothing has changed then.
+/// Fails with an invalid level or filter, and then changes nothing.
 pub fn set_level(level: &str, filter: &str) -> Result<(), Error> {
     let running = RUNNING.get().ok_or_else(|| Error::Level(level.to_owned()))?;
     let mut settings = running.settings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,21 +267,21 @@ pub fn set_level(level: &str, filter: &str) -> Result<(), Error> {
     let directives = wanted.filter()?;
     running.filter.reload(directives).map_err(|_| Error::Level(level.to_owned()))?;
     *settings = wanted;
-    tracing::info!(log.level = level, log.filter = filter, "log level changed");
+    tracing::info!(log.level = level, log.filter = filter, "Log level changed.");
     Ok(())
 }
 
-/// Opens the log files again, after a tool has moved them away.
+/// Reopens the log files after another program has moved them.
 pub fn reopen_files() {
     if let Some(running) = RUNNING.get() {
         running.files.iter().for_each(Sink::reopen);
     }
 }
 
-/// A panic is an event like any other, so that it carries the request id of where it happened.
+/// Logs a panic as an event, so that the log line contains the request id.
 fn log_panic(info: &PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string).unwrap_or_default();
-    tracing::error!(target: "panic", location, message = info.payload_as_str().unwrap_or("panic without a message"));
+    tracing::error!(target: "panic", location, message = info.payload_as_str().unwrap_or("Panic without a message."));
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Spans of OpenTelemetry. Where no traces are sent, nothing of it costs anything, and a caller's `traceparent` goes
-//! through as it came.
+//! OpenTelemetry spans. If the export of traces is disabled, spans cost nothing, and a caller's `traceparent` is passed
+//! on unchanged.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,41 +13,41 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// From now on spans are made.
+/// Enables the creation of spans.
 pub(crate) fn enable() {
     ENABLED.store(true, Relaxed);
 }
 
-/// Whether spans are made at all.
+/// Whether spans are created.
 pub fn is_enabled() -> bool {
     ENABLED.load(Relaxed)
 }
 
-/// A span that has begun, if anybody wants it; it ends when dropped.
+/// An open span, or none if the span is not recorded. The span ends when the value is dropped.
 pub struct Open(Option<Context>);
 
 impl Open {
-    /// None at all.
+    /// No span.
     pub const NONE: Self = Self(None);
 
-    /// Where the span stands: parent of others, for other tasks and processes.
+    /// Returns the trace context of the span, to use as a parent in other tasks and processes.
     pub fn context(&self) -> Option<&Context> {
         self.0.as_ref()
     }
 
-    /// Its W3C trace parent.
+    /// Returns the W3C `traceparent` of the span.
     pub fn traceparent(&self) -> Option<String> {
         self.0.as_ref().map(|context| traceparent(context.span().span_context()))
     }
 
-    /// Says more of it. `attributes` is called only for a span that is recorded.
+    /// Adds attributes. `attributes` is called only if the span is recorded.
     pub fn describe(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
         if let Some(context) = self.recorded() {
             context.span().set_attributes(attributes());
         }
     }
 
-    /// Says that it failed.
+    /// Marks the span as failed.
     pub fn failed(&self, why: impl Into<Cow<'static, str>>) {
         if let Some(context) = self.recorded() {
             context.span().set_status(Status::error(why));
@@ -67,7 +67,7 @@ impl Drop for Open {
     }
 }
 
-/// Begins the span of a request, within the trace that its headers name.
+/// Starts the span of a request, in the trace that the request headers name.
 pub(crate) fn server(name: impl FnOnce() -> String, headers: &HeaderMap) -> Open {
     if !is_enabled() {
         return Open::NONE;
@@ -76,7 +76,7 @@ pub(crate) fn server(name: impl FnOnce() -> String, headers: &HeaderMap) -> Open
     Open(Some(begin(SpanBuilder::from_name(name()).with_kind(SpanKind::Server), &parent)))
 }
 
-/// Begins a span within another one. Where that is not recorded, this is not either, and none is made.
+/// Starts a child span. Returns no span if the parent is not sampled.
 pub fn child(name: &'static str, kind: SpanKind, parent: Option<&Context>) -> Open {
     match parent.filter(|parent| parent.span().span_context().is_sampled()) {
         Some(parent) => Open(Some(begin(SpanBuilder::from_name(name).with_kind(kind), parent))),
@@ -88,20 +88,20 @@ fn begin(builder: SpanBuilder, parent: &Context) -> Context {
     parent.with_span(global::tracer("docket").build_with_context(builder, parent))
 }
 
-/// Where the caller stands, as the W3C headers of a request say; nothing where they are not valid.
+/// Returns the caller's trace context from the W3C headers of a request; `None` if they are missing or invalid.
 pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Context> {
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
     context.span().span_context().is_valid().then_some(context)
 }
 
-/// The trace parent of a request, where it is recorded or was given from outside.
+/// Returns the `traceparent` of a span if it is sampled or came from another process.
 pub fn worth_keeping(context: &Context) -> Option<String> {
     let span = context.span();
     let span = span.span_context();
     (span.is_sampled() || span.is_remote()).then(|| traceparent(span))
 }
 
-/// A trace parent in the form of W3C Trace Context.
+/// Formats a span context as a `traceparent` of W3C Trace Context.
 pub fn traceparent(context: &SpanContext) -> String {
     format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags().to_u8())
 }

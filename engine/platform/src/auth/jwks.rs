@@ -1,7 +1,7 @@
-//! Sets of public keys (JWKS, RFC 7517), from a file or from where an identity provider shows them.
+//! Sets of public keys (JWKS, RFC 7517), from a file or from the URL of an identity provider.
 //!
-//! A URL is asked at start, every few minutes, and when a token names a key that is not known. What was fetched stays
-//! until something better comes: a provider that is away refuses nobody.
+//! A URL is fetched at start, every 5 minutes, and when a token names an unknown key. If a fetch fails, the keys of the
+//! last successful fetch remain valid, so tokens are accepted while the provider is unavailable.
 
 use std::time::Duration;
 
@@ -13,37 +13,37 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Authenticator, Error, Key, RSA, validation};
 use crate::telemetry::redact::redact;
 
-/// How old the keys may get.
+/// Interval of the regular fetches.
 const FETCH_EVERY: Duration = Duration::from_secs(300);
-/// The shortest time from one fetch to the next: anybody can send tokens with keys that nobody knows.
+/// Minimum time between two fetches, because any client can cause fetches with tokens that name unknown keys.
 const FETCH_PAUSE: Duration = Duration::from_secs(5);
-/// How long an answer may take.
+/// Timeout of a fetch.
 const FETCH_WITHIN: Duration = Duration::from_secs(5);
-/// How often a start asks, and the pause between.
+/// Number of attempts at start, and the pause between them.
 const TRIES: usize = 5;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// An id, where it has one, the key, and what it may sign with.
+/// A key: its id, if it has one, the key itself, and the algorithms for which it is valid.
 pub(super) type PublicKey = (Option<String>, DecodingKey, Vec<Algorithm>);
 
 impl Authenticator {
-    /// Fetches the keys of the URL, if there is one; a provider that does not answer is asked again, for some seconds.
+    /// Fetches the keys of the URL, if one is configured. Makes up to 5 attempts, with a pause of 1 s between them.
     ///
     /// # Errors
-    /// It does not answer, or shows no key of use.
+    /// Fails if the last attempt gets no response or no usable key.
     pub async fn fetch_keys(&self) -> Result<(), Error> {
         for _ in 1..TRIES {
             match self.fetch().await {
                 Ok(()) => return Ok(()),
-                Err(error) => tracing::warn!(%error, "asking again"),
+                Err(error) => tracing::warn!(%error, "Could not fetch the token keys. Retrying."),
             }
             tokio::time::sleep(TRY_AGAIN).await;
         }
         self.fetch().await
     }
 
-    /// Keeps the keys of the URL up to date, until `stop`.
+    /// Keeps the keys of the URL current until `stop` is cancelled.
     pub async fn follow_keys(self, stop: CancellationToken) {
         if self.0.settings.jwt_jwks_url.is_none() {
             return;
@@ -51,10 +51,10 @@ impl Authenticator {
         let follow = async {
             loop {
                 tokio::time::sleep(FETCH_PAUSE).await;
-                // A timeout is the look for keys that no token has named yet, and for those that are withdrawn.
+                // The timeout is the regular fetch. It finds new keys early, and removes withdrawn keys.
                 let _ = tokio::time::timeout(FETCH_EVERY, self.0.unknown_key.notified()).await;
                 if let Err(error) = self.fetch().await {
-                    tracing::warn!(%error, "the keys stay as they are");
+                    tracing::warn!(%error, "Could not fetch the token keys. The previous keys remain in use.");
                 }
             }
         };
@@ -73,11 +73,11 @@ impl Authenticator {
     }
 }
 
-/// Makes sure that it can be asked.
+/// Checks that the URL is HTTP or HTTPS and has a host.
 pub(super) fn check(url: &str) -> Result<(), Error> {
     match reqwest::Url::parse(url) {
         Ok(parsed) if ["http", "https"].contains(&parsed.scheme()) && parsed.has_host() => Ok(()),
-        _ => Err(failed(url, "must be https://HOST/PATH or http://HOST/PATH")),
+        _ => Err(failed(url, "the URL must have the form https://HOST/PATH or http://HOST/PATH")),
     }
 }
 
@@ -85,7 +85,7 @@ fn failed(url: &str, reason: &str) -> Error {
     Error::Fetch { url: redact(url).into_owned(), reason: redact(reason).into_owned() }
 }
 
-/// An error with its causes: the first one alone only says that something failed.
+/// Formats an error with all its causes, because the outermost error does not name the reason.
 fn in_full(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
@@ -96,7 +96,7 @@ async fn get(url: &str) -> Result<Vec<u8>, reqwest::Error> {
     let mut text = Vec::new();
     while let Some(piece) = answer.next().await {
         text.extend_from_slice(&piece?);
-        // Cut off there, it is no JSON.
+        // A truncated text is not valid JSON, so parsing it fails.
         if text.len() > BYTES_MAX {
             break;
         }
@@ -104,12 +104,13 @@ async fn get(url: &str) -> Result<Vec<u8>, reqwest::Error> {
     Ok(text)
 }
 
-/// The keys of use: public, for signatures, of a kind we know. A set may hold others too (RFC 7517, section 5).
+/// Returns the usable keys of a set: public signature keys of a supported type. Other keys are ignored (RFC 7517,
+/// section 5).
 pub(super) fn read(text: &[u8]) -> Result<Vec<PublicKey>, String> {
-    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is not a JWKS: {error}"))?;
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("the text is not a JWKS: {error}"))?;
     let keys: Vec<PublicKey> = set.keys.iter().filter_map(read_jwk).collect();
     match keys.is_empty() {
-        true => Err("holds no public RSA, EC P-256 or P-384, or Ed25519 key for signatures".to_owned()),
+        true => Err("the JWKS has no public RSA, EC P-256 or P-384, or Ed25519 key for signatures".to_owned()),
         false => Ok(keys),
     }
 }
@@ -123,7 +124,7 @@ fn read_jwk(jwk: &Jwk) -> Option<PublicKey> {
         AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => vec![Algorithm::ES256],
         AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P384 => vec![Algorithm::ES384],
         AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => vec![Algorithm::EdDSA],
-        // A symmetric key where public keys are meant to be is a mistake: who reads it could sign.
+        // A symmetric key in a public set is a mistake: anyone who can read the set could sign tokens.
         _ => return None,
     };
     let algorithms = match jwk.common.key_algorithm {
@@ -167,7 +168,7 @@ mod tests {
         }
     }
 
-    /// A token signed with a key, and the set of keys that has it.
+    /// Returns a token signed with a key, and a key set that contains the key.
     fn signed(id: &str) -> (String, String) {
         let (key, algorithm) = match id {
             "one" => (EncodingKey::from_ec_pem(P256.as_bytes()), Algorithm::ES256),
@@ -186,20 +187,20 @@ mod tests {
         let ((one, shows_one), (two, shows_two)) = (signed("one"), signed("two"));
         let provider = Provider::start(shows_one).await;
         let authenticator = Authenticator::new(&provider.settings).unwrap();
-        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "nothing is fetched yet");
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "no keys are fetched yet");
         authenticator.fetch_keys().await.unwrap();
         assert!(authenticator.verify(&one).is_ok());
 
         let stop = CancellationToken::new();
         tokio::spawn(authenticator.clone().follow_keys(stop.clone()));
         provider.shows(&shows_two);
-        assert!(authenticator.verify(&one).is_ok(), "as long as nobody says otherwise");
+        assert!(authenticator.verify(&one).is_ok(), "the old keys are valid until the next fetch");
         let mut fetched = authenticator.0.fetched.subscribe();
         fetched.mark_unchanged();
         assert_eq!(authenticator.verify(&two).unwrap_err().slug(), "unknown-key");
         fetched.changed().await.unwrap();
-        assert!(authenticator.verify(&two).is_ok(), "a token had named a key that was not known");
-        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "its key is withdrawn");
+        assert!(authenticator.verify(&two).is_ok(), "a token with an unknown key caused a fetch");
+        assert_eq!(authenticator.verify(&one).unwrap_err().slug(), "unknown-key", "the key is withdrawn");
         stop.cancel();
     }
 
@@ -224,7 +225,7 @@ mod tests {
         for url in ["", "keys.json", "file:///keys.json", "https://"] {
             assert!(matches!(Authenticator::new(&of(url)), Err(Error::Fetch { .. })), "{url}");
         }
-        // Nobody listens there.
+        // No server listens on this port.
         let away = Authenticator::new(&of("http://user:pass@127.0.0.1:1/keys")).unwrap();
         let error = away.fetch().await.unwrap_err().to_string();
         assert!(error.contains("refused") && !error.contains("pass@"), "{error}");

@@ -1,8 +1,9 @@
-//! The access log: a line for each answered request, in morgan's formats or one's own.
+//! The access log: one line per request, in a predefined format of morgan (a logger for Node.js), as JSON, or in a
+//! custom format.
 //!
-//! Tokens, as morgan has them: `:method :url :path :route :status :response-time[digits] :request-id :trace-id
-//! :remote-addr :user :http-version :date[clf|iso|web] :referrer :user-agent :req[header] :res[header]`. The response
-//! time is that until the answer's head, in milliseconds.
+//! A custom format consists of morgan's tokens: `:method :url :path :route :status :response-time[digits] :request-id
+//! :trace-id :remote-addr :user :http-version :date[clf|iso|web] :referrer :user-agent :req[header] :res[header]`. The
+//! response time is the time until the response headers, in milliseconds.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -32,12 +33,12 @@ const COMMON: &str =
 const COMBINED: &str = ":remote-addr - :user [:date[clf]] \":method :url HTTP/:http-version\" :status \
                         :res[content-length] \":referrer\" \":user-agent\"";
 
-/// How the access log looks, where it goes, and what it leaves out.
+/// The access log: format, destination and omitted paths.
 pub struct Access {
     form: Form,
-    /// Its own file or console; else lines go where all others go.
+    /// Destination of text lines: a separate file or the console. If None, lines are logged as events.
     sink: Option<Sink>,
-    /// Beginnings of paths.
+    /// Prefixes of paths that are not logged.
     skip: Vec<String>,
     colour: bool,
 }
@@ -74,7 +75,7 @@ enum DateForm {
     Web,
 }
 
-/// A request that is being answered: what its line will need.
+/// Data of a request in progress that its log line needs.
 pub struct AccessRecord {
     method: Method,
     uri: Uri,
@@ -86,10 +87,11 @@ pub struct AccessRecord {
 }
 
 impl Access {
-    /// A named format (`tiny`, `dev`, `short`, `common`, `combined`, `json`) or one made of tokens.
+    /// Creates an access log with a named format (`tiny`, `dev`, `short`, `common`, `combined`, `json`) or a format of
+    /// tokens.
     ///
     /// # Errors
-    /// A token that there is not.
+    /// Fails with an unknown token, an invalid argument of a token, or a format without tokens.
     pub fn new(format: &str, sink: Option<Sink>, skip: &str, colour: bool) -> Result<Self, String> {
         let form = match format {
             "json" => Form::Json,
@@ -104,7 +106,7 @@ impl Access {
         Ok(Self { form, sink, skip, colour: colour && format == "dev" })
     }
 
-    /// Keeps what the line will need; `None` where there will be no line.
+    /// Collects the data for the log line; `None` if the request is not logged.
     pub fn begin(&self, request: &Request) -> Option<AccessRecord> {
         let path = request.uri().path();
         if !tracing::enabled!(target: HTTP, Level::INFO) || self.skip.iter().any(|skip| path.starts_with(&**skip)) {
@@ -135,7 +137,7 @@ impl Access {
         })
     }
 
-    /// Writes the line. Call it within the request's scope.
+    /// Writes the log line. Must be called within the scope of the request.
     pub fn end(&self, asked: &AccessRecord, response: &Response<Body>) {
         match (&self.form, &self.sink) {
             (Form::Json, _) => asked.event(response),
@@ -158,7 +160,7 @@ impl AccessRecord {
         redact(self.uri.path_and_query().map_or("/", |url| url.as_str())).into_owned()
     }
 
-    /// The event of the format `json`, under the names of OpenTelemetry's conventions.
+    /// Logs the event of the format `json`. Field names follow the OpenTelemetry semantic conventions.
     fn event(&self, response: &Response<Body>) {
         let ms = self.started.elapsed().as_secs_f64() * 1e3;
         let user = request_id::current_user();
@@ -241,7 +243,7 @@ fn tokens(format: &str) -> Result<Vec<Token>, String> {
         }
         rest = &rest[at + 1..];
         let end = rest.find(|c: char| !(c.is_ascii_alphabetic() || c == '-')).unwrap_or(rest.len());
-        // A dash at the end belongs to the text: `:status-`.
+        // A trailing "-" belongs to the following text: `:status-`.
         let name = rest[..end].trim_end_matches('-');
         rest = &rest[name.len()..];
         let argument = match rest.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
@@ -259,15 +261,16 @@ fn tokens(format: &str) -> Result<Vec<Token>, String> {
     match tokens.iter().any(|token| !matches!(token, Token::Literal(_))) {
         true => Ok(tokens),
         false => Err(format!(
-            "`{format}` is no format: take off, tiny, dev, short, common, combined, json, or tokens such as :method :url"
+            "the format `{format}` is unknown: use off, tiny, dev, short, common, combined, json, or tokens such as :method"
         )),
     }
 }
 
 fn token(name: &str, argument: Option<&str>) -> Result<Token, String> {
     let header = |of: &str| {
-        let name = argument.ok_or_else(|| format!("`:{of}` needs a header's name, as in :{of}[x-request-id]"))?;
-        HeaderName::try_from(name).map_err(|_| format!("`{name}` is no header's name"))
+        let name =
+            argument.ok_or_else(|| format!("the token `:{of}` needs a header name, as in :{of}[x-request-id]"))?;
+        HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a header name"))
     };
     Ok(match name {
         "" => Token::Literal(":".into()),
@@ -278,7 +281,9 @@ fn token(name: &str, argument: Option<&str>) -> Result<Token, String> {
         "status" => Token::Status,
         "response-time" | "total-time" => {
             let digits = argument.unwrap_or("3").parse().ok().filter(|digits| *digits <= 9);
-            Token::ResponseTime(digits.ok_or("`:response-time` takes 0 to 9 digits, as in :response-time[3]")?)
+            Token::ResponseTime(
+                digits.ok_or("the token `:response-time` accepts 0 to 9 digits, as in :response-time[3]")?,
+            )
         }
         "request-id" => Token::RequestId,
         "trace-id" => Token::TraceId,
@@ -293,13 +298,14 @@ fn token(name: &str, argument: Option<&str>) -> Result<Token, String> {
             "clf" => DateForm::Clf,
             "iso" => DateForm::Iso,
             "web" => DateForm::Web,
-            other => return Err(format!("`:date[{other}]`: take clf, iso or web")),
+            other => return Err(format!("the token `:date[{other}]` has an unknown format: use clf, iso or web")),
         }),
-        other => return Err(format!("`:{other}` is no token of an access log; docs/operations.md lists them")),
+        other => return Err(format!("the token `:{other}` is unknown: see the list of tokens in docs/operations.md")),
     })
 }
 
-/// A line stays a line, and a quoted field stays quoted, whatever a client sends.
+/// Appends client data. Escapes quotes and control characters, so that a client can neither end a quoted field nor
+/// start a new line.
 fn push(line: &mut String, text: &str) {
     for char in text.chars() {
         match char {

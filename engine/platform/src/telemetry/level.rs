@@ -1,4 +1,4 @@
-//! The log level, read and changed while the process runs; for admins.
+//! Routes to read and change the log level at run time, for admins.
 
 use axum::extract::FromRef;
 use axum::http::StatusCode;
@@ -12,18 +12,18 @@ use crate::body::Json;
 use crate::problem::Problem;
 use crate::telemetry;
 
-/// How much this process logs.
+/// Log level and filter of a process.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogLevel {
-    /// `error`, `warn`, `info`, `http`, `debug`, `trace`, or `auto`: what the environment says.
+    /// `error`, `warn`, `info`, `http`, `debug`, `trace` or `auto`. `auto` depends on the setting `environment`.
     level: String,
-    /// Directives that go before the level: `http=off,event_store=debug`.
+    /// Directives that take precedence over the level: `http=off,event_store=debug`.
     #[serde(default)]
     filter: String,
 }
 
-/// The routes.
+/// Returns the routes of `/v1/admin/log-level`.
 pub fn router<S>() -> OpenApiRouter<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -32,7 +32,7 @@ where
     OpenApiRouter::new().routes(routes!(read, change))
 }
 
-/// How much this process logs.
+/// Returns the log level and filter of this process.
 #[utoipa::path(get, path = "/v1/admin/log-level", tag = "operations",
     responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
@@ -41,15 +41,15 @@ async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
     Ok(axum::Json(LogLevel { level, filter }))
 }
 
-/// Changes how much this process logs, until it ends, is told otherwise, or gets SIGHUP. Other processes are asked
-/// each for itself.
+/// Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
+/// process. It does not affect other processes.
 #[utoipa::path(put, path = "/v1/admin/log-level", tag = "operations", request_body = LogLevel,
     responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn change(principal: Principal, Json(wanted): Json<LogLevel>) -> Result<axum::Json<LogLevel>, Problem> {
     principal.admin_only()?;
     telemetry::set_level(&wanted.level, &wanted.filter).map_err(|error| {
         let pointer = if matches!(error, telemetry::Error::Filter { .. }) { "/filter" } else { "/level" };
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-log-level", "The log level cannot be used")
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-log-level", "Invalid log level")
             .detail(error.to_string())
             .error(pointer, error.to_string())
     })?;

@@ -1,4 +1,5 @@
-//! An event of the program, made a line: once for every sink, with the request it belongs to, and without secrets.
+//! Formats tracing events as log lines for all sinks, with the request id and trace of the current request, and without
+//! secrets.
 
 use std::fmt::{self, Write as _};
 use std::io::Write;
@@ -20,25 +21,25 @@ use crate::request_id;
 use crate::telemetry::redact::{HIDDEN, is_secret, redact};
 use crate::telemetry::sink::Sink;
 
-/// Target of the access log, and its level's name.
+/// Target of the access log, and name of its level.
 pub const HTTP: &str = "http";
 
-/// Which sinks there are, and what each takes.
+/// The sinks, by the lines that they receive.
 #[derive(Default)]
 pub struct Sinks {
-    /// For people, coloured or not.
+    /// Readable lines. The flag is true when lines are coloured.
     pub pretty: Option<(Sink, bool)>,
-    /// For machines.
+    /// JSON lines.
     pub json: Vec<Sink>,
-    /// For machines, errors only.
+    /// JSON lines, errors only.
     pub errors: Option<Sink>,
-    /// For the access log as JSON, where it has a file of its own; no other file gets it then.
+    /// The access log as JSON, if it has its own file. No other file and no console receives it then.
     pub access: Option<Sink>,
-    /// OTLP.
+    /// Export over OTLP, if enabled.
     pub otlp: OnceLock<SdkLogger>,
 }
 
-/// One event.
+/// A tracing event, ready to be formatted.
 pub struct Record {
     at: Timestamp,
     level: &'static str,
@@ -49,7 +50,7 @@ pub struct Record {
     trace: Option<SpanContext>,
 }
 
-/// Hands events to the sinks.
+/// Layer that sends events to the sinks.
 pub struct Lines(pub Arc<Sinks>);
 
 impl<S: Subscriber> Layer<S> for Lines {
@@ -61,7 +62,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// `http` for the access log, else the level's name in lower case.
+/// Returns `http` for the access log, else the name of the level in lower case.
 fn level_of(level: &Level, target: &str) -> &'static str {
     match *level {
         Level::INFO if target == HTTP => HTTP,
@@ -104,17 +105,17 @@ impl Record {
         if let Some((console, colour)) = sinks.pretty.as_ref().filter(|_| own_file.is_none()) {
             console.line(self.pretty(*colour));
         }
-        // What the exporter itself has to say would come back to it for ever.
+        // Events of the exporter itself are not exported, because that would cause an endless loop.
         let of_exporter = ["opentelemetry", "hyper", "h2", "reqwest"].iter().any(|own| self.target.starts_with(own));
         if let Some(logger) = sinks.otlp.get().filter(|_| !of_exporter) {
             self.otlp(logger, level);
         }
     }
 
-    /// One JSON object: the stable fields first, then the event's own.
+    /// Formats the event as a JSON object: common fields first, then the fields of the event.
     fn json(&self) -> Vec<u8> {
         let mut line = Vec::with_capacity(320 + self.fields.len() * 32);
-        // Nothing of this fails: it is written to memory.
+        // Errors can be ignored: writing to memory does not fail.
         let _ = write!(line, r#"{{"timestamp":"{:.6}","level":"{}","message":"#, self.at, self.level);
         push_json(&mut line, &self.message);
         line.extend_from_slice(
@@ -138,7 +139,7 @@ impl Record {
         line
     }
 
-    /// One line for people.
+    /// Formats the event as a readable line.
     fn pretty(&self, colour: bool) -> String {
         let time = self.at.strftime("%H:%M:%S.%3f");
         let (on, dim, off) = match (colour, self.level) {
@@ -152,7 +153,7 @@ impl Record {
         if self.level != HTTP {
             let _ = write!(line, "{dim}{}{off} ", self.target);
         }
-        // A line stays a line.
+        // Control characters are replaced, so that an event is always one line.
         line.extend(self.message.chars().map(|char| if char.is_control() { ' ' } else { char }));
         for (name, value) in &self.fields {
             let _ = write!(line, " {dim}{name}={off}");
@@ -204,12 +205,12 @@ impl Record {
     }
 }
 
-/// Collects an event's fields, secrets hidden.
+/// Collects the fields of an event and redacts secrets.
 struct Fields<'a>(&'a mut Record);
 
 impl Fields<'_> {
     fn text(&mut self, field: &Field, text: &str) {
-        // `log.…` names what the `log` crate knows of where it was called.
+        // Fields named `log.…` are source locations of events from the `log` crate.
         match field.name() {
             "message" => self.0.message = redact(text).into_owned(),
             "log.target" => self.0.target = text.to_owned(),

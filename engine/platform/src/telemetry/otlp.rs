@@ -1,5 +1,5 @@
-//! Traces, logs and metrics over OTLP (HTTP with protobuf), to any receiver that speaks it. They are gathered and sent
-//! aside; a receiver that is away costs what waited, and nothing else.
+//! Export of traces, logs and metrics over OTLP (HTTP with protobuf). Data is batched and sent in the background. While
+//! the receiver is unavailable, queued data is lost; the process is not affected otherwise.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,20 +24,21 @@ use crate::telemetry::redact::redact;
 use crate::telemetry::settings::Settings;
 use crate::{metrics, trace};
 
-/// How long a receiver may take to answer.
+/// Timeout of a request to the receiver.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
-/// Longest answer of a receiver that is read, in bytes.
+/// Maximum size of a response of the receiver, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// How long the end of the process waits for what is still to be sent.
+/// How long the end of the process waits for unsent data.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// Log lines that wait to be sent, as many as for any file; the SDK drops more, and says so when it ends.
+/// Maximum number of queued log lines, as for log files. The SDK drops further lines and logs the loss when it shuts
+/// down.
 const LINES_WAITING_MAX: usize = 65_536;
 
-/// How often a failing receiver is told of.
+/// Minimum time between two log lines about a failing receiver.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// What sends.
+/// The exporters of traces, logs and metrics that are enabled.
 #[derive(Default)]
 pub struct Exporters {
     traces: Option<SdkTracerProvider>,
@@ -46,7 +47,7 @@ pub struct Exporters {
 }
 
 impl Exporters {
-    /// Starts what the settings ask for; metrics are there in any case, for `/metrics`.
+    /// Starts the exporters that the settings enable. Metrics for `/metrics` do not need an OTLP endpoint.
     pub fn start(settings: &Settings, roles: &str, logger: &OnceLock<SdkLogger>) -> Result<Self, String> {
         let resource = Resource::builder()
             .with_service_name("docket")
@@ -88,13 +89,14 @@ impl Exporters {
         Ok(exporters)
     }
 
-    /// Sends what waits, and ends, within 2 s.
+    /// Sends all queued data and stops the exporters, within 2 s.
     pub fn stop(&mut self) {
         let Self { traces, logs, metrics } = std::mem::take(self);
         let (stopped, wait) = std::sync::mpsc::channel();
         let stop = |work: Box<dyn FnOnce() + Send>| {
             let stopped = stopped.clone();
-            // A receiver that takes the connection and does not answer holds an exporter up beyond any timeout it is given.
+            // A receiver that accepts the connection and does not respond can block the exporter longer than its
+            // timeout, so each exporter is stopped on its own thread.
             std::thread::spawn(move || {
                 work();
                 drop(stopped);
@@ -104,12 +106,12 @@ impl Exporters {
         stop(Box::new(move || drop(logs.map(|logs| logs.shutdown_with_timeout(STOP_WITHIN)))));
         stop(Box::new(move || drop(metrics.map(|metrics| metrics.shutdown_with_timeout(STOP_WITHIN)))));
         drop(stopped);
-        // Nothing is sent: it ends when all have let go of it.
+        // No message is sent. The channel closes when all threads have dropped their sender.
         let _: Result<(), _> = wait.recv_timeout(STOP_WITHIN);
     }
 }
 
-/// An exporter of one signal: three types that share no trait.
+/// Builds the exporter of one signal. A macro, because the three exporter types share no trait.
 macro_rules! configured {
     ($exporter:ty, $settings:expr, $signal:literal) => {
         <$exporter>::builder()
@@ -124,27 +126,28 @@ macro_rules! configured {
 }
 use configured;
 
-/// The headers that the setting names.
+/// Parses the setting `otlp_headers`.
 ///
 /// # Errors
-/// What is no pair, no name, or no value of a header.
+/// Describes the first part that is not `name=value`, or that has an invalid header name or value.
 pub fn headers(text: &str) -> Result<HashMap<String, String>, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| match pair.split_once('=') {
             Some((name, value)) => {
                 let (name, value) = (name.trim(), value.trim());
-                HeaderName::try_from(name).map_err(|_| format!("otlp_headers: `{name}` is no header's name"))?;
+                HeaderName::try_from(name)
+                    .map_err(|_| format!("the setting otlp_headers has the invalid header name `{name}`"))?;
                 HeaderValue::try_from(value)
-                    .map_err(|_| format!("otlp_headers: the value of {name} cannot be sent"))?;
+                    .map_err(|_| format!("the setting otlp_headers contains an invalid value of the header {name}"))?;
                 Ok((name.to_owned(), value.to_owned()))
             }
-            None => Err("otlp_headers: give name=value, separated by commas".to_owned()),
+            None => Err("the setting otlp_headers must have the form name=value, separated by commas".to_owned()),
         })
         .collect()
 }
 
-/// What was to be sent is lost: counted each time, said now and then.
+/// Counts a failed request to the receiver, and logs it at most once per [`SAY_EVERY`].
 fn failed(why: &str) {
     static SAID: Mutex<Option<Instant>> = Mutex::new(None);
     metrics::otlp_failed();
@@ -152,11 +155,11 @@ fn failed(why: &str) {
     if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
         *said = Some(Instant::now());
         drop(said);
-        tracing::warn!(why, "OTLP: the receiver took nothing; see otlp_endpoint, which is a URL without /v1/traces");
+        tracing::warn!(why, "Could not send to the OTLP receiver. Check otlp_endpoint: a base URL without /v1/traces.");
     }
 }
 
-/// Sends over the server's own runtime: the exporters call from threads of theirs.
+/// HTTP client that sends on the runtime of the server, because the exporters call it from their own threads.
 struct Client {
     http: reqwest::Client,
     runtime: Handle,
@@ -194,7 +197,7 @@ impl HttpClient for Client {
             let mut body = Vec::new();
             while let Some(piece) = answer.chunk().await? {
                 if body.len() + piece.len() > ANSWER_BYTES_MAX {
-                    return Err("the answer is too long for an OTLP receiver's".into());
+                    return Err("the response is too large for an OTLP receiver".into());
                 }
                 body.extend_from_slice(&piece);
             }
@@ -204,7 +207,7 @@ impl HttpClient for Client {
         match &sent {
             Ok(answer) if answer.status().is_success() => {}
             Ok(answer) => failed(&format!("{} at {place}", answer.status())),
-            // The URL is in it, which may hold a key.
+            // Redacted, because the error contains the URL, and the URL may contain a key.
             Err(error) => failed(&redact(&format!("{place}: {error}"))),
         }
         sent

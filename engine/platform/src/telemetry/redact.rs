@@ -1,28 +1,28 @@
-//! What no log line, span or attribute may show: credentials, and addresses of people.
+//! Redaction of credentials and e-mail addresses in log lines, spans and attributes.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-/// Stands in the place of what is not shown.
+/// Replaces a redacted text.
 pub const HIDDEN: &str = "***";
 
-/// Parts of a field's name that say that its value is a secret, whatever it looks like.
+/// Parts of field names whose values are always secret.
 static SECRET_NAMES: LazyLock<Regex> = LazyLock::new(|| {
     let names =
         "(?i)password|passwd|secret|token|authorization|cookie|credential|(api|access)[_-]?key|session[_-]?id|ticket";
     Regex::new(names).expect("a constant pattern")
 });
 
-/// One of these is part of whatever the pattern below finds. Most texts hold none, and are told so quickly.
+/// A fast test: every match of the pattern below contains one of these parts, and most texts contain none of them.
 static TRACES: LazyLock<Regex> = LazyLock::new(|| {
     let traces = "@|%40|://|eyJ|(?i:bearer|basic|password|passwd|pwd|secret|token|ticket|key|session|sig|code)";
     Regex::new(traces).expect("a constant pattern")
 });
 
-/// What is a secret wherever it stands: bearer tokens, JWTs, passwords in URLs, credentials in queries and in
-/// `key=value` texts, e-mail addresses.
+/// Secrets in texts: bearer tokens, JWTs, passwords in URLs, credentials in queries and in `key=value` texts, and
+/// e-mail addresses.
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?xi)
         (?P<bearer> \b(?: bearer (?: \s+ | \. ) | basic \s+ (?-i:[A-Za-z0-9+/]{4}) ) ) [A-Za-z0-9._~+/=-]{6,}
@@ -35,12 +35,12 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(pattern).expect("a constant pattern")
 });
 
-/// Whether a field of this name is never shown.
+/// Whether the value of a field with this name is secret.
 pub fn is_secret(name: &str) -> bool {
     SECRET_NAMES.is_match(name)
 }
 
-/// A text as it may be shown.
+/// Returns the text with all secrets replaced by [`HIDDEN`].
 pub fn redact(text: &str) -> Cow<'_, str> {
     if !TRACES.is_match(text) {
         return Cow::Borrowed(text);

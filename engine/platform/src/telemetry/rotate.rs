@@ -1,7 +1,8 @@
-//! A log file that begins anew by size and by day, packs what it leaves behind, and keeps so much of it.
+//! A log file that is rotated by size and by day. Rotated files are compressed, and removed by count and by age.
 //!
-//! `docket.log` is written; `docket.log.2026-11-23T091502.123456Z` is what it was until then, soon `….gz`;
-//! `docket.log.audit` says a line of JSON for each file rotated or removed. A line is always whole and in one file.
+//! `docket.log` is the current file. `docket.log.2026-11-23T091502.123456Z` was rotated at this time and is compressed
+//! to `….gz` soon after. `docket.log.audit` contains a line of JSON for each rotated or removed file. A line is never
+//! split between two files.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -19,42 +20,43 @@ use serde_json::{Value, json};
 
 use crate::files::{self, private, with_suffix};
 
-/// When a file was rotated, in its name: in UTC, and sorting by time.
+/// Format of the rotation time in file names: in UTC, so that names sort by time.
 const STAMP: &str = "%Y-%m-%dT%H%M%S.%6fZ";
-/// Wait before a file that could not be rotated is rotated; its lines go on into it.
+/// Pause after a failed rotation. Until the next attempt, lines are appended to the current file.
 const ROTATE_AGAIN: Duration = Duration::from_secs(10);
 
-/// When a file is full, and what is kept of those before it.
+/// Limits for the size of the current file, and for the number and age of rotated files.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a file; 0 is no limit.
+    /// Maximum size of a file in bytes; 0 means no limit.
     pub bytes_max: u64,
-    /// Rotated files that are kept; 0 is no limit.
+    /// Number of rotated files to keep; 0 means no limit.
     pub files_max: usize,
-    /// Days that rotated files are kept; 0 is no limit.
+    /// Number of days to keep rotated files; 0 means no limit.
     pub days_max: u64,
 }
 
-/// The file that is written.
+/// A log file that rotates.
 pub struct RotatingFile {
     path: PathBuf,
     limits: Limits,
     file: File,
     bytes: u64,
     lines: u64,
-    /// Day, in UTC, of the lines in it.
+    /// Day (UTC) of the lines in the current file.
     day: Date,
     audit: Audit,
-    /// Packs and removes, aside; ends with the sender.
+    /// Sends rotated files to the thread that compresses and removes files. The thread ends when this sender is
+    /// dropped.
     keeper: Option<mpsc::Sender<PathBuf>>,
     keeping: Option<std::thread::JoinHandle<()>>,
-    /// When it could not be rotated.
+    /// Time of the last failed rotation; None after a successful one.
     failed: Option<Instant>,
-    /// Whether it may end in half a line.
+    /// Whether the file may end with a partial line.
     torn: bool,
 }
 
-/// What became of the files; whoever holds it owns the log.
+/// The audit file, which records rotations and removals. Its file lock makes sure that only one process writes the log.
 #[derive(Clone)]
 struct Audit(Arc<File>);
 
@@ -65,10 +67,10 @@ impl Audit {
 }
 
 impl RotatingFile {
-    /// Opens the file to write at its end, and finishes what a crash has left half done.
+    /// Opens the file for appending, and completes compressions that a crash interrupted.
     ///
     /// # Errors
-    /// A folder that cannot be made, a file that cannot be opened or that another process writes.
+    /// Fails if the folder cannot be created, the file cannot be opened, or another process writes the file.
     pub fn open(path: &Path, limits: Limits) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             files::create_folder(folder)?;
@@ -77,7 +79,7 @@ impl RotatingFile {
         match audit.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let text = "another process writes it: give each process a log file of its own";
+                let text = "another process writes the file: give each process a log file of its own";
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
             }
             Err(TryLockError::Error(error)) => return Err(error),
@@ -104,11 +106,11 @@ impl RotatingFile {
         Ok(Self { path, limits, file, bytes, lines, day, audit, keeper, keeping, failed: None, torn: false })
     }
 
-    /// Writes whole lines, `count` of them, together; begins a new file first where they do not fit, or where a day has
+    /// Appends `count` complete lines with one write. Rotates the file first if the lines do not fit or a new day has
     /// begun.
     ///
     /// # Errors
-    /// What the file system says; the lines are then not in the log.
+    /// Returns the error of the file system. The lines are then lost, or partially written.
     pub fn write(&mut self, lines: &[u8], count: u64) -> io::Result<()> {
         let today = date_of(SystemTime::now());
         let full = self.limits.bytes_max > 0 && self.bytes + lines.len() as u64 > self.limits.bytes_max;
@@ -117,8 +119,12 @@ impl RotatingFile {
             self.failed = None;
             if let Err(error) = self.rotate(if full { "size" } else { "day" }) {
                 self.failed = Some(Instant::now());
-                // Not a line of the log, which may be what fails; and the console may fail as well.
-                let _ = writeln!(io::stderr(), "docket: {} cannot be rotated: {error}", self.path.display());
+                // Written to stderr, because the log itself may be what fails. Errors of stderr are ignored.
+                let _ = writeln!(
+                    io::stderr(),
+                    "docket: Could not rotate the log file {}: {error}. Lines are still appended.",
+                    self.path.display()
+                );
             }
         }
         if self.failed.is_none() {
@@ -129,7 +135,7 @@ impl RotatingFile {
             self.torn = false;
         }
         let written = self.file.write_all(lines);
-        // What comes next shall not be glued to half a line.
+        // The next line must not be appended to a partial line.
         self.torn = written.is_err();
         written?;
         self.bytes += lines.len() as u64;
@@ -137,10 +143,10 @@ impl RotatingFile {
         Ok(())
     }
 
-    /// Opens the path again: somebody else has moved the file away.
+    /// Reopens the path after another program has moved the file.
     ///
     /// # Errors
-    /// A file that cannot be opened; the one before is then still written.
+    /// Fails if the file cannot be opened. Lines then still go to the previous file.
     pub fn reopen(&mut self) -> io::Result<()> {
         (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
         Ok(())
@@ -150,19 +156,19 @@ impl RotatingFile {
         let now = Timestamp::now();
         let rotated = with_suffix(&self.path, &format!(".{}", now.strftime(STAMP)));
         match fs::rename(&self.path, &rotated) {
-            // Somebody else has moved it away, or the new one could not be opened the last time.
+            // Another program has moved the file, or the previous rotation could not open a new one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.reopen(),
             renamed => renamed?,
         }
         let (bytes, lines) = (self.bytes, self.lines);
-        // Where no new one can be opened, the lines go on into the old one, under its new name.
+        // If no new file can be opened, lines still go to the old file under its new name.
         (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
         let name = file_name(&rotated);
         let said =
             self.audit.say(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}));
-        tracing::info!(file = name, reason, bytes, lines, "log file rotated");
+        tracing::info!(file = name, reason, bytes, lines, "Log file rotated.");
         if let Some(keeper) = &self.keeper {
-            // Ends only with us.
+            // The thread runs as long as this sender exists.
             let _ = keeper.send(rotated);
         }
         said
@@ -170,7 +176,7 @@ impl RotatingFile {
 }
 
 impl Drop for RotatingFile {
-    /// Waits for what is being packed.
+    /// Waits for running compressions.
     fn drop(&mut self) {
         self.keeper = None;
         if let Some(keeping) = self.keeping.take() {
@@ -179,7 +185,8 @@ impl Drop for RotatingFile {
     }
 }
 
-/// The file, its bytes, lines and day. A line that a crash has cut off is ended.
+/// Opens a file for appending, and returns it with its size in bytes, its lines and its day. A partial last line, left
+/// by a crash, is completed with a line feed.
 fn open_at_end(path: &Path) -> io::Result<(File, u64, u64, Date)> {
     let mut file = private().create(true).read(true).append(true).open(path)?;
     let meta = file.metadata()?;
@@ -199,7 +206,8 @@ fn open_at_end(path: &Path) -> io::Result<(File, u64, u64, Date)> {
     Ok((file, meta.len() + u64::from(last != b'\n'), lines, day))
 }
 
-/// What was rotated, packed or not, the oldest first. What others call theirs (logrotate's `docket.log.2.gz`) is not ours.
+/// Returns the rotated files, compressed or not, oldest first. Files with other names (`docket.log.2.gz` of logrotate)
+/// are not included.
 fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!("{}.", file_name(path));
@@ -216,8 +224,8 @@ fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Replaces a file by its packed form. The name changes once all bytes are on the disk, so a crash leaves one of the
-/// two whole, and the next start finishes.
+/// Replaces a file with its compressed form. The compressed file gets its name after all bytes are on the disk, so a
+/// crash leaves at least one complete file, and the next start completes the work.
 fn pack(file: &Path) {
     if file.extension().is_some_and(|extension| extension == "gz" || extension == "part") {
         return;
@@ -233,9 +241,9 @@ fn pack(file: &Path) {
         fs::remove_file(file)
     };
     if let Err(error) = work() {
-        // A full disk is not helped by half a file.
+        // A partial file would only occupy space on a disk that may be full.
         let _ = fs::remove_file(&part);
-        tracing::warn!(file = file_name(file), %error, "a rotated log file stays unpacked");
+        tracing::warn!(file = file_name(file), %error, "Could not compress a rotated log file. The next start tries again.");
     }
 }
 
@@ -256,7 +264,7 @@ fn remove_old(path: &Path, limits: Limits, audit: &Audit) {
         let removed = fs::remove_file(file)
             .and_then(|()| audit.say(&json!({"at": Timestamp::now(), "removed": file_name(file), "reason": reason})));
         if let Err(error) = removed {
-            tracing::warn!(file = file_name(file), %error, "an old log file stays");
+            tracing::warn!(file = file_name(file), %error, "Could not remove an old log file.");
         }
     }
 }
@@ -275,7 +283,7 @@ mod tests {
 
     use super::*;
 
-    /// The lines of all files of a log, in the order of the files.
+    /// Returns the lines of all files of a log, oldest file first.
     fn lines_of(path: &Path) -> Vec<String> {
         let mut lines = Vec::new();
         for file in rotated_files(path).unwrap().into_iter().chain([path.to_owned()]) {

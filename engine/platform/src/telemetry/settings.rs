@@ -1,50 +1,53 @@
-//! What operators set of logs, traces and metrics.
+//! Settings of logs, traces and metrics.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// How the process tells what it does.
+/// Settings of logs, traces and metrics.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where it runs; it chooses what is left on `auto`.
+    /// The environment of the process. It selects the values of settings that are `auto`.
     pub environment: Environment,
-    /// The form of a line on the console.
+    /// Format of the lines on the console.
     pub log_format: Format,
-    /// How much: `error`, `warn`, `info`, `http` (info and the access log), `debug`, `trace`, or `auto`.
+    /// Log level: `error`, `warn`, `info`, `http` (info and the access log), `debug`, `trace` or `auto`.
     pub log_level: String,
-    /// Directives of `tracing_subscriber::EnvFilter` that go before the level: `http=off,event_store=debug`.
+    /// Directives of `tracing_subscriber::EnvFilter` that take precedence over the level: `http=off,event_store=debug`.
     pub log_filter: String,
-    /// A file for all lines, as JSON; none where it is empty.
+    /// Path of a file for all lines, as JSON; empty for no file.
     pub log_file: PathBuf,
-    /// A file for errors only, as JSON; none where it is empty.
+    /// Path of a file for errors only, as JSON; empty for no file.
     pub log_error_file: PathBuf,
-    /// Bytes of a log file after which the next one begins; 0 is no limit. A day begins one, too.
+    /// Maximum size of a log file in bytes; 0 means no limit. A file is rotated at this size and at the end of a day
+    /// (UTC).
     pub log_file_bytes_max: u64,
-    /// Rotated files to keep; 0 is no limit.
+    /// Number of rotated files to keep; 0 means no limit.
     pub log_files_max: usize,
-    /// Days to keep rotated files; 0 is no limit.
+    /// Number of days to keep rotated files; 0 means no limit.
     pub log_days_max: u64,
-    /// Format of the access log: `auto`, `off`, `tiny`, `dev`, `short`, `common`, `combined`, `json`, or tokens.
+    /// Format of the access log: `auto`, `off`, `tiny`, `dev`, `short`, `common`, `combined`, `json`, or a format of
+    /// tokens.
     pub access_log: String,
-    /// A file of its own for the access log; where it is empty, lines go where the others go.
+    /// Path of a separate file for the access log. If empty, text lines go to the console, and JSON lines to all log
+    /// destinations.
     pub access_log_file: PathBuf,
-    /// Beginnings of paths that the access log leaves out, separated by commas.
+    /// Path prefixes that the access log omits, separated by commas.
     pub access_log_skip: String,
-    /// Base URL of an OTLP receiver over HTTP, e.g. `http://127.0.0.1:4318`; none where it is empty.
+    /// Base URL of an OTLP receiver over HTTP, e.g. `http://127.0.0.1:4318`; empty for no export.
     pub otlp_endpoint: String,
-    /// Headers for the receiver, `name=value`, separated by commas; where a vendor wants a key.
+    /// Headers of the requests to the receiver, `name=value`, separated by commas. For example an API key.
     pub otlp_headers: String,
-    /// Send traces there.
+    /// Whether traces are sent to the OTLP receiver.
     pub otlp_traces: bool,
-    /// Send logs there.
+    /// Whether logs are sent to the OTLP receiver.
     pub otlp_logs: bool,
-    /// Send metrics there, as well as at `/metrics`.
+    /// Whether metrics are sent to the OTLP receiver, in addition to `/metrics`.
     pub otlp_metrics: bool,
-    /// Count at all; without it `/metrics` is not found.
+    /// Whether metrics are collected. If false, `/metrics` returns 404.
     pub metrics: bool,
-    /// Part of the requests that are traced, from 0 to 1, where the caller has not decided already.
+    /// Ratio of requests that are traced, from 0 to 1. A sampling decision of the caller takes precedence.
     pub trace_ratio: f64,
 }
 
@@ -74,30 +77,30 @@ impl Default for Settings {
     }
 }
 
-/// Where the process runs.
+/// The environment of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Environment {
-    /// At a desk: level `http`, a line for people.
+    /// A developer's machine: level `http`, readable lines.
     Development,
-    /// Level `http`, JSON.
+    /// Level `http`, JSON lines.
     Staging,
-    /// Level `info`, JSON.
+    /// Level `info`, JSON lines.
     #[default]
     Production,
 }
 
-/// The form of a line on the console.
+/// Format of the lines on the console.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// `Pretty` on a terminal and in development, else `Json`.
     #[default]
     Auto,
-    /// For people: a line an event, coloured on a terminal unless `NO_COLOR` is set.
+    /// Readable lines, coloured on a terminal unless `NO_COLOR` is set.
     Pretty,
-    /// For machines: a JSON object an event.
+    /// One JSON object per line.
     Json,
-    /// Nothing on the console.
+    /// No console output.
     Off,
 }

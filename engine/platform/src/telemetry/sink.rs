@@ -1,5 +1,5 @@
-//! Where lines go: a queue, and a thread of its own that writes what waits in it. Nobody who logs waits for a disk or a
-//! terminal.
+//! Sinks of log lines. Each sink has a queue and a thread that writes the queued lines, so that logging never waits for
+//! a disk or a terminal.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,49 +12,50 @@ use axum::body::Bytes;
 
 use crate::telemetry::rotate::RotatingFile;
 
-/// Lines that may wait; more are dropped, counted, and owned up to.
+/// Maximum number of queued lines. Further lines are dropped and counted, and the loss is logged.
 const LINES_MAX: usize = 65_536;
-/// Bytes that may wait, whatever the number of lines.
+/// Maximum size of all queued lines, in bytes.
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes that are written together.
+/// Queued lines are written together up to this size, in bytes.
 const WRITE_BYTES: usize = 64 * 1024;
-/// How long lines gather before the next write: waking a thread costs whoever logs more than making the line.
+/// Pause between writes, in which lines are collected. Waking the thread for each line would cost the caller more than
+/// formatting the line.
 const GATHER: Duration = Duration::from_millis(10);
-/// How often lines that were dropped are owned up to: a full disk drops that line as well.
+/// Minimum time between two log lines about dropped lines. On a full disk these lines are dropped, too.
 const OWN_UP_EVERY: Duration = Duration::from_secs(10);
-/// How long the end of the process waits for what is still to be written.
+/// How long the end of the process waits for queued lines.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
-/// Takes lines for one console or file. Clones write to the same.
+/// A destination of log lines: the console or a file. Clones share the queue.
 #[derive(Clone)]
 pub struct Sink {
     name: &'static str,
     queue: SyncSender<Message>,
-    /// Bytes in the queue.
+    /// Size of the queued lines, in bytes.
     waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
 enum Message {
-    /// A line with its end.
+    /// A line with its line feed.
     Line(Bytes),
     Reopen,
     Flush(SyncSender<()>),
 }
 
-/// What a sink writes to.
+/// The target of a sink.
 pub enum Target {
-    /// Stderr: stdout belongs to the data of a command.
+    /// Stderr, because stdout is reserved for the output of commands.
     Console,
-    /// A file that rotates.
+    /// A rotating file.
     File(RotatingFile),
 }
 
 impl Sink {
-    /// Starts the thread.
+    /// Starts a sink and its thread.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// Fails if the thread cannot be started.
     pub fn start(name: &'static str, target: Target) -> io::Result<(Self, JoinHandle<()>)> {
         let (queue, messages) = sync_channel(LINES_MAX);
         let (waiting, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
@@ -65,17 +66,17 @@ impl Sink {
         Ok((Self { name, queue, waiting, dropped }, thread))
     }
 
-    /// Its name, as metrics have it.
+    /// Returns the name of the sink, as used in metrics.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Lines that were not written, since the start.
+    /// Returns the number of lines that were dropped or could not be written since the start.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// Queues a line with its end.
+    /// Queues a line, which must end with a line feed. Drops it if the queue is full.
     pub fn line(&self, line: impl Into<Bytes>) {
         let line = line.into();
         let bytes = line.len();
@@ -86,17 +87,17 @@ impl Sink {
         }
     }
 
-    /// Opens the file again, after a tool has moved it away.
+    /// Reopens the file after another program has moved it.
     pub fn reopen(&self) {
-        // A full queue is being written; the next signal may fare better.
+        // If the queue is full, the request is lost. The operator can send the signal again.
         let _ = self.queue.try_send(Message::Reopen);
     }
 
-    /// Waits, at most 2 s, until what was queued is written.
+    /// Waits at most 2 s until all queued lines are written.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         let (started, mut message) = (Instant::now(), Message::Flush(done));
-        // A queue that stays full is that of a disk or a terminal that takes nothing.
+        // The queue stays full only if the disk or the terminal accepts no data.
         while let Err(TrySendError::Full(again)) = self.queue.try_send(message) {
             if started.elapsed() >= FLUSH_WITHIN {
                 return;
@@ -116,7 +117,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Until the last sink is gone.
+    /// Writes queued lines until the last clone of the sink is dropped.
     fn run(mut self, messages: &Receiver<Message>) {
         let (mut lines, mut count, mut failing) = (Vec::with_capacity(WRITE_BYTES), 0, false);
         let (mut owned_up, mut told) = (0, None::<Instant>);
@@ -137,7 +138,7 @@ impl Writer {
                         if let Target::File(file) = &mut self.target
                             && let Err(error) = file.reopen()
                         {
-                            self.say(&format!("cannot be opened again: {error}"));
+                            self.say(&format!("could not reopen the file: {error}"));
                         }
                     }
                     Message::Flush(done) => {
@@ -151,7 +152,7 @@ impl Writer {
             std::thread::sleep(GATHER);
             let dropped = self.dropped.load(Relaxed);
             if dropped > owned_up && told.is_none_or(|told| told.elapsed() >= OWN_UP_EVERY) {
-                tracing::warn!(sink = self.name, lines = dropped - owned_up, "log lines were dropped");
+                tracing::warn!(sink = self.name, lines = dropped - owned_up, "Log lines were dropped.");
                 (owned_up, told) = (dropped, Some(Instant::now()));
             }
         }
@@ -167,7 +168,7 @@ impl Writer {
         };
         if let Err(error) = &written {
             self.dropped.fetch_add(*count, Relaxed);
-            // Once: the console may be what fails, and a full disk fails for long.
+            // Reported once per failure period: a full disk fails for a long time. Console errors cannot be reported.
             if !*failing && matches!(self.target, Target::File(_)) {
                 self.say(&error.to_string());
             }
@@ -177,9 +178,9 @@ impl Writer {
         *count = 0;
     }
 
-    /// To the console, which may fail as well: its disk may be the same one.
+    /// Writes a message to stderr. Errors are ignored, because stderr may be on the same full disk.
     fn say(&self, what: &str) {
-        let _ = writeln!(io::stderr(), "docket: log {}: {what}", self.name);
+        let _ = writeln!(io::stderr(), "docket: Error in the log sink {}: {what}", self.name);
     }
 }
 
@@ -188,7 +189,8 @@ mod tests {
     use super::*;
     use crate::telemetry::rotate::Limits;
 
-    /// 50,000 lines a second for two seconds, into files that rotate about every 100 ms: each line is in exactly one of them.
+    /// Writes 50,000 lines per second for two seconds to files that rotate about every 100 ms. Each line must be in
+    /// exactly one file.
     #[test]
     fn lines_under_load_are_all_in_the_files() {
         const WRITERS: usize = 4;
@@ -216,7 +218,7 @@ mod tests {
             .collect();
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         let rate = (WRITERS * ROUNDS * LINES) as f64 / started.elapsed().as_secs_f64();
-        println!("{rate:.0} lines a second");
+        println!("{rate:.0} lines per second");
         let dropped = sink.dropped();
         drop(sink);
         thread.join().unwrap();

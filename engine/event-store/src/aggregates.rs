@@ -1,4 +1,4 @@
-//! Loads aggregates: hot ones from a bounded cache, the rest from their snapshots and events.
+//! Loads aggregates: recently used ones from a bounded cache, the others from their snapshots and events.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,25 +14,25 @@ use crate::settings::Settings;
 use crate::snapshots::Snapshot;
 use crate::store::Store;
 
-/// An aggregate at a version.
+/// An aggregate's state at a version.
 pub struct Loaded<A> {
-    /// Its state.
+    /// The state.
     pub state: A,
-    /// Its version: the sequence of its last event, 0 where there is none.
+    /// Sequence of the last event in the state; 0 when there is no event.
     pub version: i64,
 }
 
-/// The aggregates of one type, with the hot ones in memory. What the cache holds may be stale, because other processes write
-/// too; an append on a stale version is refused, so staleness costs a retry and never an event.
+/// Loads and caches the aggregates of one type. The cache may be stale, because other processes append too. An append
+/// on a stale version is refused, so a stale entry costs a retry and never loses an event.
 pub struct AggregateRepository<A: Aggregate> {
     store: Store,
     cache: Cache<String, Arc<Loaded<A>>, ByWeight>,
     snapshot_every_events: i64,
 }
 
-/// Bytes for which each aggregate has room in the cache; a larger one takes the place of several.
+/// Bytes of cache budgeted for each aggregate. A larger aggregate counts as several.
 const BYTES_PER_AGGREGATE: usize = 4_096;
-/// Events of a stream that are read at once.
+/// Maximum number of events in one read of a stream.
 const EVENTS_AT_ONCE: i64 = 10_000;
 
 #[derive(Clone)]
@@ -45,21 +45,24 @@ impl<A: Aggregate> Weighter<String, Arc<Loaded<A>>> for ByWeight {
 }
 
 impl<A: Aggregate> AggregateRepository<A> {
-    /// Those of a store.
+    /// Creates the repository, with an empty cache.
     pub fn new(store: Store) -> Self {
         let Settings { cache_aggregates_max: most, snapshot_every_events, .. } = *store.settings();
         let cache = Cache::with_weighter(most, most.saturating_mul(BYTES_PER_AGGREGATE) as u64, ByWeight);
         Self { store, cache, snapshot_every_events }
     }
 
-    /// The aggregate as last seen in this process, if it is hot.
+    /// Returns the cached aggregate, if there is one. It may be stale.
     pub fn cached(&self, id: &str) -> Option<Arc<Loaded<A>>> {
         let found = self.cache.get(id);
         if found.is_some() { &HITS } else { &MISSES }.fetch_add(1, Relaxed);
         found
     }
 
-    /// The aggregate as the log has it now: its snapshot and the events after it.
+    /// Loads the aggregate from the log, from its snapshot and the events after it, and caches it.
+    ///
+    /// # Errors
+    /// The database is unavailable, or an event cannot be deserialized.
     pub async fn load(&self, id: &str) -> Result<Arc<Loaded<A>>, Error> {
         let loaded = Arc::new(self.read(id).await?);
         if loaded.version > 0 {
@@ -68,8 +71,8 @@ impl<A: Aggregate> AggregateRepository<A> {
         Ok(loaded)
     }
 
-    /// Keeps the state that an append led to, and, each time the stream has grown by the set number of events, a
-    /// snapshot of it. A snapshot that cannot be written costs a longer load, nothing else.
+    /// Caches the state after an append of `appended` events. Also saves a snapshot each time the stream has grown by
+    /// `snapshot_every_events`. A failure to save a snapshot only makes the next load slower.
     pub async fn put(&self, id: &str, loaded: Arc<Loaded<A>>, appended: i64) {
         let version = loaded.version;
         let due = version / self.snapshot_every_events > (version - appended) / self.snapshot_every_events;
@@ -80,7 +83,7 @@ impl<A: Aggregate> AggregateRepository<A> {
                 aggregate.id = id,
                 snapshot.version = version,
                 error,
-                "snapshot not saved"
+                "Could not save the snapshot."
             );
         }
     }
@@ -99,7 +102,7 @@ impl<A: Aggregate> AggregateRepository<A> {
 
     async fn read(&self, id: &str) -> Result<Loaded<A>, Error> {
         let log = self.store.log();
-        // One that does not deserialize is ignored: the events say the same.
+        // A snapshot that cannot be deserialized is ignored: the events lead to the same state.
         let snapshot = log.snapshot(A::TYPE, id, A::STATE_VERSION).await?;
         let snapshot = snapshot.and_then(|(state, version)| Some((serde_json::from_str(&state).ok()?, version)));
         let (mut state, mut version): (A, i64) = snapshot.unwrap_or_default();

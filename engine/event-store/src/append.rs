@@ -1,4 +1,4 @@
-//! What a command or a reaction asks of the log: one append, whole or absent.
+//! An append: the changes that a command or a reaction commits together or not at all.
 
 use std::collections::HashSet;
 
@@ -9,22 +9,22 @@ use opentelemetry::Context;
 use crate::error::Error;
 use crate::event::NewEvent;
 
-/// Changes that commit together or not at all. All conditions are checked before anything is applied.
+/// Changes that commit together or not at all. All conditions are checked before any change is applied.
 #[derive(Debug, Default)]
 pub struct Append {
-    /// The streams that it writes, each once.
+    /// The streams to write, each at most once.
     pub writes: Vec<StreamWrite>,
-    /// Streams that it rests on and does not write, each once.
+    /// Streams that the append depends on but does not write, each at most once.
     pub checks: Vec<StreamCheck>,
-    /// The checkpoint that it moves, where a reactor appends.
+    /// The checkpoint to move, if the caller is a reactor.
     pub reaction: Option<ReactionMove>,
-    /// The record of the request's idempotency key, where it has one.
+    /// The idempotency record of the request, if the request has a key.
     pub idempotency: Option<Idempotency>,
-    /// The principal, as a number: sources share the appender's time equally.
+    /// Number of the principal. Sources share the appender's time equally.
     pub source: u64,
-    /// Waits until the queue has room, however long that takes, and is never shed.
+    /// True when the append waits for room in the queue without a time limit and is never shed.
     pub is_patient: bool,
-    /// Span of the append, where the request is traced: it is linked with that of the transaction.
+    /// Trace context of the append, if its request is traced. Its span is linked with the transaction's span.
     pub trace: Option<Context>,
 }
 
@@ -33,99 +33,102 @@ pub struct Append {
 pub struct StreamWrite {
     /// The stream.
     pub stream: StreamId,
-    /// The version on which the events were decided; 0 where the stream must not exist.
+    /// The version on which the events were decided; 0 when the stream must not exist.
     pub expected_version: i64,
-    /// The events, at least one.
+    /// The events; at least one.
     pub events: Vec<NewEvent>,
-    /// Its place in a chain of writes of which each was decided on the one before; `None` where nothing is decided on it
-    /// before it is committed.
+    /// Link to the uncommitted write on which this write was decided; `None` when no other write is decided on this one
+    /// before it commits.
     pub lineage: Option<Lineage>,
 }
 
-/// The place of a write in a chain of writes. A write that fails breaks its chain: what was decided on it fails, even
-/// where the version numbers match, because a foreign event may have taken the number.
+/// The position of a write in a chain of writes, each decided on the uncommitted result of the one before it. When a
+/// write fails, the writes that depend on it fail too, even when their expected versions match: an event of another
+/// writer may have taken the version number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lineage {
     /// Number of the chain, unique in the process.
     pub id: u64,
     /// Number of this write, unique in its chain.
     pub ticket: u64,
-    /// Ticket of the write that this one was decided on; `None` where it was decided on committed state.
+    /// Ticket of the write on which this one was decided; `None` when it was decided on committed state.
     pub predecessor: Option<u64>,
 }
 
-/// A condition: the stream ends at this version.
+/// A condition: the stream is at this version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamCheck {
     /// The stream.
     pub stream: StreamId,
-    /// This version exists and the next one does not; 0: the stream does not exist.
+    /// The last version of the stream; 0 when the stream must not exist.
     pub version: i64,
 }
 
-/// The answer to record under an idempotency key. Its version and position are filled in when the append commits.
+/// The answer to record under an idempotency key. Version and position are filled in at commit.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
     /// The principal.
     pub scope: String,
-    /// The key as the client sent it.
+    /// The key that the client sent.
     pub key: String,
-    /// Hash of method, path and body.
+    /// Hash of the request's method, path and body.
     pub request_hash: String,
-    /// Status of the answer.
+    /// HTTP status of the answer.
     pub status: u16,
-    /// The stream that the answer is about: one that the append writes, or, where the command changed nothing, one that
-    /// it checks.
+    /// The stream that the answer describes: one that the append writes, or, when the command changed nothing, one that
+    /// the append checks.
     pub stream: StreamId,
-    /// Version and position of the answer where the append does not write `stream`.
+    /// Version and position of the answer; required when the append does not write `stream`.
     pub unchanged: Option<Unchanged>,
-    /// The answer itself, where it does not follow from the other fields.
+    /// Body of the answer; `None` when it follows from the other fields.
     pub answer: Option<String>,
 }
 
-/// Where a stream ends that a command did not change.
+/// The end of a stream that a command did not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unchanged {
     /// The stream's version.
     pub version: i64,
-    /// Position of the event at that version.
+    /// Position of the event that has this version.
     pub position: i64,
 }
 
-/// What a reaction does besides its events. It applies only where the reactor's checkpoint is at `from` under `fence`.
+/// The changes that a reaction makes to its reactor's rows. They apply only when the reactor's checkpoint is at
+/// position `from` with the fence `fence`.
 #[derive(Debug, Clone, Default)]
 pub struct ReactionMove {
     /// Name of the reactor.
     pub reactor: CompactString,
-    /// Its partition.
+    /// Partition of the reactor.
     pub partition: i64,
-    /// Position of the checkpoint before.
+    /// Position of the checkpoint before the append.
     pub from: i64,
-    /// Position of the checkpoint after; `from` for a retry from the backlog.
+    /// Position of the checkpoint after the append; equal to `from` for a retry from the backlog.
     pub to: i64,
-    /// Fence of the checkpoint.
+    /// Expected fence of the checkpoint.
     pub fence: i64,
-    /// Events that go into the backlog, or stay there with other values.
+    /// Events to add to the backlog, or whose backlog rows get new values.
     pub park: Vec<BacklogEntry>,
-    /// Events of the backlog that are done. Each must be there, so that a retry has its effect once.
+    /// Events of the backlog that are settled. Each must still be in the backlog, so that a retry takes effect only
+    /// once.
     pub settle: Vec<BacklogKey>,
-    /// Deadlines that it sets and removes.
+    /// Deadlines to set and remove.
     pub deadlines: DeadlineChanges,
 }
 
-/// Deadlines that are set and removed.
+/// Deadlines to set and remove.
 #[derive(Debug, Clone, Default)]
 pub struct DeadlineChanges {
-    /// Deadlines to set; one of the same name is replaced.
+    /// Deadlines to set; one with the same key is replaced.
     pub schedule: Vec<Deadline>,
-    /// Deadlines to remove, where they are there. They are removed before others are set.
+    /// Deadlines to remove, if they exist. They are removed before others are set.
     pub unschedule: Vec<DeadlineKey>,
 }
 
-/// An event in a reactor's backlog.
+/// Identifies an event in a reactor's backlog.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BacklogKey {
-    /// What the reactor keeps in order.
+    /// The reactor's ordering key: events with the same key are handled in order.
     pub key: CompactString,
     /// Position of the event.
     pub position: i64,
@@ -134,62 +137,64 @@ pub struct BacklogKey {
 /// An event that a reactor has not settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BacklogEntry {
-    /// Which event.
+    /// The event.
     pub event: BacklogKey,
-    /// How often it was tried.
+    /// Number of attempts so far.
     pub attempts: i64,
-    /// When it is tried again, in microseconds since 1970; `None`: when an operator decides so.
+    /// Time of the next attempt, in microseconds since 1970; `None` when an operator must start it, or when the event
+    /// waits for an earlier event of its key.
     pub due_at: Option<i64>,
-    /// Why the last try failed.
+    /// Reason for which the last attempt failed.
     pub reason: Option<String>,
 }
 
-/// Names a deadline.
+/// Identifies a deadline.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DeadlineKey {
-    /// Type of the process that set it.
+    /// Type of the process that set the deadline.
     pub process: CompactString,
     /// Id of the process.
     pub id: CompactString,
-    /// Its name within the process.
+    /// Name of the deadline, unique within the process.
     pub name: CompactString,
 }
 
 /// A deadline of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deadline {
-    /// Which deadline.
+    /// Identifies the deadline.
     pub key: DeadlineKey,
-    /// When it is due, in microseconds since 1970.
+    /// Time when it is due, in microseconds since 1970.
     pub due_at: i64,
 }
 
-/// Where an append is in the log.
+/// The result of an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
-    /// The version of each written stream after it, in the order of the writes.
+    /// Version of each written stream after the append, in the order of the writes.
     pub versions: Vec<i64>,
-    /// Position of its last event; of an append without events the position in [`Idempotency::unchanged`], or 0.
+    /// Position of the append's last event. For an append without events: the position in [`Idempotency::unchanged`],
+    /// or 0.
     pub position: i64,
 }
 
 impl Append {
-    /// Number of events.
+    /// Returns the number of events.
     pub fn events(&self) -> usize {
         self.writes.iter().map(|write| write.events.len()).sum()
     }
 
-    /// Makes sure that it asks for something that can be done.
+    /// Checks that the append does not contradict itself.
     ///
     /// # Errors
     /// [`Error::Malformed`]: the caller has a programming error.
     pub fn check(&self) -> Result<(), Error> {
         let malformed = |reason| Err(Error::Malformed(reason));
         if self.writes.is_empty() && self.idempotency.is_none() && self.reaction.is_none() {
-            return malformed("it writes nothing");
+            return malformed("it contains no write, idempotency record or reaction");
         }
         if self.writes.iter().any(|write| write.events.is_empty()) {
-            return malformed("a write has no event");
+            return malformed("a write contains no event");
         }
         if self.writes.len() + self.checks.len() > 1 {
             let mut streams = HashSet::with_capacity(self.writes.len() + self.checks.len());
@@ -197,7 +202,7 @@ impl Append {
                 self.writes.iter().map(|write| &write.stream).chain(self.checks.iter().map(|check| &check.stream));
             for stream in named {
                 if !streams.insert(stream) {
-                    return malformed("it names a stream twice");
+                    return malformed("it names a stream more than once");
                 }
             }
         }
@@ -205,10 +210,10 @@ impl Append {
             && idempotency.unchanged.is_none()
             && !self.writes.iter().any(|write| write.stream == idempotency.stream)
         {
-            return malformed("its answer is about a stream that it does not write, and names no version");
+            return malformed("its idempotency record describes a stream that it does not write, and gives no version");
         }
         if self.reaction.as_ref().is_some_and(|reaction| reaction.to < reaction.from) {
-            return malformed("it moves a checkpoint back");
+            return malformed("it moves a checkpoint backwards");
         }
         Ok(())
     }

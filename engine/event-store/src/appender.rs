@@ -1,8 +1,8 @@
-//! Group commit: one task takes what waits, from all requests, into one transaction.
+//! Group commit: one task writes the waiting appends of all requests in one transaction.
 //!
-//! Positions come from one counter, updated inside that transaction, so they are dense and in commit order; sharing the
-//! transaction wins back what the serialisation costs. Within a batch each command stands alone: a loser gets its
-//! conflict, the others are not disturbed.
+//! Positions come from one counter, which is updated inside that transaction, so they have no gaps and follow commit
+//! order. This serializes all appends; sharing a transaction among many appends makes up for the lost parallelism. The
+//! appends of a batch are independent: one that fails its conditions gets its error, and the others still commit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,29 +24,29 @@ use crate::settings::Settings;
 use crate::tail::Tail;
 use crate::trace;
 
-/// An append and who waits for it.
+/// A queued append and the channel for its result.
 pub(crate) struct Pending {
     pub(crate) append: Append,
     reply: oneshot::Sender<Reply>,
 }
 
-/// What became of an append, and when that was known.
+/// Time at which the result was known, and the result of the append.
 type Reply = (Instant, Result<Appended, AppendError>);
 
-/// Answers; a requester that went away has no use for it.
+/// Sends the result. A failure to send is ignored: the requester no longer waits.
 fn answer(reply: oneshot::Sender<Reply>, at: Instant, outcome: Result<Appended, AppendError>) {
     let _ = reply.send((at, outcome));
 }
 
-/// Hands appends to the one task that writes. When the last clone is dropped, that task finishes what was queued and
-/// ends.
+/// Queues appends for the one task that writes. After the last clone is dropped, that task writes the queued appends
+/// and stops.
 #[derive(Clone)]
 pub(crate) struct Appender(Arc<Entrance>);
 
 struct Entrance {
     queue: Arc<Queue<Pending>>,
     log: Log,
-    /// Of the appender's thread.
+    /// Runtime of the appender's thread.
     runtime: Handle,
 }
 
@@ -57,7 +57,7 @@ impl Drop for Entrance {
 }
 
 impl Appender {
-    /// Starts the task; `head` receives each new head of the log.
+    /// Starts the task. `head` receives each new head of the log.
     pub(crate) fn start(
         log: Log,
         settings: &Settings,
@@ -72,25 +72,27 @@ impl Appender {
         }));
         let committer = Committer { log: log.clone(), head, tail, lineages: Lineages::default() };
         let task = tracker.track_future(run(committer, queue.clone()));
-        // On a thread of its own: a commit takes several steps, and each would wait behind all the requests that are ready.
+        // The task has its own thread: a commit takes several steps, and on the shared runtime each step would wait
+        // behind all requests that are ready to run.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let entrance = Entrance { queue, log, runtime: runtime.handle().clone() };
         std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
         Ok(Self(Arc::new(entrance)))
     }
 
-    /// Tries an append between two batches, on the appender's thread, where its connection belongs.
+    /// Tries an append between two batches. Runs on the appender's thread, because the connection belongs to its
+    /// runtime.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         let log = self.0.log.clone();
         self.0.runtime.spawn(async move { log.probe().await }).await.map_err(|_| Error::Closing)?
     }
 
-    /// Whether an append of this source would be shed now.
+    /// Returns whether an append of this source would be shed now.
     pub(crate) fn is_overloaded(&self, source: u64) -> bool {
         self.0.queue.is_overloaded(source)
     }
 
-    /// Whether answers wait for the processor rather than for the database.
+    /// Returns whether answers wait for the processor rather than for the database.
     pub(crate) fn is_short_of_processor(&self) -> bool {
         self.0.queue.is_short_of_processor()
     }
@@ -122,10 +124,10 @@ impl Appender {
     }
 }
 
-/// The database gave no answer in that time.
+/// The database did not answer within this time.
 struct Silent(Duration);
 
-/// What a committed batch goes through.
+/// The state of the writing task: where batches are written, and who is notified of committed events.
 struct Committer {
     log: Log,
     head: watch::Sender<i64>,
@@ -141,7 +143,7 @@ async fn run(mut committer: Committer, queue: Arc<Queue<Pending>>) {
         let outcome = committer.write(batch).await;
         queue.written(events);
         if let Err(Silent(waited)) = outcome {
-            // Those behind it have waited as long, and would each wait as long again.
+            // The commands behind the batch have waited as long, and each would wait as long again.
             for next in queue.drain() {
                 answer(next.reply, Instant::now(), Err(Error::Silent(waited).into()));
             }
@@ -150,11 +152,11 @@ async fn run(mut committer: Committer, queue: Arc<Queue<Pending>>) {
 }
 
 impl Committer {
-    /// Writes a batch; where the database refuses it for what is in it, each command alone, so that only the culprit
-    /// fails.
+    /// Writes a batch. If the database refuses the data of the batch, writes each append alone, so that only the append
+    /// that caused the error fails.
     ///
     /// # Errors
-    /// The database did not answer.
+    /// The database did not answer in time.
     async fn write(&mut self, batch: Vec<Pending>) -> Result<(), Silent> {
         let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
         let traces = appends.iter().filter_map(|append| append.trace.as_ref());
@@ -181,7 +183,7 @@ impl Committer {
             }
             Err(error) => {
                 METRICS.failures.add(1, &[]);
-                tracing::error!(%error, commands = batch.len(), "append failed");
+                tracing::error!(%error, commands = batch.len(), "Append failed.");
                 for pending in batch {
                     self.lineages.record(&pending.append, false);
                     answer(pending.reply, Instant::now(), Err(error.of_each().into()));
@@ -191,7 +193,7 @@ impl Committer {
         }
     }
 
-    /// Hands the events to readers, then the answers to requesters.
+    /// Passes the committed events to readers, then the results to the requesters.
     fn committed(&mut self, batch: Vec<Pending>, committed: Committed) {
         let mut answers = Vec::with_capacity(batch.len());
         let mut events = 0;
@@ -220,7 +222,7 @@ impl Committer {
     }
 }
 
-/// A line an event, for whoever follows one request through the logs.
+/// Logs one line per event, so that a request can be followed through the logs.
 fn log_appended(append: &Append, appended: &Appended) {
     if tracing::enabled!(tracing::Level::DEBUG) {
         let events =
@@ -233,13 +235,13 @@ fn log_appended(append: &Append, appended: &Appended) {
                 aggregate.id = &*stream.aggregate_id,
                 event.r#type = event.event_type,
                 event.position = position,
-                "appended"
+                "Event appended."
             );
         }
     }
 }
 
-/// The events of an append as the log has them now; `last` is the position of the last one.
+/// Converts the events of a committed append; `last` is the position of the last one.
 fn recorded(append: Append, last: i64, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
     let first = last - append.events() as i64 + 1;
     let events = append.writes.into_iter().flat_map(|write| {

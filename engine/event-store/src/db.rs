@@ -8,34 +8,35 @@ use crate::error::Error;
 use crate::postgres::primary::Primary;
 use crate::table::{Column, Table, Value, sqlite_chunks};
 
-/// A row type that reads from both databases; `#[derive(sqlx_macros::FromRow)]` gives it.
+/// A row type that can be read from both databases; derive it with `#[derive(sqlx_macros::FromRow)]`.
 pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
 impl<T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin> Row for T {}
 
 /// The read models' database.
 #[derive(Debug, Clone)]
 pub enum Db {
-    /// A file of its own beside the log: the pump and the appender each have a writer.
+    /// A database file beside the log's, with its own writer, so that projections and appends do not wait for each
+    /// other.
     Sqlite {
-        /// The one writer.
+        /// The only writer.
         write: SqlitePool,
-        /// A writer whose commits wait for the disk; opened when it is needed.
+        /// A writer whose commits wait for the disk. Connects on first use.
         durable: SqlitePool,
-        /// Readers.
+        /// Read-only connections.
         read: SqlitePool,
     },
-    /// Tables beside the log's.
+    /// Tables in the log's database.
     Postgres {
-        /// For queries.
+        /// Connections for queries.
         read: PgPool,
-        /// For transactions that write: a burst of queries does not take their place.
+        /// Connections for write transactions. They have their own pool, so that a burst of queries cannot use them up.
         write: PgPool,
-        /// Where the connections lead.
+        /// The server that all connections lead to.
         primary: Primary,
     },
 }
 
-/// Where rows are read: the database as it is, or one state of it.
+/// A source of rows: the current state of the database, or the state that a transaction sees.
 pub trait Read: Send {
     /// Runs a query. `sql` has `$1`-style placeholders and is valid in both databases.
     fn rows<T: Row>(&mut self, sql: &str, values: Vec<Value>) -> impl Future<Output = Result<Vec<T>, Error>> + Send;
@@ -64,7 +65,7 @@ impl Db {
         })
     }
 
-    /// Opens a transaction to write in.
+    /// Begins a write transaction.
     pub async fn begin(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
@@ -74,7 +75,7 @@ impl Db {
         })
     }
 
-    /// Opens a transaction to write in, whose commit survives the machine: for what cannot be made again from the log.
+    /// Begins a write transaction whose commit survives a power loss: for data that cannot be derived from the log.
     pub async fn begin_durably(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { durable, .. } => Tx::Sqlite(durable.begin_with("begin immediate").await?),
@@ -86,24 +87,24 @@ impl Db {
         })
     }
 
-    /// Changes whenever the database may have lost commits that did not wait for the disk: PostgreSQL ends every connection
-    /// when it crashes, so a new number is given with each connection that is opened.
+    /// Returns a number that changes whenever the database may have lost commits that did not wait for the disk.
+    /// PostgreSQL closes every connection when it crashes, so the number grows with each connection that is opened.
     pub fn epoch(&self) -> u64 {
         match self {
-            // A crash of the machine ends this process too.
+            // A crash of the machine also ends this process.
             Self::Sqlite { .. } => 0,
             Self::Postgres { primary, .. } => primary.epoch(),
         }
     }
 
-    /// Opens a transaction that sees one state of the database throughout, and writes nothing.
+    /// Begins a read-only transaction that sees one state of the database until it ends.
     pub async fn snapshot(&self) -> Result<Tx, Error> {
         Ok(match self {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
             Self::Postgres { read, primary, .. } => {
                 let begun = read.begin_with("begin isolation level repeatable read read only");
                 let mut tx = Tx::Postgres(primary.answered(begun).await?, primary.clone());
-                // However long its owner works on what it has read.
+                // The caller may keep the transaction open for a long time while it processes the rows.
                 for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
                     tx.execute(&format!("set local {setting} = 0"), vec![]).await?;
                 }
@@ -113,16 +114,16 @@ impl Db {
     }
 }
 
-/// A transaction; dropped without [`Tx::commit`], it is rolled back.
+/// A transaction. If dropped without [`Tx::commit`], it is rolled back.
 pub enum Tx {
-    /// In SQLite.
+    /// A transaction in SQLite.
     Sqlite(Transaction<'static, Sqlite>),
-    /// In PostgreSQL.
+    /// A transaction in PostgreSQL.
     Postgres(Transaction<'static, Postgres>, Primary),
 }
 
 impl Tx {
-    /// Runs a statement valid in both databases; gives the number of rows it changed.
+    /// Runs a statement that is valid in both databases. Returns the number of changed rows.
     pub async fn execute(&mut self, sql: &str, values: Vec<Value>) -> Result<u64, Error> {
         Ok(match self {
             Self::Sqlite(tx) => {
@@ -145,7 +146,8 @@ impl Tx {
         })
     }
 
-    /// Writes rows into a generation, each merged into the row that has its key. Keys must be distinct within one call.
+    /// Writes rows into a generation of a table. A row whose key exists is merged into the existing row. Keys must be
+    /// distinct within one call.
     pub async fn write(&mut self, table: &Table, generation: i64, rows: Vec<Vec<Value>>) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
@@ -167,9 +169,10 @@ impl Tx {
         Ok(())
     }
 
-    /// Waits for the checkpoints of others' transactions, and keeps others from moving them until this one ends.
+    /// Locks the checkpoints against changes by others until this transaction ends. Waits up to 10 s for transactions
+    /// that have changed them.
     pub async fn lock_checkpoints(&mut self) -> Result<(), Error> {
-        // In SQLite a writing transaction is the only one.
+        // SQLite allows one write transaction at a time.
         if let Self::Postgres(..) = self {
             self.execute("set local lock_timeout = '10s'", vec![]).await?;
             self.execute("lock table checkpoints in exclusive mode", vec![]).await?;
@@ -177,7 +180,7 @@ impl Tx {
         self.patiently().await
     }
 
-    /// Lets this transaction's statements take their time.
+    /// Removes the time limit of this transaction's statements.
     pub(crate) async fn patiently(&mut self) -> Result<(), Error> {
         if let Self::Postgres(..) = self {
             self.execute("set local statement_timeout = 0", vec![]).await?;
@@ -185,7 +188,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes it so.
+    /// Commits the transaction.
     pub async fn commit(self) -> Result<(), Error> {
         match self {
             Self::Sqlite(tx) => tx.commit().await?,
@@ -195,6 +198,7 @@ impl Tx {
     }
 }
 
+/// Reads a row of a read model's table.
 pub(crate) fn values<'r, R: sqlx::Row>(table: &Table, row: &'r R) -> Result<Vec<Value>, sqlx::Error>
 where
     usize: sqlx::ColumnIndex<R>,
@@ -235,7 +239,7 @@ pub(crate) fn postgres_arguments(values: Vec<Value>) -> PgArguments {
 fn postgres_arrays(table: &Table, rows: Vec<Vec<Value>>) -> PgArguments {
     let mut columns: Vec<Vec<Value>> = table.columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
     for row in rows {
-        debug_assert_eq!(row.len(), columns.len(), "{}: a value a column", table.name);
+        debug_assert_eq!(row.len(), columns.len(), "{}: a row must have one value per column", table.name);
         for (column, value) in columns.iter_mut().zip(row) {
             column.push(value);
         }

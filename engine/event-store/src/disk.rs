@@ -1,5 +1,5 @@
-//! Whether the file systems of an SQLite store have room and can be written: so that commands are refused before SQLite
-//! fails in the middle of one, and are taken again by themselves.
+//! Watches the file systems of an SQLite store: free space, and whether they can be written. Commands are refused
+//! before SQLite fails in the middle of one, and are accepted again without an operator when the disk has room.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,42 +10,42 @@ use platform::files::{self, folder_of};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use tokio_util::sync::CancellationToken;
 
-/// How often the file systems are looked at.
+/// Interval between two checks of the file systems.
 const LOOK: Duration = Duration::from_secs(1);
-/// What a probe writes: about as much as a commit.
+/// Number of bytes that a probe writes: about as many as a commit.
 const PROBE_BYTES: usize = 64 * 1024;
 
-/// The disk of an SQLite store. Clones share what is known of it.
+/// Monitor of the file systems of an SQLite store. Clones share their state.
 #[derive(Clone)]
 pub struct Disk(Arc<Inner>);
 
 struct Inner {
-    /// The databases; they may be on different file systems.
+    /// The database files; they may be on different file systems.
     databases: Vec<PathBuf>,
-    /// Free bytes below which no command is taken; 0: no limit.
+    /// Free bytes below which commands are refused; 0 means no limit.
     free_bytes_min: u64,
-    /// Why nothing may be written, as the last look has found.
+    /// Reason why commands are refused, according to the last check; `None` while they are accepted.
     trouble: Mutex<Option<String>>,
 }
 
 impl Disk {
-    /// Looks at the file systems of these databases.
+    /// Creates the monitor and checks the file systems of these databases.
     pub(crate) fn new(databases: Vec<PathBuf>, free_bytes_min: u64) -> Self {
         let disk = Self(Arc::new(Inner { databases, free_bytes_min, trouble: Mutex::default() }));
         disk.look();
         disk
     }
 
-    /// Why no command can be taken, at most about a second ago.
+    /// Returns the reason why commands are refused; `None` while they are accepted. At most about a second old.
     pub fn trouble(&self) -> Option<String> {
         self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes a file beside each database and removes it again: what a look does not see are permissions, quotas and
-    /// broken disks.
+    /// Writes a file beside each database and removes it again. This finds faults that the regular check does not:
+    /// missing permissions, quotas, broken disks.
     ///
     /// # Errors
-    /// Why the store cannot be written now.
+    /// The reason why the store cannot be written now.
     pub async fn probe(&self) -> Result<(), String> {
         let disk = self.clone();
         let probe = move || {
@@ -53,14 +53,15 @@ impl Disk {
             match disk.trouble() {
                 Some(trouble) => Err(trouble),
                 None => disk.0.databases.iter().try_for_each(|database| {
-                    write_probe(database).map_err(|error| format!("{} cannot be written: {error}", folder(database)))
+                    write_probe(database)
+                        .map_err(|error| format!("the folder {} cannot be written: {error}", folder(database)))
                 }),
             }
         };
         tokio::task::spawn_blocking(probe).await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    /// Looks every second, until `stop`.
+    /// Checks the file systems every second, until `stop`.
     pub(crate) async fn watch(self, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -68,7 +69,7 @@ impl Disk {
                 () = stop.cancelled() => return,
             }
             let disk = self.clone();
-            // A network's file system may take its time.
+            // On a blocking thread, because a network file system may answer slowly.
             let _ = tokio::task::spawn_blocking(move || disk.look()).await;
         }
     }
@@ -77,15 +78,15 @@ impl Disk {
         let now = self.0.databases.iter().find_map(|database| self.trouble_of(database));
         let mut known = self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*known, &now) {
-            (None, Some(trouble)) => tracing::error!(trouble, "commands are refused"),
-            (Some(_), None) => tracing::info!("commands are taken again: the disk has room and can be written"),
+            (None, Some(trouble)) => tracing::error!(trouble, "Commands are refused until the disk problem is solved."),
+            (Some(_), None) => tracing::info!("Commands are accepted again: the disk has room and can be written."),
             _ => {}
         }
         *known = now;
     }
 
     fn trouble_of(&self, database: &Path) -> Option<String> {
-        // What cannot be looked at is for SQLite to judge.
+        // If the file system cannot be inspected, SQLite reports its own errors.
         let about = statvfs(folder_of(database)).ok()?;
         let (free, min) = (about.f_bavail.saturating_mul(about.f_frsize), self.0.free_bytes_min);
         if about.f_flag.contains(StatVfsMountFlags::RDONLY) {
@@ -93,7 +94,7 @@ impl Disk {
         }
         (free < min).then(|| {
             format!(
-                "the disk of {} has less than disk_free_bytes_min ({min}) bytes free: make room, or lower the setting",
+                "the disk of {} has less than disk_free_bytes_min ({min}) bytes free: free some space, or lower the setting",
                 folder(database)
             )
         })
@@ -129,7 +130,7 @@ mod tests {
             "{trouble}"
         );
         assert_eq!(full.probe().await, Err(trouble));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a probe leaves nothing");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a probe leaves no file");
     }
 
     #[tokio::test]
@@ -137,7 +138,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::new(vec![folder.path().join("gone/store.db")], 0);
         assert!(disk.probe().await.unwrap_err().contains("gone cannot be written"));
-        // Also a name that is taken by something else.
+        // The probe file's name is already used by a folder.
         std::fs::create_dir(folder.path().join("store.probe")).unwrap();
         assert!(Disk::new(vec![folder.path().join("store.db")], 0).probe().await.is_err());
     }

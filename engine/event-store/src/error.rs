@@ -1,70 +1,74 @@
-//! What can go wrong below the domain: never a business reason.
+//! Errors of the store and the bus. Business refusals are not among them.
 
 use std::time::Duration;
 
 use kernel::stream::StreamId;
 
-/// A failure of the store or of the stream.
+/// A failure of the store or of the connection to NATS.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database refused, is away, or took too long. Asking again may succeed.
+    /// The database refused a statement, is unavailable, or took too long. A retry may succeed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
-    /// The database said nothing for so long; what was asked of it may happen yet.
+    /// The database did not answer in time. The operation may still complete.
     #[error("the database did not answer within {} s", .0.as_secs())]
     Silent(Duration),
     /// The schema could not be brought up to date.
-    #[error("migration: {0}")]
+    #[error("the database migration failed: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
-    /// NATS refused, is away, or took too long.
+    /// NATS refused a request, is unavailable, or took too long.
     #[error("nats: {0}")]
     Nats(String),
-    /// The settings cannot work; the text says what to change.
+    /// The settings, or the environment that they name, cannot be used. The text says what to change.
     #[error("{0}")]
     Settings(String),
-    /// Another process has the store open for writing.
-    #[error("{0} is in use by another docket process: stop it first")]
+    /// Another process has the store open for appending.
+    #[error("the database {0} is in use by another docket process: stop that process first")]
     InUse(String),
-    /// The disk is nearly full, full, or cannot be written. Nothing was written; it passes when there is room.
+    /// The disk is full or nearly full, or cannot be written. Nothing was written. Appends succeed again when the disk
+    /// has room.
     #[error("{0}")]
     Storage(String),
-    /// What must go is needed by what operators have made.
+    /// A view or table cannot be removed because other database objects, created by operators, depend on it.
     #[error(
-        "{object} cannot be removed, because other objects need it: {dependents}. Drop them, repeat this, and create them again"
+        "the {object} cannot be removed because other objects depend on it: {dependents}. Drop those objects, repeat the \
+         command, and create them again"
     )]
     Dependents {
-        /// The view or table.
+        /// Kind and name of the object to be removed, for example `view order_summaries`.
         object: String,
-        /// What needs it, as PostgreSQL says it.
+        /// The objects that depend on it, in PostgreSQL's words.
         dependents: String,
     },
-    /// The database cannot hold a value that it was given. Another try fails the same way.
-    #[error("the database cannot hold a value: {0}")]
+    /// The database cannot store one of the values. A retry fails in the same way.
+    #[error("the database cannot store a value: {0}")]
     Unstorable(String),
-    /// What was given contradicts what is stored, or a rule that somebody gave the tables. Another try fails the same way.
+    /// The data contradicts stored data, or violates a constraint that an operator added to the tables. A retry fails
+    /// in the same way.
     #[error("the database refused the events: {0}")]
     Refused(String),
-    /// A stored stream or snapshot does not read.
-    #[error("stored data: {0}")]
+    /// A stored stream or snapshot cannot be read, or the JetStream stream contradicts the log.
+    #[error("stored data is invalid: {0}")]
     Stored(String),
-    /// The caller asked for something that cannot be done: a programming error.
-    #[error("malformed append: {0}")]
+    /// The append contradicts itself: a programming error of the caller.
+    #[error("the append is invalid: {0}")]
     Malformed(&'static str),
-    /// More waits than can be written in time; ask again later.
-    #[error("more commands wait than can be written in time")]
+    /// More commands wait than can be written in time. Retry later.
+    #[error("too many commands wait to be appended")]
     Overloaded,
     /// The store is shutting down.
-    #[error("the store is closing")]
+    #[error("the store is shutting down")]
     Closing,
 }
 
 impl Error {
-    /// Whether the database refused what it was given, so that another try would fail the same way.
+    /// Returns whether the database refused the data itself, so that a retry fails in the same way.
     pub fn is_about_the_data(&self) -> bool {
         matches!(self, Self::Database(error) if is_about_the_data(error))
     }
 
-    /// The same for one append of a failed batch: what its sender needs to know of it.
+    /// Copies the error of a failed batch for each of its appends, reduced to the facts that the caller of an append
+    /// needs.
     pub(crate) fn of_each(&self) -> Self {
         match self {
             Self::Silent(waited) => Self::Silent(*waited),
@@ -78,14 +82,15 @@ impl Error {
         }
     }
 
-    /// Whether the database was away, busy, or about to start or stop: another try may find it well.
+    /// Returns whether the failure is transient: the database was unavailable, busy, starting or stopping.
     pub fn may_pass(&self) -> bool {
         use sqlx::Error::{Database, Io, PoolTimedOut, Protocol, WorkerCrashed};
         match self {
             Self::Silent(_) | Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
             Self::Database(Database(error)) => {
                 error.code().is_some_and(|code| match (code.len(), code.parse::<u32>()) {
-                    // Classes of PostgreSQL: connection, resources, operator intervention, rollback; and a lock not got in time.
+                    // SQLSTATE classes of PostgreSQL: connection, resources, operator intervention, rollback; and
+                    // `lock_not_available`.
                     (5, _) => ["08", "53", "57", "40", "55P03"].iter().any(|class| code.starts_with(class)),
                     // SQLITE_BUSY, SQLITE_LOCKED.
                     (_, Ok(code)) => matches!(code & 0xff, 5 | 6),
@@ -97,8 +102,8 @@ impl Error {
     }
 }
 
-/// Data exceptions (SQLSTATE class 22) and integrity violations (class 23); in SQLite `SQLITE_CONSTRAINT` (19) and
-/// `SQLITE_MISMATCH` (20), whose extended codes carry more in the higher bytes.
+/// Returns whether the error is a data exception (SQLSTATE class 22) or an integrity violation (class 23). In SQLite:
+/// `SQLITE_CONSTRAINT` (19) and `SQLITE_MISMATCH` (20), whose extended codes use the higher bytes.
 pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
     let Some(code) = error.as_database_error().and_then(|error| error.code()) else { return false };
     match (code.len(), code.parse::<u32>()) {
@@ -108,45 +113,47 @@ pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Of the errors about the data, those about a value by itself: SQLSTATE class 22, `SQLITE_MISMATCH`.
+/// Returns whether a single value caused a data error: SQLSTATE class 22, or `SQLITE_MISMATCH`.
 fn is_about_a_value(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code.starts_with("22") || code == "20")
 }
 
-/// Whether the transaction lost to another one (serialization failure or deadlock) and may be tried again as it is.
+/// Returns whether the transaction was rolled back because of another one (serialization failure or deadlock), so that
+/// it can be repeated unchanged.
 pub(crate) fn is_rollback(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "40001" || code == "40P01")
 }
 
-/// Whether the role lacks a privilege.
+/// Returns whether the database role lacks a privilege.
 pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("42501"))
 }
 
-/// Why an append did not happen. Nothing of it was written, unless the store answered [`Error::Database`] at commit:
-/// then the outcome is unknown, and only an idempotency key makes asking again safe.
+/// Reason why an append failed. Nothing was written, with one exception: after an [`Error::Database`] at commit, or an
+/// [`Error::Silent`], the outcome is unknown, and only an idempotency key makes a retry safe.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// A stream is at another version than the append expected.
-    #[error("expected version {expected} of {stream}, it is at {actual}")]
+    /// A stream is at another version than the append expects.
+    #[error("the stream {stream} is at version {actual}, not at the expected version {expected}")]
     Conflict {
-        /// The first such stream, in the order of the writes and then of the checks.
+        /// The first stream that differs, in the order of the writes and then of the checks.
         stream: StreamId,
-        /// What the append rests on.
+        /// The version that the append expects.
         expected: i64,
-        /// What the log holds.
+        /// The version in the log.
         actual: i64,
     },
-    /// The idempotency key was used before: read what was answered then.
-    #[error("the idempotency key was used before")]
+    /// The idempotency key was already used. Read the recorded answer.
+    #[error("the idempotency key was already used")]
     KeyUsed,
-    /// The write that this one was decided on did not commit: decide again on committed state.
-    #[error("the write before this one did not commit")]
+    /// The uncommitted write on which this write was decided did not commit. Load the committed state and decide again.
+    #[error("the write on which this one was decided did not commit")]
     Predecessor,
-    /// The reactor's checkpoint is not where the reaction left it, its fence was raised, or what it settles is settled.
-    #[error("the reactor's checkpoint is elsewhere")]
+    /// The reactor's checkpoint has moved, its fence was raised, or an event that the append settles is already
+    /// settled.
+    #[error("the reactor's checkpoint or backlog has changed")]
     Fenced,
     /// The store failed.
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! Events as the log carries them: JSON and metadata, no business types.
+//! Events in the form in which the log stores them: JSON with metadata, without business types.
 
 use compact_str::CompactString;
 use kernel::stream::StreamId;
@@ -6,50 +6,50 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 
-/// An event that a command decided on and the log has not taken yet.
+/// An event to be appended.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    /// The event's name, e.g. `ItemAdded`: a storage format, never renamed.
+    /// The event's name, e.g. `ItemAdded`. Part of the storage format: never rename it.
     pub event_type: &'static str,
     /// Version of the payload's schema.
     pub event_version: &'static str,
-    /// JSON, in the form in which cqrs-es stores it (tagged by the event's name).
+    /// JSON in the format of cqrs-es: tagged with the event's name.
     pub payload: String,
-    /// JSON object of strings: cqrs-es reads metadata as a map of strings.
+    /// JSON object whose values are strings: cqrs-es reads metadata as a map of strings.
     pub metadata: String,
 }
 
-/// An event in the log. Its short texts lie in it, without an allocation each.
+/// An event in the log. Its short texts are stored inline, without an allocation for each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedEvent {
-    /// Place in the whole log: 1, 2, 3 … without a gap, in commit order.
+    /// Position in the whole log: 1, 2, 3 … without gaps, in commit order.
     pub position: i64,
-    /// Kind of the aggregate, e.g. `order`.
+    /// Type of the aggregate, e.g. `order`.
     pub aggregate_type: CompactString,
     /// The aggregate's id.
     pub aggregate_id: CompactString,
-    /// Place in the aggregate's own stream: 1, 2, 3 …; the aggregate's version after it.
+    /// Number of the event in its stream: 1, 2, 3 …; also the aggregate's version after the event.
     pub sequence: i64,
     /// The event's name.
     pub event_type: CompactString,
     /// Version of the payload's schema.
     pub event_version: CompactString,
-    /// JSON text, tagged by the event's name.
+    /// JSON text, tagged with the event's name.
     pub payload: String,
-    /// JSON text, an object of strings.
+    /// JSON text: an object whose values are strings.
     pub metadata: String,
-    /// When the log took it, in microseconds since 1970.
+    /// Time of the append, in microseconds since 1970.
     pub recorded_at: i64,
 }
 
-/// What of the metadata the log itself asks for.
+/// The member of the metadata that the log itself reads.
 #[derive(Deserialize)]
 struct Identity<'a> {
     #[serde(borrow, default)]
     event_id: Option<std::borrow::Cow<'a, str>>,
 }
 
-/// From the columns in the order of the fields, as both databases select them.
+/// Reads the columns by index, in the order of the fields, as both databases select them.
 impl<'r, R: Row> FromRow<'r, R> for RecordedEvent
 where
     usize: ColumnIndex<R>,
@@ -73,13 +73,13 @@ where
 }
 
 impl RecordedEvent {
-    /// The stream that the event belongs to.
+    /// Returns the stream that the event belongs to.
     pub fn stream(&self) -> StreamId {
         StreamId::new(&self.aggregate_type, &self.aggregate_id)
     }
 
-    /// The event's id: `event_id` of its metadata, or, for an event that foreign code wrote without one, its natural
-    /// key. Unique in a log, and the same whenever it is asked.
+    /// Returns the event's id: `event_id` of its metadata. For an event that foreign code wrote without an `event_id`
+    /// it is the natural key `TYPE/ID/SEQUENCE`. The id is unique in a log and never changes.
     pub fn id(&self) -> String {
         serde_json::from_str::<Identity>(&self.metadata)
             .ok()
@@ -87,12 +87,13 @@ impl RecordedEvent {
             .unwrap_or_else(|| format!("{}/{}/{}", self.aggregate_type, self.aggregate_id, self.sequence))
     }
 
-    /// A text of the metadata that holds nothing that JSON escapes: `request_id`, `traceparent`, `occurred_at`.
+    /// Returns a string member of the metadata. Only for values without JSON escapes: `request_id`, `traceparent`,
+    /// `occurred_at`.
     pub fn metadata_text(&self, name: &str) -> Option<&str> {
         metadata_text(&self.metadata, name)
     }
 
-    /// The event as a message on the bus.
+    /// Serializes the event as a message for the bus.
     pub(crate) fn to_message(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&Message {
             position: self.position,
@@ -107,7 +108,7 @@ impl RecordedEvent {
         })
     }
 
-    /// The event of a message on the bus.
+    /// Deserializes the event from a message of the bus.
     pub(crate) fn from_message(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let message: Message = serde_json::from_slice(bytes)?;
         Ok(Self {
@@ -129,7 +130,8 @@ pub(crate) fn metadata_text<'a>(metadata: &'a str, name: &str) -> Option<&'a str
     loop {
         let (before, after) = rest.split_once(name)?;
         rest = after;
-        // PostgreSQL writes a blank after the colon. A value that reads like the name is no member, nor is a longer name.
+        // PostgreSQL writes a space after the colon. The checks skip a value equal to the name, and longer names that
+        // end with it.
         let value = rest.strip_prefix("\":").map(str::trim_start).and_then(|rest| rest.strip_prefix('"'));
         if let Some(value) = value.filter(|_| before.ends_with('"') && !before.ends_with("\\\"")) {
             return value.split('"').next();

@@ -1,4 +1,5 @@
-//! The tables of generations: each generation of a read model has tables of its own, behind views that queries read.
+//! Tables of the generations of read models. Each generation has its own tables. Queries read a view, which shows the
+//! serving generation.
 
 use futures::TryStreamExt;
 use sqlx::postgres::PgDatabaseError;
@@ -8,7 +9,7 @@ use crate::error::Error;
 use crate::table::{Column, Merge, Table, Value};
 
 impl Tx {
-    /// Makes the table of a generation, without its indexes: it fills faster so.
+    /// Creates the table of a generation. Its indexes are created later, because a table without indexes fills faster.
     pub async fn create(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let sql = match self {
             Self::Sqlite(_) => table.create_sql(generation, "integer", " strict, without rowid"),
@@ -17,7 +18,7 @@ impl Tx {
         self.execute(&sql, vec![]).await.map(drop)
     }
 
-    /// Makes the indexes of a generation, where they are not there.
+    /// Creates the missing indexes of a generation.
     pub async fn index(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let name = table.of(generation);
         self.patiently().await?;
@@ -28,20 +29,21 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes queries read this generation, from this transaction's commit on. In PostgreSQL the view keeps what operators
-    /// have granted on it, and what depends on it.
+    /// Switches queries to this generation when the transaction commits. In PostgreSQL, operators' grants on the view
+    /// and the objects that depend on it are kept.
     ///
     /// # Errors
-    /// [`Error::Dependents`] where the view's columns change and something depends on it.
+    /// [`Error::Dependents`]: the view's columns change in a way that requires a new view, and another object depends
+    /// on the view.
     pub async fn serve(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let (view, columns) = (table.name, table.column_names());
         let definition = format!("view {view} as select {columns} from {}", table.of(generation));
         if let Self::Sqlite(_) = self {
-            // Nothing is granted there, and what depends on it finds it by its name.
+            // SQLite has no grants, and objects that depend on the view refer to it by name.
             self.drop("view", view).await?;
             return self.execute(&format!("create {definition}"), vec![]).await.map(drop);
         }
-        // Behind a transaction that reads the view for long, all other queries would wait for this one.
+        // If this statement waited for a long transaction that reads the view, all other queries would wait behind it.
         self.execute("set local lock_timeout = '500ms'", vec![]).await?;
         if self.has_columns_of(table).await? {
             return self.execute(&format!("create or replace {definition}"), vec![]).await.map(drop);
@@ -55,7 +57,8 @@ impl Tx {
         Ok(())
     }
 
-    /// Whether PostgreSQL can replace the view of a table: it may get more columns, at the end. True where there is none.
+    /// Returns whether PostgreSQL can replace the view in place: its columns must stay, and new ones may only follow
+    /// them. True when there is no view.
     async fn has_columns_of(&mut self, table: &Table) -> Result<bool, Error> {
         let sql = "select attname::text, format_type(atttypid, atttypmod) from pg_attribute
                    where attrelid = to_regclass(quote_ident(current_schema()) || '.' || $1)
@@ -66,7 +69,8 @@ impl Tx {
         Ok(known.iter().all(|(name, kind)| new.next().flatten() == Some((name.as_str(), kind.as_str()))))
     }
 
-    /// The statements that give others again what they may do with a view; of columns, where the table still has them.
+    /// Returns the statements that repeat other roles' grants on the view. A grant on a column is repeated if the table
+    /// still has the column.
     async fn grants(&mut self, table: &Table) -> Result<Vec<String>, Error> {
         let to = "case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
                   || case when a.is_grantable then ' with grant option' else '' end";
@@ -84,20 +88,20 @@ impl Tx {
         Ok(rows.into_iter().map(|(grant,)| grant).collect())
     }
 
-    /// Removes a generation that no view shows.
+    /// Removes the table of a generation that no view shows.
     ///
     /// # Errors
-    /// [`Error::Dependents`] where something depends on the table itself.
+    /// [`Error::Dependents`]: another object depends on the table.
     pub async fn remove(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         self.drop("table", &table.of(generation)).await
     }
 
-    /// Removes the tables of a generation whose declarations are not at hand, and the views of the same names. A table is
-    /// taken for one of the projection where its name is the projection's, or that and `_` and more, unless it may be one
-    /// of another projection by the same rule.
+    /// Removes the tables of a generation whose declarations this program does not have, and the views in front of
+    /// them. A table belongs to the projection if its name without the suffix is the projection's name, or starts with
+    /// that name and `_`. A table that belongs to one of `others` by the same rule stays.
     ///
     /// # Errors
-    /// [`Error::Dependents`] where something depends on one of them.
+    /// [`Error::Dependents`]: another object depends on one of the tables or views.
     pub async fn remove_undeclared(&mut self, projection: &str, generation: i64, others: &[&str]) -> Result<(), Error> {
         let sql = match self {
             Self::Sqlite(_) => "select name from sqlite_master where type = 'table'",
@@ -121,7 +125,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Drops a table or a view; what depends on it stays and is named.
+    /// Drops a table or a view, unless other objects depend on it.
     async fn drop(&mut self, kind: &str, name: &str) -> Result<(), Error> {
         match self.execute(&format!("drop {kind} if exists {name}"), vec![]).await {
             Err(Error::Database(error)) => Err(match dependents(&error) {
@@ -132,11 +136,12 @@ impl Tx {
         }
     }
 
-    /// Number of rows that are in one of two generations and not, or not the same, in the other.
+    /// Returns the number of keys whose rows differ between two generations, or exist in only one of them.
     pub async fn differences(&mut self, table: &Table, a: i64, b: i64) -> Result<i64, Error> {
         let (columns, a, b) = (table.column_names(), table.of(a), table.of(b));
         let sql = match self {
-            // By the primary keys, which both are sorted by: SQLite would keep what `except` finds in memory.
+            // Compares by primary key, the sort order of both tables. With `except`, SQLite would keep the whole result
+            // in memory.
             Self::Sqlite(_) => {
                 let same = |merge: fn(&Column) -> bool, by: &str| {
                     let columns = table.columns.iter().filter(|column| merge(column));
@@ -162,7 +167,7 @@ impl Tx {
         Ok(rows.first().map_or(0, |(count,)| *count))
     }
 
-    /// Hands over every row of a generation, in no order.
+    /// Calls `row` with every row of a generation, in no particular order.
     pub async fn each_row(
         &mut self,
         table: &Table,
@@ -187,7 +192,7 @@ impl Tx {
         Ok(())
     }
 
-    /// One row of a generation by the values of its key.
+    /// Returns the row of a generation that has this key: the values of the key columns, in their order in the table.
     pub async fn row(&mut self, table: &Table, generation: i64, key: &[Value]) -> Result<Option<Vec<Value>>, Error> {
         let keys = table.columns.iter().filter(|c| c.merge == Merge::Key).zip(1..);
         let own: Vec<_> = keys.map(|(column, number)| format!("{} = ${number}", column.name)).collect();
@@ -208,7 +213,7 @@ impl Tx {
     }
 }
 
-/// What keeps PostgreSQL from dropping something.
+/// Returns the dependent objects that PostgreSQL lists when it refuses to drop an object; `None` for other errors.
 fn dependents(error: &sqlx::Error) -> Option<String> {
     let error = error.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
     (error.code() == "2BP01").then(|| error.detail().unwrap_or(error.message()).replace('\n', ", "))

@@ -1,24 +1,24 @@
-//! The records of idempotency keys.
+//! Records of idempotency keys.
 
-/// The columns of an [`IdempotencyRecord`].
+/// Selects the columns of an [`IdempotencyRecord`].
 pub(crate) const IDEMPOTENCY_RECORD: &str = "select request_hash, status, aggregate_type, aggregate_id, version, position, \
                                              answer from idempotency where scope = $1 and key = $2";
 
-/// What was answered to a request with an idempotency key.
+/// The recorded answer to a request with an idempotency key.
 #[derive(Debug, Clone, PartialEq, sqlx_macros::FromRow)]
 pub struct IdempotencyRecord {
-    /// Hash of method, path and body.
+    /// Hash of the request's method, path and body.
     pub request_hash: String,
-    /// Status of the answer.
+    /// HTTP status of the answer.
     pub status: i64,
-    /// Type of the aggregate that the answer is about.
+    /// Type of the aggregate that the answer describes.
     pub aggregate_type: String,
-    /// Its id.
+    /// Id of the aggregate.
     pub aggregate_id: String,
-    /// Its version after the request.
+    /// Version of the aggregate after the request.
     pub version: i64,
     /// Position of the request's last event.
     pub position: i64,
-    /// The answer; `None` where it follows from the other fields.
+    /// Body of the answer; `None` when it follows from the other fields.
     pub answer: Option<String>,
 }

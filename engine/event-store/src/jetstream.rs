@@ -1,9 +1,10 @@
-//! JetStream as transport: the relay that writes the stream, and the reading end.
+//! NATS JetStream as transport of events: the relay publishes the log to a JetStream stream, and readers consume it.
 //!
-//! Sequence equals position. The stream is dedicated, only the relay writes it, and each message is published with
-//! `Nats-Expected-Last-Sequence: position-1`, so the server itself refuses whatever would break the order. The protocol
-//! needs no lock: of two relays at once one is refused and goes back to the stream's tail. See NATS ADR-8 and the
-//! JetStream publish headers for the meaning of the two headers.
+//! The sequence of a message equals the position of its event. The stream is dedicated: only the relay writes to it.
+//! Each message is published with `Nats-Expected-Last-Sequence: position-1`, so the NATS server refuses every message
+//! that would break the order. The protocol needs no lock: when two relays run at once, the server refuses the messages
+//! of one of them, and that relay starts again from the end of the stream. For the headers
+//! `Nats-Expected-Last-Sequence` and `Nats-Msg-Id` see NATS ADR-8 and the JetStream documentation of publish headers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,26 +28,26 @@ use crate::settings::Settings;
 use crate::tail::Tail;
 use crate::trace::{self, Span};
 
-/// Messages that are sent before an answer is waited for.
+/// Number of messages that are sent before the relay waits for an acknowledgement.
 const RELAY_WINDOW: i64 = 512;
-/// How often an idle relay looks for events of writers that cannot wake it.
+/// Interval at which an idle relay reads the log, to find events of writers that cannot wake it.
 const RELAY_POLL: Duration = Duration::from_millis(200);
 /// Pause after a window that was not full.
 const RELAY_GATHER: Duration = Duration::from_millis(5);
-/// How long a failed relay or reader waits before it tries again.
+/// Pause before a failed relay or reader tries again.
 pub(crate) const RETRY: Duration = Duration::from_millis(300);
-/// How often a relay that fails again and again says why.
+/// Minimum interval between two log lines about a relay that keeps failing.
 const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long NATS may take to say whether there is a stream.
+/// Maximum time for NATS to answer whether the stream exists, before it is removed.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
-/// How long NATS may take to answer a check of the settings.
+/// Maximum time for NATS to answer each request of a settings check.
 const CHECKED_WITHIN: Duration = Duration::from_secs(5);
-/// First server whose streams can begin at a given sequence; older ones ignore the wish in silence.
+/// First NATS server version whose streams can start at a given sequence. Older servers silently ignore `first_seq`.
 const SERVER_MIN: (u32, u32) = (2, 10);
-/// Which log a stream belongs to, in the stream's metadata.
+/// Key of the stream's metadata that holds the incarnation of the log to which the stream belongs.
 const INCARNATION: &str = "docket_incarnation";
 
-/// The connection to NATS and the one stream on it.
+/// The connection to NATS and its JetStream stream.
 #[derive(Clone)]
 pub(crate) struct Bus {
     client: async_nats::Client,
@@ -55,13 +56,13 @@ pub(crate) struct Bus {
     bytes_max: i64,
     replicas: usize,
     incarnation: String,
-    /// Why the relay cannot publish, as long as it cannot.
+    /// Reason why the relay cannot publish; `None` while it can.
     trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Bus {
-    /// Connects. A server that is away is no failure: commands and queries do without it, and the connection is retried
-    /// for ever. A server that is too old is refused.
+    /// Connects to NATS. A server that does not answer is no error: commands and queries work without NATS, and the
+    /// client keeps trying to connect. A server that is too old is refused.
     pub(crate) async fn connect(settings: &Settings, incarnation: String) -> Result<Self, Error> {
         let urls = settings.nats_urls().collect::<Vec<_>>();
         let client = with_credentials(&urls)?
@@ -90,25 +91,25 @@ impl Bus {
             Ok(Ok(())) => bus.check_version()?,
             _ => {
                 let servers: Vec<_> = urls.iter().filter_map(|url| url.rsplit(['@', '/']).next()).collect();
-                tracing::warn!(?servers, "NATS is away: going on without it, projections read the log");
+                tracing::warn!(?servers, "NATS did not answer. Starting without it; projections read the log.");
             }
         }
         Ok(bus)
     }
 
-    /// Makes sure that a server with JetStream answers.
+    /// Checks that a NATS server with JetStream answers.
     pub(crate) async fn check(&self) -> Result<(), Error> {
-        let away = |_| Error::Nats("no server of nats_url answers".to_owned());
+        let away = |_| Error::Nats("no server in nats_url answered".to_owned());
         tokio::time::timeout(CHECKED_WITHIN, self.client.flush()).await.map_err(away)?.map_err(nats)?;
         self.check_version()?;
         let account = tokio::time::timeout(CHECKED_WITHIN, self.context.query_account()).await.map_err(away)?;
-        account.map(drop).map_err(|error| Error::Nats(format!("JetStream does not answer: {error}")))
+        account.map(drop).map_err(|error| Error::Nats(format!("JetStream did not answer: {error}")))
     }
 
-    /// Why events do not get into the stream, if they do not.
+    /// Returns the reason why events do not reach the JetStream stream; `None` while they do.
     pub(crate) fn trouble(&self) -> Option<String> {
         if !self.is_connected() {
-            return Some("not connected".to_owned());
+            return Some("NATS is not connected".to_owned());
         }
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -117,12 +118,12 @@ impl Bus {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// It is for another process to publish.
+    /// Clears the relay's error, because another process publishes now.
     pub(crate) fn out_of_trouble(&self) {
         self.in_trouble(None);
     }
 
-    /// Whether the connection stands.
+    /// Returns whether the client is connected to NATS.
     pub(crate) fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
@@ -131,8 +132,8 @@ impl Bus {
         check_version(&self.client.server_info().version)
     }
 
-    /// The stream, made if it is not there: a new one begins after what the log holds, and readers take the rest from
-    /// the log.
+    /// Opens the JetStream stream, or creates it. A new stream starts after the position `head`; readers get the events
+    /// up to `head` from the log.
     async fn stream(&self, head: i64) -> Result<stream::Stream, Error> {
         self.check_version()?;
         let found = match self.context.get_stream(&self.stream).await {
@@ -156,25 +157,25 @@ impl Bus {
                     .map_err(nats)?;
                 if first > 1 && made.cached_info().config.first_sequence != Some(first) {
                     return Err(Error::Settings(
-                        "the NATS server ignores first_seq: docket needs nats-server 2.10 or newer".into(),
+                        "the NATS server ignores first_seq: Docket needs nats-server 2.10 or newer".into(),
                     ));
                 }
-                tracing::info!(stream = self.stream, first, "the stream is made");
+                tracing::info!(stream = self.stream, first, "Created the JetStream stream.");
                 made
             }
         };
         match found.cached_info().config.metadata.get(INCARNATION) {
             Some(owner) if *owner == self.incarnation => self.with_replicas(found).await,
             _ => Err(Error::Settings(format!(
-                "the JetStream stream `{0}` belongs to another store: give this store its own name in nats_stream, or, \
-                 where that other store is gone or is what this one was before it was restored, delete the stream \
+                "the JetStream stream `{0}` belongs to another store. Give this store its own name in nats_stream. If that \
+                 other store no longer exists, or this store was restored from its backup, delete the stream instead \
                  (`nats stream rm {0}`)",
                 self.stream
             ))),
         }
     }
 
-    /// Gives the stream as many replicas as the settings say.
+    /// Sets the stream's number of replicas to `nats_replicas`.
     async fn with_replicas(&self, stream: stream::Stream) -> Result<stream::Stream, Error> {
         let config = stream.cached_info().config.clone();
         if config.num_replicas == self.replicas {
@@ -185,9 +186,10 @@ impl Bus {
         self.context.get_stream(&self.stream).await.map_err(nats)
     }
 
-    /// Removes the stream, if there is one and it is this log's, or `of_anybody`; whether it was there.
+    /// Deletes the JetStream stream if it belongs to this log, or, with `of_anybody`, in any case. Returns whether the
+    /// stream existed.
     pub(crate) async fn remove(&self, of_anybody: bool) -> Result<bool, Error> {
-        let away = |_| Error::Nats("no answer".to_owned());
+        let away = |_| Error::Nats("no server in nats_url answered in time".to_owned());
         let found = tokio::time::timeout(REMOVED_WITHIN, self.context.get_stream(&self.stream)).await.map_err(away)?;
         match found {
             Ok(found)
@@ -197,8 +199,9 @@ impl Bus {
                 Ok(true)
             }
             Ok(_) => Err(Error::Settings(format!(
-                "a JetStream stream `{}` of another incarnation is there. If it is of this store, which was restored before, run \
-                 `docket events restored --delete-stream`; if it is another store's, give this one its own name in nats_stream",
+                "the JetStream stream `{}` belongs to another incarnation of a log. If it belongs to this store, which was \
+                 restored earlier, run `docket events restored --delete-stream`. If it belongs to another store, give this \
+                 store its own name in nats_stream",
                 self.stream
             ))),
             Err(error) if error.to_string().contains("stream not found") => Ok(false),
@@ -206,13 +209,13 @@ impl Bus {
         }
     }
 
-    /// Reads the stream from a position on.
+    /// Reads the JetStream stream from position `from`.
     pub(crate) async fn messages(&self, from: i64) -> Result<pull::Ordered, Error> {
         self.check_version()?;
         let stream = self.context.get_stream(&self.stream).await.map_err(nats)?;
         let owner = stream.cached_info().config.metadata.get(INCARNATION);
         if owner != Some(&self.incarnation) {
-            return Err(Error::Nats(format!("the stream `{}` belongs to another store", self.stream)));
+            return Err(Error::Nats(format!("the JetStream stream `{}` belongs to another store", self.stream)));
         }
         let consumer = stream
             .create_consumer(OrderedConfig {
@@ -224,29 +227,30 @@ impl Bus {
         consumer.messages().await.map_err(nats)
     }
 
-    /// Tells the other processes something that may be lost. It reaches this process as well.
+    /// Publishes a message to all processes, including this one. Delivery is not guaranteed.
     pub(crate) async fn broadcast(&self, topic: &str, message: Vec<u8>) {
         let subject = self.notice_subject(topic);
         if self.is_connected()
             && let Err(error) = self.client.publish(subject, message.into()).await
         {
-            tracing::debug!(%error, topic, "not told");
+            tracing::debug!(%error, topic, "Could not publish the notification.");
         }
     }
 
-    /// Two stores may have one NATS, and a name of their streams that is not decided yet: neither hears the other.
+    /// Returns the subject of a topic. The subject contains the incarnation, so that two stores that share NATS and
+    /// have the same stream name do not receive each other's messages.
     fn notice_subject(&self, topic: &str) -> String {
         format!("{}.hint.{}.{topic}", self.stream, self.incarnation)
     }
 
-    /// What processes tell under a topic.
+    /// Subscribes to the messages of all processes on a topic.
     pub(crate) async fn listen(&self, topic: &str) -> Result<impl futures::Stream<Item = Vec<u8>> + use<>, Error> {
         let subscription = self.client.subscribe(self.notice_subject(topic)).await.map_err(nats)?;
         Ok(subscription.map(|message| message.payload.into()))
     }
 
-    /// Publishes the log to the stream, for ever. Everything it knows it reads from the stream's own tail, so a crash
-    /// between commit and publish loses nothing.
+    /// Publishes the log to the JetStream stream until `stop`. The relay keeps no state of its own: it reads the end of
+    /// the stream and continues from there, so a crash between commit and publication loses no event.
     pub(crate) async fn relay(&self, log: &Log, end: &Tail, head: watch::Receiver<i64>, stop: &CancellationToken) {
         let mut said = None;
         while !stop.is_cancelled() {
@@ -256,12 +260,12 @@ impl Bus {
             };
             if let Err(error) = outcome {
                 METRICS.relay_failures.add(1, &[]);
-                // Not with every try.
+                // A relay that keeps failing logs the reason only once in `SAY_EVERY`.
                 if said.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
                     said = Some(Instant::now());
-                    tracing::warn!(%error, "relay: going back to the stream's tail");
+                    tracing::warn!(%error, "Relay failed. It starts again from the end of the JetStream stream.");
                 }
-                // A database that is away is told of by its own check.
+                // The database has its own health check.
                 if !matches!(error, Error::Database(_)) {
                     self.in_trouble(Some(error.to_string()));
                 }
@@ -270,7 +274,8 @@ impl Bus {
         }
     }
 
-    /// Finds where the stream ends, makes sure that it ends in our event, and goes on from there until something fails.
+    /// Reads the end of the JetStream stream, checks that its last message is an event of this log, and publishes what
+    /// follows until an error occurs.
     async fn relay_from_tail(&self, log: &Log, end: &Tail, mut head: watch::Receiver<i64>) -> Result<(), Error> {
         let (log_head, _) = log.head().await?;
         let stream = self.stream(log_head).await?;
@@ -278,8 +283,8 @@ impl Bus {
         METRICS.stream_position.record(tail, &[]);
         if tail > log_head {
             return Err(Error::Stored(format!(
-                "the stream `{}` is at {tail}, beyond the log's head {log_head}: the log was restored; stop the servers and \
-                 run `docket events restored`, which deletes the stream",
+                "the JetStream stream `{}` ends at {tail}, after the log's head {log_head}: the log was restored. Stop the \
+                 servers and run `docket events restored`, which deletes the stream",
                 self.stream
             )));
         }
@@ -291,7 +296,8 @@ impl Bus {
                 None => log.read(tail, RELAY_WINDOW).await?,
             };
             if events.is_empty() {
-                // A timeout is the poll for writers that cannot wake us; a closed sender only means shutdown.
+                // The timeout makes the relay poll for events of writers that cannot wake it. A closed sender only
+                // means shutdown.
                 let _ = tokio::time::timeout(RELAY_POLL, head.changed()).await;
                 continue;
             }
@@ -300,14 +306,15 @@ impl Bus {
             METRICS.relay_position.record(tail, &[]);
             METRICS.stream_position.record(tail, &[]);
             if events.len() < RELAY_WINDOW as usize {
-                // Each look into the log costs a query: a busy log is taken in larger pieces.
+                // Each read of the log costs a query, so the events of a busy log are collected into larger windows.
                 tokio::time::sleep(RELAY_GATHER).await;
             }
         }
     }
 
-    /// The message at the tail must be the log's event of that position: after a wrong-last-sequence this tells "we
-    /// sent it before" from "somebody else writes here".
+    /// Checks that the last message of the stream is the log's event at that position. After a refusal because of a
+    /// wrong last sequence this distinguishes a message that a relay of this store has already sent from one of another
+    /// writer.
     async fn check_tail(&self, stream: &stream::Stream, log: &Log, tail: i64) -> Result<(), Error> {
         let info = &stream.cached_info().state;
         if tail == 0 || info.messages == 0 {
@@ -320,16 +327,17 @@ impl Bus {
             return Ok(());
         }
         Err(Error::Stored(format!(
-            "position {tail} of the stream `{}` is event {}, in the log it is {}: the log was restored or replaced, or \
-             somebody else writes to the stream; stop the servers and run `docket events restored`, which deletes the stream",
+            "at position {tail} the JetStream stream `{}` has event {}, but the log has event {}: the log was restored or \
+             replaced, or another program writes to the stream. Stop the servers and run `docket events restored`, which \
+             deletes the stream",
             self.stream,
-            sent.as_deref().unwrap_or("none of ours"),
-            ours.as_deref().unwrap_or("none")
+            sent.as_deref().unwrap_or("(without id)"),
+            ours.as_deref().unwrap_or("(none)")
         )))
     }
 
-    /// Sends a window of events and waits for the answer to the last one only: each is refused unless the one before it
-    /// was stored, so the last one's answer speaks for all. Gives the new tail.
+    /// Publishes a window of events and waits only for the last acknowledgement. Each message is refused unless the one
+    /// before it was stored, so the last acknowledgement covers all. Returns the new end of the stream.
     async fn publish(&self, events: &[RecordedEvent], tail: i64) -> Result<i64, Error> {
         let Some((last, before)) = events.split_last() else { return Ok(tail) };
         for event in before {
@@ -345,7 +353,7 @@ impl Bus {
         Ok(last.position)
     }
 
-    /// The message of an event, and its span, where the event's request is traced.
+    /// Builds the message of an event, and its span if the event's request is traced.
     fn message(&self, event: &RecordedEvent) -> Result<(String, HeaderMap, bytes::Bytes, Option<Span>), Error> {
         let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
         let mut headers = HeaderMap::new();
@@ -365,7 +373,7 @@ impl Bus {
     }
 }
 
-/// User and password, or a token, that stand in the URL: the client does not look there itself.
+/// Sets the user and password, or the token, that a URL contains: the NATS client does not read them from the URL.
 fn with_credentials(urls: &[&str]) -> Result<ConnectOptions, Error> {
     let options = ConnectOptions::new();
     let addresses = urls.to_server_addrs().map_err(|e| Error::Settings(format!("nats_url: {e}")))?;
@@ -391,8 +399,8 @@ fn check_version(version: &str) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Settings(format!(
-        "nats-server {version} is too old: docket needs 2.10 or newer (older ones ignore first_seq, and a recreated \
-         stream would give events other positions)"
+        "nats-server {version} is too old: Docket needs 2.10 or newer. Older servers ignore first_seq, so the sequences of \
+         a recreated stream would not match the positions of events"
     )))
 }
 
@@ -416,7 +424,7 @@ mod tests {
         }
     }
 
-    /// A log in SQLite and a real server: the protocol does not care which database is behind it.
+    /// A log in SQLite and a real NATS server. The protocol does not depend on the database.
     struct Rig {
         log: Log,
         nats: ::tests::nats::Nats,
@@ -464,7 +472,7 @@ mod tests {
             tokio::spawn(async move { bus.relay(&log, &Tail::default(), head, &stop).await });
         }
 
-        /// Waits until the stream ends at a position, then checks that what it holds is the log, each event once.
+        /// Waits until the stream ends at a position, then checks that it holds every event of the log exactly once.
         async fn holds_the_log(&self, from: u64, to: u64) {
             let context = self.nats.jetstream().await;
             for _ in 0..200 {
@@ -495,7 +503,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn two_relays_at_once_publish_each_event_once() {
         let rig = Rig::new().await;
-        // Made before the first event, or it would begin after it.
+        // The stream is created before the first event; otherwise it would start after that event.
         rig.bus().await.stream(0).await.unwrap();
         rig.relay(rig.bus().await);
         rig.relay(rig.bus().await);
@@ -513,7 +521,7 @@ mod tests {
         let events = rig.log.read(0, 10).await.unwrap();
         bus.stream(0).await.unwrap();
         assert_eq!(bus.publish(&events[..2], 0).await.unwrap(), 2);
-        // Sent, but its sender died before it knew.
+        // The event was published, but the sender crashed before it received the acknowledgement.
         bus.publish(&events[2..], 2).await.unwrap();
         rig.relay(rig.bus().await);
         rig.append(2).await;
@@ -526,11 +534,14 @@ mod tests {
         let bus = rig.bus().await;
         rig.append(5).await;
         bus.stream(0).await.unwrap();
-        // What a crashed server may do: it acknowledged five events and comes back with three.
+        // A server that acknowledged five events may come back from a crash with three.
         let events = rig.log.read(0, 3).await.unwrap();
         bus.publish(&events, 0).await.unwrap();
         let later = [RecordedEvent { position: 5, ..rig.log.read(4, 1).await.unwrap().remove(0) }];
-        assert!(bus.publish(&later, 4).await.is_err(), "the server refuses what does not follow its tail");
+        assert!(
+            bus.publish(&later, 4).await.is_err(),
+            "the server refuses a message that does not follow its last one"
+        );
         rig.relay(rig.bus().await);
         rig.holds_the_log(1, 5).await;
     }
@@ -568,7 +579,7 @@ mod tests {
         assert!(refused.contains("belongs to another store"), "{refused}");
     }
 
-    /// The stream of before the log was restored, which has grown since.
+    /// The stream belongs to the log as it was before a restore, and contains events that the restored log lacks.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_the_stream_says_and_the_log_does_not_is_not_read() {
         let rig = Rig::new().await;
@@ -586,7 +597,8 @@ mod tests {
         for from in [0, 3] {
             let (log, head) = (rig.log.clone(), rig.head.subscribe());
             let mut reader = Subscription::new(log, Tail::default(), Some(rig.bus().await), head, from, Pace::Gathered);
-            // As after a pause: the log is read first, so the stream is asked for what follows.
+            // The situation after a pause: the log has been read up to `from`, and the stream is asked for the events
+            // that follow.
             reader.follow_stream_from(from).await;
             let mut ids = Vec::new();
             while ids.len() < 5 - from as usize {

@@ -1,7 +1,8 @@
-//! One leader a role among processes: a PostgreSQL advisory lock or a locked file, freed when its holder dies.
+//! Leader election: at most one process leads in a role. The role is a PostgreSQL advisory lock or a locked file, which
+//! is released when its holder dies.
 //!
-//! Leadership saves work; it is not what correctness rests on. The relay is guarded by the stream's sequence, and a
-//! projector's writes by the epoch of its checkpoints.
+//! Leadership avoids duplicate work; correctness does not depend on it. The sequence of the JetStream stream protects
+//! the relay, and the fence of its checkpoints protects a projector's writes.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -16,27 +17,28 @@ use crate::postgres::locks::{Locks, try_lock};
 use crate::postgres::primary::{Primary, Purpose, Reserved};
 use crate::sqlite;
 
-/// How often a process that does not lead asks again.
+/// Interval between two attempts of a process that does not lead.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
-/// How often it is said that nobody answers.
+/// Minimum interval between two log lines about failed attempts.
 const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long the server may take to say that the lock's connection stands.
+/// Maximum time for the server to answer one attempt.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Held while this process leads.
+/// The leadership of this process in a role. Dropping it releases the role.
 pub struct Leadership {
     role: String,
     hold: Hold,
 }
 
-/// What frees the role when its holder dies.
+/// The lock that represents the role.
 enum Hold {
-    /// The lock belongs to this connection, which is none of the pool's.
+    /// An advisory lock on a separate connection, outside the pools.
     Connection(Reserved, Primary),
-    /// The lock belongs to the connection that all leaderships of a process share.
+    /// An advisory lock on the connection that all leaderships of the process share, and the generation of that
+    /// connection.
     Shared(Locks, Primary, u64),
     /// A locked file beside the log.
-    #[expect(dead_code, reason = "held, never read")]
+    #[expect(dead_code, reason = "kept open for its lock and never read")]
     File(File),
 }
 
@@ -54,12 +56,12 @@ impl Leadership {
             match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role)).await {
                 Ok(Ok(Some(leadership))) => return leadership,
                 Ok(Ok(None)) => {}
-                // The connection went with the question.
-                Err(_) if say_now() => tracing::warn!(role, "no answer to the question for leadership"),
+                // Dropping the attempt also closed its connection, so the next attempt opens another one.
+                Err(_) if say_now() => tracing::warn!(role, "An attempt to become leader timed out. Trying again."),
                 Err(_) => {}
                 Ok(Err(error)) => {
                     if say_now() {
-                        tracing::warn!(%error, role, "cannot ask for leadership");
+                        tracing::warn!(%error, role, "An attempt to become leader failed. Trying again.");
                     }
                 }
             }
@@ -67,7 +69,7 @@ impl Leadership {
         }
     }
 
-    /// Leads, if nobody else does, over a connection of its own: for as long as a command lasts.
+    /// Tries once to lead. Uses a separate connection, because the leadership lasts only as long as a CLI command.
     pub(crate) async fn try_win(log: &Log, role: &str) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Self::of_file(log, role),
@@ -87,7 +89,7 @@ impl Leadership {
         Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file))))
     }
 
-    /// Asks once, over the connection that all leaderships of the process share.
+    /// Tries once to lead, over the connection that all leaderships of the process share.
     async fn ask(log: &Log, role: &str) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Self::of_file(log, role),
@@ -98,13 +100,18 @@ impl Leadership {
         Ok(generation.map(|generation| Self::new(role, hold(generation))))
     }
 
-    /// Whether the lock is still held: its connection answers, and leads to the server that takes writes.
+    /// Checks that this process still holds the lock: the connection of the lock answers, and its server still accepts
+    /// writes.
+    ///
+    /// # Errors
+    /// The lock is lost, or the server does not answer.
     pub async fn check(&mut self) -> Result<(), Error> {
         match &mut self.hold {
             Hold::File(_) => Ok(()),
             Hold::Shared(locks, primary, generation) => {
                 let (locks, primary, generation) = (locks.clone(), primary.clone(), *generation);
-                // In a task of its own: given up in the middle, it would take the locks of others with it.
+                // Runs in its own task, so that a caller that stops waiting does not cancel it: a cancelled check would
+                // close the shared connection and release the locks of all other roles.
                 let checked = tokio::spawn(async move { locks.check(&primary, generation).await });
                 checked.await.map_err(|_| Error::Closing)?
             }
@@ -112,15 +119,16 @@ impl Leadership {
                 reserved.ping().await?;
                 match reserved.is_current(primary) {
                     true => Ok(()),
-                    false => Err(sqlx::Error::Protocol("the lock is held on a server that was replaced".into()).into()),
+                    false => Err(sqlx::Error::Protocol("the lock is on a server that accepts no writes".into()).into()),
                 }
             }
         }
     }
 }
 
-/// Advisory locks belong to the database, and a database may hold a store in each of its schemas. The lock of the schema
-/// `public` has the name that earlier releases take, so that both releases of an upgrade agree on one leader.
+/// Returns the name of a role's advisory lock. Advisory locks are per database, and a database may hold one store in
+/// each schema. For the schema `public` the name is the one that earlier releases use, so that two releases agree on
+/// one leader during an upgrade.
 fn lock_name(schema: &str, role: &str) -> String {
     match schema {
         "public" => format!("docket {role}"),
@@ -138,7 +146,7 @@ impl Drop for Leadership {
     }
 }
 
-/// Says whether this process leads. Other roles than these last as long as a command.
+/// Records in the metrics whether this process leads. Only the roles `relay` and `projections` are recorded.
 fn lead(role: &str, leads: bool) {
     if matches!(role, "relay" | "projections") {
         METRICS.leader.record(leads.into(), &[KeyValue::new("role", role.to_owned())]);

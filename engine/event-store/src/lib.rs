@@ -1,7 +1,7 @@
-//! The event log and its stream: the only crate that knows which database and which bus run.
+//! The event log and its publication to NATS JetStream.
 //!
-//! It carries JSON and metadata and never a business type: what an event means is for the domain, what a read model
-//! makes of it for the projections.
+//! Only this crate depends on which database and which message bus are in use. It handles events as JSON with metadata
+//! and contains no business types: the domain interprets events, and projections turn them into read models.
 
 pub mod aggregates;
 pub mod append;
@@ -32,7 +32,7 @@ mod tail;
 pub mod trace;
 mod upcast;
 
-/// Microseconds since 1970, as the log stamps its events.
+/// Returns the current time in microseconds since 1970, the unit of `recorded_at`.
 pub fn now_us() -> i64 {
     jiff::Timestamp::now().as_microsecond()
 }

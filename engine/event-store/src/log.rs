@@ -1,4 +1,4 @@
-//! The log: one signature over the two databases. Each statement stands in the database's own file.
+//! The log: one interface to the two databases. The SQL is in the modules `sqlite` and `postgres`.
 
 use kernel::upcast::Upcasters;
 
@@ -14,14 +14,14 @@ use crate::snapshots::Snapshot;
 use crate::upcast::upcast;
 use crate::{postgres, sqlite};
 
-/// The log, each event read in its newest version.
+/// The log. Reads return each event in its newest version, unless their names say otherwise.
 #[derive(Clone)]
 pub(crate) struct Log {
     pub(crate) database: Database,
     pub(crate) upcasters: Upcasters,
 }
 
-/// Where the log lies.
+/// The database of the log.
 #[derive(Clone)]
 pub(crate) enum Database {
     Sqlite(sqlite::Log),
@@ -37,7 +37,8 @@ macro_rules! each {
     };
 }
 
-/// The same for what is only asked: PostgreSQL is not waited for once its connections are given up.
+/// Calls a method of the database, like `each!`. Stops waiting for PostgreSQL when the connections to a replaced server
+/// are given up.
 macro_rules! ask_each {
     ($self:ident, $log:ident => $call:expr) => {
         match &$self.database {
@@ -48,7 +49,7 @@ macro_rules! ask_each {
 }
 
 impl Log {
-    /// Opens the log and the read models' database; the scheme of the URL decides which.
+    /// Opens the log and the read models' database. The scheme of the URL selects the database.
     pub(crate) async fn open(
         settings: &Settings,
         upcasters: Upcasters,
@@ -62,12 +63,12 @@ impl Log {
             let (log, db) = postgres::Log::open(url, settings.connections_max).await?;
             (Database::Postgres(log), db)
         } else {
-            return Err(Error::Settings("database_url must start with `sqlite:` (a file) or `postgres://`".into()));
+            return Err(Error::Settings("database_url must be `sqlite:PATH` or `postgres://…`".into()));
         };
         Ok((Self { database, upcasters }, db))
     }
 
-    /// The log's database, for statements that both databases understand; `db` is that of the read models.
+    /// Returns the log's database, for statements that are valid in both databases. `db` is the read models' database.
     pub(crate) fn db(&self, db: &Db) -> Db {
         match &self.database {
             Database::Sqlite(log) => log.db(),
@@ -75,13 +76,13 @@ impl Log {
         }
     }
 
-    /// Brings the schema up to date; what is there stays.
+    /// Brings the schema up to date. Stored data is kept.
     pub(crate) async fn migrate(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         each!(self, log => log.migrate(db, migrations))
     }
 
-    /// The same for a process that is no server. SQLite without a server is brought up to date; who shares PostgreSQL
-    /// with others leaves that to `docket migrate`.
+    /// Prepares the schema for a CLI command. Migrates SQLite, which no server uses at that time. For PostgreSQL, which
+    /// other processes may use, only checks that `docket migrate` has run.
     pub(crate) async fn ensure_schema(&self, db: &Db, migrations: Migrations) -> Result<(), Error> {
         match &self.database {
             Database::Sqlite(log) => log.migrate(db, migrations).await,
@@ -89,52 +90,53 @@ impl Log {
         }
     }
 
-    /// One transaction: lock the head, check all that the appends rest on, write what the winners ask for, commit.
+    /// Appends a batch in one transaction: locks the head, checks the conditions of all appends, writes the appends
+    /// that meet them, and commits.
     pub(crate) async fn append(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, Error> {
         each!(self, log => log.append(batch, lineages))
     }
 
-    /// Whether an append would be written now.
+    /// Checks that an append would be written now.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         each!(self, log => log.probe())
     }
 
-    /// Writes events with their positions, which must follow the head.
+    /// Writes events with their positions. The first position must follow the head.
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
         ask_each!(self, log => log.restore(events))
     }
 
-    /// Position of the last event and the log's incarnation.
+    /// Returns the position of the last event, and the log's incarnation.
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
         ask_each!(self, log => log.head())
     }
 
-    /// Gives the log another incarnation.
+    /// Replaces the log's incarnation.
     pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
         ask_each!(self, log => log.rename(incarnation))
     }
 
-    /// Events after `after`, in order, at most `limit`.
+    /// Returns the events with `position > after`, in order, at most `limit`.
     pub(crate) async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         self.read_stored(after, limit).await.map(|events| self.upcast(events))
     }
 
-    /// The same, as they are stored.
+    /// Returns the events with `position > after` in their stored versions, in order, at most `limit`.
     pub(crate) async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         ask_each!(self, log => log.read(after, limit))
     }
 
-    /// Events at these positions, in order.
+    /// Returns the events at these positions, in order. Positions without an event are skipped.
     pub(crate) async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, sqlx::Error> {
         ask_each!(self, log => log.read_positions(positions)).map(|events| self.upcast(events))
     }
 
-    /// Events in their newest versions.
+    /// Upcasts events to their newest versions.
     pub(crate) fn upcast(&self, events: Vec<RecordedEvent>) -> Vec<RecordedEvent> {
         events.into_iter().map(|event| upcast(&self.upcasters, event)).collect()
     }
 
-    /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
+    /// Returns the events of one aggregate with `after < sequence <= to`, in order, at most `limit`.
     pub(crate) async fn read_stream(
         &self,
         aggregate_type: &str,
@@ -147,7 +149,7 @@ impl Log {
         Ok(self.upcast(events))
     }
 
-    /// All events of several aggregates before a position, stream by stream.
+    /// Returns all events of several aggregates with `position < before`, stream by stream.
     pub(crate) async fn read_streams(
         &self,
         aggregate_type: &str,
@@ -158,7 +160,7 @@ impl Log {
         Ok(self.upcast(events))
     }
 
-    /// What was answered under an idempotency key.
+    /// Returns the record of an idempotency key, if the key was used.
     pub(crate) async fn idempotency_record(
         &self,
         scope: &str,
@@ -167,12 +169,13 @@ impl Log {
         ask_each!(self, log => log.idempotency_record(scope, key))
     }
 
-    /// Removes records of idempotency keys from before a time in microseconds since 1970; at most some thousand a call.
+    /// Removes idempotency records created before `created_at`, in microseconds since 1970; at most 5,000 in one call.
+    /// Returns the number of removed records.
     pub(crate) async fn purge_idempotency_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
         ask_each!(self, log => log.purge_idempotency_before(created_at))
     }
 
-    /// The snapshot of an aggregate, where its state is of this shape: the state and the version that it is of.
+    /// Returns the state and the version of an aggregate's snapshot, if the snapshot has this `state_version`.
     pub(crate) async fn snapshot(
         &self,
         aggregate_type: &str,
@@ -182,7 +185,7 @@ impl Log {
         ask_each!(self, log => log.snapshot(aggregate_type, aggregate_id, state_version))
     }
 
-    /// Saves the newest snapshot of an aggregate; in SQLite together with the next append.
+    /// Saves a snapshot of an aggregate. SQLite writes it with the next append.
     pub(crate) async fn save_snapshot(&self, snapshot: Snapshot) -> Result<(), sqlx::Error> {
         match &self.database {
             Database::Sqlite(log) => {

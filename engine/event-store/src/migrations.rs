@@ -1,8 +1,9 @@
-//! The migrations of the schema. The binary embeds the files and hands them over; this crate holds no SQL file.
+//! Migrations of the schema. The binary embeds the SQL files and passes them to this crate.
 
 use sqlx::migrate::Migrator;
 
-/// Migrations of both databases: of the log, which may not be lost, and of the read models' checkpoints.
+/// Migrations of both databases: of the log, which must never be lost, and of the tables beside the read models, such
+/// as their checkpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct Migrations {
     /// The log in SQLite.
@@ -17,7 +18,7 @@ pub struct Migrations {
 
 #[cfg(test)]
 impl Migrations {
-    /// The files of this repository, for this crate's own tests.
+    /// Returns the migrations of this repository, for this crate's own tests.
     pub(crate) fn of_repository() -> Self {
         static SQLITE_LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
         static SQLITE_READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");

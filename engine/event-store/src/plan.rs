@@ -1,5 +1,7 @@
-//! Decides which appends of a batch win: all conditions of an append are checked, then it is applied, then the next one is
-//! judged. Nothing here asks a database; a backend says what it has found under the lock.
+//! Decides which appends of a batch are written. Appends are judged in order: the conditions of one are checked, and if
+//! they hold, the append is applied before the next one is judged. An append whose conditions hold is called a winner,
+//! any other a loser. This module makes no database calls; a backend passes in the state that it has read under the
+//! lock.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,22 +11,23 @@ use crate::append::{Append, Appended, BacklogEntry, Idempotency, Lineage, Reacti
 use crate::error::AppendError;
 use crate::now_us;
 
-/// Lineages of which the last committed ticket is kept. One that is forgotten costs its next write a reload.
+/// Maximum number of chains whose last committed ticket is kept. If a chain is forgotten, its next write fails and the
+/// aggregate is loaded again.
 const LINEAGES_MAX: usize = 65_536;
 
-/// What a batch rests on, each item in the order in which the batch first names it: as it is assumed at first, and then as
-/// it is found under the lock.
+/// The state on which a batch depends, each item in the order in which the batch first names it. It starts with assumed
+/// values; a backend replaces them with the values that it reads under the lock.
 #[derive(Debug)]
 pub(crate) struct LockedState<'a> {
     /// Every stream that is written or checked, once, with its version.
     pub(crate) streams: Vec<(&'a StreamId, i64)>,
-    /// Places of the streams in that list.
+    /// Index of each stream in `streams`.
     places: HashMap<&'a StreamId, usize>,
-    /// The idempotency keys, one for each append that has one, and whether it is taken.
+    /// The idempotency keys, one for each append that has one, and whether each is already used.
     pub(crate) keys: Vec<(&'a Idempotency, bool)>,
-    /// The checkpoints of reactors, each once.
+    /// The checkpoints of the reactors, each once.
     pub(crate) checkpoints: Vec<Checkpoint<'a>>,
-    /// Rows of the backlog that are to be settled, and whether they are there.
+    /// Backlog rows that are to be settled, and whether each exists.
     pub(crate) backlog: HashMap<BacklogRow<'a>, bool>,
 }
 
@@ -33,11 +36,11 @@ pub(crate) struct LockedState<'a> {
 pub(crate) struct Checkpoint<'a> {
     pub(crate) reactor: &'a str,
     pub(crate) partition: i64,
-    /// Position and fence; `None` where the reactor has no checkpoint.
+    /// Position and fence; `None` when the reactor has no checkpoint.
     pub(crate) at: Option<(i64, i64)>,
 }
 
-/// Names a row of the backlog.
+/// Identifies a row of the backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct BacklogRow<'a> {
     pub(crate) reactor: &'a str,
@@ -46,7 +49,7 @@ pub(crate) struct BacklogRow<'a> {
     pub(crate) position: i64,
 }
 
-/// Names a deadline: process, id, name.
+/// Identifies a deadline: process, id, name.
 pub(crate) type DeadlineRow<'a> = (&'a str, &'a str, &'a str);
 
 impl<'a> BacklogRow<'a> {
@@ -56,8 +59,8 @@ impl<'a> BacklogRow<'a> {
 }
 
 impl<'a> LockedState<'a> {
-    /// The usual case: every command was decided on its stream's last version, no key is taken, and each reactor's
-    /// checkpoint is where it was left.
+    /// Assumes the usual case: every stream is at the version on which its write was decided, no key is used, every
+    /// reactor's checkpoint is where its reaction expects it, and every backlog row exists.
     pub(crate) fn optimistic(batch: &[&'a Append]) -> Self {
         let mut state = Self {
             streams: Vec::with_capacity(batch.len()),
@@ -105,49 +108,49 @@ fn place_of(checkpoints: &[Checkpoint<'_>], reaction: &ReactionMove) -> Option<u
     checkpoints.iter().position(is_own)
 }
 
-/// What each append of the batch gets, and what there is to write for the winners.
+/// The result for each append of a batch, and the rows to write for the winners.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
-    /// One for each append, in order. Positions count from the head before the batch.
+    /// One result for each append, in order. Positions count from the head before the batch.
     pub(crate) outcomes: Vec<Result<Appended, AppendError>>,
-    /// Number of events.
+    /// Number of events of the winners.
     pub(crate) events: i64,
-    /// Where the batch leaves the checkpoints of reactors, as in [`LockedState::checkpoints`].
+    /// The checkpoints after the batch, in the order of [`LockedState::checkpoints`].
     pub(crate) checkpoints: Vec<Checkpoint<'a>>,
-    /// What becomes of rows of the backlog; `None`: the row is deleted.
+    /// Backlog rows to write; `None` means that the row is deleted.
     pub(crate) backlog: HashMap<BacklogRow<'a>, Option<&'a BacklogEntry>>,
-    /// When each deadline is due; `None`: it is deleted.
+    /// Due time of each deadline to set, in microseconds since 1970; `None` means that the deadline is deleted.
     pub(crate) deadlines: HashMap<DeadlineRow<'a>, Option<i64>>,
-    /// When it is recorded, in microseconds since 1970.
+    /// Time of the append, in microseconds since 1970.
     pub(crate) recorded_at: i64,
 }
 
-/// What became of a batch.
+/// The result of a committed batch.
 #[derive(Debug)]
 pub(crate) struct Committed {
-    /// One for each append, in order.
+    /// One result for each append, in order.
     pub(crate) outcomes: Vec<Result<Appended, AppendError>>,
-    /// Head after the batch.
+    /// The head after the batch.
     pub(crate) head: i64,
-    /// When it was recorded, in microseconds since 1970.
+    /// Time of the append, in microseconds since 1970.
     pub(crate) recorded_at: i64,
 }
 
 impl<'a> Plan<'a> {
-    /// Whether any append wins.
+    /// Returns whether any append wins.
     pub(crate) fn has_winners(&self) -> bool {
         self.outcomes.iter().any(Result::is_ok)
     }
 
-    /// The winners.
+    /// Iterates over the winners and their results.
     pub(crate) fn winners<'b>(&'b self, batch: &'b [&'a Append]) -> impl Iterator<Item = (&'a Append, &'b Appended)> {
         batch.iter().zip(&self.outcomes).filter_map(|(append, outcome)| Some((*append, outcome.as_ref().ok()?)))
     }
 
-    /// The batch as it was written after this head.
+    /// Returns the result of writing the batch after this head.
     pub(crate) fn after(self, head: i64) -> Committed {
         let mut outcomes = self.outcomes;
-        // Without events the position is that of an event that was there before.
+        // An append without events has an absolute position, which must not be moved.
         for appended in outcomes.iter_mut().flatten().filter(|appended| !appended.versions.is_empty()) {
             appended.position += head;
         }
@@ -155,7 +158,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The version that an idempotency record names.
+/// Returns the version that the idempotency record of an append gets.
 pub(crate) fn answered_version(append: &Append, appended: &Appended, idempotency: &Idempotency) -> i64 {
     let written = append.writes.iter().zip(&appended.versions).find(|(write, _)| write.stream == idempotency.stream);
     match (written, idempotency.unchanged) {
@@ -164,13 +167,13 @@ pub(crate) fn answered_version(append: &Append, appended: &Appended, idempotency
     }
 }
 
-/// The position that an idempotency record names, where it is not that of the append's last event.
+/// Returns the position that the idempotency record gets, if it is not the position of the append's last event.
 pub(crate) fn unchanged_position(append: &Append, idempotency: &Idempotency) -> Option<i64> {
     let is_written = append.writes.iter().any(|write| write.stream == idempotency.stream);
     idempotency.unchanged.filter(|_| !is_written).map(|unchanged| unchanged.position)
 }
 
-/// Decides who wins. Appends are taken in order of arrival, each checked against those before it.
+/// Decides which appends win. They are judged in order of arrival, each on the state that the winners before it leave.
 pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: &Lineages) -> Plan<'a> {
     let mut judge = Judge {
         state,
@@ -207,17 +210,17 @@ pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: 
     }
 }
 
-/// The state as the appends judged so far leave it.
+/// The state after the appends judged so far.
 struct Judge<'a, 'b> {
     state: &'b LockedState<'a>,
     lineages: &'b Lineages,
-    /// Versions of the streams, as in `state.streams`.
+    /// Versions of the streams, in the order of `state.streams`.
     versions: Vec<i64>,
-    /// Keys that this batch takes: scope and key.
+    /// Idempotency keys used by this batch: scope and key.
     used_keys: HashSet<(&'a str, &'a str)>,
-    /// Last tickets of the lineages that this batch goes on with; `None`: broken.
+    /// Last ticket of each chain that this batch continues; `None` when the chain is broken.
     tickets: HashMap<u64, Option<u64>>,
-    /// Events so far.
+    /// Number of events of the winners so far.
     head: i64,
     checkpoints: Vec<Checkpoint<'a>>,
     backlog: HashMap<BacklogRow<'a>, Option<&'a BacklogEntry>>,
@@ -225,7 +228,7 @@ struct Judge<'a, 'b> {
 }
 
 impl<'a> Judge<'a, '_> {
-    /// Checks every condition of an append.
+    /// Checks all conditions of an append.
     fn check(&self, append: &'a Append, is_taken: bool) -> Result<(), AppendError> {
         if let Some(idempotency) = &append.idempotency
             && (is_taken || self.used_keys.contains(&(&*idempotency.scope, &*idempotency.key)))
@@ -261,7 +264,7 @@ impl<'a> Judge<'a, '_> {
         self.tickets.get(&lineage.id).copied().unwrap_or_else(|| self.lineages.last(lineage.id))
     }
 
-    /// Whether the checkpoint is where the reaction left it, and every row that it settles is there.
+    /// Returns whether the checkpoint is where the reaction expects it, and every backlog row that it settles exists.
     fn can_move(&self, reaction: &'a ReactionMove) -> bool {
         let place = place_of(&self.checkpoints, reaction);
         let is_there = |row: &BacklogRow<'_>| match self.backlog.get(row) {
@@ -327,7 +330,7 @@ impl<'a> Judge<'a, '_> {
     }
 }
 
-/// The last committed ticket of each lineage, bounded: the older half is forgotten when the newer one is full.
+/// The last committed ticket of each chain. Bounded: when the newer half is full, the older half is discarded.
 #[derive(Debug, Default)]
 pub(crate) struct Lineages {
     newer: HashMap<u64, u64>,
@@ -339,7 +342,7 @@ impl Lineages {
         self.newer.get(&id).or_else(|| self.older.get(&id)).copied()
     }
 
-    /// Keeps what became of an append: a failure of any kind breaks its lineages.
+    /// Records whether an append was committed. Any failure breaks its chains.
     pub(crate) fn record(&mut self, append: &Append, is_committed: bool) {
         for lineage in append.writes.iter().filter_map(|write| write.lineage.as_ref()) {
             self.older.remove(&lineage.id);
@@ -383,7 +386,7 @@ mod tests {
         })
     }
 
-    /// The plan of a batch on a log at position 10, with the streams at these versions; the others do not exist.
+    /// Plans a batch on a log whose head is position 10. Streams not in `versions` do not exist.
     fn outcomes(batch: &[Append], versions: &[(&str, i64)]) -> Vec<Result<Appended, AppendError>> {
         let batch: Vec<&Append> = batch.iter().collect();
         let mut state = LockedState::optimistic(&batch);
@@ -469,16 +472,16 @@ mod tests {
             batch.iter().zip(&outcomes).for_each(|(append, outcome)| lineages.record(append, outcome.is_ok()));
             outcomes
         };
-        // In one batch and over several.
+        // The chain continues within one batch and in the next batch.
         let outcomes = decide(&[chained(1, None, 0), chained(2, Some(1), 1)], 0);
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
         assert!(decide(&[chained(3, Some(2), 2)], 2)[0].is_ok());
-        // A foreign event took version 4: the next one fails though its number matches.
+        // An event of another writer took version 4: the second append fails, though its expected version matches.
         let outcomes = decide(&[chained(4, Some(3), 3), chained(5, Some(4), 4)], 4);
         assert!(matches!(outcomes[0], Err(AppendError::Conflict { .. })));
         assert!(matches!(outcomes[1], Err(AppendError::Predecessor)));
         assert!(matches!(decide(&[chained(6, Some(5), 4)], 4)[0], Err(AppendError::Predecessor)));
-        // What is decided on committed state begins the chain again.
+        // A write that was decided on committed state starts the chain again.
         assert!(decide(&[chained(7, None, 4), chained(8, Some(7), 5)], 4).iter().all(Result::is_ok));
     }
 
@@ -510,7 +513,7 @@ mod tests {
                 deadlines: DeadlineChanges { schedule: vec![], unschedule: vec![deadline("d")] },
                 ..step(6, 6, 1)
             },
-            // It was settled just now.
+            // The reaction before this one has just settled the event.
             ReactionMove { settle: vec![done("k", 6)], ..step(6, 7, 1) },
             step(6, 8, 1),
         ]

@@ -27,37 +27,40 @@ use crate::snapshots::Snapshot;
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload::text, metadata::text, coalesce(recorded_at, 0) from events";
 
-/// The log's head. Under a long snapshot the row has many dead versions: by the index the newest is found at once.
+/// Selects the log's head. During a long snapshot the row has many dead versions; the index leads directly to the
+/// newest.
 const HEAD: &str = "select position, incarnation from log_head order by position desc limit 1";
 
-/// How long an append may take before its connection is given up: a server that vanished says nothing.
+/// Maximum time of an append. Then its connection is closed, because a server that vanished never answers.
 const APPEND_WITHIN: Duration = Duration::from_secs(14);
-/// How long a probe may keep the appender's connection.
+/// Maximum time for which a probe may use the appender's connection.
 const PROBE_WITHIN: Duration = Duration::from_millis(1_500);
-/// What a probe writes before it rolls back: of each process another row, so that none waits for another.
+/// Key of the row that a probe writes before it rolls back. Each process has its own key, so that probes of different
+/// processes do not wait for each other.
 static PROBE_KEY: LazyLock<String> = LazyLock::new(|| format!("readiness probe {}", uuid::Uuid::new_v4()));
-/// A connection that rested longer is asked whether it still stands.
+/// Idle time after which a connection is tested before its next use.
 const RESTED: Duration = Duration::from_secs(1);
 
-/// Connections that write read models: the pump, a rebuild, and short writes of queries and operators.
+/// Number of connections that write read models: for the projector, a rebuild, and short writes of queries and
+/// operators.
 const VIEW_WRITERS: u32 = 4;
-/// How often a batch is appended again that lost to a deadlock or a serialization failure.
+/// Number of retries of a batch whose transaction was rolled back because of a deadlock or a serialization failure.
 const APPEND_RETRIES: u32 = 5;
 
-/// Connections that one process opens, at most: two pools for queries, the writers of read models, the appender, the
-/// watch over the server, and the leads.
+/// Returns the maximum number of connections of one process: two pools for queries, the writers of read models, the
+/// appender, the check of the server, and the leader locks.
 pub(crate) fn connections(connections_max: u32) -> u32 {
     2 * connections_max + VIEW_WRITERS + 3
 }
 
 #[derive(Clone)]
 pub(crate) struct Log {
-    /// Reads, and loads of aggregates.
+    /// Connections for reading the log and loading aggregates.
     pub(crate) pool: PgPool,
     pub(crate) primary: Primary,
-    /// The appender's own connection, opened when it is needed: it never waits behind a query.
+    /// The appender's own connection, opened on first use, so that an append never waits behind a query.
     writer: Arc<Mutex<Option<Writer>>>,
-    /// The leaderships of this process.
+    /// The leader locks of this process.
     pub(crate) locks: Locks,
 }
 
@@ -79,35 +82,35 @@ impl Log {
     }
 
     pub(crate) async fn migrate(&self, _db: &Db, migrations: Migrations) -> Result<(), Error> {
-        // A role that owns nothing can serve, as long as nothing is missing.
+        // A role that does not own the tables can serve if the schema is complete.
         if self.is_migrated(migrations).await.is_ok() {
             return Ok(());
         }
         let all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter()).cloned().collect();
-        // Migrations only add: what a newer release has added does not stop this one.
+        // A newer release only adds migrations, so this release also works with them.
         let migrations = std::borrow::Cow::Owned(all);
         let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
-        // On a connection of its own: to number the events of a large existing database may take long.
+        // Uses its own connection without time limits: numbering the events of a large existing database may take long.
         let mut reserved = self.primary.connect(Purpose::Migrate).await?;
         match migrator.run(&mut reserved.connection).await {
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) if is_denied(&error) => {
                 Err(Error::Settings(format!(
-                    "the schema is not this release's, and this role may not change it ({error}): run `docket migrate \
-                     --grant-to ROLE` as the role that owns the tables, with this one for ROLE"
+                    "the schema is not up to date, and this role may not change it ({error}). As the role that owns the \
+                     tables, run `docket migrate --grant-to ROLE`, where ROLE is the role of this process"
                 )))
             }
             migrated => Ok(migrated?),
         }
     }
 
-    /// Makes sure that the schema is this release's, or a newer one's.
+    /// Checks that the schema has all migrations of this release. It may have those of a newer release, too.
     pub(crate) async fn is_migrated(&self, migrations: Migrations) -> Result<(), Error> {
         let missing =
-            |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or see database_url")));
+            |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or correct database_url")));
         let (there,): (bool,) =
             sqlx::query_as("select to_regclass('_sqlx_migrations') is not null").fetch_one(&self.pool).await?;
         if !there {
-            return missing("holds no store");
+            return missing("contains no store");
         }
         let applied: Vec<(i64, Vec<u8>)> =
             sqlx::query_as("select version, checksum from _sqlx_migrations where success")
@@ -116,7 +119,7 @@ impl Log {
         let mut all = migrations.postgres_log.iter().chain(migrations.postgres_read.iter());
         match all.all(|migration| applied.contains(&(migration.version, migration.checksum.to_vec()))) {
             true => Ok(()),
-            false => missing("is of an older release"),
+            false => missing("has the schema of an older release"),
         }
     }
 
@@ -131,7 +134,7 @@ impl Log {
                     outcome => break outcome,
                 }
             };
-            // After any other failure nobody knows what state the connection is in.
+            // After any other error the state of the connection is unknown, so it is closed.
             if outcome.as_ref().err().is_none_or(is_about_the_data) {
                 writer.used = Instant::now();
                 *place = Some(writer);
@@ -144,7 +147,7 @@ impl Log {
         }
     }
 
-    /// Whether an append would be written now, tried over the appender's own connection and rolled back.
+    /// Checks that an append would be written now: writes a row over the appender's own connection and rolls back.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         let probed = self.primary.answered(async {
             let mut place = self.writer.lock().await;
@@ -162,14 +165,14 @@ impl Log {
             *place = Some(writer);
             Ok(())
         });
-        // Dropped in the middle, it drops the connection, too: the next append opens another one.
+        // If the probe is cancelled by the timeout, its connection is closed, and the next append opens another one.
         match tokio::time::timeout(PROBE_WITHIN, probed).await {
             Ok(outcome) => Ok(outcome?),
             Err(_) => Err(Error::Silent(PROBE_WITHIN)),
         }
     }
 
-    /// The appender's connection, opened again where it is not usable.
+    /// Returns the appender's connection if it is usable; otherwise opens another one.
     async fn usable(&self, known: Option<Writer>) -> Result<Writer, sqlx::Error> {
         if let Some(mut writer) = known
             && writer.reserved.is_current(&self.primary)
@@ -310,7 +313,7 @@ impl Log {
         .await
     }
 
-    /// Writes a snapshot, unless a newer one of the same shape is there.
+    /// Writes a snapshot, unless a newer one with the same state version exists.
     pub(crate) async fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into snapshots as s (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload,

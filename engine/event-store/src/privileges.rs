@@ -1,5 +1,5 @@
-//! What the role of a server may do in PostgreSQL, where another role owns the log: it can append events, and neither
-//! change nor remove them.
+//! PostgreSQL privileges of the role that servers use when another role owns the log. The role can append events, but
+//! cannot change or remove them.
 
 use sqlx::postgres::PgConnection;
 
@@ -8,7 +8,8 @@ use crate::log::Database;
 use crate::store::Store;
 use crate::table::Table;
 
-/// What a server needs of each table that migrations make. Tables of read models are its own.
+/// Privileges that a server needs on the tables that migrations create. The server's role owns the tables of read
+/// models.
 const GRANTS: &[(&str, &str)] = &[
     ("events", "select, insert"),
     ("log_head", "select, update"),
@@ -25,19 +26,19 @@ const GRANTS: &[(&str, &str)] = &[
     ("_sqlx_migrations", "select"),
 ];
 
-/// The function through which a server appends. It runs with the rights of its caller.
+/// The function with which a server appends. It runs with the privileges of its caller.
 const APPEND: &str = "docket_append";
 
 impl Store {
-    /// Gives a role what a server needs, takes everything else from it, and makes it the owner of the tables and views of
-    /// read models that are there. To be called by the owner of the log.
+    /// Grants a role the privileges that a server needs, revokes all others, and makes the role the owner of the
+    /// existing tables and views of read models. The caller must own the log.
     ///
     /// # Errors
-    /// SQLite, which has no roles; a role that does not exist or could change events all the same; an owner that may not
-    /// do this.
+    /// [`Error::Settings`]: the database is SQLite, which has no roles; the role does not exist, is the caller itself,
+    /// or could still change events; or the caller may not transfer the ownership.
     pub async fn grant_to(&self, role: &str, read_models: &[&Table]) -> Result<(), Error> {
         let Database::Postgres(log) = &self.log().database else {
-            return Err(Error::Settings("SQLite has no roles: leave out `--grant-to`, which is for PostgreSQL".into()));
+            return Err(Error::Settings("SQLite has no roles: omit `--grant-to`, which is for PostgreSQL only".into()));
         };
         let mut tx = log.pool.begin().await?;
         let known: Option<(String, String, bool)> = sqlx::query_as(
@@ -47,11 +48,11 @@ impl Store {
         .fetch_optional(&mut *tx)
         .await?;
         let (name, schema, is_own) = known.ok_or_else(|| {
-            Error::Settings(format!("there is no role {role}: make it first, with `create role … login password '…'`"))
+            Error::Settings(format!("there is no role {role}: create it first with `create role … login password '…'`"))
         })?;
         if is_own {
             return Err(Error::Settings(format!(
-                "{role} is the role that this runs as: name the role that servers connect as"
+                "this command runs as the role {role}: name the role that servers connect as"
             )));
         }
         run(&mut tx, &format!("grant usage, create on schema {schema} to {name}")).await?;
@@ -71,7 +72,7 @@ async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
     Ok(sqlx::query(sql).execute(connection).await.map(drop)?)
 }
 
-/// Makes the role the owner of read models that others have made.
+/// Makes the role the owner of the read models that other roles own.
 async fn hand_over(tx: &mut PgConnection, role: &str, name: &str, tables: &[&Table]) -> Result<(), Error> {
     let names: Vec<_> = tables.iter().map(|table| table.name).collect();
     let foreign: Vec<(String, String)> = sqlx::query_as(
@@ -86,8 +87,8 @@ async fn hand_over(tx: &mut PgConnection, role: &str, name: &str, tables: &[&Tab
     for (table, owner) in foreign {
         run(tx, &format!("alter table {table} owner to {name}")).await.map_err(|error| match error {
             Error::Database(error) if is_denied(&error) => Error::Settings(format!(
-                "{table} cannot be handed over from {owner} to {name} ({error}). Have an administrator run `grant {name} to \
-                 {owner}` once, and repeat this"
+                "cannot change the owner of {table} from {owner} to {name} ({error}). Have an administrator run `grant {name} \
+                 to {owner}` once, and repeat the command"
             )),
             other => other,
         })?;
@@ -95,7 +96,7 @@ async fn hand_over(tx: &mut PgConnection, role: &str, name: &str, tables: &[&Tab
     Ok(())
 }
 
-/// Makes sure that the role cannot change what has happened, by any way.
+/// Checks that the role has no way to change or remove stored events.
 async fn check(tx: &mut PgConnection, role: &str) -> Result<(), Error> {
     let (can,): (bool,) = sqlx::query_as(
         "select pg_has_role($1::name, relowner, 'member')
@@ -109,8 +110,8 @@ async fn check(tx: &mut PgConnection, role: &str) -> Result<(), Error> {
     match can {
         false => Ok(()),
         true => Err(Error::Settings(format!(
-            "{role} could still change or remove events: it is a superuser, or a member of a role that may. Name a role \
-             without such rights"
+            "the role {role} could still change or remove events: it is a superuser, or a member of a role with such \
+             privileges. Name a role without them"
         ))),
     }
 }

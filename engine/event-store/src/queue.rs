@@ -1,9 +1,11 @@
-//! What waits for the appender: bounded, fair between sources, and no longer than can be written in time.
+//! The queue of commands that wait for the appender. It is bounded, fair between sources, and sheds commands that would
+//! wait too long.
 //!
-//! Each source with something waiting has its turn in each round, worth [`TURN_EVENTS`] events (deficit round robin). So a
-//! source with thousands of commands delays another one's single command by one turn, not by thousands. Batches are as
-//! large as is written in [`BATCH_TIME`]: a command that just missed one waits that long, and the commit is still shared by
-//! hundreds.
+//! Scheduling is deficit round robin: in each round, every source with waiting commands gets one turn of
+//! [`TURN_EVENTS`] events. A source with thousands of commands therefore delays the single command of another source by
+//! one turn, not by thousands of commands. The batch size is adapted so that writing a batch takes about
+//! [`BATCH_TIME`]: a command that just missed a batch waits only that long, and hundreds of commands still share a
+//! commit.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,49 +14,50 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// Events that a source may write when its turn comes.
+/// Number of events that a source may write in one turn.
 const TURN_EVENTS: usize = 32;
-/// How long a batch should take to write.
+/// Target time for writing one batch.
 const BATCH_TIME: Duration = Duration::from_millis(25);
-/// A batch may hold so many events however slow the disk is: the cost of a commit must be shared.
+/// Lower limit of the batch size in events, even on a slow disk: enough commands must share the cost of a commit.
 const BATCH_EVENTS_MIN: usize = 512;
-/// Fewer commands than this under way are never too many: they fit into the next batch.
+/// Below this number of commands in flight, no command is shed: so few fit into the next batch.
 const COMMANDS_NEVER_SHED: usize = 64;
-/// How long an event takes to write, until that has been measured.
+/// Assumed time to write one event, until it has been measured.
 const EVENT_TIME_AT_FIRST: Duration = Duration::from_micros(10);
-/// How often a command waits for the processor: when its request arrives, when it is written, and for others that were
-/// quicker.
+/// Number of times that a command waits for the processor: when its request arrives, when it is written, and once while
+/// faster requests run before it.
 const WAKES: u32 = 3;
-/// An answer that waits longer for the processor lacks it.
+/// Average wait of an answer for the processor above which the process is short of processor time.
 const WAKE_TIME_MAX: Duration = Duration::from_millis(50);
-/// Empty queues of sources that are kept to be used again.
+/// Maximum number of emptied queues that are kept for other sources.
 const SPARE_MAX: usize = 256;
 
-/// What may wait.
+/// Limits of the queue.
 pub(crate) struct Limits {
-    /// Commands of all sources; one source may have half of them.
+    /// Maximum number of waiting commands of all sources. One source may have half of them.
     pub(crate) commands_max: usize,
-    /// Events of one batch.
+    /// Maximum number of events in one batch.
     pub(crate) batch_events_max: usize,
-    /// How long a command may be expected to wait when it is taken.
+    /// Maximum expected wait of a command when it is queued.
     pub(crate) wait_max: Duration,
 }
 
-/// The queue between all requests and the one task that writes.
+/// The queue between the requests and the one task that writes.
 pub(crate) struct Queue<T> {
     limits: Limits,
     waiting: Mutex<Waiting<T>>,
-    /// Something came, or nothing will come any more.
+    /// Notified when a command was queued or the queue was closed.
     arrived: Notify,
-    /// A batch left, and so made room.
+    /// Notified when a batch was written and the queue has room.
     left: Notify,
-    /// Commands that were taken and whose requests do not have the answer yet.
+    /// Number of queued commands whose requests have not received their result.
     under_way: AtomicUsize,
-    /// How long an answer lately waited until its request ran, in microseconds: the queue that the processor has.
+    /// Moving average, in microseconds, of the time between a result and the moment when its request runs again. It
+    /// measures the wait for the processor.
     wake_us: AtomicU64,
 }
 
-/// A command under way, until it is dropped.
+/// Counts a command as in flight until it is dropped.
 pub(crate) struct UnderWay<'a>(&'a AtomicUsize);
 
 impl Drop for UnderWay<'_> {
@@ -64,18 +67,18 @@ impl Drop for UnderWay<'_> {
 }
 
 struct Waiting<T> {
-    /// Those with something waiting.
+    /// The sources with waiting commands, by id.
     sources: HashMap<u64, Source<T>>,
-    /// The same, in the order of their share_events.
+    /// Ids of the sources with waiting commands, in the order of their turns.
     round: VecDeque<u64>,
     spare: Vec<VecDeque<(usize, T)>>,
     commands: usize,
     events: usize,
-    /// Events of the next batch, so that it takes about [`BATCH_TIME`].
+    /// Size of the next batch in events, chosen so that writing it takes about [`BATCH_TIME`].
     batch_events: usize,
-    /// How long an event takes to write, measured in large batches.
+    /// Time to write one event, measured in large batches.
     event_time: Duration,
-    /// Since when the appender writes.
+    /// Time at which the appender started to write the current batch.
     writing_since: Option<Instant>,
     is_closed: bool,
 }
@@ -83,16 +86,16 @@ struct Waiting<T> {
 struct Source<T> {
     commands: VecDeque<(usize, T)>,
     events: usize,
-    /// Events that it may still write in its turn.
+    /// Number of events that the source may still write in this turn.
     credit: usize,
 }
 
-/// A command was not queued.
+/// Reason why a command was not queued.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Refused<T> {
-    /// It would wait too long; it is given back.
+    /// The queue is full, or the command would wait too long. Contains the command.
     Full(T),
-    /// Nothing is written any more.
+    /// The queue is closed.
     Closed,
 }
 
@@ -119,15 +122,15 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Counts a command that was queued.
+    /// Counts a queued command as in flight, until the returned guard is dropped.
     pub(crate) fn enter(&self) -> UnderWay<'_> {
         self.under_way.fetch_add(1, Relaxed);
         UnderWay(&self.under_way)
     }
 
-    /// Says how long an answer waited until its request ran.
+    /// Records how long a result waited until its request ran.
     pub(crate) fn answered(&self, waited: Duration) {
-        // Two at once may lose one: it is an average.
+        // Two concurrent updates may lose one value, which an average tolerates.
         let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
         self.wake_us.store((self.wake_us.load(Relaxed) * 15).saturating_add(waited) / 16, Relaxed);
     }
@@ -136,12 +139,12 @@ impl<T> Queue<T> {
         Duration::from_micros(self.wake_us.load(Relaxed))
     }
 
-    /// Whether answers wait for the processor.
+    /// Returns whether answers wait long for the processor.
     pub(crate) fn is_short_of_processor(&self) -> bool {
         self.wake_time() > WAKE_TIME_MAX
     }
 
-    /// Whether a command of this source would wait too long.
+    /// Returns whether a command of this source would be refused now.
     pub(crate) fn is_overloaded(&self, source: u64) -> bool {
         self.sheds(&self.lock(), source, 1)
     }
@@ -152,12 +155,12 @@ impl<T> Queue<T> {
         waiting.is_full(&self.limits, source) || under_way >= COMMANDS_NEVER_SHED && expected() > self.limits.wait_max
     }
 
-    /// Queues a command if there is room, and if it is expected to be written in time.
+    /// Queues a command, unless the queue is full or the command would wait too long.
     pub(crate) fn push(&self, source: u64, events: usize, command: T) -> Result<(), Refused<T>> {
         self.enqueue(source, events, command, |waiting| self.sheds(waiting, source, events))
     }
 
-    /// Queues a command as soon as there is room, however long it will wait; `None` once the queue is closed.
+    /// Queues a command as soon as there is room, without a time limit. Returns `None` when the queue is closed.
     pub(crate) async fn push_patiently(&self, source: u64, events: usize, mut command: T) -> Option<()> {
         loop {
             let left = self.left.notified();
@@ -177,7 +180,7 @@ impl<T> Queue<T> {
         command: T,
         refuses: impl FnOnce(&Waiting<T>) -> bool,
     ) -> Result<(), Refused<T>> {
-        // A command without events is work too.
+        // A command without events still costs work.
         let events = events.max(1);
         let mut waiting = self.lock();
         if waiting.is_closed {
@@ -192,7 +195,8 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// The next batch, and how many commands wait behind it; `None` when the queue is closed and empty.
+    /// Waits for the next batch. Returns the batch and the number of commands that wait behind it, or `None` when the
+    /// queue is closed and empty.
     pub(crate) async fn take(&self) -> Option<(Vec<T>, usize)> {
         loop {
             {
@@ -211,7 +215,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Says that the batch that was taken, of so many events, has been written.
+    /// Records that the batch taken last, with this number of events, has been written.
     pub(crate) fn written(&self, events: usize) {
         let mut waiting = self.lock();
         if let Some(since) = waiting.writing_since.take() {
@@ -221,7 +225,7 @@ impl<T> Queue<T> {
         self.left.notify_waiters();
     }
 
-    /// All that waits: it will not be written.
+    /// Removes and returns all waiting commands, which will not be written.
     pub(crate) fn drain(&self) -> Vec<T> {
         let mut waiting = self.lock();
         waiting.round.clear();
@@ -232,7 +236,7 @@ impl<T> Queue<T> {
         sources.into_values().flat_map(|source| source.commands).map(|(_, command)| command).collect()
     }
 
-    /// Takes nothing more; what waits is still given out.
+    /// Stops accepting commands. Waiting commands can still be taken.
     pub(crate) fn close(&self) {
         self.lock().is_closed = true;
         self.arrived.notify_one();
@@ -250,14 +254,14 @@ impl<T> Waiting<T> {
         self.commands >= limits.commands_max || own >= limits.commands_max.div_ceil(2)
     }
 
-    /// How long one more command of a source would wait. Every other source writes as many events before it as it does
-    /// itself, or all that it has.
+    /// Returns the expected wait of one more command of a source. Before it, every other source writes as many events
+    /// as this source has waiting, or all of its own if it has fewer.
     fn expected_wait(&self, source: u64, events: usize) -> Duration {
         let own = self.sources.get(&source);
         let sources = self.sources.len() + usize::from(own.is_none());
         let share_events = (own.map_or(0, |source| source.events) + events).max(TURN_EVENTS);
         let ahead = self.events.min(share_events.saturating_mul(sources));
-        // A batch that has taken long goes on: nobody knows for how long.
+        // The time of the current batch so far counts in full: if the disk hangs, the expected wait grows.
         let writing = self.writing_since.map_or(Duration::ZERO, |since| since.elapsed());
         writing + self.event_time.saturating_mul(u32::try_from(ahead).unwrap_or(u32::MAX))
     }
@@ -274,8 +278,8 @@ impl<T> Waiting<T> {
         self.events += events;
     }
 
-    /// Takes from each source in its turn until the batch is full. What is larger than a turn is saved for over several
-    /// rounds; the first command of a batch is taken whatever its size.
+    /// Takes commands from the sources in turn until the batch has reached its size; the last command may exceed it.
+    /// For a command larger than one turn, a source saves the credit of several rounds.
     fn batch(&mut self) -> Vec<T> {
         let mut batch = Vec::with_capacity(self.commands.min(self.batch_events));
         let mut room = self.batch_events;
@@ -307,14 +311,15 @@ impl<T> Waiting<T> {
         batch
     }
 
-    /// Adapts the size of batches to what the disk does. A small batch says nothing of a large one.
+    /// Adapts the batch size to the measured speed of the disk. Only large batches are used for that, because the cost
+    /// of a commit dominates small ones.
     fn measure(&mut self, limits: &Limits, events: usize, took: Duration) {
         if events == 0 {
             return;
         }
         let event_time = took.div_f64(events as f64);
         if events < self.batch_events.min(BATCH_EVENTS_MIN) / 2 {
-            // Shedding keeps batches small: after a stall they show that it is over.
+            // Shedding keeps batches small. After a stall, fast small batches show that the stall is over.
             self.event_time = self.event_time.min(event_time);
             return;
         }
@@ -336,7 +341,7 @@ mod tests {
     }
 
     async fn batch(queue: &Queue<&'static str>) -> Vec<&'static str> {
-        queue.take().await.expect("something waits").0
+        queue.take().await.expect("a command waits").0
     }
 
     #[tokio::test]
@@ -361,7 +366,7 @@ mod tests {
         }
         let batch = batch(&queue).await;
         let large = batch.iter().filter(|command| **command == "large").count();
-        assert!((3..=5).contains(&large), "{large} of 64 events beside {} of 1", batch.len() - large);
+        assert!((3..=5).contains(&large), "{large} commands of 64 events and {} of 1 event", batch.len() - large);
     }
 
     #[tokio::test]
@@ -395,7 +400,7 @@ mod tests {
         for _ in 0..5 {
             queue.push(SINGLE, 1, "single").unwrap();
         }
-        assert!(queue.is_overloaded(3), "it is full");
+        assert!(queue.is_overloaded(3), "the queue is full");
         assert_eq!(queue.push(3, 1, "third"), Err(Refused::Full("third")));
     }
 
@@ -417,14 +422,14 @@ mod tests {
     #[tokio::test]
     async fn more_than_can_be_written_in_time_is_shed_and_a_source_without_a_backlog_is_not() {
         let queue = queue(8_192);
-        // A disk that writes 512 events in 256 ms: 200 fit into 100 ms.
+        // A disk that writes 512 events in 256 ms writes 200 events in 100 ms.
         for _ in 0..20 {
             queue.lock().measure(&queue.limits, 512, Duration::from_millis(256));
         }
         let taken = (0..1_000).take_while(|_| queue.push(BULK, 1, "bulk").is_ok()).count();
         assert!((150..=250).contains(&taken), "{taken}");
         assert!(queue.is_overloaded(BULK));
-        assert!(!queue.is_overloaded(SINGLE), "others wait for a turn, not for the backlog");
+        assert!(!queue.is_overloaded(SINGLE), "other sources wait for a turn, not for the whole backlog");
         queue.push(SINGLE, 1, "single").unwrap();
     }
 
@@ -448,9 +453,15 @@ mod tests {
         for _ in 0..50 {
             queue.answered(Duration::from_millis(60));
         }
-        assert!(queue.is_short_of_processor() && queue.is_overloaded(SINGLE), "three times 60 ms are more than 100");
+        assert!(
+            queue.is_short_of_processor() && queue.is_overloaded(SINGLE),
+            "three times 60 ms exceed the limit of 100 ms"
+        );
         under_way.pop();
-        assert!(!queue.is_overloaded(SINGLE), "so few are never shed: their answers say when the processor is free");
+        assert!(
+            !queue.is_overloaded(SINGLE),
+            "so few commands are never shed: their answers show when the processor is free again"
+        );
         (0..100).for_each(|_| queue.answered(Duration::from_micros(50)));
         assert!(!queue.is_short_of_processor());
     }
@@ -468,6 +479,6 @@ mod tests {
         assert_eq!(batch_after(4_000, 20), 4_000);
         assert!((950..=1_050).contains(&batch_after(4_000, 100)));
         assert_eq!(batch_after(1_000, 1_000), BATCH_EVENTS_MIN);
-        assert_eq!(batch_after(1, 1), BATCH_EVENTS_MIN, "a small batch says nothing");
+        assert_eq!(batch_after(1, 1), BATCH_EVENTS_MIN, "a small batch does not change the size");
     }
 }

@@ -1,8 +1,8 @@
-//! The rows of reactors beside the log: checkpoints, backlog, deadlines.
+//! Rows of reactors in the log's database: checkpoints, backlog, deadlines.
 //!
-//! A reaction changes them in its append's transaction ([`crate::append::ReactionMove`]). Here they are read, registered
-//! when a process starts, and changed by operators. Each change by an operator raises the checkpoint's fence, so that the
-//! leader's next append is refused and the leader reads everything again.
+//! A reaction changes them in the transaction of its append ([`crate::append::ReactionMove`]). This module reads them,
+//! registers reactors when a process starts, and makes the changes of operators. Each change by an operator raises the
+//! checkpoint's fence: the next append of the reactor's leader is refused, and the leader reads all rows again.
 
 use compact_str::CompactString;
 
@@ -13,70 +13,70 @@ use crate::now_us;
 use crate::store::Store;
 use crate::table::Value;
 
-/// The only partition that a reactor has today.
+/// The only partition of a reactor in this release.
 pub const PARTITION: i64 = 0;
 
-/// Why reactors are held while a log is imported, and after an import that was not completed.
+/// Reason for which reactors are held while a log is imported, and after an import that was not completed.
 pub const IMPORT_INCOMPLETE: &str = "an import of the log is not complete";
 
-/// Where a reactor begins when a store first meets it.
+/// Start position of a reactor that a store does not contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartFrom {
-    /// At the end of the log: it takes what happens from now on.
+    /// The end of the log: the reactor handles only later events.
     Now,
-    /// At the first event of the log.
+    /// The first event of the log.
     Beginning,
 }
 
-/// A reactor, as a starting process makes it known to the store.
+/// Registers a reactor in the store when a process starts.
 #[derive(Debug, Clone, Copy)]
 pub struct Registration {
-    /// Its name.
+    /// Name of the reactor.
     pub name: &'static str,
-    /// Where it begins.
+    /// Start position of the reactor.
     pub start_from: StartFrom,
-    /// The name that it had in an earlier release; its checkpoint and its backlog go over.
+    /// The reactor's name in an earlier release, from which its checkpoint and backlog are moved.
     pub renamed_from: Option<&'static str>,
 }
 
-/// How far a reactor has come.
+/// The checkpoint of a reactor.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx_macros::FromRow)]
 pub struct ReactorCheckpoint {
-    /// Its name.
+    /// Name of the reactor.
     pub reactor: String,
-    /// Position of the last event that it has taken.
+    /// Position of the last event that the reactor has handled or put into its backlog.
     pub position: i64,
-    /// Raised by every new leader and every change by an operator.
+    /// Fence, raised by every new leader and by every change of an operator.
     pub fence: i64,
-    /// When it last moved, in microseconds since 1970.
+    /// Time of the last move, in microseconds since 1970.
     pub updated_at: i64,
-    /// Why it is held; `None`: it runs.
+    /// Reason why the reactor is held; `None` when it runs.
     pub held: Option<String>,
 }
 
-/// What a reactor has not settled, in figures.
+/// Counts of a reactor's unsettled events and keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq, sqlx_macros::FromRow)]
 pub struct BacklogSummary {
-    /// Its name.
+    /// Name of the reactor.
     pub reactor: String,
-    /// Events that wait.
+    /// Number of events in the backlog.
     pub events: i64,
-    /// Keys that have such events.
+    /// Number of keys that have events in the backlog.
     pub keys: i64,
-    /// Keys whose first event waits for an operator.
+    /// Number of keys that are parked: their first event waits for an operator.
     pub parked: i64,
-    /// When the oldest of the events was recorded, in microseconds since 1970.
+    /// Time when the oldest event of the backlog was recorded, in microseconds since 1970.
     pub oldest: Option<i64>,
 }
 
-/// The deadlines of a process type, in figures.
+/// Counts of the deadlines of a process type.
 #[derive(Debug, Clone, Default, PartialEq, Eq, sqlx_macros::FromRow)]
 pub struct DeadlineSummary {
     /// Type of the process.
     pub process: String,
-    /// How many are set.
+    /// Number of deadlines.
     pub open: i64,
-    /// The earliest, in microseconds since 1970.
+    /// Time of the earliest deadline, in microseconds since 1970.
     pub next: i64,
 }
 
@@ -107,30 +107,30 @@ impl From<BacklogRow> for BacklogEntry {
 const CHECKPOINTS: &str = "select reactor, position, fence, updated_at, held from reactor_checkpoints
                            where partition = 0 order by reactor";
 
-/// Selects the first event of each key: the others wait for it.
+/// Condition for the first event of each key: the later events of the key wait for it.
 const IS_FIRST: &str = "not exists (select 1 from reactor_backlog before
                                     where before.reactor = b.reactor and before.partition = b.partition
                                           and before.key = b.key and before.position < b.position)";
 
 const BACKLOG: &str = "select b.key, b.position, b.attempts, b.due_at, b.reason from reactor_backlog b";
 
-/// The rows of reactors. Cheap to clone.
+/// Access to the rows of reactors. Cheap to clone.
 #[derive(Clone)]
 pub struct Reactions(Db);
 
 impl Store {
-    /// The rows of reactors.
+    /// Returns the access to the rows of reactors.
     pub fn reactions(&self) -> Reactions {
         Reactions(self.log_db().clone())
     }
 }
 
 impl Reactions {
-    /// Makes reactors known. The first process that has a reactor decides where it begins, before that process takes a
-    /// command; later ones change nothing.
+    /// Registers reactors. The first process that registers a reactor decides its start position; later registrations
+    /// change nothing. To be called before the process accepts commands.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn register(&self, reactors: &[Registration]) -> Result<(), Error> {
         let is_known = |known: &[ReactorCheckpoint], name: &str| known.iter().any(|one| one.reactor == name);
         let known = self.checkpoints().await?;
@@ -138,7 +138,7 @@ impl Reactions {
             return Ok(());
         }
         let mut tx = self.0.begin_durably().await?;
-        // In PostgreSQL the primary key holds the position, too: the lock makes sure that each reactor has one row.
+        // In PostgreSQL the primary key also contains the position. The lock ensures that each reactor has one row.
         tx.lock_head().await?;
         let known: Vec<ReactorCheckpoint> = tx.fetch_all(CHECKPOINTS, vec![]).await?;
         for reactor in reactors.iter().filter(|reactor| !is_known(&known, reactor.name)) {
@@ -159,18 +159,19 @@ impl Reactions {
         tx.commit().await
     }
 
-    /// The checkpoint of every reactor that the store knows, by name.
+    /// Returns the checkpoints of all registered reactors, ordered by name.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn checkpoints(&self) -> Result<Vec<ReactorCheckpoint>, Error> {
         self.0.fetch_all(CHECKPOINTS, vec![]).await
     }
 
-    /// Takes a reactor's checkpoint under a new fence; `None` where the store does not know it.
+    /// Raises the fence of a reactor's checkpoint and returns the checkpoint; `None` when the reactor is not
+    /// registered.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn acquire(&self, reactor: &str) -> Result<Option<ReactorCheckpoint>, Error> {
         let mut tx = self.0.begin_durably().await?;
         tx.raise_fence(reactor).await?;
@@ -181,20 +182,21 @@ impl Reactions {
         Ok(found.into_iter().next())
     }
 
-    /// The keys of a reactor that have events in its backlog, each with the number of its events.
+    /// Returns the keys that have events in the reactor's backlog, each with the number of its events.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn backlog_keys(&self, reactor: &str) -> Result<Vec<(CompactString, i64)>, Error> {
         let sql = "select key, count(*) from reactor_backlog where reactor = $1 and partition = 0 group by key";
         let keys: Vec<(String, i64)> = self.0.fetch_all(sql, vec![reactor.into()]).await?;
         Ok(keys.into_iter().map(|(key, events)| (key.into(), events)).collect())
     }
 
-    /// First events of keys that are due at a time in microseconds since 1970, the earliest first, at most `limit`.
+    /// Returns the first event of each key whose next attempt is due at `now`, in microseconds since 1970; the earliest
+    /// due time first, at most `limit`.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn due_backlog(&self, reactor: &str, now: i64, limit: i64) -> Result<Vec<BacklogEntry>, Error> {
         let sql = format!(
             "{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.due_at <= $2 and {IS_FIRST}
@@ -204,20 +206,20 @@ impl Reactions {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// When the next event of a reactor's backlog is due after a time, in microseconds since 1970.
+    /// Returns the next due time in a reactor's backlog after `after`. Both are in microseconds since 1970.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn next_due(&self, reactor: &str, after: i64) -> Result<Option<i64>, Error> {
         let sql = "select min(due_at) from reactor_backlog where reactor = $1 and partition = 0 and due_at > $2";
         let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![reactor.into(), after.into()]).await?;
         Ok(found.first().and_then(|(due_at,)| *due_at))
     }
 
-    /// The events of a key in order, at most `limit`.
+    /// Returns the events of a key in the reactor's backlog, in order, at most `limit`.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn backlog_of(&self, reactor: &str, key: &str, limit: i64) -> Result<Vec<BacklogEntry>, Error> {
         let sql =
             format!("{BACKLOG} where b.reactor = $1 and b.partition = 0 and b.key = $2 order by b.position limit $3");
@@ -225,11 +227,11 @@ impl Reactions {
         Ok(rows.into_iter().map(Into::into).collect())
     }
 
-    /// The first event of each key in a reactor's backlog, with the number of events of the key; those of keys after
-    /// `after`, by key, at most `limit`.
+    /// Returns the first event of each key in a reactor's backlog, with the key's number of events. Only keys greater
+    /// than `after`, ordered by key, at most `limit`.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn backlog(
         &self,
         reactor: &str,
@@ -253,12 +255,12 @@ impl Reactions {
         Ok(rows.into_iter().map(with_count).collect())
     }
 
-    /// The backlogs of all reactors, in figures.
+    /// Returns the counts of every reactor that has a backlog.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn backlog_summaries(&self) -> Result<Vec<BacklogSummary>, Error> {
-        // Only the first event of a key is ever tried, so one that was tried and is not due again is parked.
+        // Only the first event of a key is ever attempted, so an event with attempts and without a due time is parked.
         let sql = "select b.reactor as reactor, b.events as events, b.keys as keys, b.parked as parked,
                           (select e.recorded_at from events e where e.position = b.oldest) as oldest
                    from (select reactor, count(*) as events, count(distinct key) as keys,
@@ -268,20 +270,20 @@ impl Reactions {
         self.0.fetch_all(sql, vec![]).await
     }
 
-    /// The deadlines of all processes, in figures.
+    /// Returns the counts of every process type that has deadlines.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn deadline_summaries(&self) -> Result<Vec<DeadlineSummary>, Error> {
         let sql = "select process, count(*) as open, min(due_at) as next from process_deadlines group by process";
         self.0.fetch_all(sql, vec![]).await
     }
 
-    /// Deadlines of a process type that are due at a time in microseconds since 1970, the earliest first: at most `limit`
-    /// after the first `skipped` ones.
+    /// Returns deadlines of a process type that are due at `now`, in microseconds since 1970, the earliest first: at
+    /// most `limit`, after skipping the first `skipped`.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn due_deadlines(
         &self,
         process: &str,
@@ -296,37 +298,37 @@ impl Reactions {
         Ok(rows.into_iter().map(deadline).collect())
     }
 
-    /// When the next deadline of a process type is due, in microseconds since 1970.
+    /// Returns the earliest deadline of a process type, in microseconds since 1970.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn next_deadline(&self, process: &str) -> Result<Option<i64>, Error> {
         let sql = "select min(due_at) from process_deadlines where process = $1";
         let found: Vec<(Option<i64>,)> = self.0.fetch_all(sql, vec![process.into()]).await?;
         Ok(found.first().and_then(|(due_at,)| *due_at))
     }
 
-    /// Holds a reactor: it takes nothing until it is released. Whether the store knows it.
+    /// Holds a reactor: it handles no events until it is released. Returns whether the reactor is registered.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn hold(&self, reactor: &str, reason: &str) -> Result<bool, Error> {
         self.set_held(reactor, Some(reason.to_owned())).await
     }
 
-    /// Lets a held reactor run. Whether the store knows it.
+    /// Releases a held reactor. Returns whether the reactor is registered.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn release(&self, reactor: &str) -> Result<bool, Error> {
         self.set_held(reactor, None).await
     }
 
-    /// Lets a reactor go on at the log's end, with an empty backlog: it takes nothing of what it has not taken. Deadlines of
-    /// its process that are lacking are set. Whether the store knows it.
+    /// Releases a reactor at the end of the log with an empty backlog: it skips all events that it has not handled.
+    /// Missing deadlines of its process are set. Returns whether the reactor is registered.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn release_at_head(&self, reactor: &str, deadlines: &[Deadline]) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
         tx.lock_head().await?;
@@ -348,11 +350,11 @@ impl Reactions {
         Ok(known)
     }
 
-    /// Has the first events of a reactor's keys, or that of one key, tried again at once, as if for the first time. The
-    /// number of keys.
+    /// Makes the first event of each key, or of one key, due now and resets its number of attempts. Returns the number
+    /// of keys.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn retry(&self, reactor: &str, key: Option<&str>) -> Result<u64, Error> {
         let (of_key, mut values) = of_key(reactor, key);
         values.push(now_us().into());
@@ -364,14 +366,14 @@ impl Reactions {
         self.change(reactor, &sql, values).await
     }
 
-    /// Removes the first event of a key from a reactor's backlog: the reactor never reacts to it. The next event of the key
-    /// is tried at once. Whether the event was there.
+    /// Removes the first event of a key from a reactor's backlog, so that the reactor never handles it. The next event
+    /// of the key is due at once. Returns whether the event was the first of its key in the backlog.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn skip(&self, reactor: &str, event: &BacklogKey) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
-        // First, as appends lock it before rows of the backlog.
+        // The checkpoint is locked first, because appends also lock it before rows of the backlog.
         tx.raise_fence(reactor).await?;
         let values = || vec![reactor.into(), (&*event.key).into(), event.position.into()];
         let sql = format!(
@@ -390,10 +392,11 @@ impl Reactions {
         Ok(was_there)
     }
 
-    /// Removes a reactor that no program has any more, with its backlog. Whether the store knew it.
+    /// Removes a reactor that no longer exists in the program, and its backlog. Returns whether the reactor was
+    /// registered.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn forget(&self, reactor: &str) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
         tx.raise_fence(reactor).await?;
@@ -404,11 +407,12 @@ impl Reactions {
         Ok(was_there)
     }
 
-    /// After a log was imported: every reactor runs and goes on at the log's end, with nothing in its backlog and these
-    /// deadlines. `held` names reactors that act outside the log: they stay held until an operator releases them.
+    /// Resets all reactors after an import of the log: each continues at the end of the log, with an empty backlog and
+    /// these deadlines. Reactors that were held only for the import are released. `held` names reactors with effects
+    /// outside the log: they stay held for `reason` until an operator releases them.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn reset_to_head(&self, held: &[&str], reason: &str, deadlines: &[Deadline]) -> Result<(), Error> {
         let mut tx = self.0.begin_durably().await?;
         let sql = "update reactor_checkpoints set position = (select position from log_head), fence = fence + 1,
@@ -421,10 +425,10 @@ impl Reactions {
         tx.commit().await
     }
 
-    /// Ids of aggregates of a type, in order: those after `after`, at most `limit`.
+    /// Returns ids of the aggregates of a type that are greater than `after`, in order, at most `limit`.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn aggregate_ids(&self, aggregate_type: &str, after: &str, limit: i64) -> Result<Vec<String>, Error> {
         let sql = "select aggregate_id from events where aggregate_type = $1 and sequence = 1 and aggregate_id > $2
                    order by aggregate_id limit $3";
@@ -433,10 +437,10 @@ impl Reactions {
         Ok(ids.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Holds reactors.
+    /// Holds several reactors. A reactor that is already held keeps its reason.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn hold_all(&self, reactors: &[&str], reason: &str) -> Result<(), Error> {
         let mut tx = self.0.begin_durably().await?;
         tx.hold_all(reactors, reason).await?;
@@ -458,9 +462,10 @@ impl Tx {
         self.execute(sql, vec![reactor.into()]).await.map(drop)
     }
 
-    /// The old name stays, held: a process of the release before that starts again must not begin a second time.
+    /// Moves the rows of a reactor to another name. The old name stays in the store, held, so that a restarted process
+    /// of the earlier release does not run the reactor a second time.
     async fn rename_reactor(&mut self, old: &str, new: &str) -> Result<(), Error> {
-        // It locks the row, and what the old leader appends from now on is refused.
+        // This locks the row, and makes later appends of the old leader fail.
         self.raise_fence(old).await?;
         let sql = "insert into reactor_checkpoints (reactor, partition, position, fence, updated_at, held)
                    select $2, partition, position, fence, updated_at, held from reactor_checkpoints where reactor = $1";
@@ -471,16 +476,16 @@ impl Tx {
         self.execute(sql, vec![old.into(), format!("renamed to {new}").into()]).await.map(drop)
     }
 
-    /// Keeps others from appending until this transaction ends.
+    /// Prevents appends by others until this transaction ends.
     async fn lock_head(&mut self) -> Result<(), Error> {
-        // In SQLite a writing transaction is the only one.
+        // SQLite allows one write transaction at a time.
         if let Self::Postgres(..) = self {
             self.execute("select position from log_head order by position desc limit 1 for update", vec![]).await?;
         }
         Ok(())
     }
 
-    /// One that is held already keeps its reason.
+    /// Holds several reactors. A reactor that is already held keeps its reason.
     async fn hold_all(&mut self, reactors: &[&str], reason: &str) -> Result<(), Error> {
         for reactor in reactors {
             let sql = "update reactor_checkpoints set held = coalesce(held, $2), fence = fence + 1 where reactor = $1";

@@ -1,4 +1,4 @@
-//! Where the log lives and how much of it is in flight.
+//! Settings of the store: the databases, NATS, and the limits of the append path.
 
 use std::time::Duration;
 
@@ -6,58 +6,60 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Commands or events in memory before they are in the log, whatever the settings say.
+/// Upper limit of `append_batch_events_max` and `append_queue_max`: both bound data in memory.
 const WAITING_MAX: usize = 1_000_000;
 
-/// Settings of the store, the relay and the stream.
+/// Settings of the store, the relay and the JetStream stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `sqlite:PATH` (embedded) or `postgres://…` (scaled).
+    /// Database of the log: `sqlite:PATH` (embedded) or `postgres://…` (scaled).
     pub database_url: String,
-    /// `nats://host:port`, several separated by commas; empty: the stream runs in process, read from the log.
+    /// NATS servers: `nats://HOST:PORT`, several separated by commas. When empty, NATS is not used and every reader
+    /// reads the log.
     pub nats_url: String,
-    /// Name of the JetStream stream, and first token of its subjects.
+    /// Name of the JetStream stream; also the first token of its subjects.
     pub nats_stream: String,
-    /// Servers of the NATS cluster that keep the JetStream stream: 1 to 5.
+    /// Number of NATS servers that store the JetStream stream, 1 to 5.
     pub nats_replicas: usize,
-    /// Bytes that the JetStream stream may keep; readers that come later read the log.
+    /// Maximum size of the JetStream stream in bytes. Readers get older events from the log.
     pub nats_stream_bytes_max: i64,
-    /// Events in one append transaction, at most (one command's events always stay together).
+    /// Maximum number of events in one append transaction. The events of one command always stay together.
     pub append_batch_events_max: usize,
-    /// Commands that may wait for the appender, half of them of one principal; more are answered 503.
+    /// Maximum number of commands that wait for the appender; one principal may have half of them. Further commands are
+    /// answered 503.
     pub append_queue_max: usize,
-    /// How long a command may be expected to wait for the appender or for its order, in milliseconds; else it is answered
-    /// 503 at once.
+    /// Maximum expected wait of a command for the appender, or for other commands to the same aggregate, in
+    /// milliseconds. A command that would wait longer is answered 503 at once.
     pub append_wait_ms_max: u64,
-    /// Connections for queries (PostgreSQL) or readers (SQLite).
+    /// Maximum number of connections for queries (PostgreSQL), or of readers (SQLite).
     pub connections_max: u32,
-    /// Aggregates of a type kept in memory on the write side.
+    /// Number of aggregates of one type in the write side's cache.
     pub cache_aggregates_max: usize,
-    /// A snapshot is written each time a stream has grown by so many events.
+    /// Number of events after which another snapshot of an aggregate is saved.
     pub snapshot_every_events: i64,
-    /// How long an idempotency key is kept, in hours; at least 24.
+    /// Time for which an idempotency key is kept, in hours; at least 24.
     pub idempotency_hours: i64,
-    /// Free bytes on the disk of an SQLite store, below which no command is taken; 0: no limit.
+    /// Free bytes on the disk of an SQLite store below which commands are refused; 0 means no limit.
     pub disk_free_bytes_min: u64,
 }
 
 impl Settings {
-    /// How long a command may be expected to wait.
+    /// Returns the maximum expected wait of a command.
     pub fn append_wait_max(&self) -> Duration {
         Duration::from_millis(self.append_wait_ms_max)
     }
 
-    /// Whether they can work, as far as that can be told without trying.
+    /// Checks that the values are valid and do not contradict each other. Does not connect to any server.
     ///
     /// # Errors
-    /// The first setting that cannot.
+    /// The first setting with an invalid value.
     pub fn check(&self) -> Result<(), Error> {
         let refused = |reason: String| Err(Error::Settings(reason));
         let path = self.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
         if path.is_some_and(|path| path.is_empty() || path.contains(":memory:")) {
             return refused(
-                "database_url: `sqlite:PATH` needs the path of a file; nothing in memory is durable".into(),
+                "database_url: `sqlite:PATH` needs the path of a file; a database in memory is not durable".into(),
             );
         }
         let schemes = ["postgres://", "postgresql://"];
@@ -76,7 +78,7 @@ impl Settings {
         }
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if self.nats_stream.is_empty() || !self.nats_stream.bytes().all(is_name) {
-            return refused("nats_stream must be a name of A-Z a-z 0-9 _ -".into());
+            return refused("nats_stream must consist of the characters A-Z, a-z, 0-9, _ and -".into());
         }
         if self.nats_stream_bytes_max < 1 << 20 {
             return refused("nats_stream_bytes_max must be at least 1048576".into());
@@ -104,7 +106,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// Each URL of `nats_url`.
+    /// Returns each URL of `nats_url`.
     pub(crate) fn nats_urls(&self) -> impl Iterator<Item = &str> {
         self.nats_url.split(',').map(str::trim)
     }

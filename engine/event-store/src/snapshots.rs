@@ -1,5 +1,5 @@
-//! Snapshots of aggregates, and those that wait for the next append transaction of a log in SQLite: a commit of their own
-//! would hold the one writer up for the time of a sync.
+//! Snapshots of aggregates. With SQLite they wait for the next append transaction: a separate commit would block the
+//! only writer until the disk has synced.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernel::stream::StreamId;
 
-/// Snapshots that may wait, and their bytes. One that finds no room is not written: its stream is longer to load until its
-/// next one is due.
+/// Maximum number of waiting snapshots, and of their bytes. A snapshot that exceeds a limit is dropped; its aggregate
+/// loads more slowly until its next snapshot.
 const WAITING_MAX: usize = 64;
 const WAITING_BYTES_MAX: usize = 4 << 20;
 
@@ -16,15 +16,16 @@ const WAITING_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) stream: StreamId,
-    /// Sequence of the last event in it.
+    /// Sequence of the last event in the state.
     pub(crate) version: i64,
-    /// Version of the state's shape.
+    /// Version of the state's serialized form.
     pub(crate) state_version: i64,
     /// The state, as JSON.
     pub(crate) payload: String,
 }
 
-/// The newest snapshot of each of a few streams. Clones share them. A crash loses them at no harm.
+/// The waiting snapshots, the newest one of each stream. Clones share them. Losing them in a crash only makes loads
+/// slower.
 #[derive(Clone, Default)]
 pub(crate) struct WaitingSnapshots(Arc<Mutex<Waiting>>);
 
@@ -35,7 +36,7 @@ struct Waiting {
 }
 
 impl WaitingSnapshots {
-    /// Keeps a snapshot until it is taken, unless a newer one of its stream waits.
+    /// Keeps a snapshot until the next `take`, unless a newer one of its stream already waits.
     pub(crate) fn put(&self, snapshot: Snapshot) {
         let mut waiting = self.lock();
         let Waiting { by_stream, bytes } = &mut *waiting;
@@ -54,7 +55,7 @@ impl WaitingSnapshots {
         }
     }
 
-    /// Takes all that wait.
+    /// Removes and returns all waiting snapshots.
     pub(crate) fn take(&self) -> impl Iterator<Item = Snapshot> + use<> {
         std::mem::take(&mut *self.lock()).by_stream.into_values()
     }

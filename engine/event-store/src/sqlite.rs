@@ -1,4 +1,5 @@
-//! The log in SQLite: one writer, `synchronous=FULL`, and the read models in a file of their own beside it.
+//! The log in SQLite: one writer with `synchronous=FULL`, and the read models in a separate database file beside the
+//! log's.
 
 mod append;
 
@@ -29,38 +30,39 @@ use crate::table::sqlite_chunks;
 const EVENT: &str = "select position, aggregate_type, aggregate_id, sequence, event_type, event_version, \
                      payload, metadata, coalesce(recorded_at, 0) from events";
 
-/// No position.
+/// Value of `head` when the position is not known.
 const UNKNOWN: i64 = -1;
-/// Symbolic links that are followed on the way to a database.
+/// Maximum number of symbolic links that are followed to a database.
 const SYMLINKS_MAX: usize = 40;
-/// How long a connection is waited for.
+/// Maximum time to wait for a connection.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(crate) struct Log {
-    /// Reads, and loads of aggregates.
+    /// Connections for reading the log and loading aggregates.
     pub(crate) read: SqlitePool,
-    /// The one writer.
+    /// The only writer.
     write: SqlitePool,
-    /// The log's head as the last append of this process left it; a guess, checked by the statement that relies on it.
+    /// The log's head after the last append of this process. It may be outdated, so the statement that uses it also
+    /// checks it.
     head: Arc<AtomicI64>,
-    /// Whether the last append found no room on the disk.
+    /// Whether the last append failed because the disk was full or could not be written.
     failing: Arc<AtomicBool>,
-    /// The log's database: the one path that every other path to it leads to.
+    /// Canonical path of the log's database.
     file: Arc<Path>,
     pub(crate) disk: Disk,
     /// Snapshots that the next append writes.
     pub(crate) snapshots: WaitingSnapshots,
-    /// Held by the one process that appends: one lock for the log, one for the read models.
+    /// Lock files of the log and of the read models, held by the one process that appends.
     _lock: Option<Arc<[File; 2]>>,
 }
 
-/// How a process stands to the files.
+/// The kind of access that a process has to the database files.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Access {
-    /// It alone appends to the log: a second one is refused.
+    /// Appends to the log. A second process with this access is refused.
     Owner,
-    /// It reads the log and writes read models, beside the owner or alone.
+    /// Reads the log and writes read models, with or without an owner running.
     Beside,
 }
 
@@ -68,7 +70,7 @@ impl Log {
     pub(crate) async fn open(path: &str, settings: &Settings, access: Access) -> Result<(Self, Db), Error> {
         if path.is_empty() || path.contains(":memory:") {
             return Err(Error::Settings(
-                "database_url `sqlite:PATH` needs the path of a file: a log in memory would not be durable".into(),
+                "database_url: `sqlite:PATH` needs the path of a file; a database in memory is not durable".into(),
             ));
         }
         let (file, views) = databases(Path::new(path))?;
@@ -84,7 +86,8 @@ impl Log {
             create(database, access)?;
         }
         let (write, read) = pools(&file, SqliteSynchronous::Full, settings.connections_max).await?;
-        // Read models follow the log: a commit lost with the machine is projected again from the checkpoint lost with it.
+        // A power loss that loses a commit of the read models also loses the checkpoint in it, so the events are
+        // projected again.
         let (views_write, views_read) = pools(&views, SqliteSynchronous::Normal, settings.connections_max).await?;
         let durable = pool(1).connect_lazy_with(options(&views, SqliteSynchronous::Full));
         let disk = Disk::new(vec![file.clone(), views], settings.disk_free_bytes_min);
@@ -102,12 +105,12 @@ impl Log {
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
-    /// Its database, for what is kept beside the events.
+    /// Returns the log's database, for the tables beside the events.
     pub(crate) fn db(&self) -> Db {
         Db::Sqlite { write: self.write.clone(), durable: self.write.clone(), read: self.read.clone() }
     }
 
-    /// Takes a role's lock file; `None` while another process, or another task of this one, has it.
+    /// Locks the lock file of a role; `None` while another process, or another task of this process, holds it.
     pub(crate) fn try_lead(&self, role: &str) -> Result<Option<File>, Error> {
         lock(&self.file, &format!("{role}.lock"))
     }
@@ -120,8 +123,8 @@ impl Log {
         Ok(())
     }
 
-    /// Whether an append would be written now. It is rolled back, unless the last append failed: then only a commit shows
-    /// whether there is room again.
+    /// Checks that an append would be written now. The check is rolled back, unless the last append failed: then it
+    /// commits, because only a commit shows whether the disk has room again.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
         let mut tx = self.write.begin_with("begin immediate").await.map_err(failed)?;
         sqlx::query("update log_head set position = position").execute(&mut *tx).await.map_err(failed)?;
@@ -259,7 +262,7 @@ impl Log {
     }
 }
 
-/// Writes a snapshot, unless a newer one of the same shape is there.
+/// Writes a snapshot, unless a newer one with the same state version exists.
 async fn save_snapshot(tx: &mut SqliteConnection, snapshot: &Snapshot) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into snapshots (aggregate_type, aggregate_id, last_sequence, current_snapshot, payload, state_version,
@@ -282,19 +285,20 @@ async fn save_snapshot(tx: &mut SqliteConnection, snapshot: &Snapshot) -> Result
     Ok(())
 }
 
-/// The log's database and that of the read models beside it, each by the one path that every other path to it leads to:
-/// locks and journals have their names.
+/// Returns the canonical paths of the log's database and of the read models' database beside it. The names of lock
+/// files and journals are derived from these paths.
 fn databases(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
     let read_models =
         |log: &Path| log.with_file_name(format!("{}-read.db", log.file_stem().unwrap_or_default().to_string_lossy()));
     let log = resolve(path)?;
     let views = resolve(&read_models(&log))?;
-    // Earlier releases had them beside a symbolic link, and only they know what was revoked.
+    // Earlier releases kept the read models beside a symbolic link. That file must not be replaced by an empty one,
+    // because only it contains the revocations.
     let beside_link = read_models(path);
     if !views.exists() && beside_link.exists() {
         return Err(Error::Settings(format!(
-            "{} leads to {}, whose read models belong beside it: move {} to {} (with its -wal file, if there is one) and \
-             start again",
+            "the path {} leads to {}, and the read models must be beside that file: move {} to {} (with its -wal file, if it \
+             has one) and start again",
             path.display(),
             log.display(),
             beside_link.display(),
@@ -304,53 +308,55 @@ fn databases(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
     Ok((log, views))
 }
 
-/// Follows symbolic links, also to a file that does not exist yet, and makes the folder that it is in.
+/// Follows symbolic links, even to a file that does not exist, and creates the folder of the file.
 fn resolve(path: &Path) -> Result<PathBuf, Error> {
-    let refused = |what: String| Error::Settings(format!("{}: {what}", path.display()));
+    let refused = |what: String| Error::Settings(format!("the database path {}: {what}", path.display()));
     let mut file = path.to_owned();
     for _ in 0..SYMLINKS_MAX {
         let folder = folder_of(&file).to_owned();
         match std::fs::read_link(&file) {
             Ok(target) => file = folder.join(target),
             Err(_) => {
-                let name = file.file_name().ok_or_else(|| refused("this is no path of a file".into()))?;
+                let name = file.file_name().ok_or_else(|| refused("it does not name a file".into()))?;
                 let made = files::create_folder(&folder).and_then(|()| folder.canonicalize());
-                let folder = made.map_err(|e| refused(format!("cannot make the folder {}: {e}", folder.display())))?;
+                let folder =
+                    made.map_err(|e| refused(format!("cannot create the folder {}: {e}", folder.display())))?;
                 return Ok(folder.join(name));
             }
         }
     }
-    Err(refused("there are too many symbolic links on the way to it".into()))
+    Err(refused("it has too many symbolic links".into()))
 }
 
-/// Makes a database that does not exist, for its owner only: SQLite gives its journals the same permissions. One that
-/// exists must have no second name, and keeps its permissions.
+/// Creates a missing database that only its owner can read; SQLite gives its journals the same permissions. An existing
+/// database must have no second name (hard link) and keeps its permissions.
 fn create(database: &Path, access: Access) -> Result<(), Error> {
     let shown = database.display();
     match files::private().write(true).create_new(true).open(database) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        made => return made.map(drop).map_err(|e| Error::Settings(format!("cannot make {shown}: {e}"))),
+        made => return made.map(drop).map_err(|e| Error::Settings(format!("cannot create {shown}: {e}"))),
     }
     let about = |path: &Path| path.metadata().map_err(|e| Error::Settings(format!("cannot read {shown}: {e}")));
     let (file, folder) = (about(database)?, about(folder_of(database))?);
     if file.nlink() > 1 {
         return Err(Error::Settings(format!(
-            "{shown} has {} names (hard links). SQLite's journal belongs to one name, so a server for each name would \
-             destroy the database. Find the others with `find FOLDER -samefile {shown}` and remove them; to copy the \
-             database, use `sqlite3 {shown} \".backup 'COPY'\"`",
+            "the database {shown} has {} names (hard links). The journal of SQLite belongs to one name, so servers that use \
+             different names would destroy the database. Find the other names with `find FOLDER -samefile {shown}` and remove \
+             them. To copy the database, use `sqlite3 {shown} \".backup 'COPY'\"`",
             file.nlink()
         )));
     }
     if access == Access::Owner && file.mode() & 0o004 != 0 && folder.mode() & 0o001 != 0 {
         tracing::warn!(
             file = %shown,
-            "every user of this machine may read the database: `chmod 600` it, its -wal and its -shm, or `chmod 700` the folder"
+            "Every user of this machine can read the database. Run `chmod 600` on the file, its -wal and its -shm, or `chmod 700` on the folder."
         );
     }
     Ok(())
 }
 
-/// Locks a file beside another; `None` where it is locked. The system frees it when its holder dies.
+/// Locks a file beside another; `None` when it is already locked. The operating system releases the lock when its
+/// holder dies.
 fn lock(file: &Path, extension: &str) -> Result<Option<File>, Error> {
     let path = file.with_extension(extension);
     let lock = files::private()
@@ -369,19 +375,20 @@ fn options(file: &Path, synchronous: SqliteSynchronous) -> SqliteConnectOptions 
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(synchronous)
         .busy_timeout(Duration::from_secs(10))
-        // Rows cross from the connection's thread in pieces of this size; each piece wakes somebody.
+        // Rows are passed from the connection's thread in batches of this size; each batch wakes the receiving task.
         .row_buffer_size(2_048)
-        // As in PostgreSQL.
+        // PostgreSQL's `like` is case-sensitive, too.
         .pragma("case_sensitive_like", "on")
         .pragma("temp_store", "memory")
-        // A page written again before the checkpoint is copied once: 32 MiB of journal, in place of 4.
+        // A page that is written several times before a checkpoint is copied only once, so a larger journal saves
+        // writes: 32 MiB instead of 4.
         .pragma("wal_autocheckpoint", "8192")
         .pragma("journal_size_limit", "67108864")
 }
 
 fn pool(connections_max: u32) -> SqlitePoolOptions {
-    // After a full disk SQLite has rolled back by itself, and sqlx believes that it has not: such a connection is of no
-    // more use.
+    // When the disk is full, SQLite rolls back by itself, but sqlx does not notice. Such a connection cannot be used
+    // any more.
     let usable = |connection: &mut SqliteConnection| !connection.is_in_transaction();
     SqlitePoolOptions::new()
         .max_connections(connections_max)
@@ -390,13 +397,13 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
         .after_release(move |connection, _| Box::pin(std::future::ready(Ok(usable(connection)))))
 }
 
-/// Why an append failed: no connection came free, or SQLite could not write and has rolled back.
+/// Converts the error of a failed append: no connection became free, or SQLite could not write and has rolled back.
 fn failed(error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
     match (code, error) {
         (_, sqlx::Error::PoolTimedOut) => Error::Silent(ACQUIRE_WITHIN),
-        // SQLITE_FULL, SQLITE_READONLY; of SQLITE_IOERR those of a write, which a quota causes, and of the journal's
-        // index. After one of a sync the outcome is unknown.
+        // SQLITE_FULL and SQLITE_READONLY; of SQLITE_IOERR only failed writes, for example because of a quota, and a
+        // failed growth of the WAL index. After a failed sync the outcome is unknown.
         (Some(code), error) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 4_874) => {
             Error::Storage(format!("the disk is full or cannot be written: {error}"))
         }
@@ -404,16 +411,16 @@ fn failed(error: sqlx::Error) -> Error {
     }
 }
 
-/// A file's one writer and its readers.
+/// Opens the writer and the readers of a database file.
 async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
     let options = options(file, synchronous);
     let write = pool(1).connect_with(options.clone().pragma("cache_size", "-65536")).await?;
-    // A reader's cache is dropped at every commit of the writer: pages are kept by the system.
+    // The cache of a reader is cleared after every commit of the writer; the operating system keeps the pages.
     let read = pool(readers).connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on")).await?;
     Ok((write, read))
 }
 
-/// An event as it is written.
+/// A row of the table `events`.
 struct Row<'a> {
     aggregate_type: &'a str,
     aggregate_id: &'a str,

@@ -1,4 +1,4 @@
-//! The store's front door.
+//! The public interface of the store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,11 +29,13 @@ use crate::sqlite::Access;
 use crate::subscription::{Pace, Subscription};
 use crate::tail::Tail;
 
-/// Opens the store and brings its schema up to date. `settings.database_url` chooses SQLite or PostgreSQL,
-/// `settings.nats_url` chooses whether the stream goes over JetStream. The caller embeds the migrations. Tasks run on `tracker` and end after `stop`.
+/// Opens the store and brings its schema up to date.
+///
+/// `settings.database_url` selects SQLite or PostgreSQL. `settings.nats_url` decides whether events are also published
+/// to JetStream. `migrations` are embedded by the caller. The tasks of the store run on `tracker` and end after `stop`.
 ///
 /// # Errors
-/// Settings that cannot work, a database that is away, a NATS server that is too old.
+/// The settings are invalid, the database is unavailable or in use, or the NATS server is too old.
 pub async fn open(
     settings: Settings,
     migrations: Migrations,
@@ -47,11 +49,11 @@ pub async fn open(
     start(log, db, settings, stop, tracker).await
 }
 
-/// Opens the store beside a server, which may be running or not: to read the log, to read and write read models, never
-/// to append.
+/// Opens the store for a CLI command, whether or not a server is running. The caller may read the log and read and
+/// write read models, but must not append.
 ///
 /// # Errors
-/// As [`open`]; a database without a schema, or with that of an older release.
+/// As [`open`]; also when the database has no schema, or that of an older release.
 pub async fn open_without_appender(
     settings: Settings,
     migrations: Migrations,
@@ -60,7 +62,9 @@ pub async fn open_without_appender(
     settings.check()?;
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
     if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
-        return Err(Error::Settings(format!("there is no database {file}: is it the right folder, or database_url?")));
+        return Err(Error::Settings(format!(
+            "there is no database {file}: check the working directory and database_url"
+        )));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
         Ok((log, db)) => log.ensure_schema(&db, migrations).await?,
@@ -68,16 +72,16 @@ pub async fn open_without_appender(
         Err(error) => return Err(error),
     }
     let (log, db) = Log::open(&settings, upcasters, Access::Beside).await?;
-    // What is done here nobody waits for over the bus.
+    // No process waits on the bus for the work of a CLI command.
     let settings = Settings { nats_url: String::new(), ..settings };
     start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
 }
 
-/// Connects to the database and to NATS and looks whether a server could work with them. Gives what an operator should
-/// know, a sentence each; nothing is changed.
+/// Connects to the database and to NATS and checks whether a server could work with them. Changes nothing. Returns
+/// advice for the operator, one item for each finding.
 ///
 /// # Errors
-/// What keeps a server from starting.
+/// The reason why a server would not start.
 pub async fn check(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
     settings.check()?;
     let mut notes = Vec::new();
@@ -112,7 +116,7 @@ async fn start(
         _ => Some(Bus::connect(&settings, incarnation.clone()).await?),
     };
     let appender = Appender::start(log.clone(), &settings, head.clone(), tail.clone(), &tracker)
-        .map_err(|error| Error::Settings(format!("the appender cannot start: {error}")))?;
+        .map_err(|error| Error::Settings(format!("cannot start the appender: {error}")))?;
     if let Database::Sqlite(log) = &log.database {
         tracker.spawn(log.disk.clone().watch(stop.clone()));
     }
@@ -122,7 +126,7 @@ async fn start(
     Ok(Store { inner: Arc::new(inner), stop, tracker })
 }
 
-/// The log, its stream, and the read models' database. Cheap to clone.
+/// The log, its subscriptions, and the read models' database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -133,23 +137,24 @@ pub struct Store {
 struct Inner {
     log: Log,
     db: Db,
-    /// The log's database, for what is kept beside the log.
+    /// The log's database, for the tables beside the events.
     log_db: Db,
     bus: Option<Bus>,
     appender: Appender,
     head: watch::Sender<i64>,
     tail: Tail,
-    /// Whether this process learns of what others append without the stream.
+    /// Whether this process is notified of the heads of other processes, and so does not need the JetStream stream.
     follows_heads: AtomicBool,
     incarnation: String,
     settings: Settings,
 }
 
 impl Store {
-    /// Appends events to one stream or several, together or not at all. When it returns `Ok`, they are durable.
+    /// Appends events to one or more streams. All changes commit together or not at all. When it returns `Ok`, they are
+    /// durable.
     ///
     /// # Errors
-    /// After an [`AppendError::Store`] the outcome may be unknown; after any other nothing was written.
+    /// After [`AppendError::Store`] the outcome may be unknown. After any other error nothing was written.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         if let Some(trouble) = self.disk().and_then(Disk::trouble) {
             METRICS.failures.add(1, &[]);
@@ -158,36 +163,38 @@ impl Store {
         self.inner.appender.append(append).await
     }
 
-    /// Whether an append of this source would be refused with [`Error::Overloaded`] now: what leads to one need not be
-    /// done.
+    /// Returns whether an append of this source would be refused with [`Error::Overloaded`] now, so that a caller can
+    /// skip the work that leads to the append.
     pub fn is_overloaded(&self, source: u64) -> bool {
         self.inner.appender.is_overloaded(source)
     }
 
-    /// Whether answers wait for the processor rather than for the database: then every refusal costs what is lacking.
+    /// Returns whether answers wait for the processor rather than for the database. In that case every refusal costs
+    /// processor time that is already scarce.
     pub fn is_short_of_processor(&self) -> bool {
         self.inner.appender.is_short_of_processor()
     }
 
-    /// How long an append may be expected to wait.
+    /// Returns the maximum expected wait of an append.
     pub fn append_wait_max(&self) -> Duration {
         self.inner.settings.append_wait_max()
     }
 
-    /// Removes the JetStream stream that this log has filled, or, with `of_anybody`, whichever has the name; whether it was
-    /// there. To be done before [`Store::renew`].
+    /// Deletes the JetStream stream if it belongs to this log, or, with `of_anybody`, in any case. Returns whether the
+    /// stream existed. To be called before [`Store::renew`].
     ///
     /// # Errors
-    /// NATS is away; a stream of another incarnation: of another store, or of this one from after the backup.
+    /// NATS is unavailable, or the stream belongs to another incarnation: to another store, or to this store before it
+    /// was restored from a backup.
     pub async fn remove_stream(&self, nats_url: &str, of_anybody: bool) -> Result<bool, Error> {
         let settings = Settings { nats_url: nats_url.to_owned(), ..self.inner.settings.clone() };
         Bus::connect(&settings, self.incarnation().to_owned()).await?.remove(of_anybody).await
     }
 
-    /// Gives a log that was restored another incarnation, which its next reader sees, and returns it.
+    /// Gives a restored log another incarnation and returns it. Processes use it after they open the store again.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn renew(&self) -> Result<String, Error> {
         let incarnation = uuid::Uuid::new_v4().to_string();
         self.inner.log.rename(&incarnation).await?;
@@ -198,21 +205,20 @@ impl Store {
         &self.inner.settings
     }
 
-    /// Position of the last event.
+    /// Returns the position of the last event; 0 when the log is empty.
     pub async fn head(&self) -> Result<i64, Error> {
         Ok(self.inner.log.head().await?.0)
     }
 
-    /// Makes sure that a command would be stored now: something is written over the appender's own connection and rolled
-    /// back.
+    /// Checks that a command could be stored now: writes over the appender's own connection and rolls back.
     ///
     /// # Errors
-    /// The database is away, read-only, or does not give the appender a connection.
+    /// The database is unavailable or read-only, or the appender gets no connection.
     pub async fn probe(&self) -> Result<(), Error> {
         self.inner.appender.probe().await
     }
 
-    /// Whether the database syncs what it commits to its disk.
+    /// Returns whether the database syncs its commits to the disk.
     pub fn is_durable(&self) -> bool {
         match &self.inner.log.database {
             Database::Sqlite(_) => true,
@@ -220,10 +226,10 @@ impl Store {
         }
     }
 
-    /// Measures where the log stands, and the connection to NATS.
+    /// Records the position of the log and the state of the NATS connection in the metrics. Returns the position.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn observe(&self) -> Result<i64, Error> {
         if let Some(connected) = self.nats_connected() {
             METRICS.nats_connected.record(connected.into(), &[]);
@@ -233,28 +239,28 @@ impl Store {
         Ok(head)
     }
 
-    /// Names this log: a restored or replaced store has another incarnation.
+    /// Returns the log's incarnation. A restored or replaced log has another one.
     pub fn incarnation(&self) -> &str {
         &self.inner.incarnation
     }
 
-    /// Events after a position, in order, at most `limit`.
+    /// Returns the events with `position > after`, in order, at most `limit`, in their newest versions.
     pub async fn read(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, Error> {
         Ok(self.inner.log.read(after, limit).await?)
     }
 
-    /// The same, as they are stored.
+    /// Returns the events with `position > after`, in order, at most `limit`, in their stored versions.
     pub async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, Error> {
         Ok(self.inner.log.read_stored(after, limit).await?)
     }
 
-    /// Writes events of another log with their positions, which must follow the head. Not to be called while anybody
-    /// appends.
+    /// Writes events of another log with their positions. The first position must follow the head. Not to be called
+    /// while appends are possible.
     pub async fn restore(&self, events: Vec<RecordedEvent>) -> Result<(), Error> {
         Ok(self.inner.log.restore(&events).await?)
     }
 
-    /// One aggregate's events with `after < sequence <= to`, in order, at most `limit`.
+    /// Returns the events of one aggregate with `after < sequence <= to`, in order, at most `limit`.
     pub async fn read_stream(
         &self,
         aggregate_type: &str,
@@ -266,7 +272,7 @@ impl Store {
         Ok(self.inner.log.read_stream(aggregate_type, aggregate_id, after, to, limit).await?)
     }
 
-    /// All events of several aggregates with `position < before`, stream by stream.
+    /// Returns all events of several aggregates with `position < before`, stream by stream.
     pub async fn read_streams(
         &self,
         aggregate_type: &str,
@@ -276,14 +282,15 @@ impl Store {
         Ok(self.inner.log.read_streams(aggregate_type, aggregate_ids, before).await?)
     }
 
-    /// Every event after a position, for ever, in batches that a busy log makes larger. A process that follows the heads
-    /// of others ([`Store::start_write_tasks`], [`Store::follow_heads`]) follows the log, whose end it has in memory where
-    /// it writes itself; every other process follows the stream.
+    /// Subscribes to every event after a position. Batches grow when the log is busy. A process that is notified of the
+    /// heads of other processes ([`Store::start_write_tasks`], [`Store::follow_heads`]) reads the log, and takes the
+    /// events that it has just appended itself from memory. Every other process reads the JetStream stream.
     pub fn subscribe(&self, after: i64) -> Subscription {
         self.subscription(after, Pace::Gathered)
     }
 
-    /// The same without a pause between batches, for subscribers that are waited for.
+    /// Subscribes to every event after a position, without a pause between batches: for subscribers on which other work
+    /// waits.
     pub fn subscribe_at_once(&self, after: i64) -> Subscription {
         self.subscription(after, Pace::AtOnce)
     }
@@ -300,30 +307,30 @@ impl Store {
         )
     }
 
-    /// One event for each of these positions that the log has, in order.
+    /// Returns the events at these positions, in order. Positions without an event are skipped.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, Error> {
         Ok(self.inner.log.read_positions(positions).await?)
     }
 
-    /// The record of an idempotency key, where it was used.
+    /// Returns the record of an idempotency key, if the key was used.
     pub async fn idempotency_record(&self, scope: &str, key: &str) -> Result<Option<IdempotencyRecord>, Error> {
         Ok(self.inner.log.idempotency_record(scope, key).await?)
     }
 
-    /// The read models' database.
+    /// Returns the read models' database.
     pub fn db(&self) -> &Db {
         &self.inner.db
     }
 
-    /// The log's database.
+    /// Returns the log's database.
     pub(crate) fn log_db(&self) -> &Db {
         &self.inner.log_db
     }
 
-    /// The disk of a store in SQLite.
+    /// Returns the disk monitor of an SQLite store; `None` for PostgreSQL.
     pub fn disk(&self) -> Option<&Disk> {
         match &self.inner.log.database {
             Database::Sqlite(log) => Some(&log.disk),
@@ -331,12 +338,12 @@ impl Store {
         }
     }
 
-    /// Whether the connection to NATS stands; `None` where the stream runs in process.
+    /// Returns whether NATS is connected; `None` when NATS is not configured.
     pub fn nats_connected(&self) -> Option<bool> {
         self.inner.bus.as_ref().map(Bus::is_connected)
     }
 
-    /// Why events do not reach the stream, if they do not.
+    /// Returns the reason why events do not reach the JetStream stream; `None` while they do, or without NATS.
     pub fn nats_trouble(&self) -> Option<String> {
         self.inner.bus.as_ref().and_then(Bus::trouble)
     }
@@ -346,41 +353,43 @@ impl Store {
         Leadership::win(&self.inner.log, role).await
     }
 
-    /// Leads in a role, if nobody else does.
+    /// Tries once to lead in a role. Returns `None` when another process leads.
     pub async fn try_lead(&self, role: &str) -> Result<Option<Leadership>, Error> {
         Leadership::try_win(&self.inner.log, role).await
     }
 
-    /// Tells the other processes of a position; it may be lost, whoever listens polls as well.
+    /// Notifies all processes of a position. Delivery is not guaranteed, so receivers must also poll.
     pub async fn notify_position(&self, topic: &str, position: i64) {
         self.broadcast(topic, position.to_string().into()).await;
     }
 
-    /// Positions that processes tell of; ends never.
+    /// Returns the positions that processes publish on a topic. The stream never ends.
     pub async fn positions(&self, topic: &str) -> BoxStream<'static, i64> {
         let position = |message: Vec<u8>| std::str::from_utf8(&message).ok().and_then(|text| text.parse().ok());
         self.listen(topic).await.filter_map(move |message| std::future::ready(position(message))).boxed()
     }
 
-    /// Tells all processes, this one too, something small that may be lost. Embedded there are none, and nothing is sent.
+    /// Publishes a small message to all processes, including this one. Delivery is not guaranteed. Without NATS nothing
+    /// is sent.
     pub async fn broadcast(&self, topic: &str, message: Vec<u8>) {
         if let Some(bus) = &self.inner.bus {
             bus.broadcast(topic, message).await;
         }
     }
 
-    /// What processes tell under a topic; ends never.
+    /// Returns the messages that processes publish on a topic. The stream never ends.
     pub async fn listen(&self, topic: &str) -> BoxStream<'static, Vec<u8>> {
         if let Some(bus) = &self.inner.bus {
             match bus.listen(topic).await {
                 Ok(told) => return told.chain(futures::stream::pending()).boxed(),
-                Err(error) => tracing::warn!(%error, topic, "nothing is heard from other processes"),
+                Err(error) => tracing::warn!(%error, topic, "Could not subscribe to the messages of other processes."),
             }
         }
         futures::stream::pending().boxed()
     }
 
-    /// Starts what the write role needs besides the appender: the relay to JetStream, and the sweep of old idempotency keys.
+    /// Starts the tasks of the write role besides the appender: the relay to JetStream, and the removal of old
+    /// idempotency keys.
     pub fn start_write_tasks(&self) {
         self.follow_heads();
         let store = self.clone();
@@ -391,7 +400,8 @@ impl Store {
         }
     }
 
-    /// Has this process learn at once what others append, and tell others what it appends.
+    /// Starts to exchange heads with the other processes: this process learns at once of events that others append, and
+    /// others learn of its own.
     pub fn follow_heads(&self) {
         if self.inner.follows_heads.swap(true, Ordering::Relaxed) || self.inner.bus.is_none() {
             return;
@@ -419,7 +429,7 @@ impl Store {
         let lead = async {
             loop {
                 let mut leadership = self.lead("relay").await;
-                tracing::info!("relay: leading");
+                tracing::info!("Relay started: this process is its leader.");
                 let lost = async {
                     while leadership.check().await.is_ok() {
                         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -428,7 +438,7 @@ impl Store {
                 tokio::select! {
                     () = bus.relay(&self.inner.log, &self.inner.tail, self.inner.head.subscribe(), &self.stop) => return,
                     () = lost => {
-                        tracing::warn!("relay: leadership lost");
+                        tracing::warn!("Relay stopped: this process lost the leadership.");
                         bus.out_of_trouble();
                     }
                 }
@@ -455,7 +465,7 @@ impl Store {
             match self.inner.log.purge_idempotency_before(now_us() - keep_us).await {
                 Ok(5000) => continue,
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "old idempotency keys not removed"),
+                Err(error) => tracing::warn!(%error, "Could not remove old idempotency keys."),
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(600)) => {}

@@ -1,4 +1,5 @@
-//! The stream as readers see it: every event after a position, in order, once, whatever happens to the transport.
+//! Subscriptions to the log: a reader gets every event after a position, in order, exactly once, even when the
+//! transport fails.
 
 use std::time::{Duration, Instant};
 
@@ -13,41 +14,43 @@ use crate::log::Log;
 use crate::tail::Tail;
 use crate::upcast::upcast;
 
-/// Events in one batch, at most.
+/// Maximum number of events in one batch.
 const BATCH_MAX: usize = 2_000;
-/// How long a reader trusts a silent transport before it looks into the log itself.
+/// Time without messages or notifications after which a reader reads the log itself.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// A busy stream is taken in fewer, larger pieces, because each costs its reader a transaction: the shortest time from
-/// one batch to the next, after a small one and after a large one. The first event after a pause does not wait.
+/// A busy log is read in fewer, larger batches, because each batch costs its reader a transaction. These are the
+/// minimum times between two batches, after a small batch and after a large one. The first event after a pause does not
+/// wait.
 const GATHER: Duration = Duration::from_millis(5);
 const GATHER_MANY: Duration = Duration::from_millis(40);
-/// Events that make a batch a large one.
+/// Number of events that makes a batch a large one.
 const MANY: usize = 100;
 
-/// How long the bus may take to hand over the stream, and how long it is left alone when it did not.
+/// Maximum time for NATS to open the JetStream stream, and time for which it is not tried again after a failure.
 const BUS_WITHIN: Duration = Duration::from_secs(1);
 const BUS_AGAIN: Duration = Duration::from_secs(3);
 
-/// How a subscriber takes a busy stream.
+/// How a subscriber receives the events of a busy log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// In fewer, larger pieces.
+    /// In fewer, larger batches.
     Gathered,
-    /// As it comes.
+    /// Without a pause between batches.
     AtOnce,
 }
 
-/// Where the events come from at the moment.
+/// Current source of the events.
 enum Source {
-    /// The log, woken by the appender of this process.
+    /// The log. The appender of this process wakes the reader.
     Log,
-    /// JetStream, which continues where the log was read to.
+    /// The JetStream stream, from the position up to which the log was read.
     Stream(Box<futures::stream::ReadyChunks<pull::Ordered>>),
 }
 
-/// A reader of the stream. Positions are dense, so it sees a gap or a repeat at once: a gap is filled from the log, a
-/// repeat is dropped. When the transport is dead or silent, or says what the log does not, the log is read instead.
+/// A subscription to the log. Positions have no gaps, so it detects missing and repeated events: it reads missing ones
+/// from the log and drops repeated ones. When the transport fails, is silent, or delivers an event that the log does
+/// not have, the subscription reads the log instead.
 pub struct Subscription {
     log: Log,
     tail: Tail,
@@ -56,9 +59,9 @@ pub struct Subscription {
     source: Source,
     last: i64,
     pace: Pace,
-    /// When the next batch may be taken.
+    /// Earliest time of the next batch.
     next_at: Instant,
-    /// When the bus may be asked again, after it did not answer.
+    /// Earliest time of the next attempt to use NATS.
     bus_from: Instant,
 }
 
@@ -84,18 +87,20 @@ impl Subscription {
         }
     }
 
-    /// As if the log had been read up to a position and the stream were to go on.
+    /// Puts the subscription into the state in which it has read the log up to a position and follows the JetStream
+    /// stream.
     #[cfg(test)]
     pub(crate) async fn follow_stream_from(&mut self, position: i64) {
-        let bus = self.bus.as_ref().expect("a bus");
-        let messages = messages(bus, position + 1).await.expect("a stream");
+        let bus = self.bus.as_ref().expect("NATS is configured");
+        let messages = messages(bus, position + 1).await.expect("the stream exists");
         self.source = Source::Stream(Box::new(messages.ready_chunks(BATCH_MAX)));
     }
 
-    /// The next events, at least one. Cancel-safe: what was not returned comes again.
+    /// Waits for the next events and returns at least one. Cancel-safe: events that were not returned are returned by
+    /// the next call.
     ///
     /// # Errors
-    /// The database is away; the same call may succeed later.
+    /// The database is unavailable. A later call may succeed.
     pub async fn next(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         tokio::time::sleep_until(self.next_at.into()).await;
         loop {
@@ -108,7 +113,7 @@ impl Subscription {
             };
             if let Some(event) = batch.last() {
                 self.last = event.position;
-                // The stream hands over what it has fetched ahead, so a long pause there would only slow it down.
+                // The JetStream client has already fetched further messages, so a long pause would only cause delay.
                 let pause = match (self.pace, &self.source, batch.len()) {
                     (Pace::AtOnce, ..) | (_, _, BATCH_MAX..) => Duration::ZERO,
                     (_, Source::Log, MANY..) => GATHER_MANY,
@@ -120,7 +125,8 @@ impl Subscription {
         }
     }
 
-    /// What follows in the log: from memory where this process appended it just now, else from the database.
+    /// Reads the next events of the log: from memory if this process appended them recently, otherwise from the
+    /// database.
     async fn read_on(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         match self.tail.after(self.last, BATCH_MAX) {
             Some(events) => Ok(events),
@@ -128,7 +134,8 @@ impl Subscription {
         }
     }
 
-    /// Reads on in the log; at its end, embedded: waits to be woken, scaled: goes over to the stream.
+    /// Reads the next events of the log. At the end of the log it switches to the JetStream stream, or, without NATS,
+    /// waits to be woken.
     async fn read_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         self.head.borrow_and_update();
         let batch = self.read_on().await?;
@@ -144,7 +151,7 @@ impl Subscription {
                         return Ok(batch);
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "reading the log while the stream is away");
+                        tracing::debug!(%error, "The JetStream stream is unavailable. Reading the log instead.");
                         self.bus_from = Instant::now() + BUS_AGAIN;
                     }
                 }
@@ -152,7 +159,7 @@ impl Subscription {
             _ => {}
         }
         if batch.is_empty() {
-            // A timeout is the poll for writers that cannot wake us.
+            // The timeout makes the reader poll for events of writers that cannot wake it.
             let _ = tokio::time::timeout(SILENCE, self.head.changed()).await;
         }
         Ok(batch)
@@ -163,7 +170,7 @@ impl Subscription {
         chunk: Option<Option<Vec<Result<async_nats::jetstream::Message, pull::OrderedError>>>>,
     ) -> Result<Vec<RecordedEvent>, Error> {
         let Some(chunk) = chunk else {
-            // Silent: either nothing happened, or the relay is dead. The log knows.
+            // No messages: either nothing was appended, or the relay has failed. The log shows which.
             let batch = self.log.read(self.last, BATCH_MAX as i64).await?;
             if !batch.is_empty() {
                 self.source = Source::Log;
@@ -172,10 +179,13 @@ impl Subscription {
         };
         let batch = self.gather(chunk.unwrap_or_default()).await?;
         match batch.last() {
-            // Only repeats, or the end of the stream: start over from the log.
+            // The messages were only repeats, or the stream ended: read the log again.
             None => self.source = Source::Log,
             Some(last) if !holds(&self.log, last).await? => {
-                tracing::warn!(position = last.position, "the stream is not of this log: reading the log itself");
+                tracing::warn!(
+                    position = last.position,
+                    "The JetStream stream has an event that is not in the log. Reading the log instead."
+                );
                 self.leave();
                 return Ok(Vec::new());
             }
@@ -184,13 +194,13 @@ impl Subscription {
         Ok(batch)
     }
 
-    /// Back to the log, for a while.
+    /// Switches to the log and leaves NATS alone for a while.
     fn leave(&mut self) {
         self.source = Source::Log;
         self.bus_from = Instant::now() + BUS_AGAIN;
     }
 
-    /// What of the messages is new, without a gap.
+    /// Returns the new events among the messages. Missing events are read from the log.
     async fn gather(
         &mut self,
         chunk: Vec<Result<async_nats::jetstream::Message, pull::OrderedError>>,
@@ -201,12 +211,12 @@ impl Subscription {
             let event = message
                 .map_err(|e| e.to_string())
                 .and_then(|message| RecordedEvent::from_message(&message.payload).map_err(|e| e.to_string()))
-                // The relay may be of an older release.
+                // The relay may run an older release.
                 .map(|event| upcast(&self.log.upcasters, event));
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {
-                    tracing::warn!(error, "the stream failed: back to the log");
+                    tracing::warn!(error, "Reading the JetStream stream failed. Reading the log instead.");
                     self.source = Source::Log;
                     return Ok(batch);
                 }
@@ -214,7 +224,7 @@ impl Subscription {
             while event.position > last + 1 {
                 let missing = self.log.read(last, (event.position - 1 - last).min(BATCH_MAX as i64)).await?;
                 if batch.len() >= BATCH_MAX {
-                    // Far behind the stream's first message: the log is read on from here.
+                    // The first message of the stream is far ahead, so the log is read from here.
                     self.source = Source::Log;
                     return Ok(batch);
                 }
@@ -222,7 +232,7 @@ impl Subscription {
                     tracing::warn!(
                         position = event.position,
                         last,
-                        "the stream goes beyond the log: reading the log itself"
+                        "The JetStream stream is ahead of the log. Reading the log instead."
                     );
                     self.leave();
                     return Ok(batch);
@@ -239,14 +249,14 @@ impl Subscription {
     }
 }
 
-/// Whether the log has this event where the stream has it. A log that was restored lacks what the stream still has at its
-/// end, so the last event of a batch speaks for those before it.
+/// Returns whether the log has this event at the same position as the JetStream stream. A log restored from a backup
+/// lacks events at its end, so it is enough to check the last event of a batch.
 async fn holds(log: &Log, event: &RecordedEvent) -> Result<bool, Error> {
     let known = log.read_stored(event.position - 1, 1).await?;
     Ok(known.first().is_some_and(|known| known.position == event.position && known.id() == event.id()))
 }
 
 async fn messages(bus: &Bus, from: i64) -> Result<pull::Ordered, Error> {
-    let silent = |_| Error::Nats(format!("no answer for {BUS_WITHIN:?}"));
+    let silent = |_| Error::Nats(format!("no answer within {BUS_WITHIN:?}"));
     tokio::time::timeout(BUS_WITHIN, bus.messages(from)).await.map_err(silent)?
 }

@@ -1,5 +1,5 @@
-//! Tables of read models: rows are text and integers, and the SQL that makes and fills a table stands here for both
-//! databases, so that a projection is written once.
+//! Tables of read models. Rows consist of text and integers. The SQL that creates and fills a table is generated here
+//! for both databases, so that a projection is written only once.
 
 /// A column's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,66 +36,67 @@ impl From<Option<i64>> for Value {
     }
 }
 
-/// What a written row does to the row that is there.
+/// How a written row changes the column of an existing row with the same key.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Merge {
-    /// Part of the primary key.
+    /// The column is part of the primary key.
     Key,
-    /// Replaces.
+    /// The new value replaces the old one.
     Set,
-    /// Is added, up to the largest integer.
+    /// The new value is added to the old one; the sum is limited to the largest 64-bit integer.
     Add,
-    /// The smaller stays.
+    /// The smaller value is kept.
     Min,
-    /// The larger stays.
+    /// The larger value is kept.
     Max,
-    /// Replaces, unless the row that is there has the larger value in this integer column: it came later, whatever the
-    /// order of writing.
+    /// The new value replaces the old one, unless the existing row has a larger value in the named integer column. The
+    /// result therefore does not depend on the order of writes.
     Latest(&'static str),
 }
 
 /// A column of a read model's table.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
-    /// Its name in both databases.
+    /// Name of the column in both databases.
     pub name: &'static str,
-    /// What a written row does to it.
+    /// How a written row changes the column.
     pub merge: Merge,
     pub(crate) int: bool,
     nullable: bool,
 }
 
-/// A text column.
+/// Declares a text column.
 pub const fn text(name: &'static str, merge: Merge) -> Column {
     Column { name, merge, int: false, nullable: false }
 }
 
-/// An integer column.
+/// Declares an integer column.
 pub const fn int(name: &'static str, merge: Merge) -> Column {
     Column { name, merge, int: true, nullable: false }
 }
 
 impl Column {
-    /// The same column, which may be null.
+    /// Allows null in the column.
     pub const fn nullable(self) -> Self {
         Self { nullable: true, ..self }
     }
 }
 
-/// A read model's table. Each generation has a table of its own behind one view, which has the table's name and is what
-/// queries read.
+/// A table of a read model. Each generation has its own table. Queries read a view, which has the name of this
+/// declaration and shows the serving generation.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
-    /// Its name in both databases.
+    /// Name of the view in both databases; also the prefix of the tables' names.
     pub name: &'static str,
-    /// Its columns, in the order of a row's values.
+    /// The columns, in the order of a row's values.
     pub columns: &'static [Column],
-    /// The columns of each index besides the primary key, as SQL.
+    /// The columns of each index besides the primary key, as SQL: for example `created_at, id`.
     pub indexes: &'static [&'static str],
 }
 
 impl Table {
-    /// What is wrong with a row, if anything: a value for each column, of its kind.
+    /// Returns why a row does not fit the table: it must have one value of the right type for each column. `None` when
+    /// it fits.
     pub fn fault(&self, row: &[Value]) -> Option<String> {
         if row.len() != self.columns.len() {
             let (values, columns) = (row.len(), self.columns.len());
@@ -104,11 +105,11 @@ impl Table {
         let mut pairs = self.columns.iter().zip(row);
         let wrong = pairs.find(|(column, value)| column.int != matches!(value, Value::Int(_)));
         let (column, _) = wrong?;
-        let kind = if column.int { "an integer" } else { "a text" };
-        Some(format!("the column {} of {} takes {kind}", column.name, self.name))
+        let kind = if column.int { "an integer value" } else { "a text value" };
+        Some(format!("the column {} of {} must have {kind}", column.name, self.name))
     }
 
-    /// Name of the table that holds a generation.
+    /// Returns the name of the table of a generation.
     pub(crate) fn of(&self, generation: i64) -> String {
         format!("{}_g{generation}", self.name)
     }
@@ -138,7 +139,8 @@ impl Table {
             .map(|Column { name, merge, .. }| {
                 let table = self.of(generation);
                 match merge {
-                    // SQLite adds in floating point where integers end, and the cast stops at the largest.
+                    // SQLite adds in floating point when integers overflow, and the cast then limits the sum to the
+                    // largest integer.
                     Merge::Add if sqlite => format!("{name} = cast({table}.{name} + excluded.{name} as integer)"),
                     Merge::Add => {
                         format!("{name} = least({table}.{name}::numeric + excluded.{name}, {})::bigint", i64::MAX)
@@ -163,7 +165,7 @@ impl Table {
         self.columns.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
     }
 
-    /// One array a column: PostgreSQL plans the statement once, whatever the number of rows.
+    /// Passes one array for each column, so that PostgreSQL plans the statement once for any number of rows.
     pub(crate) fn postgres_sql(&self, generation: i64) -> String {
         let arrays: Vec<_> = self
             .columns
@@ -176,7 +178,7 @@ impl Table {
         format!("insert into {name} ({columns}) select * from unnest({}) {merge}", arrays.join(", "))
     }
 
-    /// Many rows of placeholders: SQLite has no arrays.
+    /// Passes one placeholder for each value, because SQLite has no arrays.
     pub(crate) fn sqlite_sql(&self, generation: i64, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
         let (name, columns) = (self.of(generation), self.column_names());
@@ -188,11 +190,11 @@ impl Table {
     }
 }
 
-/// Rows in one SQLite statement, at most.
+/// Maximum number of rows in one SQLite statement.
 const SQLITE_ROWS: usize = 64;
 
-/// Rows cut into pieces whose lengths are powers of two, so that few different statements serve every number of rows,
-/// and each is prepared once and kept.
+/// Splits rows into chunks whose lengths are powers of two. A few different statements then cover every number of rows,
+/// and each stays prepared.
 pub(crate) fn sqlite_chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let length = match rows.len() {

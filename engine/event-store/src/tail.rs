@@ -1,19 +1,20 @@
-//! The end of the log in memory: what this process has just committed, for readers that follow closely.
+//! The most recent events in memory: those that this process has just appended, for readers close to the end of the
+//! log.
 //!
-//! Only ever a shortcut. Positions are dense, so a reader sees whether the next event is here, and otherwise reads the
-//! database.
+//! This is only a shortcut. Positions have no gaps, so a reader detects whether the next event is here, and otherwise
+//! reads the database.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::event::RecordedEvent;
 
-/// Events kept, at most.
+/// Maximum number of events kept.
 const EVENTS_MAX: usize = 4_096;
-/// Bytes of payload kept, at most.
+/// Maximum total size of the payloads kept, in bytes.
 const BYTES_MAX: usize = 8 << 20;
 
-/// Cheap to clone.
+/// The most recent events. Cheap to clone; clones share the events.
 #[derive(Clone, Default)]
 pub(crate) struct Tail(Arc<Mutex<Inner>>);
 
@@ -24,7 +25,8 @@ struct Inner {
 }
 
 impl Tail {
-    /// Adds committed events, in order of position. Where another process wrote in between, the tail begins anew.
+    /// Adds committed events, in order of position. If another process has appended in between, the events before that
+    /// gap are dropped.
     pub(crate) fn push(&self, events: impl IntoIterator<Item = RecordedEvent>) {
         let mut inner = self.lock();
         for event in events {
@@ -40,7 +42,7 @@ impl Tail {
         }
     }
 
-    /// The events that follow a position, at least one; `None` where the database has to be asked.
+    /// Returns the events after a position, at least one and at most `limit`; `None` when the database must be read.
     pub(crate) fn after(&self, position: i64, limit: usize) -> Option<Vec<RecordedEvent>> {
         let inner = self.lock();
         let first = inner.events.front()?.position;
@@ -81,11 +83,11 @@ mod tests {
         let tail = Tail::default();
         assert_eq!(positions(&tail, 0), None);
         tail.push([event(5, 1), event(6, 1)]);
-        assert_eq!(positions(&tail, 3), None, "4 is not here");
+        assert_eq!(positions(&tail, 3), None, "position 4 is missing");
         assert_eq!(positions(&tail, 4), Some(vec![5, 6]));
-        assert_eq!(positions(&tail, 6), None, "nothing follows yet");
+        assert_eq!(positions(&tail, 6), None, "no event follows");
         tail.push([event(9, 1)]);
-        assert_eq!(positions(&tail, 6), None, "7 and 8 are another's");
+        assert_eq!(positions(&tail, 6), None, "another process appended 7 and 8");
         assert_eq!(positions(&tail, 8), Some(vec![9]));
     }
 

@@ -1,5 +1,5 @@
-//! Where an event stands in the trace of the request that led to it. Spans are made for sampled requests only; the
-//! others cost a look into the metadata.
+//! Spans of the work on events, as parts of the traces of the requests that led to the events. Spans are created for
+//! sampled requests only; for other events the cost is one search in the metadata.
 
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{Link, SpanBuilder, SpanContext, SpanKind, TraceContextExt, Tracer};
@@ -7,16 +7,16 @@ use opentelemetry::{Context, KeyValue, global};
 
 use crate::event::RecordedEvent;
 
-/// A span; it ends when dropped.
+/// A span that ends when it is dropped.
 pub struct Span(Context);
 
 impl Span {
-    /// Where it stands, for links and children.
+    /// Returns the span's context, for links and child spans.
     pub fn context(&self) -> &Context {
         &self.0
     }
 
-    /// Says more of it.
+    /// Sets attributes of the span.
     pub fn describe(&self, attributes: impl IntoIterator<Item = KeyValue>) {
         self.0.span().set_attributes(attributes);
     }
@@ -28,7 +28,7 @@ impl Drop for Span {
     }
 }
 
-/// Begins a span of what is done with an event; `None` where its request is not traced.
+/// Starts a span for work on an event; `None` when the event's request is not sampled.
 pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Option<Span> {
     let parent = event.metadata_text("traceparent").filter(|value| is_sampled(value))?;
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Traceparent(parent)));
@@ -45,11 +45,12 @@ pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Op
     Some(begin(builder, &parent))
 }
 
-/// Begins the span of a transaction that several requests share: a trace of its own, linked to theirs.
+/// Starts the span of a transaction that several requests share, with links to the spans of all sampled requests;
+/// `None` when no request is sampled.
 pub(crate) fn shared(name: &'static str, of: impl Iterator<Item = SpanContext>) -> Option<Span> {
     let links: Vec<_> = of.filter(SpanContext::is_sampled).map(Link::with_context).collect();
     let first = links.first()?.span_context.clone();
-    // Part of the first one's trace, so that it is sampled as that is.
+    // The span becomes a child of the first request's span, so that it is sampled as well.
     let parent = Context::new().with_remote_span_context(first);
     Some(begin(SpanBuilder::from_name(name).with_kind(SpanKind::Internal).with_links(links), &parent))
 }
@@ -58,12 +59,12 @@ fn begin(builder: SpanBuilder, parent: &Context) -> Span {
     Span(parent.with_span(global::tracer("docket").build_with_context(builder, parent)))
 }
 
-/// Writes where a span stands into a message's headers.
+/// Writes a span's context into the headers of a message.
 pub(crate) fn inject(span: &Span, headers: &mut async_nats::HeaderMap) {
     global::get_text_map_propagator(|propagator| propagator.inject_context(span.context(), &mut Headers(headers)));
 }
 
-/// The flag of W3C Trace Context, its last digit.
+/// Returns whether the `sampled` flag of a W3C `traceparent` is set: the lowest bit of its last digit.
 fn is_sampled(traceparent: &str) -> bool {
     traceparent.len() == 55 && traceparent.bytes().last().is_some_and(|digit| matches!(digit, b'1' | b'3'))
 }

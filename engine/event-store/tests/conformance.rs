@@ -1,4 +1,4 @@
-//! What a store promises: the same tests run on both backends.
+//! Guarantees of the store. The same tests run on both databases.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl EventType for Counted {
     }
 }
 
-/// Nothing can be asked of it: these tests append events of their own.
+/// A command type without commands: these tests append events directly.
 struct NoCommand;
 
 impl CommandType for NoCommand {
@@ -75,7 +75,7 @@ impl Refusal for Refused {
     }
 }
 
-/// Aggregates that count: enough to load.
+/// Declares an aggregate that sums the numbers of its events.
 macro_rules! counting {
     ($name:ident, $aggregate_type:literal, $state_version:literal) => {
         #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ macro_rules! counting {
     };
 }
 
-/// Version 0 said `plus`.
+/// In version 0 the member `by` was called `plus`.
 const UPCASTERS: &[Upcaster] = &[Upcaster {
     event_type: "Added",
     from: "0",
@@ -120,9 +120,9 @@ const UPCASTERS: &[Upcaster] = &[Upcaster {
 }];
 
 counting!(Counter, "counter", 1);
-// The same aggregate in a later release, whose state looks the same and means something else.
+// The counter in a later release: its state has the same JSON form but another meaning.
 counting!(NextCounter, "counter", 2);
-// Another type with the same events.
+// Another aggregate type with the same events.
 counting!(Gauge, "gauge", 1);
 
 fn upcasters() -> Upcasters {
@@ -143,17 +143,17 @@ fn write(aggregate_type: &str, id: &str, expected_version: i64, by: &[i64]) -> S
     StreamWrite { stream: StreamId::new(aggregate_type, id), expected_version, events, lineage: None }
 }
 
-/// An append to one counter.
+/// Builds an append to one counter.
 fn append(id: &str, expected_version: i64, by: &[i64]) -> Append {
     Append { writes: vec![write(Counter::TYPE, id, expected_version, by)], ..Append::default() }
 }
 
-/// A counter at a version.
+/// Builds a check of a counter's version.
 fn check(id: &str, version: i64) -> StreamCheck {
     StreamCheck { stream: StreamId::new(Counter::TYPE, id), version }
 }
 
-/// An answer about a counter.
+/// Builds an idempotency record whose answer describes a counter.
 fn idempotency(key: &str, id: &str) -> Option<Idempotency> {
     Some(Idempotency {
         scope: "me".into(),
@@ -179,7 +179,7 @@ fn migrations() -> Migrations {
     }
 }
 
-/// A store in its own database, which goes with it.
+/// A store with its own database, which is removed when this value is dropped.
 struct Backend {
     store: Store,
     settings: Settings,
@@ -194,7 +194,7 @@ async fn reopened(settings: &Settings) -> Store {
 }
 
 async fn reopened_beside(settings: &Settings) -> Store {
-    open_without_appender(settings.clone(), migrations(), upcasters()).await.expect("the store opens a second time")
+    open_without_appender(settings.clone(), migrations(), upcasters()).await.expect("a second process opens the store")
 }
 
 async fn sqlite() -> Backend {
@@ -211,7 +211,7 @@ async fn postgres() -> Backend {
     Backend { store: reopened(&settings).await, settings, _folder: folder, _postgres: Some(postgres) }
 }
 
-/// A connection of somebody else to the log.
+/// A connection of another program to the log's database.
 enum Other {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -235,7 +235,7 @@ impl Other {
         number
     }
 
-    /// Takes the lock that every append needs, until this connection commits.
+    /// Acquires the lock that every append needs, until this connection commits.
     async fn hold(&mut self) {
         match self {
             Self::Sqlite(_) => self.sql("begin immediate").await,
@@ -256,7 +256,8 @@ impl Backend {
         self.other().await.number(sql).await
     }
 
-    /// A second process that appends. SQLite admits none: there it is the first one.
+    /// Opens the store in the role of a second appending process. SQLite allows only one, so there it returns the
+    /// first.
     async fn second_writer(&self) -> Store {
         match &self._postgres {
             Some(_) => reopened(&self.settings).await,
@@ -267,7 +268,7 @@ impl Backend {
     /// Waits until an append waits for the lock.
     async fn appender_waits(&self) {
         if self._postgres.is_none() {
-            // SQLite shows no waiting connection.
+            // SQLite does not report waiting connections.
             return tokio::time::sleep(Duration::from_millis(50)).await;
         }
         while self.number("select count(*) from pg_locks where not granted").await == 0 {
@@ -275,7 +276,7 @@ impl Backend {
         }
     }
 
-    /// Appends in one batch: they come in this order while the appender waits for the lock.
+    /// Appends in one batch: the appends are queued in this order while the appender waits for the lock.
     async fn append_together(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
         let mut other = self.other().await;
         other.hold().await;
@@ -360,10 +361,10 @@ async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
         assert_eq!(event.sequence, *sequence, "a stream has no gap");
     }
     let positions: HashSet<i64> = taken.iter().map(|appended| appended.position).collect();
-    assert_eq!(positions.len(), taken.len(), "no two commands were told the same position");
+    assert_eq!(positions.len(), taken.len(), "each command gets its own position");
     for Appended { versions, position } in taken {
-        assert_eq!(vec![log[position as usize - 1].sequence], versions, "what was acknowledged is there");
-        // One command's events lie side by side.
+        assert_eq!(vec![log[position as usize - 1].sequence], versions, "an acknowledged event is in the log");
+        // The events of one command are adjacent.
         assert_eq!(log[position as usize - 2].aggregate_id, log[position as usize - 1].aggregate_id);
     }
 }
@@ -377,7 +378,7 @@ async fn a_loser_writes_nothing_and_disturbs_nobody(backend: Backend) {
     });
     let outcomes = futures::future::join_all(attempts).await;
     let won = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    assert_eq!(won, 10, "only new streams at version 0 win");
+    assert_eq!(won, 10, "only appends that create a stream win");
     let lost = |outcome: &Result<_, _>| matches!(outcome, Err(AppendError::Conflict { .. }));
     assert_eq!(outcomes.iter().filter(|outcome| lost(outcome)).count(), 30);
     assert_eq!(store.head().await.unwrap(), 11);
@@ -398,10 +399,10 @@ async fn a_key_has_one_effect(backend: Backend) {
     assert_eq!((record.request_hash.as_str(), record.status), ("h", 201));
     assert_eq!((vec![record.version], record.position), (won[0].versions.clone(), won[0].position));
     assert_eq!(store.idempotency_record("you", "k").await.unwrap(), None);
-    // A conflict gives the key back.
+    // After a conflict the key can be used again.
     store.append(Append { idempotency: idempotency("k2", "z"), ..append("z", 3, &[1]) }).await.unwrap_err();
     let first = store.append(Append { idempotency: idempotency("k2", "z"), ..append("z", 0, &[1]) }).await.unwrap();
-    // Nothing to write, and yet an answer to record: that of the stream, not of the log's head.
+    // An append without events still records an answer: with the position of the stream, not of the log's head.
     store.append(append("elsewhere", 0, &[1])).await.unwrap();
     let nothing = |version| {
         let unchanged = Some(Unchanged { version, position: first.position });
@@ -487,7 +488,10 @@ async fn foreign_rows_get_positions(backend: Backend) {
         }
     }
     let refused = backend.store.append(append("a", 1, &[1])).await;
-    assert!(matches!(refused, Err(AppendError::Conflict { actual: 3, .. })), "the foreign rows count");
+    assert!(
+        matches!(refused, Err(AppendError::Conflict { actual: 3, .. })),
+        "rows of foreign code are part of the stream"
+    );
     backend.store.append(append("a", 3, &[100])).await.unwrap();
     let log = backend.store.read(0, 10).await.unwrap();
     assert_eq!(log.iter().map(|event| event.position).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -520,7 +524,7 @@ async fn a_reopened_store_is_the_same(backend: Backend) {
     let incarnation = backend.store.incarnation().to_owned();
     let Backend { store, settings, _folder, _postgres } = backend;
     drop(store);
-    // The appender's task ends with the last handle; only then is the file free again.
+    // The appender's task ends after the last handle is dropped. Only then is the database file unlocked.
     let mut again =
         open(settings.clone(), migrations(), upcasters(), CancellationToken::new(), TaskTracker::new()).await;
     for _ in 0..100 {
@@ -537,7 +541,7 @@ async fn a_reopened_store_is_the_same(backend: Backend) {
 }
 
 async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
-    // NUL is no text for PostgreSQL; SQLite takes it.
+    // PostgreSQL refuses NUL in a text; SQLite accepts it.
     let bad = append("b\0ad", 0, &[1]);
     let attempts = [
         backend.store.append(bad),
@@ -557,7 +561,7 @@ async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
     old.writes[0].events[0].event_version = "0";
     old.writes[0].events[0].payload = r#"{"Added":{"plus":5}}"#.into();
     store.append(old).await.unwrap();
-    // From a position before it, so that no reader has it from memory only.
+    // The subscription starts before the event in another process, so the event does not come from memory.
     let subscribed = reopened_beside(&backend.settings).await.subscribe(0).next().await.unwrap();
     let ids = ["a".to_owned()];
     let read = [
@@ -581,7 +585,7 @@ async fn two_types_share_an_id(backend: Backend) {
     let gauge =
         |version, by: &[i64]| Append { writes: vec![write(Gauge::TYPE, "17", version, by)], ..Append::default() };
     assert_eq!(store.append(gauge(0, &[10])).await.unwrap(), Appended { versions: vec![1], position: 3 });
-    // Both in one append, and then each on its own version.
+    // Both streams in one append, each with its own expected version.
     let both = Append {
         writes: vec![write(Gauge::TYPE, "17", 1, &[20]), write(Counter::TYPE, "17", 2, &[3, 4])],
         ..Append::default()
@@ -613,7 +617,7 @@ async fn a_key_names_the_aggregate_that_took_it(backend: Backend) {
     let record = store.idempotency_record("me", "k").await.unwrap().unwrap();
     assert_eq!((&*record.aggregate_type, &*record.aggregate_id, record.answer), (Gauge::TYPE, "17", None));
     assert_eq!(store.head().await.unwrap(), 1);
-    // Several streams: the record is about the one that it names.
+    // With several streams, the record describes the stream that it names.
     let both = Append {
         writes: vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "b", 0, &[1, 2])],
         idempotency: idempotency("k2", "b"),
@@ -632,7 +636,7 @@ async fn a_check_that_fails_writes_nothing(backend: Backend) {
         let Err(AppendError::Conflict { stream, expected, actual: found }) = refused else { panic!("{refused:?}") };
         assert_eq!((&*stream.aggregate_id, expected, found), (id, version, actual));
     }
-    // Beside appends that succeed, in one batch.
+    // In one batch with appends that succeed.
     let outcomes = backend
         .append_together(vec![
             append("left", 0, &[1]),
@@ -703,7 +707,7 @@ async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
         assert_eq!(event.sequence, *version, "a stream has no gap");
     }
     for both in log.chunks(2) {
-        assert_eq!(both[0].payload, both[1].payload, "each is whole");
+        assert_eq!(both[0].payload, both[1].payload, "each append is complete");
         assert_ne!(both[0].aggregate_id, both[1].aggregate_id);
     }
 }
@@ -716,7 +720,7 @@ async fn a_batch_is_judged_in_its_order(backend: Backend) {
     let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
     assert_eq!(won, [true, true, false, true, true], "{outcomes:?}");
     assert!(matches!(&outcomes[2], Err(AppendError::Conflict { stream, actual: 2, .. }) if stream.aggregate_id == "a"));
-    // A loss that the database finds comes before the judgement of what follows.
+    // A conflict that only the database detects is known before the following appends are judged.
     backend.other().await.sql(FOREIGN).await;
     let outcomes =
         backend.append_together(vec![append("a", 3, &[1]), append("a", 4, &[1]), append("a", 4, &[1])]).await;
@@ -725,7 +729,7 @@ async fn a_batch_is_judged_in_its_order(backend: Backend) {
     assert_eq!(backend.store.head().await.unwrap(), backend.number("select count(*) from events").await);
 }
 
-/// Version 4 of the counter `a`, written by stock code.
+/// Version 4 of the counter `a`, written by stock cqrs-es code.
 const FOREIGN: &str =
     "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                        values ('counter', 'a', 4, 'Added', '1', '{\"Added\":{\"by\":1}}', '{}')";
@@ -740,7 +744,7 @@ async fn what_rests_on_a_failed_write_fails(backend: Backend) {
         backend.append_together(vec![chained(1, None, 0), chained(2, Some(1), 1), chained(3, Some(2), 2)]).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     backend.other().await.sql(FOREIGN).await;
-    // The number of the second one matches, and yet it was decided on an event that is not there.
+    // The expected version of the second append matches, but the append was decided on an event that was not written.
     let outcomes = backend.append_together(vec![chained(4, Some(3), 3), chained(5, Some(4), 4)]).await;
     assert!(matches!(outcomes[0], Err(AppendError::Conflict { actual: 4, .. })), "{outcomes:?}");
     assert!(matches!(outcomes[1], Err(AppendError::Predecessor)), "{outcomes:?}");
@@ -768,7 +772,7 @@ fn step(from: i64, to: i64, fence: i64) -> ReactionMove {
     ReactionMove { reactor: "r".into(), from, to, fence, ..ReactionMove::default() }
 }
 
-/// A reaction with an event.
+/// Builds a reaction with one event.
 fn reacted(id: &str, reaction: ReactionMove) -> Append {
     Append { reaction: Some(reaction), ..append(id, 0, &[1]) }
 }
@@ -776,7 +780,7 @@ fn reacted(id: &str, reaction: ReactionMove) -> Append {
 async fn a_stale_reaction_writes_nothing(backend: Backend) {
     let store = &backend.store;
     let refused = store.append(reacted("a", step(5, 6, 1))).await;
-    assert!(matches!(refused, Err(AppendError::Fenced)), "it has no checkpoint: {refused:?}");
+    assert!(matches!(refused, Err(AppendError::Fenced)), "the reactor has no checkpoint: {refused:?}");
     backend.other().await.sql(REACTOR).await;
     for (from, fence) in [(4, 1), (6, 1), (5, 0), (5, 2)] {
         let stale = ReactionMove { park: vec![parked("k", 5)], ..step(from, from + 1, fence) };
@@ -786,15 +790,15 @@ async fn a_stale_reaction_writes_nothing(backend: Backend) {
     assert_eq!((store.head().await.unwrap(), backend.number(CHECKPOINT).await), (0, 5_001));
     assert_eq!(backend.number("select count(*) from reactor_backlog").await, 0);
     assert_eq!(store.idempotency_record("me", "k").await.unwrap(), None);
-    // Two in one batch follow each other; a third one, which is stale, disturbs neither.
+    // Two reactions in one batch follow each other; a third one, which is stale, does not affect them.
     let appends = vec![reacted("a", step(4, 5, 1)), reacted("b", step(5, 6, 1)), reacted("c", step(6, 8, 1))];
     let outcomes = backend.append_together(appends).await;
     let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
     assert_eq!((won, backend.number(CHECKPOINT).await), (vec![false, true, true], 8_001), "{outcomes:?}");
-    // Without events, it moves the checkpoint alone.
+    // A reaction without events only moves the checkpoint.
     let appended = store.append(Append { reaction: Some(step(8, 9, 1)), ..Append::default() }).await.unwrap();
     assert_eq!((appended.versions.len(), backend.number(CHECKPOINT).await), (0, 9_001));
-    // The conflict of a stream leaves the checkpoint where it is.
+    // After a conflict of a stream the checkpoint has not moved.
     let refused = store.append(reacted("b", step(9, 10, 1))).await;
     assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
     assert_eq!(backend.number(CHECKPOINT).await, 9_001);
@@ -803,7 +807,7 @@ async fn a_stale_reaction_writes_nothing(backend: Backend) {
 async fn a_fence_raised_meanwhile_stops_a_reaction(backend: Backend) {
     let mut other = backend.other().await;
     other.sql(REACTOR).await;
-    // The appender has a connection, and in PostgreSQL the function has its plans.
+    // The appender now has a connection, and in PostgreSQL the function has cached its plans.
     backend.store.append(reacted("first", step(5, 6, 1))).await.unwrap();
     other.hold().await;
     let store = backend.store.clone();
@@ -842,7 +846,7 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     };
     store.append(reacted("a", begun)).await.unwrap();
     assert_eq!(other.number(rows).await, 302);
-    // A retry: one row is settled, one is tried again later, a deadline moves and another one goes.
+    // A retry settles one row and schedules another attempt of a second one; one deadline moves and another is removed.
     let again = BacklogEntry { attempts: 2, due_at: Some(9), reason: None, ..parked("k", 7) };
     let retried = ReactionMove {
         park: vec![again],
@@ -858,10 +862,10 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     let values = "select (select attempts * 10 + due_at from reactor_backlog where key = 'k') * 100
                          + (select due_at from process_deadlines)";
     assert_eq!(other.number(values).await, 2_960);
-    // Once more: that row is settled, so this has had its effect.
+    // A repeated retry is refused, because its row is already settled.
     let refused = store.append(reacted("c", retried)).await;
     assert!(matches!(refused, Err(AppendError::Fenced)), "{refused:?}");
-    // In one batch: what is parked may be settled, once.
+    // An event that a batch parks can be settled in the same batch, but only once.
     let park = ReactionMove { park: vec![parked("m", 8)], ..step(7, 8, 1) };
     let settle = ReactionMove { settle: vec![done("m", 8), done("l", 6)], ..step(8, 8, 1) };
     let appends = vec![reacted("d", park), reacted("e", settle.clone()), reacted("f", settle)];
@@ -869,7 +873,7 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
     assert_eq!(won, [true, true, false], "{outcomes:?}");
     assert_eq!(other.number(rows).await, 101);
-    // A conflict leaves all of it.
+    // A conflict changes neither backlog nor checkpoint.
     let refused = store.append(reacted("a", ReactionMove { settle: vec![done("k", 7)], ..step(8, 9, 1) })).await;
     assert!(matches!(refused, Err(AppendError::Conflict { .. })), "{refused:?}");
     assert_eq!((other.number(rows).await, other.number(CHECKPOINT).await), (101, 8_001));
@@ -878,7 +882,7 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
 async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
     let store = &backend.store;
     store.append(append("a", 0, &[1, 2, 3, 4, 5])).await.unwrap();
-    // Not the sum of the events, so that the snapshot can be told from them.
+    // The sum differs from that of the events, so that a load shows whether it used the snapshot.
     AggregateRepository::<Counter>::new(store.clone()).put("a", at(Counter { sum: 1_000 }, 5), 5).await;
     store.append(append("a", 5, &[6])).await.unwrap();
     let sums = async || {
@@ -888,18 +892,18 @@ async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
         );
         (this.load("a").await.unwrap().state.sum, next.load("a").await.unwrap().state.sum)
     };
-    assert_eq!(sums().await, (1_006, 21), "another shape, though it deserializes");
+    assert_eq!(sums().await, (1_006, 21), "a snapshot with another state version is ignored, although it deserializes");
     let mut other = backend.other().await;
     other.sql("update snapshots set payload = '[]'").await;
-    assert_eq!(sums().await, (21, 21), "what does not deserialize");
+    assert_eq!(sums().await, (21, 21), "a snapshot that does not deserialize is ignored");
     AggregateRepository::<NextCounter>::new(store.clone()).put("a", at(NextCounter { sum: 2_000 }, 6), 6).await;
     store.append(append("b", 0, &[1])).await.unwrap();
     assert_eq!(sums().await, (21, 2_000));
-    // As an older release writes it, which knows nothing of shapes.
+    // An older release does not write the columns of the state version.
     store.append(append("a", 6, &[7])).await.unwrap();
     other.sql("update snapshots set payload = '{\"sum\": 3000}', last_sequence = 7").await;
     assert_eq!(sums().await, (28, 28));
-    // And this release makes it right again.
+    // This release replaces that snapshot with a valid one.
     AggregateRepository::<Counter>::new(store.clone()).put("a", at(Counter { sum: 4_000 }, 7), 7).await;
     store.append(append("b", 1, &[1])).await.unwrap();
     assert_eq!(sums().await, (4_000, 28));
@@ -919,7 +923,7 @@ async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
     store.probe().await.unwrap();
     let refused = store.append(append("a", 0, &[1])).await;
     assert!(refused.is_err());
-    assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 }, "no append, no snapshot");
+    assert_eq!(other.number(at).await, if is_sqlite { 0 } else { 12 }, "without an append no snapshot is written");
     store.append(append("b", 0, &[1])).await.unwrap();
     assert_eq!((other.number(at).await, other.number("select count(*) from snapshots").await), (12, 1));
 }

@@ -1,5 +1,5 @@
-//! One append in PostgreSQL: a function locks the head, checks what the batch rests on, and writes, all in one round trip
-//! (`migrations/postgres/log/0007_append_function.sql`).
+//! Appends to PostgreSQL. A database function locks the head, checks the conditions of the batch and writes it, all in
+//! one round trip (`migrations/postgres/log/0007_append_function.sql`).
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -16,11 +16,11 @@ use crate::plan::{
     BacklogRow, Checkpoint, Committed, Lineages, LockedState, Plan, answered_version, plan, unchanged_position,
 };
 
-/// The function's parameters: without reactions, and all of them.
+/// Number of the function's parameters: without those for reactions, and in total.
 const PARAMETERS: usize = 22;
 const PARAMETERS_WITH_REACTIONS: usize = 41;
-/// Calls under one lock, at most: the second one knows all that the first has found, unless an operator raises a fence
-/// between the two.
+/// Maximum number of calls under one lock. The second call already uses everything that the first has found; it can
+/// fail only if an operator raises a fence between the two.
 const LOCKED_CALLS_MAX: usize = 4;
 
 static APPEND: LazyLock<String> = LazyLock::new(|| call_of(PARAMETERS));
@@ -31,7 +31,7 @@ fn call_of(parameters: usize) -> String {
     format!("select * from docket_append({})", parameters.join(", "))
 }
 
-/// How long every stream is looked up after a stream was not as new as its append assumed.
+/// Time for which all streams are looked up after a stream that an append was to create already existed.
 const LOOK_AT_NEW_STREAMS: Duration = Duration::from_secs(10);
 /// SQLSTATE `unique_violation`.
 const NOT_UNIQUE: &str = "23505";
@@ -40,11 +40,11 @@ const NOT_UNIQUE: &str = "23505";
 pub(super) struct Writer {
     pub(super) reserved: Reserved,
     pub(super) used: Instant,
-    /// Until when streams that appends begin are looked up, too.
+    /// Until this time the streams that appends create are looked up, too.
     looks_until: Option<Instant>,
 }
 
-/// What the function returns. Places count from 1, in the arrays that it was called with.
+/// The function's result. Indexes count from 1 and refer to the arrays that were passed to the function.
 #[derive(sqlx_macros::FromRow)]
 struct Answer {
     is_written: bool,
@@ -63,8 +63,9 @@ impl Writer {
         Self { reserved, used: Instant::now(), looks_until: None }
     }
 
-    /// Writes a batch. Where the log is not as the batch assumes, it is judged on what the function has found, and what is
-    /// left is sent again under the lock, so that others cannot get ahead of it for ever.
+    /// Writes a batch. The first call assumes that all conditions hold. If the log differs, the appends are judged
+    /// again on the state that the function has returned, and the winners are sent again under the lock, so that other
+    /// processes cannot get ahead of them again and again.
     pub(super) async fn append(&mut self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
         let mut state = LockedState::optimistic(batch);
         let optimistic_plan = plan(batch, &state, lineages);
@@ -99,16 +100,17 @@ impl Writer {
                 return Ok(plan.after(head));
             }
         }
-        Err(sqlx::Error::Protocol("the log changed under its lock".into()))
+        Err(sqlx::Error::Protocol("the log changed while this process held its lock".into()))
     }
 }
 
-/// Which streams of a batch are looked up before it is written.
+/// The streams of a batch whose versions the function looks up before it writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Looks {
-    /// All.
+    /// All streams.
     Everywhere,
-    /// All but those that the batch begins: the primary key of the events refuses one that is there.
+    /// All streams except those that the batch creates: if such a stream exists, the primary key of the events refuses
+    /// the insert.
     WhereNothingBegins,
 }
 
@@ -116,8 +118,8 @@ fn is_not_unique(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(NOT_UNIQUE))
 }
 
-/// Calls the function. The head before the batch, where it was written; `None`, and nothing written, where something
-/// differs: then `state` says what was found.
+/// Calls the function. Returns the head before the batch if the batch was written. Returns `None` if a condition does
+/// not hold and nothing was written; then `state` has the values that the function has found.
 async fn call<'a>(
     connection: &mut PgConnection,
     batch: &[&'a Append],
@@ -150,7 +152,7 @@ async fn call<'a>(
     Ok(None)
 }
 
-/// Takes over what the function has found.
+/// Replaces assumed values with those that the function has found.
 fn correct<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize], missing: &[BacklogRow<'a>]) {
     for (place, version) in places(&answer.other_streams).zip(answer.other_versions.iter().flatten()) {
         state.streams[looked_up[place]].1 = *version;
@@ -168,7 +170,7 @@ fn correct<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize]
     }
 }
 
-/// Places that count from 0.
+/// Converts the function's indexes to indexes that count from 0.
 fn places(of: &Option<Vec<i64>>) -> impl Iterator<Item = usize> {
     of.iter().flatten().map(|place| *place as usize - 1)
 }
@@ -177,8 +179,8 @@ fn add<'q, T: Encode<'q, Postgres> + Type<Postgres> + 'q>(to: &mut PgArguments, 
     to.add(value).map_err(sqlx::Error::Encode)
 }
 
-/// The streams that are looked up, also those of losers: what the function has found must be all that a second judgement
-/// needs.
+/// Returns the indexes of the streams to look up. Streams of losers are included, because a second judgement needs
+/// their versions.
 fn looked_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, looks: Looks) -> Vec<usize> {
     let places = 0..state.streams.len();
     if looks == Looks::Everywhere {
@@ -196,7 +198,7 @@ fn add_streams(arguments: &mut PgArguments, state: &LockedState<'_>, places: &[u
     add(arguments, streams().map(|(_, version)| *version).collect::<Vec<_>>())
 }
 
-/// The winners' events, in the order of their positions.
+/// Adds the events of the winners, in the order of their positions.
 fn add_events(arguments: &mut PgArguments, batch: &[&Append], plan: &Plan<'_>) -> Result<(), sqlx::Error> {
     let mut events: Vec<(&StreamId, i64, &NewEvent)> = Vec::with_capacity(plan.events as usize);
     for write in plan.winners(batch).flat_map(|(append, _)| &append.writes) {
@@ -212,7 +214,7 @@ fn add_events(arguments: &mut PgArguments, batch: &[&Append], plan: &Plan<'_>) -
     add(arguments, events.iter().map(|(_, _, event)| &*event.metadata).collect::<Vec<_>>())
 }
 
-/// Every idempotency key of the batch, in the order of [`LockedState::keys`]; those of winners are recorded.
+/// Adds every idempotency key of the batch, in the order of [`LockedState::keys`]. Only those of winners are recorded.
 fn add_keys(arguments: &mut PgArguments, batch: &[&Append], plan: &Plan<'_>) -> Result<(), sqlx::Error> {
     let outcomes = batch.iter().zip(&plan.outcomes);
     let keys: Vec<_> = outcomes
@@ -237,7 +239,7 @@ fn add_keys(arguments: &mut PgArguments, batch: &[&Append], plan: &Plan<'_>) -> 
     add(arguments, keys.iter().map(|(key, ..)| key.answer.as_deref()).collect::<Vec<_>>())
 }
 
-/// The checkpoints that exist, as far as is known, with their places: nothing rests on the others.
+/// Returns the known checkpoints and their indexes. A reactor without a checkpoint has none to check or to move.
 fn sent_checkpoints<'s>(state: &'s LockedState<'_>) -> impl Iterator<Item = (usize, (&'s Checkpoint<'s>, (i64, i64)))> {
     let checkpoints = state.checkpoints.iter().enumerate();
     checkpoints.filter_map(|(place, checkpoint)| Some((place, (checkpoint, checkpoint.at?))))
@@ -253,7 +255,7 @@ fn add_checkpoints(arguments: &mut PgArguments, state: &LockedState<'_>, plan: &
     add(arguments, sent.iter().map(|(place, _)| target(*place)).collect::<Vec<_>>())
 }
 
-/// A row of the backlog: whether it must be there, and what becomes of it.
+/// A row of the backlog: whether it must exist, and how it changes.
 struct BacklogChange<'a> {
     row: BacklogRow<'a>,
     is_required: bool,

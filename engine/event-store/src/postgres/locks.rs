@@ -1,4 +1,4 @@
-//! Advisory locks of a process in PostgreSQL, all over one connection.
+//! Advisory locks of a process in PostgreSQL, all held by one connection.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,24 +9,25 @@ use tokio::sync::Mutex;
 use super::primary::{Primary, Purpose, Reserved};
 use crate::error::Error;
 
-/// How long the server may take to give a lock back: others wait meanwhile to ask for theirs.
+/// Maximum time for the server to release a lock. Meanwhile other tasks wait to use the connection.
 const GIVE_BACK_WITHIN: Duration = Duration::from_secs(3);
 
-/// The leaderships of a process in PostgreSQL: one connection holds the locks of all.
+/// The leader locks of a process in PostgreSQL. One connection holds all of them.
 #[derive(Clone, Default)]
 pub(crate) struct Locks(Arc<Mutex<Shared>>);
 
 #[derive(Default)]
 struct Shared {
     connection: Option<Reserved>,
-    /// Raised when the connection, and with it every lock, is lost.
+    /// Incremented when the connection is lost, and with it every lock.
     generation: u64,
-    /// The locks that it holds. PostgreSQL would give a session the same lock again.
+    /// Names of the held locks. PostgreSQL would grant the same session a lock a second time.
     held: HashSet<String>,
 }
 
 impl Shared {
-    /// Takes the connection out, so that it is dropped where a question is given up; another one where it is lost.
+    /// Takes the connection out of its place, or opens another one if it is lost. A caller that is cancelled therefore
+    /// closes the connection.
     async fn take(&mut self, primary: &Primary) -> Result<Reserved, Error> {
         match self.connection.take() {
             Some(reserved) if reserved.is_current(primary) => Ok(reserved),
@@ -40,7 +41,7 @@ impl Shared {
 }
 
 impl Locks {
-    /// Takes a lock where nobody has it.
+    /// Tries to acquire a lock. Returns the generation of the connection, or `None` if the lock is already held.
     pub(crate) async fn try_take(&self, primary: &Primary, name: &str) -> Result<Option<u64>, Error> {
         let mut shared = self.0.lock().await;
         let mut reserved = shared.take(primary).await?;
@@ -56,10 +57,13 @@ impl Locks {
         Ok(won.then_some(shared.generation))
     }
 
-    /// Makes sure that the locks of a generation are still held.
+    /// Checks that the locks of a generation are still held.
+    ///
+    /// # Errors
+    /// The connection is lost, or does not answer.
     pub(crate) async fn check(&self, primary: &Primary, generation: u64) -> Result<(), Error> {
         let mut shared = self.0.lock().await;
-        let lost = || sqlx::Error::Protocol("the connection that held the lock is lost".into());
+        let lost = || sqlx::Error::Protocol("the connection that held the lock was lost".into());
         if shared.generation != generation || shared.connection.is_none() {
             return Err(lost().into());
         }
@@ -71,6 +75,7 @@ impl Locks {
         if shared.generation == generation { Ok(()) } else { Err(lost().into()) }
     }
 
+    /// Releases a lock, unless its connection was lost.
     pub(crate) async fn give_back(&self, generation: u64, name: &str) {
         let mut shared = self.0.lock().await;
         if shared.generation != generation || !shared.held.remove(name) {
@@ -79,14 +84,14 @@ impl Locks {
         let Some(mut reserved) = shared.connection.take() else { return };
         let sql = "select pg_advisory_unlock(hashtextextended($1, 0))";
         let unlocked = sqlx::query(sql).bind(name).execute(&mut reserved.connection);
-        // Where that fails, the connection is dropped, and every lock with it.
+        // If the release fails, the connection is dropped, which releases every lock.
         if let Ok(Ok(_)) = tokio::time::timeout(GIVE_BACK_WITHIN, unlocked).await {
             shared.connection = Some(reserved);
         }
     }
 }
 
-/// Takes a lock for a connection where nobody has it.
+/// Tries to acquire a lock for a connection. Returns false if another session holds it.
 pub(crate) async fn try_lock(reserved: &mut Reserved, name: &str) -> Result<bool, Error> {
     let sql = "select pg_try_advisory_lock(hashtextextended($1, 0))";
     let (won,): (bool,) = sqlx::query_as(sql).bind(name).fetch_one(&mut reserved.connection).await?;

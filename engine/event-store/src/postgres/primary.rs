@@ -1,10 +1,10 @@
-//! Connections to PostgreSQL: all of them to the one server that takes writes, each with the settings that durability
-//! and correctness rest on.
+//! Connections to PostgreSQL. All of them lead to the primary, the one server that accepts writes, and have the session
+//! settings that durability and correctness depend on.
 //!
-//! A server that was demoted keeps its connections open and answers them with old rows. So this module watches the server
-//! over a connection of its own, refuses servers that are read-only, and closes every connection that was opened before
-//! the server changed. It also counts the connections that were opened: while that count stays the same, the server has
-//! not crashed, and what was committed without waiting for the disk is still there.
+//! A server that was demoted keeps its connections open and returns old rows. Therefore this module checks the server
+//! regularly over a separate connection, refuses read-only servers, and closes every connection that was opened before
+//! the primary changed. It also counts the opened connections: while the count stays the same, the server has not
+//! crashed, and commits that did not wait for the disk are not lost.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -20,24 +20,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error as StoreError;
 
-/// How long one server may take to accept a connection.
+/// Maximum time for one server to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long a request may wait for a pooled connection.
+/// Maximum time for a request to wait for a pooled connection.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(5);
-/// A pooled connection that was idle longer is tested before it is used, and how long the test may take. No server is
-/// killed and back in less.
+/// Idle time after which a pooled connection is tested before its next use, and maximum time of the test. A server
+/// cannot crash and restart within that idle time.
 const TEST_AFTER: Duration = Duration::from_millis(50);
 const TEST_WITHIN: Duration = Duration::from_secs(1);
-/// How often the server's role is checked, and how long it may take to answer.
+/// Interval at which the server's role is checked, and maximum time for its answer.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-/// How long a reserved connection is tried for when the server refuses more connections, and the pause between two tries.
+/// Time for which a reserved connection is attempted while the server refuses more connections, and the pause between
+/// two attempts.
 const FREE_WITHIN: Duration = Duration::from_secs(5);
 const FREE_PAUSE: Duration = Duration::from_millis(100);
-/// Oldest server that has every setting used here.
+/// Oldest supported version of PostgreSQL: it has every session setting that this module uses.
 const VERSION_MIN: i32 = 14;
 
-/// What a connection is for. Its session settings follow from that.
+/// The purpose of a connection. It determines the session settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Purpose {
     /// Appends to the log.
@@ -46,29 +47,30 @@ pub(crate) enum Purpose {
     Log,
     /// Reads read models.
     Views,
-    /// Writes read models. A commit that is lost with the machine is projected again from the checkpoint that is lost with
-    /// it, so these commits do not wait for the disk.
+    /// Writes read models. These commits do not wait for the disk: a power loss that loses a commit also loses the
+    /// checkpoint in it, so the events are projected again.
     Project,
-    /// Holds an advisory lock for the life of a process, which asks every few seconds whether it still does.
+    /// Holds leader locks for the life of a process, which checks them every few seconds.
     Lead,
-    /// Holds an advisory lock as long as a command runs.
+    /// Holds a leader lock while a CLI command runs.
     Hold,
     /// Changes the schema.
     Migrate,
 }
 
 impl Purpose {
-    /// Session settings, as PostgreSQL spells their values back. The server's own defaults are not trusted: a database or
-    /// role may have been given any.
+    /// Returns the session settings, with values as PostgreSQL prints them. All are set explicitly, because the
+    /// defaults of the server, the database or the role may differ.
     fn settings(self, schema: &str) -> Vec<(&'static str, Cow<'static, str>)> {
         let (statement, idle_in_transaction, lock) = match self {
             Self::Migrate => ("0", "0", "0"),
-            // A foreign transaction that holds the log's lock for too long costs a 503.
+            // If another transaction holds the log's lock for longer, the append fails and the command is answered 503.
             Self::Append => ("30s", "15s", "10s"),
             // The server must not hold locks for a process that vanished.
             Self::Log | Self::Views | Self::Project | Self::Lead | Self::Hold => ("30s", "15s", "0"),
         };
-        // A lead whose process vanished or hangs is free again after that time, also where a proxy keeps its connection.
+        // If a process vanishes or hangs, the server releases its leader locks after this time, even if a proxy keeps
+        // the connection open.
         let idle = if self == Self::Lead { "15s" } else { "0" };
         let name = match self {
             Self::Append => "docket append",
@@ -81,12 +83,12 @@ impl Purpose {
         };
         let mut settings: Vec<(_, Cow<_>)> = vec![
             ("application_name", name.into()),
-            // The server notices a process that vanished.
+            // Lets the server detect a process that vanished.
             ("tcp_keepalives_idle", "10".into()),
             ("tcp_keepalives_interval", "5".into()),
             ("tcp_keepalives_count", "3".into()),
             ("tcp_user_timeout", "30s".into()),
-            // Each statement of a transaction sees what was committed before it: the append rests on it.
+            // Each statement must see everything that was committed before it: the append function depends on this.
             ("default_transaction_isolation", "read committed".into()),
             ("statement_timeout", statement.into()),
             ("idle_in_transaction_session_timeout", idle_in_transaction.into()),
@@ -99,12 +101,13 @@ impl Purpose {
             settings.push(("synchronous_commit", "off".into()));
         }
         if matches!(self, Self::Append | Self::Log | Self::Project) {
-            // Under a long snapshot the log's head and the checkpoints have many dead versions; only an index leads past
-            // them.
+            // During a long snapshot the log's head and the checkpoints have many dead versions, which only an index
+            // scan avoids.
             settings.push(("enable_seqscan", "off".into()));
         }
         if self == Self::Append {
-            // The appender passes arrays, which change no plan: no call plans again.
+            // The appender passes arrays, whose values do not change the plan, so the plan need not be made again for
+            // each call.
             settings.push(("plan_cache_mode", "force_generic_plan".into()));
         }
         if !schema.is_empty() {
@@ -114,12 +117,12 @@ impl Purpose {
     }
 }
 
-/// A name as SQL takes it.
+/// Quotes a name for SQL.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The server that takes writes, found again after each failover. Clones share it.
+/// The server that accepts writes. After a failover it is found again. Clones share the state.
 #[derive(Clone)]
 pub struct Primary(Arc<Inner>);
 
@@ -127,14 +130,14 @@ struct Inner {
     hosts: Vec<PgConnectOptions>,
     /// Index of the host in use.
     host: AtomicUsize,
-    /// The schema that holds the store; every connection is bound to it once it is known.
+    /// The schema that holds the store. Once it is set, every new connection uses it.
     schema: OnceLock<String>,
-    /// Which server process was connected to last.
+    /// Identifies the server process of the last connection: its start time and address.
     server: Mutex<String>,
-    /// Connections that were opened earlier are closed before their next use.
+    /// Connections that were opened before this time are closed instead of being used again.
     valid_from: Mutex<Instant>,
     opened: AtomicU64,
-    /// Changes when what is under way on older connections is given up.
+    /// Changes when operations on older connections must stop waiting.
     given_up: watch::Sender<()>,
     /// Whether the server syncs its commits to the disk.
     durable: AtomicBool,
@@ -143,30 +146,30 @@ struct Inner {
 
 #[derive(Default)]
 struct Pools {
-    /// Shrink where the server has no room for a reserved connection.
+    /// Pools that shrink when the server has no room for a reserved connection.
     shared: Vec<PgPool>,
-    /// Keep a connection at all times.
+    /// Pools that always keep one connection.
     reserved: Vec<PgPool>,
 }
 
 impl std::fmt::Debug for Primary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The options hold the password.
+        // The options are left out because they contain the password.
         f.debug_struct("Primary").field("schema", &self.schema()).finish_non_exhaustive()
     }
 }
 
-/// A connection that is not of a pool.
+/// A connection outside the pools.
 pub(crate) struct Reserved {
     pub(crate) connection: PgConnection,
     opened: Instant,
 }
 
 impl Primary {
-    /// Connects to the first server of the URL that takes writes, and makes sure that it can hold a store.
+    /// Connects to the first server of the URL that accepts writes, and checks that it can hold a store.
     ///
     /// # Errors
-    /// A URL that cannot be used, no server that takes writes, a server or database that Docket cannot work with.
+    /// The URL is invalid, no server accepts writes, or the server or the database does not meet Docket's requirements.
     pub(crate) async fn find(url: &str) -> Result<Self, StoreError> {
         let inner = Inner {
             hosts: hosts(url)?,
@@ -187,26 +190,26 @@ impl Primary {
         Ok(primary)
     }
 
-    /// The schema that holds the store.
+    /// Returns the schema that holds the store; empty until it is known.
     pub(crate) fn schema(&self) -> &str {
         self.0.schema.get().map_or("", String::as_str)
     }
 
-    /// Raised with each connection that is opened. While it stays the same, the server has not crashed.
+    /// Returns the number of connections opened so far. While it stays the same, the server has not crashed.
     pub(crate) fn epoch(&self) -> u64 {
         self.0.opened.load(Ordering::Acquire)
     }
 
-    /// Whether the server syncs commits to its disk: `fsync` and `full_page_writes` are on.
+    /// Returns whether the server syncs commits to its disk: `fsync` and `full_page_writes` are on.
     pub(crate) fn is_durable(&self) -> bool {
         self.0.durable.load(Ordering::Relaxed)
     }
 
-    /// A connection of its own, to whichever server takes writes. When the server refuses more connections, one of this
-    /// process's pooled connections is closed for it.
+    /// Opens a separate connection to the server that accepts writes. If the server refuses more connections, closes
+    /// one of this process's pooled connections to make room.
     ///
     /// # Errors
-    /// No server of the URL takes writes, or none has room within 5 s.
+    /// No server of the URL accepts writes, or none has room within 5 s.
     pub(crate) async fn connect(&self, purpose: Purpose) -> Result<Reserved, Error> {
         let started = Instant::now();
         loop {
@@ -242,25 +245,28 @@ impl Primary {
         Ok(connection)
     }
 
-    /// Makes new connections go to this host.
+    /// Directs new connections to this host.
     fn use_host(&self, host: usize) {
         if self.0.host.swap(host, Ordering::Relaxed) != host {
             let pools = lock(&self.0.pools);
             for pool in pools.shared.iter().chain(&pools.reserved) {
                 pool.set_connect_options(self.0.hosts[host].clone());
             }
-            tracing::info!(host = self.0.hosts[host].get_host(), "PostgreSQL: another host takes writes");
+            tracing::info!(
+                host = self.0.hosts[host].get_host(),
+                "Another PostgreSQL host accepts writes. New connections lead to that host."
+            );
         }
     }
 
-    /// A pool that connects when it is used. It gives connections up for those that are reserved.
+    /// Creates a pool that connects on first use. It gives up connections when a reserved connection needs room.
     pub(crate) fn pool(&self, purpose: Purpose, connections_max: u32) -> PgPool {
         let pool = self.new_pool(purpose, connections_max);
         lock(&self.0.pools).shared.push(pool.clone());
         pool
     }
 
-    /// A pool that keeps a connection at all times.
+    /// Creates a pool that always keeps one connection.
     pub(crate) fn reserved_pool(&self, purpose: Purpose, connections_max: u32) -> PgPool {
         let pool = self.new_pool(purpose, connections_max);
         lock(&self.0.pools).reserved.push(pool.clone());
@@ -272,7 +278,7 @@ impl Primary {
         PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_WITHIN)
-            // The check below replaces the ping before each use.
+            // The check in `before_acquire` replaces the ping before each use.
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 let primary = preparing.clone();
@@ -293,7 +299,7 @@ impl Primary {
             .after_release({
                 let releasing = self.clone();
                 move |_, about| {
-                    // A test of a connection to a server that is gone would wait for it.
+                    // Only the age is checked: a ping to a server that vanished would block.
                     std::future::ready(Ok(releasing.is_current_after(about.age))).boxed()
                 }
             })
@@ -303,12 +309,13 @@ impl Primary {
     /// Applies the session settings and reads them back.
     ///
     /// # Errors
-    /// The server is read-only, or did not take a setting.
+    /// The server is read-only, or did not apply a setting.
     async fn prepare(&self, connection: &mut PgConnection, purpose: Purpose) -> Result<(), Error> {
         let settings = purpose.settings(self.schema());
         let (names, values): (Vec<_>, Vec<_>) =
             settings.into_iter().map(|(name, value)| (name, value.into_owned())).unzip();
-        // `remote_apply` promises more than `on` and stays; whatever promises less does not.
+        // For connections other than those of projections, `synchronous_commit` must be `on` or stronger:
+        // `remote_apply` stays, and every other value is replaced by `on`.
         let (read_only, server, durable, applied, commits): (bool, String, bool, Vec<String>, String) = sqlx::query_as(
             "select current_setting('transaction_read_only') = 'on',
                     pg_postmaster_start_time()::text || coalesce(' ' || host(inet_server_addr()), ''),
@@ -332,20 +339,20 @@ impl Primary {
             wanted != found && !name.starts_with("tcp_")
         });
         if let Some(((name, wanted), found)) = refused {
-            return Err(protocol(format!("the session setting {name} is {found}, not {wanted}")));
+            return Err(protocol(format!("the session setting {name} is {found} instead of {wanted}")));
         }
         if purpose != Purpose::Project && !["on", "remote_apply"].contains(&&*commits) {
-            return Err(protocol(format!("the session setting synchronous_commit is {commits}, not on")));
+            return Err(protocol(format!("the session setting synchronous_commit is {commits} instead of on")));
         }
         if self.0.durable.swap(durable, Ordering::Relaxed) && !durable {
             tracing::warn!(
-                "PostgreSQL does not sync its commits: turn fsync and full_page_writes on, or a power loss takes acknowledged commands"
+                "PostgreSQL does not sync its commits, so a power loss can lose acknowledged commands. Turn on fsync and full_page_writes."
             );
         }
         let mut known = lock(&self.0.server);
         if *known != server {
             if !known.is_empty() {
-                tracing::warn!("PostgreSQL: another server process answers, every connection is opened again");
+                tracing::warn!("Another PostgreSQL server process answers. Every connection is opened again.");
                 self.expire_connections();
                 self.give_up();
             }
@@ -355,10 +362,11 @@ impl Primary {
         Ok(())
     }
 
-    /// What an operator should know of the server, a sentence each. `needed`: the connections that a process may open.
+    /// Returns advice for the operator about the server, one sentence or two in each item. `needed` is the number of
+    /// connections that one process may open.
     ///
     /// # Errors
-    /// The server is away.
+    /// The server is unavailable.
     pub(crate) async fn notes(&self, needed: u32) -> Result<Vec<String>, Error> {
         let mut reserved = self.connect(Purpose::Log).await?;
         let (room, limit, collation, actual): (i64, i64, Option<String>, Option<String>) = sqlx::query_as(
@@ -373,17 +381,18 @@ impl Primary {
         let mut notes = Vec::new();
         if room < i64::from(needed) {
             notes.push(format!(
-                "PostgreSQL gives this role {room} connections; one process may open {needed}: raise the limit, or lower connections_max."
+                "PostgreSQL allows this role {room} connections, but one process may open {needed}. Raise the limit, or lower connections_max."
             ));
         }
         if !self.is_durable() {
             notes.push(
-                "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands.".into(),
+                "PostgreSQL runs with fsync or full_page_writes off: a power loss can lose acknowledged commands."
+                    .into(),
             );
         }
         if collation.is_some() && actual.is_some() && collation != actual {
             notes.push(
-                "The collation of the database has another version than the operating system's: run `reindex database`, \
+                "The collation version of the database differs from that of the operating system. Run `reindex database`, \
                  then `alter database … refresh collation version`."
                     .into(),
             );
@@ -391,20 +400,20 @@ impl Primary {
         Ok(notes)
     }
 
-    /// Closes every connection that is open now before its next use.
+    /// Marks every open connection as expired, so that it is closed instead of being used again.
     fn expire_connections(&self) {
         *lock(&self.0.valid_from) = Instant::now();
     }
 
-    /// Ends what is under way: a connection whose server has vanished says nothing, for as long as somebody waits.
+    /// Ends operations on expired connections. Otherwise they would wait forever for a server that vanished.
     fn give_up(&self) {
         self.0.given_up.send_replace(());
     }
 
-    /// Waits for an answer of the server, unless it is given up because it began before the server changed.
+    /// Runs an operation, and stops waiting for it when the server has changed since it began.
     ///
     /// # Errors
-    /// Those of the operation. It may have been carried out where it was given up.
+    /// Those of the operation, and a protocol error when waiting was stopped; the operation may then still complete.
     pub(crate) async fn answered<T>(&self, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (mut given_up, began) = (self.0.given_up.subscribe(), Instant::now());
         let mut operation = std::pin::pin!(operation);
@@ -412,9 +421,9 @@ impl Primary {
             tokio::select! {
                 biased;
                 outcome = operation.as_mut() => return outcome,
-                // The sender lives as long as this.
+                // The sender cannot be dropped meanwhile: `self` owns it.
                 _ = given_up.changed() => if !self.is_current(began) {
-                    return Err(protocol("the connection was given up: its server did not answer".to_owned()));
+                    return Err(protocol("the PostgreSQL server changed before it answered".to_owned()));
                 },
             }
         }
@@ -424,12 +433,12 @@ impl Primary {
         opened >= *lock(&self.0.valid_from)
     }
 
-    /// The same for a connection that was opened so long ago.
+    /// Returns whether a connection of this age is still current.
     fn is_current_after(&self, age: Duration) -> bool {
         Instant::now().checked_sub(age).is_none_or(|opened| self.is_current(opened))
     }
 
-    /// Keeps the connections on the server that takes writes, until `stop`.
+    /// Keeps the connections on the server that accepts writes, until `stop`.
     pub(crate) async fn watch(self, stop: CancellationToken) {
         let mut watched: Option<Reserved> = None;
         let mut failing = false;
@@ -447,7 +456,7 @@ impl Primary {
             match outcome {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
-                        tracing::info!("PostgreSQL takes writes again");
+                        tracing::info!("PostgreSQL accepts writes again.");
                         self.give_up();
                     }
                     self.fill_reserved().await;
@@ -456,8 +465,8 @@ impl Primary {
                     watched = None;
                     self.expire_connections();
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "PostgreSQL takes no writes: connecting again");
-                        // At once: another server may be there already.
+                        tracing::warn!(%error, "PostgreSQL is unavailable or does not accept writes. Connecting again.");
+                        // Without a pause, because another server may already accept writes.
                         continue;
                     }
                 }
@@ -469,7 +478,7 @@ impl Primary {
         }
     }
 
-    /// Opens the first connection of each reserved pool that has none.
+    /// Opens a connection in each reserved pool that has none.
     async fn fill_reserved(&self) {
         let reserved = lock(&self.0.pools).reserved.clone();
         for pool in reserved.iter().filter(|pool| pool.size() == 0) {
@@ -479,12 +488,12 @@ impl Primary {
         }
     }
 
-    /// Makes room on a server that refuses more connections.
+    /// Closes one pooled connection, because the server refuses more connections.
     async fn close_one_pooled(&self) {
         let mut pools = lock(&self.0.pools).shared.clone();
         pools.sort_by_key(|pool| std::cmp::Reverse(pool.num_idle()));
         for pool in pools {
-            // One stays, so that queries go on.
+            // Each pool keeps one connection, so that queries continue.
             if pool.size() > 1
                 && let Some(connection) = pool.try_acquire()
             {
@@ -496,23 +505,23 @@ impl Primary {
 }
 
 impl Reserved {
-    /// Whether the server still is the one that takes writes, as far as this process knows.
+    /// Returns whether this process still considers the connection's server the one that accepts writes.
     pub(crate) fn is_current(&self, primary: &Primary) -> bool {
         primary.is_current(self.opened)
     }
 
-    /// Whether the server answers.
+    /// Checks that the server answers.
     ///
     /// # Errors
-    /// It does not, within 3 s.
+    /// The server does not answer within 3 s.
     pub(crate) async fn ping(&mut self) -> Result<(), Error> {
         in_time(self.connection.ping()).await
     }
 
-    /// Whether the server takes writes.
+    /// Checks that the server accepts writes.
     ///
     /// # Errors
-    /// It does not, or does not answer within 3 s.
+    /// The server is read-only, or does not answer within 3 s.
     async fn takes_writes(&mut self) -> Result<(), Error> {
         let asked = sqlx::query_as("select current_setting('transaction_read_only') = 'on'");
         let (read_only,): (bool,) = in_time(asked.fetch_one(&mut self.connection)).await?;
@@ -520,9 +529,9 @@ impl Reserved {
     }
 }
 
-/// Waits for an answer of the server for so long as it may take.
+/// Waits for an answer of the server, up to `ANSWER_WITHIN`.
 async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let silent = |_| protocol(format!("no answer from PostgreSQL for {ANSWER_WITHIN:?}"));
+    let silent = |_| protocol(format!("PostgreSQL did not answer within {ANSWER_WITHIN:?}"));
     tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(silent)?
 }
 
@@ -530,7 +539,7 @@ fn takes_none() -> Error {
     protocol("the server is read-only: it is a standby, or it was demoted".to_owned())
 }
 
-/// Makes sure that the database can hold a store; the schema that holds it, or will.
+/// Checks that the database can hold a store. Returns the schema of the store, or the one in which it will be created.
 async fn check_database(connection: &mut PgConnection) -> Result<String, StoreError> {
     let (version, encoding, database, schema): (i32, String, String, Option<String>) = sqlx::query_as(
         "select current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
@@ -547,30 +556,30 @@ async fn check_database(connection: &mut PgConnection) -> Result<String, StoreEr
     }
     if encoding != "UTF8" {
         return Err(StoreError::Settings(format!(
-            "the database {database} has the encoding {encoding} and cannot hold every text: create one with \
-             `create database {database} encoding 'UTF8' template template0`, and move the data"
+            "the database {database} has the encoding {encoding}, which cannot store every text. Create a database with \
+             `create database {database} encoding 'UTF8' template template0`, and move the data to it"
         )));
     }
     schema.ok_or_else(|| {
-        StoreError::Settings("no schema of the role's search_path exists: create it, or set search_path".into())
+        StoreError::Settings("no schema in the role's search_path exists: create one, or change search_path".into())
     })
 }
 
-/// One set of options a host: `postgres://user@one:5432,two:5432/docket` names two.
+/// Returns the connection options of each host: `postgres://user@one:5432,two:5432/docket` names two.
 fn hosts(url: &str) -> Result<Vec<PgConnectOptions>, StoreError> {
     let bad = |reason: &str| StoreError::Settings(format!("database_url: {reason}"));
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it must be `postgres://…`"))?;
+    let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("it must start with `postgres://`"))?;
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
     let at = if authority.contains('@') { "@" } else { "" };
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let mut parameters: Vec<&str> = query.split('&').filter(|parameter| !parameter.is_empty()).collect();
-    // Docket writes, so there is one kind of server that it can use.
+    // Docket always needs a server that accepts writes, so the parameter is checked and removed.
     if let Some(place) = parameters.iter().position(|parameter| parameter.starts_with("target_session_attrs=")) {
         let wanted = parameters.remove(place);
         if !["target_session_attrs=read-write", "target_session_attrs=primary"].contains(&wanted) {
             return Err(bad(
-                "target_session_attrs can be read-write or primary: Docket needs a server that takes writes",
+                "target_session_attrs must be read-write or primary, because Docket needs a server that accepts writes",
             ));
         }
     }
@@ -583,7 +592,7 @@ fn hosts(url: &str) -> Result<Vec<PgConnectOptions>, StoreError> {
     hosts.split(',').map(parse).collect()
 }
 
-/// Whether the server, the database or the role has as many connections as it may have.
+/// Returns whether the connection limit of the server, the database or the role is reached.
 fn is_full(error: &Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("53300"))
 }

@@ -1,4 +1,5 @@
-//! One append transaction in SQLite: begin, look at what the batch rests on, decide, write, commit.
+//! Appends to SQLite: one transaction reads the state that the batch depends on, decides which appends win, and writes
+//! them.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -32,8 +33,9 @@ impl Log {
         Ok(committed)
     }
 
-    /// Writes what the optimistic plan says; `None`, and nothing written, where the log is not as that plan assumes. The
-    /// head is compared, and keys and new streams are checked by their primary keys.
+    /// Writes the optimistic plan without reading the state first. Returns `None`, with nothing written, if the log
+    /// differs from the plan's assumptions: the head is compared, and primary keys refuse used idempotency keys and
+    /// existing streams.
     async fn append_at_once(
         &self,
         batch: &[&Append],
@@ -57,7 +59,7 @@ impl Log {
         Ok(Some(plan.after(head)))
     }
 
-    /// Begins, looks, decides, writes.
+    /// Reads the state that the batch depends on, decides which appends win, and writes them.
     async fn append_after_a_look(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
         let mut tx = self.write.begin_with("begin immediate").await?;
         let (head,): (i64,) = sqlx::query_as("select position from log_head").fetch_one(&mut *tx).await?;
@@ -69,19 +71,19 @@ impl Log {
             return Ok(plan.after(head));
         }
         if !write(&mut tx, batch, &state, &plan, head).await? {
-            return Err(sqlx::Error::Protocol("the log changed under its lock".into()));
+            return Err(sqlx::Error::Protocol("the log changed while this process held its lock".into()));
         }
         self.write_snapshots(&mut tx).await?;
         tx.commit().await?;
         Ok(plan.after(head))
     }
 
-    /// Writes the snapshots that wait. One that SQLite refuses is left out.
+    /// Writes the waiting snapshots. A snapshot that SQLite refuses is skipped.
     async fn write_snapshots(&self, tx: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         for snapshot in self.snapshots.take() {
             match save_snapshot(tx, &snapshot).await {
                 Err(error) if is_about_the_data(&error) => {
-                    tracing::warn!(%error, aggregate.id = &*snapshot.stream.aggregate_id, "snapshot not saved");
+                    tracing::warn!(%error, aggregate.id = &*snapshot.stream.aggregate_id, "Could not save the snapshot.");
                 }
                 saved => saved?,
             }
@@ -90,14 +92,14 @@ impl Log {
     }
 }
 
-/// Whether the append is one that its primary keys check. For others a look is as cheap as making sure that nothing but
-/// the expected version is there.
+/// Returns whether primary keys can check all conditions of the append, because it only creates streams. For other
+/// appends, reading the state first costs no more than checking the conditions while writing.
 fn only_begins_streams(append: &Append) -> bool {
     let begins = |append: &Append| append.writes.iter().all(|write| write.expected_version == 0);
     !append.writes.is_empty() && append.checks.is_empty() && append.reaction.is_none() && begins(append)
 }
 
-/// Replaces what is assumed of the log by what it holds.
+/// Replaces the assumed state with the state in the database.
 async fn look(tx: &mut SqliteConnection, state: &mut LockedState<'_>) -> Result<(), sqlx::Error> {
     read_versions(tx, &mut state.streams).await?;
     for (idempotency, is_taken) in &mut state.keys {
@@ -123,7 +125,7 @@ async fn look(tx: &mut SqliteConnection, state: &mut LockedState<'_>) -> Result<
     Ok(())
 }
 
-/// Reads the version of each stream: one statement a type.
+/// Reads the version of each stream, with one statement for each aggregate type.
 async fn read_versions(tx: &mut SqliteConnection, streams: &mut [(&StreamId, i64)]) -> Result<(), sqlx::Error> {
     let mut by_type: HashMap<&str, Vec<usize>> = HashMap::new();
     for (place, (stream, _)) in streams.iter().enumerate() {
@@ -131,7 +133,7 @@ async fn read_versions(tx: &mut SqliteConnection, streams: &mut [(&StreamId, i64
     }
     for (aggregate_type, places) in by_type {
         let ids: Vec<&str> = places.iter().map(|place| &*streams[*place].0.aggregate_id).collect();
-        // One seek an aggregate; a join would let the planner walk the whole log instead.
+        // The subquery costs one index seek for each aggregate. With a join the planner might scan the whole log.
         let found: Vec<(i64, i64)> = sqlx::query_as(
             "select w.key, coalesce(
                  (select sequence from events where aggregate_type = $1 and aggregate_id = w.value
@@ -149,8 +151,8 @@ async fn read_versions(tx: &mut SqliteConnection, streams: &mut [(&StreamId, i64
     Ok(())
 }
 
-/// Moves the head and writes what the winners ask for. False, and nothing written, where the head is not where the plan
-/// begins. After an error the transaction must be rolled back: `or fail` leaves the rows before the one that failed.
+/// Moves the head and writes the winners. Returns false, with nothing written, if the head has moved. After an error
+/// the transaction must be rolled back, because `insert or fail` keeps the rows before the one that failed.
 async fn write(
     tx: &mut SqliteConnection,
     batch: &[&Append],
@@ -220,7 +222,7 @@ async fn write_key(
     Ok(())
 }
 
-/// Writes checkpoints, backlog and deadlines as the batch leaves them.
+/// Writes the checkpoints, the backlog and the deadlines of the plan.
 async fn write_reactions(
     tx: &mut SqliteConnection,
     state: &LockedState<'_>,

@@ -1,13 +1,14 @@
-//! The business rules of orders, as plain synchronous functions.
+//! The business rules of orders, as pure synchronous functions.
 //!
-//! The crate never awaits, opens a file or a socket, reads a clock, draws a random number or logs: ids, prices and
-//! reasons arrive in the command, and state follows from events alone. It knows neither HTTP nor any database.
+//! The crate never awaits, opens a file or a socket, reads a clock, draws a random number or logs. Ids, prices and
+//! reasons arrive in the command, and state follows from events alone. The crate depends on neither HTTP nor a
+//! database.
 //!
-//! - [`values`]: the checked building blocks (ids, money, quantities, texts); a value that exists is valid.
-//! - [`order`]: the order aggregate, read top to bottom: events, state, commands, `decide`, `evolve`, tests.
+//! - [`values`]: the validated value types (ids, money, quantities, texts). Every instance is valid.
+//! - [`order`]: the order aggregate, in reading order: events, state, commands, errors, `decide`, `evolve`, tests.
 //!
-//! An event's name and fields are a storage format: `schemas/events` holds its contract, `tests/golden`
-//! payloads in stored form that must decode for ever. So a limit in [`values`] may be widened, but never tightened.
+//! The names and fields of events are a storage format. `schemas/events` holds their schemas, and `tests/golden` holds
+//! stored payloads that must decode forever. So a limit in [`values`] may be widened but never tightened.
 
 pub mod order;
 pub mod values;

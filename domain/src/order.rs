@@ -1,4 +1,4 @@
-//! The order, read top to bottom: events, state, commands, errors, the aggregate (decide, evolve), tests.
+//! The order aggregate, in reading order: events, state, commands, errors, `decide` and `evolve`, tests.
 //!
 //! ```text
 //! absent --Create--> draft --Confirm--> confirmed (final)
@@ -18,14 +18,15 @@ use crate::values::{
 /// The largest number of lines in an order, and of items in one [`Command::Create`].
 pub const LINES_MAX: usize = 1000;
 
-/// The largest total of an order, in minor units: below 2^53, so that any JSON reader holds it exactly.
+/// The largest total of an order, in minor units. It is below 2^53, so that every JSON reader represents it exactly.
 pub const TOTAL_MAX: i64 = 1_000_000_000_000_000;
 
 // ---- events ----
 
-/// A fact of an order's history, in its stored form: `{"ItemRemoved": {"sku": "tea"}}`.
+/// An event of an order, in its stored form: `{"ItemRemoved": {"sku": "tea"}}`.
 ///
-/// Unknown fields are ignored, so that an older process can read what a newer one added.
+/// Unknown fields are ignored, so that an older process can read events of a newer one. The comments of variants and
+/// fields are part of `schemas/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
     /// A customer's order was opened, as a draft without lines.
@@ -103,9 +104,9 @@ impl EventType for Event {
     }
 }
 
-/// Events of older versions, brought to the present one.
+/// Upcasts stored events of older versions.
 const UPCASTERS: &[Upcaster] = &[
-    // Version 1 leaves out a name or category that is not known; version 2 says null.
+    // Version 1 omits an unknown name or category; version 2 writes null.
     Upcaster {
         event_type: "ItemAdded",
         from: "1",
@@ -120,40 +121,40 @@ const UPCASTERS: &[Upcaster] = &[
 
 // ---- state ----
 
-/// An order as its events tell it; the default is an order that does not exist.
+/// The state of an order. The default is an order that does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Order {
-    /// Where the order stands.
+    /// Status of the order.
     pub status: Status,
-    /// Whose order it is; none as long as it is absent.
+    /// Id of the owner; `None` while the order is absent.
     pub customer_id: Option<CustomerId>,
-    /// The one currency of all its prices.
+    /// Currency of all prices of the order.
     pub currency: Currency,
-    /// Free labels given when it was created.
+    /// Free labels that were given when the order was created.
     pub attributes: Attributes,
-    /// The lines, in the order in which they were first added; one for each SKU.
+    /// The lines, one per SKU, in the order in which they were first added.
     pub lines: Vec<Line>,
-    /// The sum of the lines, in minor units.
+    /// Sum of the lines, in minor units.
     pub total: i64,
 }
 
-/// Where an order stands.
+/// The status of an order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It was never created.
+    /// The order was never created.
     #[default]
     Absent,
-    /// It takes changes.
+    /// The order can be changed.
     Draft,
-    /// It was placed and takes no change.
+    /// The order was placed and cannot be changed.
     Confirmed,
-    /// It was given up and takes no change.
+    /// The order was cancelled and cannot be changed.
     Cancelled,
 }
 
 impl Status {
-    /// The name as it stands in JSON.
+    /// Returns the name of the status in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Absent => "absent",
@@ -170,23 +171,23 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// One SKU of an order.
+/// A line of an order: the pieces of one SKU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// What is ordered.
+    /// The SKU of the line.
     pub sku: Sku,
-    /// How many pieces; `decide` keeps it from 1 to [`Quantity::MAX`].
+    /// Number of pieces. `decide` keeps it from 1 to [`Quantity::MAX`].
     pub quantity: u32,
-    /// The price of one piece, in minor units.
+    /// Price of one piece, in minor units.
     pub unit_price: i64,
-    /// The item's name, as last given.
+    /// Name of the item, as given last.
     pub name: Option<Name>,
-    /// The item's category, as last given.
+    /// Category of the item, as given last.
     pub category: Option<Category>,
 }
 
 impl Line {
-    /// Price times quantity, in minor units; it stops at the ends of an i64.
+    /// Returns price times quantity, in minor units. The result saturates at the limits of an i64.
     pub fn total(&self) -> i64 {
         self.unit_price.saturating_mul(self.quantity.into())
     }
@@ -197,49 +198,49 @@ impl Line {
 /// An item to add to an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewItem {
-    /// What to add.
+    /// SKU of the item.
     pub sku: Sku,
-    /// How many pieces to add.
+    /// Number of pieces to add.
     pub quantity: Quantity,
-    /// The price of one piece, in the order's currency.
+    /// Price of one piece, in the currency of the order.
     pub unit_price: Amount,
-    /// The item's name, if known.
+    /// Name of the item, if known.
     pub name: Option<Name>,
-    /// The item's category, if known.
+    /// Category of the item, if known.
     pub category: Option<Category>,
 }
 
-/// What can be asked of an order.
+/// The commands of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Open a draft, with its first items; either all items are taken or nothing happens.
+    /// Opens a draft with its first items. Either all items are accepted, or the order is not created.
     Create {
         /// Whose order it is.
         customer_id: CustomerId,
-        /// The currency of all its prices.
+        /// Currency of all prices of the order.
         currency: Currency,
         /// Free labels.
         attributes: Attributes,
-        /// The first items, at most [`LINES_MAX`]; may be empty.
+        /// The first items, at most [`LINES_MAX`]. May be empty.
         items: Vec<NewItem>,
     },
-    /// Add pieces of an item: to its line if it has one, at the same price.
+    /// Adds pieces of an item. If the order has a line of the SKU, the price must be the same.
     AddItem(NewItem),
-    /// Set a line's quantity.
+    /// Sets the quantity of a line.
     ChangeQuantity {
         /// The line.
         sku: Sku,
-        /// Its whole quantity from now on.
+        /// The new quantity of the line.
         quantity: Quantity,
     },
-    /// Take a line out.
+    /// Removes a line.
     RemoveItem {
         /// The line.
         sku: Sku,
     },
-    /// Place the order; it must have a line.
+    /// Places the order, which must have a line.
     Confirm,
-    /// Give the draft up.
+    /// Cancels the draft.
     Cancel {
         /// Why.
         reason: Reason,
@@ -265,51 +266,51 @@ impl CommandType for Command {
 
 // ---- errors ----
 
-/// The business rule that refused a command; nothing was changed.
+/// The business rule that refused a command. A refused command changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Create was asked for an order that exists, in whatever status.
-    #[error("an order with this id exists")]
+    /// `Create` was sent for an order that exists, in any status.
+    #[error("an order with this id already exists")]
     AlreadyExists,
     /// The order was never created.
     #[error("there is no such order")]
     NotFound,
-    /// The order is final.
-    #[error("the order is {0} and takes no change")]
+    /// The order is confirmed or cancelled.
+    #[error("the order is {0} and cannot be changed")]
     NotDraft(Status),
-    /// Confirm was asked for an order without lines.
+    /// `Confirm` was sent for an order without lines.
     #[error("an order without lines cannot be confirmed")]
     Empty,
-    /// The SKU is in the order at another price; both as decimal texts in the order's currency.
-    #[error("{sku} is in the order at a unit price of {first} and cannot be added at {given}")]
+    /// The SKU is in the order at another price. Both prices are decimal texts in the currency of the order.
+    #[error("SKU {sku} is in the order at a unit price of {first} and cannot be added at {given}")]
     PriceMismatch {
         /// The line.
         sku: Sku,
-        /// The price that the line has.
+        /// Price of the line.
         first: String,
-        /// The price that the command gave.
+        /// Price in the command.
         given: String,
     },
     /// No line has this SKU.
-    #[error("{0} is not in the order")]
+    #[error("SKU {0} is not in the order")]
     ItemNotFound(Sku),
-    /// The line would hold more than [`Quantity::MAX`] pieces in sum.
-    #[error("{sku} would have a quantity above {max}", max = Quantity::MAX)]
+    /// The line would have more than [`Quantity::MAX`] pieces in total.
+    #[error("the line of SKU {sku} would have more than {max} pieces", max = Quantity::MAX)]
     QuantityTooLarge {
         /// The line.
         sku: Sku,
     },
-    /// The order would have more than [`LINES_MAX`] lines, or Create gave more items than that.
-    #[error("an order takes at most {LINES_MAX} lines")]
+    /// The order would have more than [`LINES_MAX`] lines, or `Create` has more items than that.
+    #[error("an order can have at most {LINES_MAX} lines")]
     TooManyLines,
-    /// The order's total would be above [`TOTAL_MAX`].
-    #[error("the order's total would be above {TOTAL_MAX} minor units")]
+    /// The total of the order would exceed [`TOTAL_MAX`].
+    #[error("the total of the order would exceed {TOTAL_MAX} minor units")]
     TotalTooLarge,
-    /// The price does not fit the order's currency.
+    /// The price is not valid in the currency of the order.
     #[error(transparent)]
     Amount(values::Error),
-    /// Create refused these items: each with its index, from 0, and its reason.
-    #[error("{} of the items are refused{}", .0.len(), first_of(.0))]
+    /// `Create` refused these items: each with its index, from 0, and the reason.
+    #[error("refused items: {}{}", .0.len(), first_of(.0))]
     Items(Vec<(usize, Error)>),
 }
 
@@ -349,9 +350,9 @@ impl Refusal for Error {
     fn title(&self) -> &'static str {
         match self {
             Error::NotFound => "There is no such order",
-            Error::AlreadyExists => "The order exists",
-            Error::Items(_) => "Some items cannot be taken",
-            _ => "The order does not allow it",
+            Error::AlreadyExists => "The order already exists",
+            Error::Items(_) => "Some items were refused",
+            _ => "The order does not allow the command",
         }
     }
 
@@ -372,7 +373,7 @@ impl Refusal for Error {
 
 // ---- the aggregate ----
 
-/// About how many bytes a line takes in memory.
+/// Approximate size of a line in memory, in bytes.
 const BYTES_PER_LINE: usize = 240;
 
 impl Aggregate for Order {
@@ -451,22 +452,22 @@ impl Aggregate for Order {
 }
 
 impl Order {
-    /// Whose order it is; empty where it is absent.
+    /// Returns the id of the owner; empty while the order is absent.
     pub fn owner(&self) -> &str {
         self.customer_id.as_ref().map_or("", |id| id.as_str())
     }
 
-    /// Pieces in all lines.
+    /// Returns the number of pieces in all lines.
     pub fn quantity(&self) -> i64 {
         self.lines.iter().map(|line| i64::from(line.quantity)).sum()
     }
 
-    /// The attribute that names the store, if there is one.
+    /// Returns the `store_id` attribute, if there is one.
     pub fn store_id(&self) -> Option<&str> {
         self.attributes.get("store_id")
     }
 
-    /// Whether it was placed, and so counts as a sale.
+    /// Whether the order was placed, and so counts as a sale.
     pub fn is_confirmed(&self) -> bool {
         self.status == Status::Confirmed
     }
@@ -523,8 +524,8 @@ impl Order {
     }
 }
 
-/// Adds the items one after the other to a draft of its own, so that each is held against those before it, and
-/// reports every bad one.
+/// Decides a `Create`. Items are applied to a draft one after the other, so that each item is checked against the items
+/// before it. Every refused item is reported.
 fn create(created: Event, items: &[NewItem]) -> Result<Vec<Event>, Error> {
     if items.len() > LINES_MAX {
         return Err(Error::TooManyLines);
@@ -656,9 +657,7 @@ mod tests {
         let mismatch = Error::PriceMismatch { sku: sku("tea"), first: "2.50".into(), given: "2.60".into() };
         let too_precise = Error::Amount(values::Error::TooPrecise { currency: currency("USD") });
         let refused = Error::Items(vec![(1, mismatch), (3, too_precise)]);
-        assert!(
-            refused.to_string().starts_with("2 of the items are refused, the first at index 1: tea is in the order")
-        );
+        assert!(refused.to_string().starts_with("refused items: 2, the first at index 1: SKU tea is in the order"));
         given([]).when(create_with(items)).then_expect_error(refused);
     }
 
@@ -718,7 +717,7 @@ mod tests {
             .then_expect_events(events([added("tea", 3, 250)]));
         given(history)
             .when(Command::AddItem(item("tea", 3, "2.51")))
-            .then_expect_error_message("tea is in the order at a unit price of 2.50 and cannot be added at 2.51");
+            .then_expect_error_message("SKU tea is in the order at a unit price of 2.50 and cannot be added at 2.51");
     }
 
     #[test]

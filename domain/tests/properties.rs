@@ -1,4 +1,4 @@
-//! What holds for every order, whatever commands and events come, in whatever order.
+//! Properties that hold for every order, for any commands and events in any sequence.
 
 use domain::order::{Command, Error, Event, LINES_MAX, Line, NewItem, Order, Status, TOTAL_MAX};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, Quantity, Reason, Sku};
@@ -8,7 +8,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-// A handful of SKUs and prices, so that commands meet: repeats, other prices, too many decimals, the largest.
+// Few SKUs and prices, so that commands affect the same lines: repeated items, other prices, too many decimals, the
+// largest price.
 
 fn sku() -> impl Strategy<Value = Sku> {
     select(vec!["tea", "rye", "egg", "a.b-c_1"]).prop_map(|text| text.parse().unwrap())
@@ -77,7 +78,7 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Events that `decide` would never write, in an order that it would never write them in.
+/// Events that `decide` would never write, in a sequence that it would never write.
 fn wild_event() -> impl Strategy<Value = Event> {
     let created = (customer_id(), currency(), attributes())
         .prop_map(|(customer_id, currency, attributes)| Event::OrderCreated { customer_id, currency, attributes });
@@ -116,7 +117,7 @@ fn fold(events: &[Event]) -> Order {
     order
 }
 
-/// Runs the commands; refused ones change nothing.
+/// Runs the commands. Refused commands change nothing.
 fn run(commands: Vec<Command>) -> (Order, Vec<Event>) {
     let (mut order, mut history) = (Order::default(), vec![]);
     for command in commands {
@@ -128,7 +129,7 @@ fn run(commands: Vec<Command>) -> (Order, Vec<Event>) {
     (order, history)
 }
 
-/// Commands with, mostly, a Create in front, so that most runs get somewhere.
+/// Commands that mostly start with a `Create`, so that most runs have an order.
 fn commands() -> impl Strategy<Value = Vec<Command>> {
     (option::weighted(0.9, create()), vec(command(), 0..40))
         .prop_map(|(first, rest)| first.into_iter().chain(rest).collect())

@@ -1,10 +1,11 @@
-//! Events are a storage format. `schemas/events/order/<EventType>.v<N>.json` says what a payload looks like, and
-//! `tests/golden/order/<EventType>.v<N>.json` holds payloads in the form in which they are stored. These tests fail when the types, the
+//! Events are a storage format. `schemas/events/order/<EventType>.v<N>.json` is the schema of a payload, and
+//! `tests/golden/order/<EventType>.v<N>.json` holds payloads in their stored form. These tests fail when the types, the
 //! schemas and the golden payloads do not agree.
 //!
-//! A changed type is a new version, with an upcaster; the old schema and golden file stay. Where a change is compatible
-//! (a new optional field, a wider limit, a better description), a run with `UPDATE_SCHEMAS=1` writes the schemas anew;
-//! the other tests may read them too early in that run, so run once more without it.
+//! An incompatible change of a type needs a new version and an upcaster; the old schema and the old golden file stay.
+//! After a compatible change (a new optional field, a wider limit, a better description), a run with `UPDATE_SCHEMAS=1`
+//! writes the schemas again. The other tests may read the schemas too early in that run, so run the tests once more
+//! without the variable.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/order")
 }
 
-/// The JSON files of a folder by name.
+/// Returns the JSON files of a folder, by name.
 fn files(dir: &Path) -> BTreeMap<String, Value> {
     let read = |path: PathBuf| {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -37,7 +38,7 @@ fn files(dir: &Path) -> BTreeMap<String, Value> {
 #[test]
 fn the_schema_files_are_what_the_types_give() {
     let (dir, expected) = (schemas_dir(), schemas::of::<Order>());
-    assert_eq!(expected.len(), 6, "one schema an event type");
+    assert_eq!(expected.len(), 6, "one schema per event type");
     if env::var_os("UPDATE_SCHEMAS").is_some_and(|value| value == "1") {
         for (name, schema) in &expected {
             fs::write(dir.join(name), format!("{schema:#}\n")).unwrap();
@@ -47,7 +48,7 @@ fn the_schema_files_are_what_the_types_give() {
     let differences = schemas::differences::<Order>(&expected.keys().map(read).collect());
     assert!(
         differences.is_empty(),
-        "schemas/events/order: {}; or run again with UPDATE_SCHEMAS=1",
+        "schemas/events/order: {}; or run the test with UPDATE_SCHEMAS=1",
         differences.join("; ")
     );
 }
@@ -58,18 +59,18 @@ fn every_schema_has_golden_events_and_every_golden_file_a_schema() {
     assert_eq!(schemas, golden);
 }
 
-/// A payload in the form of a golden file's version, lifted and decoded as the store does it.
+/// Upcasts and decodes a stored payload, as the store does.
 fn decode(file: &str, stored: &Value) -> serde_json::Result<Event> {
     let (event_type, version) = file.trim_end_matches(".json").split_once(".v").unwrap();
     let payload = stored.to_string();
     let (version, payload) = Upcasters::of(Order::TYPE, Order::UPCASTERS)
         .upcast("order", event_type, version, &payload)
         .unwrap_or((present(event_type), payload));
-    assert_eq!(version, present(event_type), "{file} is upcast to the present version");
+    assert_eq!(version, present(event_type), "{file} is upcast to the current version");
     serde_json::from_str(&payload)
 }
 
-/// The version in which an event is written today.
+/// Returns the version in which an event is written today.
 fn present(event_type: &str) -> &'static str {
     version_of::<Event>(event_type).unwrap()
 }
@@ -95,7 +96,7 @@ fn every_golden_event_decodes_folds_and_is_valid() {
             assert!(name.starts_with(&format!("{}.v", event.name())), "{name} holds {event:?}");
             validator.validate(payload).unwrap_or_else(|error| panic!("{name}: {error}"));
 
-            // What is written today is what was read: no field of a golden event is silently dropped.
+            // Serialization returns the stored payload: no field of a golden event is silently dropped.
             if name.ends_with(&format!(".v{}.json", event.version())) {
                 assert_eq!(serde_json::to_value(&event).unwrap(), *stored, "{name}");
             }

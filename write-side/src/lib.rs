@@ -1,4 +1,4 @@
-//! The commands of every context, a file a context: routes, bodies, and lines in bulk.
+//! The commands of every context, one file per context: routes, request bodies and bulk lines.
 //!
 //! The write side never reads a read model and never waits for one.
 

@@ -1,4 +1,4 @@
-//! Commands to orders: routes and bodies, one after the other, then the lines in bulk.
+//! The commands of orders: their routes with their bodies, then the bulk lines.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -25,25 +25,25 @@ use uuid::Uuid;
 /// How answers name an order.
 static RESOURCE: Resource = Resource { id_field: "order_id", path: "/v1/orders/" };
 
-/// What may come in bulk.
+/// The commands that clients may send in bulk.
 pub const BULK: BulkLines = BulkLines {
     types: &["create_order", "add_item", "change_item", "remove_item", "confirm_order", "cancel_order"],
     parse: line,
 };
 
-/// What a command led to.
+/// The answer to an accepted command.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "it describes an answer that the engine writes")]
+#[expect(dead_code, reason = "the type only documents the answer, which the engine writes")]
 struct Accepted {
-    /// The order.
+    /// Id of the order.
     order_id: String,
-    /// Its version now.
+    /// Version of the order after the command.
     version: i64,
-    /// Position in the log that has the change: a query with `min_position` sees it.
+    /// Position in the log that includes the change. A query with this `min_position` sees it.
     position: i64,
 }
 
-/// The routes.
+/// Returns the routes.
 pub fn router() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new()
         .routes(routes!(create))
@@ -53,73 +53,73 @@ pub fn router() -> OpenApiRouter<CommandApi> {
         .routes(routes!(cancel))
 }
 
-/// A new order.
+/// The body of a request that creates an order.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrder {
-    /// The owner; a customer can only name themself.
+    /// The owner. A customer can use only their own id.
     #[schema(value_type = String, example = "c-1")]
     pub customer_id: CustomerId,
-    /// ISO 4217 code; the whole order is in it.
+    /// ISO 4217 code of the currency of all prices.
     #[serde(default)]
     #[schema(value_type = String, default = "USD")]
     pub currency: Currency,
-    /// Chosen by the client; made by the server where it is left out.
+    /// Id of the order. The server generates one when it is missing.
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "o-1001")]
     pub order_id: Option<OrderId>,
-    /// First items. All that are wrong are reported at once.
+    /// The first items. All wrong items are reported together.
     #[serde(default)]
     #[schema(value_type = Vec<AddItem>)]
     pub items: Vec<Box<RawValue>>,
-    /// Free text by name, e.g. `store_id`.
+    /// Free labels by name, e.g. `store_id`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub attributes: Attributes,
 }
 
-/// An item for an order.
+/// An item to add to an order.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddItem {
-    /// The product.
+    /// Id of the product (stock keeping unit).
     #[schema(value_type = String, example = "bagel")]
     pub sku: Sku,
-    /// Pieces, 1 to 1 000 000; added to those of a line with the same SKU and price.
+    /// Pieces, 1 to 1 000 000. They are added to the line with the same SKU and price, if there is one.
     #[schema(value_type = u32, minimum = 1, maximum = 1_000_000)]
     pub quantity: Quantity,
-    /// Price of a piece, a decimal string.
+    /// Price of one piece, a decimal string in the currency of the order.
     #[schema(value_type = String, example = "2.55")]
     pub unit_price: Amount,
-    /// What the product is called.
+    /// Display name of the product.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub name: Option<Name>,
-    /// What it is counted under.
+    /// Category under which sales of the product are reported.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub category: Option<Category>,
 }
 
-/// A line's new quantity.
+/// The new quantity of a line.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeItem {
-    /// Pieces, 1 to 1 000 000.
+    /// Pieces of the line, 1 to 1 000 000.
     #[schema(value_type = u32, minimum = 1, maximum = 1_000_000)]
     pub quantity: Quantity,
 }
 
-/// Why an order is cancelled.
+/// The reason for a cancellation.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CancelOrder {
-    /// Up to 500 characters.
+    /// Reason in words, 1 to 500 characters.
     #[schema(value_type = String, example = "changed my mind")]
     pub reason: Reason,
 }
 
-/// Nothing: `{}` or no body at all.
+/// An empty body: `{}`, or no body at all.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoBody {}
@@ -132,15 +132,15 @@ impl From<AddItem> for NewItem {
 }
 
 impl CreateOrder {
-    /// The order's id and the command.
+    /// Returns the id of the order and the command.
     ///
     /// # Errors
-    /// Every item that is wrong, each with its place; a customer who names another customer.
+    /// 403 when a customer names another customer; 422 with the place of every wrong item.
     pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
         if !principal.may_see(self.customer_id.as_str()) {
             return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
-                .detail("A customer creates orders for themself only: customer_id must be the token's sub.")
-                .error("/customer_id", "is not the token's sub"));
+                .detail("A customer can create orders only for their own id. Set customer_id to the sub of the token.")
+                .error("/customer_id", "Must be the sub of the token."));
         }
         if self.items.len() > LINES_MAX {
             return Err(refused(&domain::order::Error::TooManyLines));
@@ -172,16 +172,16 @@ impl CreateOrder {
     }
 }
 
-/// An order's id in a path: one that cannot exist is not there.
+/// Parses the id of an order in a path. An order with an invalid id cannot exist, so the answer is 404.
 pub(crate) fn order_id(id: &str) -> Result<OrderId, Problem> {
     id.parse().map_err(|_| refused(&domain::order::Error::NotFound))
 }
 
-/// A SKU in a path: one that cannot exist is in no order.
+/// Parses the SKU of an item in a path. An item with an invalid SKU is in no order.
 fn sku(sku: &str) -> Result<Sku, Problem> {
     sku.parse().map_err(|_| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "item-not-found", "The order does not allow it")
-            .detail("There is no such item in the order.")
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "item-not-found", "The order does not allow the command")
+            .detail("The order has no item with this SKU.")
     })
 }
 
@@ -195,9 +195,9 @@ async fn execute(
     request.execute::<Order>(api, &RESOURCE, status, id.as_str(), command).await
 }
 
-/// Creates an order, with its first items if they are given.
+/// Creates an order, optionally with its first items.
 #[utoipa::path(post, path = "/v1/orders", tag = "commands", request_body = CreateOrder,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; the same key and body give the same answer")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; a repeated request with the same key gets the same answer")),
     responses((status = 201, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrder>) -> Result<Response, Problem> {
     let (request, body) = request.take();
@@ -205,7 +205,7 @@ async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrd
     execute(request, &api, StatusCode::CREATED, id, command).await
 }
 
-/// Adds an item, or pieces to the line that has its SKU and price.
+/// Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line.
 #[utoipa::path(post, path = "/v1/orders/{id}/items", tag = "commands", request_body = AddItem,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -218,7 +218,7 @@ async fn add_item(
     execute(request, &api, StatusCode::OK, order_id(&id)?, Command::AddItem(body.into())).await
 }
 
-/// Sets a line's quantity.
+/// Sets the quantity of a line.
 #[utoipa::path(put, path = "/v1/orders/{id}/items/{sku}", tag = "commands", request_body = ChangeItem,
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -244,7 +244,7 @@ async fn remove_item(
     execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::RemoveItem { sku: sku(&item)? }).await
 }
 
-/// Confirms a draft that has at least one line; a confirmed order takes no more change.
+/// Confirms a draft that has at least one line. A confirmed order cannot be changed.
 #[utoipa::path(post, path = "/v1/orders/{id}/confirm", tag = "commands",
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -256,7 +256,7 @@ async fn confirm(
     execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::Confirm).await
 }
 
-/// Cancels a draft; a cancelled order takes no more change.
+/// Cancels a draft. A cancelled order cannot be changed.
 #[utoipa::path(post, path = "/v1/orders/{id}/cancel", tag = "commands", request_body = CancelOrder,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -269,7 +269,7 @@ async fn cancel(
     execute(request, &api, StatusCode::OK, order_id(&id)?, Command::Cancel { reason: body.reason }).await
 }
 
-/// A line of a bulk request as a command.
+/// Parses a line of a bulk request into a command.
 fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Result<Line, Problem> {
     if kind == "create_order" {
         if !fields.contains_key("order_id") {
@@ -280,7 +280,7 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
     }
     let id = match fields.remove("order_id") {
         Some(Value::String(id)) => order_id(&id)?,
-        _ => return Err(field("/order_id", "must name the order")),
+        _ => return Err(field("/order_id", "Must be the id of the order.")),
     };
     let command = match kind {
         "add_item" => Command::AddItem(body::from_value::<AddItem>(fields.into())?.into()),
@@ -294,7 +294,7 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
             Command::RemoveItem { sku }
         }
         "cancel_order" => Command::Cancel { reason: body::from_value::<CancelOrder>(fields.into())?.reason },
-        // `confirm_order`: the engine hands over no other type than those listed.
+        // `confirm_order`: the engine passes only the types in [`BULK`].
         _ => {
             body::from_value::<NoBody>(fields.into())?;
             Command::Confirm
@@ -306,6 +306,6 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
 fn line_sku(fields: &mut Map<String, Value>) -> Result<Sku, Problem> {
     match fields.remove("sku") {
         Some(Value::String(sku)) => sku.parse().map_err(|e: domain::values::Error| field("/sku", &e.to_string())),
-        _ => Err(field("/sku", "must name the item")),
+        _ => Err(field("/sku", "Must be the SKU of the item.")),
     }
 }

@@ -1,4 +1,4 @@
-//! What the handlers of commands work with.
+//! The state of the command handlers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use crate::settings::Settings;
 pub struct CommandApi {
     inner: Arc<Inner>,
     authenticator: Authenticator,
-    /// What streams of commands cost of their principal's rate.
+    /// Charges the lines of bulk requests to the rate of their principal.
     pub(crate) limiter: Limiter,
-    /// When it is cancelled, streams of commands are read no further.
+    /// Cancelled when the process stops. No further line of a bulk request is read then.
     pub(crate) stop: CancellationToken,
 }
 
 struct Inner {
     decider: Arc<Decider>,
     in_flight: InFlight,
-    /// What streams of commands may hold.
+    /// The limits of bulk requests.
     budget: Arc<Budget>,
-    /// The lines of each context.
+    /// The bulk commands of each context.
     lines: Vec<BulkLines>,
 }
 
@@ -41,8 +41,8 @@ impl axum::extract::FromRef<CommandApi> for Authenticator {
 }
 
 impl CommandApi {
-    /// Over a decider, for the principals that the authenticator knows. Results that clients have not read wait in the first
-    /// of the `folders` that takes a file.
+    /// Creates the command API. `folders` hold unread results of bulk requests; the first folder in which a file can be
+    /// created is used. `stop` ends the reading of bulk requests.
     pub fn new(
         decider: Arc<Decider>,
         authenticator: Authenticator,
@@ -57,7 +57,7 @@ impl CommandApi {
         Self { inner: Arc::new(inner), authenticator, limiter, stop }
     }
 
-    /// Decides on commands.
+    /// Returns the decider.
     pub fn decider(&self) -> &Decider {
         &self.inner.decider
     }
@@ -78,7 +78,7 @@ impl CommandApi {
         &self.inner.lines
     }
 
-    /// Whether a token has been revoked since its request began.
+    /// Whether the token of a principal was revoked after its request began.
     pub(crate) fn has_revoked(&self, principal: &Principal) -> bool {
         self.authenticator.has_revoked(principal)
     }

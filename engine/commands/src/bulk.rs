@@ -1,9 +1,10 @@
-//! Bulk commands: NDJSON in, NDJSON out, a result a line in input order, streamed while it reads.
+//! Bulk commands: NDJSON in, NDJSON out. Results are streamed in input order, one per line, while the request is read.
 //!
-//! Commands to one stream stay in sequence, because they go to one worker; different streams go side by side and share
-//! append transactions. Each line costs what a request does: where its principal's rate is used up, the next line is read
-//! later. Everything held is bounded in bytes ([`budget`]). Results wait for a client that sends first and reads afterwards
-//! ([`spool`]); where they may not grow any more, the client is not read from.
+//! Commands to one stream stay in sequence, because one worker handles a stream. Commands to different streams run
+//! concurrently and share append transactions. Each line counts as one request of the rate limit: when the principal's
+//! rate is used up, the next line is read later. The use of memory and disk is bounded ([`budget`]). Results are
+//! buffered for a client that sends everything before it reads ([`spool`]); when the buffer is full, the request is
+//! read no further.
 
 pub(crate) mod budget;
 pub mod envelope;
@@ -43,37 +44,38 @@ use crate::bulk::spool::{Reader, Spool};
 use crate::outcome::{Accepted, Executed, Rejected};
 use crate::request::IDEMPOTENCY_KEY;
 
-/// What a line counts until its result has been kept: so many bytes, and so many for each of its own. That is what its
-/// parsed form and its result may take.
+/// The bytes that a line is charged until its result is in the spool: a fixed amount, and this many for each byte of
+/// the line. They cover the parsed line and its result.
 const LINE_OVERHEAD_BYTES: usize = 2 << 10;
 const BYTES_PER_LINE_BYTE: usize = 4;
 /// How long a client may take to send the next line.
 const LINE_WITHIN: Duration = Duration::from_secs(120);
-/// How long results may be left unread while there is no room for more of them.
+/// How long a client may leave results unread while the spool has no room.
 const UNREAD_WITHIN: Duration = Duration::from_secs(30);
-/// How long the rest of a request is read and thrown away after its last result: the client may read only when all is sent.
+/// How long the rest of a request is read and discarded after its last result, because the client may read only after
+/// it has sent everything.
 const DISCARD_WITHIN: Duration = Duration::from_secs(30);
-/// Commands under way at once in one request.
+/// Concurrent commands of one request.
 const WORKERS: usize = 128;
-/// Lines of one request whose results have not been kept.
+/// Lines of one request whose results are not in the spool.
 const LINES_UNDER_WAY_MAX: usize = 1_024;
 
-/// The route.
+/// Returns the route.
 pub fn router() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new().routes(routes!(commands)).layer(DefaultBodyLimit::disable())
 }
 
-/// A line of the answer.
+/// A line of the response: the result of one command.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct LineResult {
     /// Number of the line, from 1.
     line: u64,
-    /// The line's own `id`, as it was sent.
+    /// The `id` of the line, as the client sent it.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Value>,
-    /// What the command would have been answered on its own.
+    /// HTTP status that the command would have as a single request.
     status: u16,
-    /// The id of the aggregate, its version and its position, as the command would have been answered on its own.
+    /// Id, version and position of the aggregate, as in the response to a single request.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = std::collections::BTreeMap<String, Value>)]
     accepted: Option<Accepted>,
@@ -81,7 +83,7 @@ pub struct LineResult {
     problem: Option<Problem>,
 }
 
-/// A result, and what its line holds until it has been kept.
+/// A result, and the permits that its line holds until the result is in the spool.
 type Done = (LineResult, Option<Held>);
 
 struct Task {
@@ -90,17 +92,18 @@ struct Task {
     held: Held,
 }
 
-/// Takes many commands in one request, one JSON object a line: `type` names the command, beside it are the id of the
-/// aggregate and the fields of the command's own body, an optional `id` that is echoed, an optional `expected_version` (as
-/// `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
+/// Executes many commands in one request, one JSON object per line. `type` names the command. The other members are the
+/// id of the aggregate, the members of the command's own body, an optional `id` that the result repeats, an optional
+/// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
 ///
-/// The answer may be read while the request is sent, or after it: results wait for a client that sends everything first, up
-/// to 128 MiB of them (an eighth of the setting `bulk_results_bytes_max`). Where they may not grow any more, the request is
-/// read no further until some are read. Each line counts as one request: where the rate is used up, the next line is read
-/// later, and none is refused for it.
+/// The client may read the response while it sends the request, or after it. Results are buffered for a client that
+/// sends everything first, up to 128 MiB (an eighth of the setting `bulk_results_bytes_max`). When the buffer is full,
+/// the request is read no further until the client reads results. Each line counts as one request of the rate limit.
+/// When the rate is used up, the next line is read later; no line is refused for it.
 ///
-/// Where the server stops, the token is revoked, no line comes for 120 s, or results that have no more room are left unread
-/// for 30 s, the last result has the number of the first line that was not read, and a problem that says why.
+/// The response ends early when the server stops, when the token expires or is revoked, when no line arrives for 120 s,
+/// or when the buffer is full and the client reads too few results for 30 s. Its last result then has the number of the
+/// first line that was not read, and a problem with the reason.
 #[utoipa::path(post, path = "/v1/commands", tag = "commands",
     request_body(content = String, content_type = "application/x-ndjson"),
     responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
@@ -113,10 +116,10 @@ async fn commands(
     body: Body,
 ) -> Result<Response, Problem> {
     if let Some(name) = [IDEMPOTENCY_KEY, IF_MATCH.as_str()].into_iter().find(|name| headers.contains_key(*name)) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "unusable-header", "The header has no meaning here").detail(
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "unusable-header", "The header cannot be used here").detail(
             format!(
-                "{name} is about one command, and here are many: give each new aggregate an id of its own, and a line an \
-                 expected_version"
+                "{name} applies to one command, and this request holds many. Give each new aggregate an id of its own, \
+                 and set expected_version in a line."
             ),
         ));
     }
@@ -127,7 +130,8 @@ async fn commands(
     let reading = Reading { api, principal, context, pace, spool: spool.clone(), unread: CancellationToken::new() };
     tokio::spawn(keep(spool.clone(), waiting, reading.unread.clone()));
     tokio::spawn(async move {
-        // Also while nothing of the answer is read.
+        // Suspends the write timeout of the connection while the request is read, because the client may not read the
+        // response during that time.
         let _hold = half_duplex.map(|Extension(connection)| connection.hold());
         reading.read(body, results).await;
     });
@@ -136,12 +140,12 @@ async fn commands(
     Ok(response)
 }
 
-/// Keeps results for the client, in the order of their lines.
+/// Moves results to the spool in the order of their lines.
 async fn keep(spool: Arc<Spool>, mut results: mpsc::Receiver<oneshot::Receiver<Done>>, unread: CancellationToken) {
     let mut bytes = Vec::new();
     while let Some(result) = results.recv().await {
         let Ok((result, held)) = result.await else { continue };
-        // Then nothing more is read, and what is under way is kept without a bound.
+        // After this, no further line is read, and the results of lines in progress are added without a limit.
         if !unread.is_cancelled() && spool.room().await.is_err() {
             unread.cancel();
         }
@@ -154,7 +158,7 @@ async fn keep(spool: Arc<Spool>, mut results: mpsc::Receiver<oneshot::Receiver<D
     spool.finish().await;
 }
 
-/// Reads the lines of one request.
+/// Reads and executes the lines of one request.
 struct Reading {
     api: CommandApi,
     principal: Principal,
@@ -169,7 +173,7 @@ impl Reading {
     async fn read(self, body: Body, results: mpsc::Sender<oneshot::Receiver<Done>>) {
         let mut lines = std::pin::pin!(split_lines(body.into_data_stream()));
         if let Err((line, problem)) = self.execute_lines(&mut lines, &results).await {
-            // What was read is answered; what was not is for the client to send again.
+            // Lines that were read get their results. The client must send the other lines again.
             let (reply, result) = oneshot::channel();
             let status = problem.status().as_u16();
             let last = LineResult { line, id: None, status, accepted: None, problem: Some(problem) };
@@ -184,10 +188,10 @@ impl Reading {
         }
     }
 
-    /// Gives each line to the worker of its stream, and queues the place of its result.
+    /// Sends each line to the worker of its stream, and queues a receiver for its result.
     ///
     /// # Errors
-    /// The number of the first line that was not carried out, and why.
+    /// The number of the first line that was not executed, and the reason.
     async fn execute_lines(
         &self,
         lines: &mut (impl Stream<Item = Result<BytesMut, Box<Problem>>> + Unpin),
@@ -208,7 +212,7 @@ impl Reading {
             if self.principal.expires_at < Timestamp::now().as_second() {
                 return Err((number, expired()));
             }
-            // A blank line costs what another one does: else it would keep a request's place for nothing.
+            // A blank line is charged like any other line. Otherwise a client could hold a request open for nothing.
             self.unless_ended(self.pace.take()).await.map_err(until_ended)?;
             if line.as_ref().is_ok_and(|line| line.iter().all(u8::is_ascii_whitespace)) {
                 tokio::task::yield_now().await;
@@ -236,44 +240,49 @@ impl Reading {
         Ok(())
     }
 
-    /// Waits, unless reading has to end.
+    /// Waits for `wait`.
+    ///
+    /// # Errors
+    /// The reason for which reading must end first.
     async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T, Problem> {
         tokio::select! {
             done = wait => Ok(done),
             () = self.api.stop.cancelled() => Err(stopping()),
             () = self.unread.cancelled() => Err(unread()),
-            // Nobody will read it.
+            // The client has disconnected, so nobody reads this problem.
             () = self.spool.gone().cancelled() => Err(unread()),
         }
     }
 }
 
 fn no_line() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
-        .detail(format!("no line came for {} s: send this one and what follows again", LINE_WITHIN.as_secs()))
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout").detail(format!(
+        "No line arrived for {} s. Send this line and the lines after it again.",
+        LINE_WITHIN.as_secs()
+    ))
 }
 
 fn expired() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
-        .detail("The token expired while commands were read. Send this line and what follows with a fresh one.")
+        .detail("The token expired while commands were read. Send this line and the lines after it with a new token.")
 }
 
 fn revoked() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked")
-        .detail("the token was revoked: this line and what follows were not read")
+        .detail("The token was revoked. This line and the lines after it were not read. Send them with another token.")
 }
 
 fn unread() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "results-unread", "The results were not read").detail(format!(
-        "There was no room for more results, and none was read for {} s. This line and what follows were not read: send \
-         them again, and read the results while you send, or send fewer lines in each request.",
+        "There was no room for more results, and too few were read for {} s. This line and the lines after it were \
+         not read. Send them again, and read the results while you send, or send fewer lines in each request.",
         UNREAD_WITHIN.as_secs()
     ))
 }
 
 fn stopping() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server stops")
-        .detail("this line and what follows were not read: send them again")
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server is stopping")
+        .detail("This line and the lines after it were not read. Send them again.")
         .retry_after(1)
 }
 
@@ -303,7 +312,7 @@ fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
                 Err(Rejected::Problem(problem)) => {
                     LineResult { line, id, status: problem.status().as_u16(), accepted: None, problem: Some(problem) }
                 }
-                // Lines have no idempotency key.
+                // Unreachable: lines have no idempotency key.
                 Err(Rejected::KeyUsed) => continue,
             };
             let _ = reply.send((result, Some(held)));

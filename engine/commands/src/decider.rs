@@ -1,7 +1,8 @@
-//! The one decider of a process: load, decide, append; load and decide again when somebody else was faster.
+//! The decider of a process: it loads aggregates, decides commands and appends the events. After a conflict it loads
+//! and decides again.
 //!
-//! Commands to one stream in this process go one after the other, because they would only conflict. A command may touch
-//! several streams: each is decided by its aggregate, and all commit or none.
+//! Commands to one stream run one after the other in a process, because concurrent ones would only conflict. A command
+//! may address several streams: each aggregate decides its part, and all parts commit or none.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -26,58 +27,60 @@ use crate::problems::{busy, unavailable};
 use crate::repositories::Repositories;
 use crate::step::AnyStep;
 
-/// How often a command is decided again after a conflict; other processes are the only ones to conflict with.
+/// Attempts to decide a command while appends conflict. Only other processes cause conflicts, because streams are
+/// locked within a process.
 const ATTEMPTS: usize = 12;
-/// How long a command that may wait does so for its streams; others wait `append_wait_ms_max`.
+/// How long a patient command waits for the locks of its streams. Other commands wait `append_wait_ms_max`.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How long a refusal is held back where it is the processor that is lacking: as long as `Retry-After` says.
+/// How long a refusal is delayed when the processor is the bottleneck: as long as `Retry-After` says.
 const REFUSAL_HELD: Duration = Duration::from_secs(1);
-/// Locks are kept by hash of the stream. Two streams on one lock cost each other the wait for a commit, so there are many
-/// more locks than commands under way.
+/// The number of locks. A stream uses the lock of its hash. Two streams that share a lock wait for each other's
+/// commits, so there are many more locks than concurrent commands.
 const LOCKS: usize = 65_536;
 
-/// Decides on commands to every kind of aggregate.
+/// Decides commands to aggregates of every type.
 pub struct Decider {
     store: Store,
     repositories: Repositories,
     stream_locks: Vec<Mutex<()>>,
-    /// Makes numbers of streams and principals. Keyed, so that nobody can choose one that shares another's place.
+    /// Hashes streams and principals. The hash is keyed, so that a client cannot choose a stream that collides with
+    /// another one.
     hasher: RandomState,
 }
 
-/// Who gives a command, and what its request says besides.
+/// The sender of a command, and the parts of its request that apply to every command.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// Who.
+    /// The authenticated sender.
     pub principal: Principal,
-    /// What to record the answer under.
+    /// The idempotency key under which the answer is recorded.
     pub key: Option<Key>,
-    /// When it happened; now, unless staff say otherwise.
+    /// The time at which the command happened; `None`: now. Only staff can set it.
     pub occurred_at: Option<Timestamp>,
-    /// Whether it tells of the past: no reactor takes its events.
+    /// Whether the command is imported history. Reactors ignore its events.
     pub is_history: bool,
-    /// Waits where the store does not keep up, in place of being refused.
+    /// True when the command waits while the store is overloaded; false when it is refused then.
     pub is_patient: bool,
-    /// The request's id.
+    /// The id of the request.
     pub request_id: Option<String>,
-    /// Where the request is in its trace.
+    /// The trace context of the request.
     pub trace: Option<Context>,
 }
 
-/// An idempotency key and the request that it belongs to.
+/// An idempotency key, and the request that uses it.
 #[derive(Debug, Clone)]
 pub struct Key {
-    /// The principal.
+    /// Subject of the principal. A key is unique within its scope.
     pub scope: String,
     /// The key as the client sent it.
     pub key: String,
     /// Hash of method, path and body.
     pub request_hash: String,
-    /// Status of a success.
+    /// HTTP status of a success.
     pub status: u16,
 }
 
-/// What an event carries besides its payload; cqrs-es reads metadata as a map of strings.
+/// The metadata of an event. `cqrs-es` reads metadata as a map of strings, so every value serializes as a string.
 #[derive(Serialize)]
 pub(crate) struct EventMetadata<'a> {
     pub(crate) event_id: Uuid,
@@ -89,7 +92,7 @@ pub(crate) struct EventMetadata<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) traceparent: Option<&'a str>,
     pub(crate) occurred_at: Timestamp,
-    /// Whether it tells of the past: no reactor takes it.
+    /// Whether the event is imported history. Reactors ignore it.
     #[serde(skip_serializing_if = "is_false", serialize_with = "as_text")]
     pub(crate) history: bool,
 }
@@ -103,7 +106,7 @@ fn as_text<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error
 }
 
 impl Decider {
-    /// Over a store.
+    /// Creates a decider on a store.
     pub fn new(store: Store) -> Self {
         Self {
             repositories: Repositories::new(store.clone()),
@@ -117,20 +120,21 @@ impl Decider {
         &self.store
     }
 
-    /// The aggregates of every kind, as this process last saw them.
+    /// Returns the repositories, which cache the aggregates as this process last saw them.
     pub fn repositories(&self) -> &Repositories {
         &self.repositories
     }
 
-    /// A number of a stream, for dividing work.
+    /// Returns a hash of a stream, to distribute work.
     pub(crate) fn number_of(&self, stream: &StreamId) -> usize {
         self.hasher.hash_one(stream) as usize
     }
 
-    /// Carries commands out, all or none; the first refusal answers. When it returns `Ok`, their events are durable.
+    /// Executes commands, all or none. The first refusal is returned. When the result is `Ok`, the events are durable.
     ///
-    /// States in memory may be stale. So a refusal, and the answer that there is nothing to do, are only given on states
-    /// fresh from the log, and an acceptance only stands when the append finds the versions that it was decided on.
+    /// Cached states may be stale. Therefore a refusal, and a success without events, are returned only after a
+    /// decision on states that were read from the log. A success with events is valid only if the append finds the
+    /// versions on which the events were decided.
     ///
     /// # Errors
     /// [`Rejected`].
@@ -143,7 +147,7 @@ impl Decider {
     async fn decide_and_append(&self, steps: &mut [Box<dyn AnyStep>], origin: &Origin) -> Result<Executed, Rejected> {
         let source = self.hasher.hash_one(&origin.principal.subject);
         if !origin.is_patient && self.store.is_overloaded(source) {
-            // Clients that come back at once would take the processor from the commands that were taken.
+            // A client that retries immediately takes processor time from the commands that were accepted.
             if self.store.is_short_of_processor() {
                 tokio::time::sleep(REFUSAL_HELD).await;
             }
@@ -188,15 +192,15 @@ impl Decider {
             match outcome {
                 Ok(appended) => return Ok(self.commit(steps, appended).await),
                 Err(error @ (AppendError::Conflict { .. } | AppendError::Predecessor | AppendError::Fenced)) => {
-                    tracing::debug!(%error, attempt, "conflict: deciding again");
+                    tracing::debug!(%error, attempt, "Append conflict. Deciding again.");
                     metrics::retried();
                     fresh = true;
-                    // Others write to these streams: spread the next tries of all of them.
+                    // Other processes write to these streams, so the retries of all of them are spread over time.
                     tokio::time::sleep(Duration::from_micros(200 * attempt as u64 * (1 + attempt as u64))).await;
                 }
                 Err(AppendError::KeyUsed) => return Err(Rejected::KeyUsed),
                 Err(AppendError::Store(error)) => {
-                    // Of what was shed nothing can have been written.
+                    // A command that was shed was never written, so the cached states remain valid.
                     if !matches!(error, StoreError::Overloaded) {
                         for (step, stream) in steps.iter().zip(&streams) {
                             (step.memory().evict)(&self.repositories, &stream.aggregate_id);
@@ -206,10 +210,11 @@ impl Decider {
                 }
             }
         }
-        Err(busy(kind, "Other commands changed it each time this one was tried.").into())
+        Err(busy(kind, "Other commands changed the same aggregate at every attempt.").into())
     }
 
-    /// Loads and decides each; the outer error is that of the store, the inner one the first refusal.
+    /// Loads the aggregate of each step and decides it. The outer error is a failure of the store, the inner error is
+    /// the first refusal.
     async fn decide(
         &self,
         steps: &mut [Box<dyn AnyStep>],
@@ -225,7 +230,7 @@ impl Decider {
         Ok(Ok(()))
     }
 
-    /// Keeps what commands led to.
+    /// Caches the states after the append, and returns the versions in the order of the steps.
     async fn commit(&self, steps: &mut [Box<dyn AnyStep>], appended: Appended) -> Executed {
         let mut written = appended.versions.iter();
         let mut versions = Vec::with_capacity(steps.len());
@@ -242,7 +247,7 @@ impl Decider {
         Executed { versions, position: appended.position }
     }
 
-    /// Position of the last event of streams that nothing is written to.
+    /// Returns the largest position of the last events of unchanged streams.
     async fn position_of(&self, streams: &[StreamId], steps: &[Box<dyn AnyStep>]) -> Result<i64, Problem> {
         let mut position = 0;
         for (stream, version) in streams.iter().zip(steps.iter().map(|step| step.version())) {
@@ -255,7 +260,8 @@ impl Decider {
         Ok(position)
     }
 
-    /// Locks streams in one order for everybody, each lock once.
+    /// Locks streams. The locks are sorted, so that two callers cannot deadlock, and deduplicated, because two streams
+    /// may share a lock.
     pub(crate) async fn lock_streams(
         &self,
         streams: &[StreamId],
@@ -273,11 +279,13 @@ impl Decider {
             }
             guards
         };
-        tokio::time::timeout(within, all).await.map_err(|_| busy(kind, "Too many commands wait for it."))
+        tokio::time::timeout(within, all)
+            .await
+            .map_err(|_| busy(kind, "Too many commands wait for the same aggregate."))
     }
 }
 
-/// `position` is that of the last event where there are none to write.
+/// Builds the append of decided steps. `position` is the position of the last event when no step has events.
 fn append(
     streams: &[StreamId],
     steps: &[Box<dyn AnyStep>],
@@ -287,10 +295,10 @@ fn append(
     span: &trace::Open,
 ) -> Result<Append, Problem> {
     let command_id = Uuid::now_v7().to_string();
-    // What happens to the events is part of the request's trace. One that nobody records is worth no bytes in the log,
-    // unless it came from outside.
+    // The events continue the trace of the request. A trace that is not sampled is not stored, unless a client started
+    // it.
     let traceparent = span.traceparent().or_else(|| origin.trace.as_ref().and_then(trace::worth_keeping));
-    // Microseconds: what the databases and the clients can hold.
+    // Truncated to microseconds, the precision of the databases and the clients.
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let mut metadata = || {
         serde_json::to_string(&EventMetadata {
@@ -312,12 +320,12 @@ fn append(
             continue;
         }
         let events = step.encode(&mut metadata).map_err(|error| {
-            tracing::error!(%error, "an event does not serialize");
+            tracing::error!(%error, "Could not serialize an event.");
             Problem::internal()
         })?;
         writes.push(StreamWrite { stream, expected_version: version, events, lineage: None });
     }
-    // The record is about the first stream that is written, or, where none is, the first one.
+    // The idempotency record refers to the first stream that is written, or to the first stream when none is written.
     let written = steps.iter().zip(streams).find(|(step, _)| step.events() > 0);
     let recorded = written.or_else(|| steps.iter().zip(streams).next());
     let idempotency = origin.key.as_ref().zip(recorded).map(|(key, (step, stream))| Idempotency {

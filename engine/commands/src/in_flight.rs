@@ -1,4 +1,4 @@
-//! Idempotency keys that are being answered.
+//! Idempotency keys of requests in progress.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex};
 use axum::http::StatusCode;
 use platform::problem::Problem;
 
-/// Idempotency keys whose first request is still being answered in this process.
+/// The idempotency keys whose first request is in progress in this process.
 #[derive(Default)]
 pub(crate) struct InFlight(Arc<Mutex<HashSet<(String, String)>>>);
 
-/// Frees the key when dropped.
+/// Releases the key when dropped.
 pub(crate) struct Entered {
     all: Arc<Mutex<HashSet<(String, String)>>>,
     key: (String, String),
 }
 
 impl InFlight {
-    /// Takes a key.
+    /// Reserves a key.
     ///
     /// # Errors
-    /// 409 while it is taken.
+    /// 409 while another request holds the key.
     pub(crate) fn enter(&self, scope: &str, key: &str) -> Result<Entered, Problem> {
         let key = (scope.to_owned(), key.to_owned());
         let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -37,9 +37,9 @@ impl Drop for Entered {
     }
 }
 
-/// 409: the answer will be there to be asked for.
+/// Returns 409: the first request with this key is in progress, and its answer can be read with the same key later.
 pub(crate) fn still_answered() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still being answered")
-        .detail("Wait for its answer, or try again in a moment with the same Idempotency-Key.")
+    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still in progress")
+        .detail("Wait for the answer of the first request, or try again in a moment with the same Idempotency-Key.")
         .retry_after(1)
 }

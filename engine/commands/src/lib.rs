@@ -1,13 +1,13 @@
-//! From a request or an event to events: one decider for every stream, whatever its aggregate.
+//! Turns requests and events into new events. One decider serves the streams of every aggregate type.
 //!
-//! The crate knows no business term and never reads a read model. Contexts give their routes, bodies and commands; the
-//! aggregate decides.
+//! The crate contains no business term and never reads a read model. Contexts supply routes, request bodies and
+//! commands; the aggregate decides.
 //!
-//! - [`api`]: what handlers work with, [`api::CommandApi`].
-//! - [`request`]: what every command request brings along, and its answer.
+//! - [`api`]: [`api::CommandApi`], the state of the handlers.
+//! - [`request`]: the parts that every command request has, and its response.
 //! - [`bulk`]: many commands in one request.
-//! - [`reactions`]: events lead to commands.
-//! - [`decider`]: load, decide, append; load and decide again when somebody else was faster.
+//! - [`reactions`]: commands that follow from events.
+//! - [`decider`]: loads, decides and appends; repeats this after a conflict.
 
 pub mod api;
 pub mod bulk;

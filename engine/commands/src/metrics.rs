@@ -1,4 +1,4 @@
-//! What the command API counts.
+//! Metrics of the command API.
 
 use std::sync::LazyLock;
 
@@ -30,27 +30,25 @@ impl Metrics {
         let metrics = Self {
             commands: meter
                 .u64_counter("docket.commands")
-                .with_description(
-                    "Commands, by what became of them: accepted, refused, conflict, overloaded, unavailable.",
-                )
+                .with_description("Commands, by result: accepted, refused, conflict, overloaded, unavailable.")
                 .build(),
             retries: meter
                 .u64_counter("docket.command.retries")
-                .with_description("Times that a command was decided again because its stream had changed.")
+                .with_description("Decisions that were repeated because the stream of a command had changed.")
                 .build(),
             reactions: meter
                 .u64_counter("docket.reactions")
-                .with_description("Inputs of a reactor, by what became of them: done, waiting, retried, parked.")
+                .with_description("Inputs of a reactor, by result: done, waiting, retried, parked.")
                 .build(),
             reaction_latency: meter
                 .f64_histogram("docket.reaction.latency")
                 .with_unit("s")
                 .with_boundaries(platform::metrics::SECONDS.to_vec())
-                .with_description("From the recording of an event until what a reactor made of it is durable.")
+                .with_description("Time from the recording of an event until the effects of its reaction are durable.")
                 .build(),
             reactor_lag: meter
                 .i64_gauge("docket.reactor.lag.events")
-                .with_description("Events that a reactor has not taken.")
+                .with_description("Events after the checkpoint of a reactor.")
                 .build(),
             reactor_held: meter
                 .i64_gauge("docket.reactor.held")
@@ -62,7 +60,7 @@ impl Metrics {
                 .build(),
             backlog_parked: meter
                 .i64_gauge("docket.reactor.backlog.parked")
-                .with_description("Keys in the backlog of a reactor that wait for an operator.")
+                .with_description("Parked keys in the backlog of a reactor, which wait for an operator.")
                 .build(),
             backlog_oldest: meter
                 .f64_gauge("docket.reactor.backlog.oldest")
@@ -71,12 +69,14 @@ impl Metrics {
                 .build(),
             deadlines: meter
                 .i64_gauge("docket.process.deadlines")
-                .with_description("Deadlines that processes of a type have set.")
+                .with_description("Open deadlines of a process type.")
                 .build(),
             deadlines_late: meter
                 .f64_gauge("docket.process.deadlines.late")
                 .with_unit("s")
-                .with_description("How long the earliest deadline of a process type has been due; 0: it is not.")
+                .with_description(
+                    "Time for which the earliest deadline of a process type has been due; 0 when none is due.",
+                )
                 .build(),
             reactor_leader: meter
                 .i64_gauge("docket.reactor.leader")
@@ -88,7 +88,7 @@ impl Metrics {
     }
 }
 
-/// Counts a command.
+/// Counts an executed command by its result.
 pub(crate) fn executed(command: &'static str, outcome: &Result<Executed, Rejected>) {
     let result = match outcome {
         Ok(_) => "accepted",
@@ -103,7 +103,7 @@ pub(crate) fn executed(command: &'static str, outcome: &Result<Executed, Rejecte
     METRICS.commands.add(1, &[KeyValue::new("command", command), KeyValue::new("result", result)]);
 }
 
-/// Counts another try.
+/// Counts a repeated decision.
 pub(crate) fn retried() {
     METRICS.retries.add(1, &[]);
 }

@@ -1,24 +1,24 @@
-//! What became of commands.
+//! The results of commands.
 
 use platform::problem::Problem;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-/// What commands led to.
+/// The result of executed commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
-    /// The version of each aggregate now, in the order of the commands.
+    /// The version of each aggregate after execution, in the order of the commands.
     pub versions: Vec<i64>,
-    /// Position in the log that has the changes: a query with `min_position` sees them.
+    /// Position in the log that includes the changes. A query with this `min_position` sees them.
     pub position: i64,
 }
 
-/// Why commands were not carried out.
+/// The reason for which commands were not executed.
 #[derive(Debug)]
 pub enum Rejected {
-    /// An answer for the client.
+    /// The command was refused or failed. The problem is the answer for the client.
     Problem(Problem),
-    /// The idempotency key has been used since it was looked up.
+    /// Another request used the idempotency key after it was looked up.
     KeyUsed,
 }
 
@@ -28,25 +28,25 @@ impl From<Problem> for Rejected {
     }
 }
 
-/// How answers name the aggregates of a kind.
+/// How answers name the aggregates of a type.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Resource {
     /// The member of an answer that holds the id, e.g. `counter_id`.
     pub id_field: &'static str,
-    /// The path that the id is added to in `Location`, e.g. `/v1/counters/`.
+    /// The path to which the id is appended in `Location`, e.g. `/v1/counters/`.
     pub path: &'static str,
 }
 
-/// What a command led to: `{"<id_field>", "version", "position"}`.
+/// The result of one accepted command. Serializes as `{"<id_field>", "version", "position"}`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Accepted {
-    /// How the aggregate is named.
+    /// How the answer names the aggregate.
     pub resource: &'static Resource,
-    /// Its id.
+    /// Id of the aggregate.
     pub id: String,
-    /// Its version now.
+    /// Version of the aggregate after the command.
     pub version: i64,
-    /// Position in the log that has the change: a query with `min_position` sees it.
+    /// Position in the log that includes the change. A query with this `min_position` sees it.
     pub position: i64,
 }
 

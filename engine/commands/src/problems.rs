@@ -1,4 +1,4 @@
-//! Why a command was not carried out, as clients see it.
+//! The problems that clients receive when a command is not executed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use event_store::error::Error;
 use kernel::aggregate::{Refusal, RefusalClass};
 use platform::problem::Problem;
 
-/// A business reason.
+/// Returns the problem for a business refusal: 404, 409 or 422, by the class of the refusal.
 pub fn refused(error: &impl Refusal) -> Problem {
     let status = match error.class() {
         RefusalClass::NotFound => StatusCode::NOT_FOUND,
@@ -19,38 +19,49 @@ pub fn refused(error: &impl Refusal) -> Problem {
     error.pointers().into_iter().fold(problem, |problem, (pointer, reason)| problem.error(pointer, reason))
 }
 
-/// A store that is away: try again, and how to do it safely.
+/// Returns the problem for an error of the store. It says whether and how the client can retry safely.
 pub fn unavailable(error: Error) -> Problem {
     if let Error::Overloaded = error {
-        // There may be thousands a second: they are counted.
-        tracing::debug!(%error, "store");
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many commands wait")
-            .detail("More commands wait than can be written in time. Nothing was written: try again in a moment.")
+        // Thousands of these can occur in a second. A metric counts them, so the log has them at debug level only.
+        tracing::debug!(%error, "The store is overloaded.");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many commands are waiting")
+            .detail(
+                "More commands are waiting than the server can write in time. Nothing was written. Try again in a \
+                 moment.",
+            )
             .retry_after(1);
     }
     if let Error::Storage(_) = error {
-        // The store has said so once.
-        tracing::debug!(%error, "store");
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "disk-low", "The server's disk is full")
+        // The store itself logs this condition once.
+        tracing::debug!(%error, "The store cannot write to its disk.");
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "disk-low", "The server cannot write to its disk")
             .detail(
-                "Nothing was written. The server takes commands again when its disk has room and can be written. Try \
-                 again later.",
+                "The disk is full or not writable. Nothing was written. The server accepts commands again when its \
+                 disk has free space and is writable. Try again later.",
             )
             .retry_after(10);
     }
-    tracing::error!(%error, "store");
+    tracing::error!(%error, "The store failed.");
     match error {
         Error::Stored(_) => {
             return Problem::internal()
-                .detail("The stored events cannot be read, so trying again does not help. Tell the operator.");
+                .detail("The stored events cannot be read. A retry does not help. Contact the operator.");
         }
         Error::Refused(_) => {
-            return Problem::internal()
-                .detail("The database refused the change, so trying again does not help. Nothing was written. Tell the operator.");
+            return Problem::internal().detail(
+                "The database refused the change. Nothing was written. A retry does not help. Contact the operator.",
+            );
         }
         Error::Unstorable(_) => {
-            return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unstorable-value", "The database cannot hold a value")
-                .detail("The database cannot hold a value of this request, so trying again does not help. Nothing was written. Send another value, or tell the operator.");
+            return Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "unstorable-value",
+                "The database cannot store a value",
+            )
+            .detail(
+                "The database cannot store a value of this request. Nothing was written. A retry does not help. Send \
+                 another value, or contact the operator.",
+            );
         }
         _ => {}
     }
@@ -59,7 +70,8 @@ pub fn unavailable(error: Error) -> Problem {
         .retry_after(1)
 }
 
-/// Other commands changed the aggregate each time, or too many wait for it.
+/// Returns 503 for an aggregate that other commands changed at every attempt, or that too many commands wait for. `why`
+/// is a sentence.
 pub(crate) fn busy(aggregate_type: &'static str, why: &str) -> Problem {
     let title = format!("The {aggregate_type} is busy");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, busy_slug(aggregate_type), &title)
@@ -67,7 +79,7 @@ pub(crate) fn busy(aggregate_type: &'static str, why: &str) -> Problem {
         .retry_after(1)
 }
 
-/// `TYPE-busy`, made once for each type.
+/// Returns the slug `TYPE-busy`. The text is leaked once for each type, because a slug must be static.
 fn busy_slug(aggregate_type: &'static str) -> &'static str {
     static SLUGS: Mutex<BTreeMap<&str, &str>> = Mutex::new(BTreeMap::new());
     let mut slugs = SLUGS.lock().unwrap_or_else(PoisonError::into_inner);

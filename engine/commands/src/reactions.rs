@@ -1,14 +1,14 @@
 //! Reactions: events of the log lead to commands, exactly once inside the log.
 //!
-//! A reactor's events, its checkpoint, its backlog and its deadlines change in one transaction. An input that fails goes to
-//! the backlog, where it is tried again; later events of its key wait behind it, and all others go on. No reactor runs in
-//! a rebuild, a verification or an import of history.
+//! The events of a reaction, the checkpoint, the backlog and the deadlines change in one transaction. An input that
+//! fails goes to the backlog and is retried from there. Later events of its key wait behind it; events of other keys
+//! continue. Reactors never run for a rebuild, a verification or an import of history.
 //!
 //! - [`reactor`]: the trait [`reactor::Reactor`].
 //! - [`process`]: runs a [`kernel::process::Process`] as a reactor.
-//! - [`scope`]: what a reaction may read.
-//! - [`status`]: how reactors fare, for metrics and health checks.
-//! - `batch`: decides on a batch of inputs; `leader`: takes inputs and appends what they lead to.
+//! - [`scope`]: the data that a reaction may read.
+//! - [`status`]: the state of reactors, for metrics and health checks.
+//! - `batch`: decides a batch of inputs; `leader`: reads inputs and appends their effects.
 
 mod batch;
 mod leader;
@@ -30,10 +30,11 @@ use crate::reactions::leader::Leader;
 pub use crate::reactions::leader::{Clock, reacting};
 use crate::reactions::reactor::Reactor;
 
-/// How often changes by operators are looked for.
+/// How often the checkpoints are polled for changes by operators.
 const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
 
-/// Runs reactors until `stop`, each in a task of its own: one that hangs holds up no other. They are registered.
+/// Runs registered reactors until `stop`. Each reactor has its own task, so a reactor that hangs does not delay another
+/// one.
 pub async fn run(decider: Arc<Decider>, reactors: Vec<&'static dyn Reactor>, clock: Clock, stop: CancellationToken) {
     if reactors.is_empty() {
         return;
@@ -47,7 +48,7 @@ pub async fn run(decider: Arc<Decider>, reactors: Vec<&'static dyn Reactor>, clo
     futures::future::join_all(leaders.chain([watching])).await;
 }
 
-/// One look at the checkpoints serves all leaders of the process.
+/// Polls the checkpoints once for all leaders of the process.
 async fn watch_fences(rows: Reactions, seen: watch::Sender<Arc<BTreeMap<String, i64>>>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         match rows.checkpoints().await {
@@ -55,7 +56,7 @@ async fn watch_fences(rows: Reactions, seen: watch::Sender<Arc<BTreeMap<String, 
                 let fences = all.into_iter().map(|checkpoint| (checkpoint.reactor, checkpoint.fence)).collect();
                 seen.send_replace(Arc::new(fences));
             }
-            Err(error) => tracing::debug!(%error, "the checkpoints of reactors cannot be read"),
+            Err(error) => tracing::debug!(%error, "Could not read the checkpoints of reactors."),
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
@@ -64,7 +65,7 @@ async fn watch_fences(rows: Reactions, seen: watch::Sender<Arc<BTreeMap<String, 
     }
 }
 
-/// The clock of the machine.
+/// Returns the system clock.
 pub fn system_clock() -> Clock {
     Arc::new(event_store::now_us)
 }

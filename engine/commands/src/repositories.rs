@@ -1,4 +1,4 @@
-//! The aggregates of every kind, each kind with a cache of its hot ones.
+//! Repositories of all aggregate types. Each repository caches its hot aggregates.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kernel::aggregate::Aggregate;
 
-/// A repository for each kind of aggregate, made when it is first asked for.
+/// One repository for each aggregate type, created on first use.
 pub struct Repositories {
     store: Store,
     by_kind: RwLock<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
@@ -21,7 +21,7 @@ impl Repositories {
         Self { store, by_kind: RwLock::default() }
     }
 
-    /// Aggregates of one kind.
+    /// Returns the repository of an aggregate type.
     pub fn of<A: Aggregate>(&self) -> Arc<AggregateRepository<A>> {
         let kind = TypeId::of::<A>();
         let known = self.by_kind.read().unwrap_or_else(PoisonError::into_inner).get(&kind).cloned();
@@ -31,28 +31,28 @@ impl Repositories {
         });
         match known.downcast() {
             Ok(repository) => repository,
-            // The key is the type.
+            // Unreachable: the key of the map is the type.
             Err(_) => Arc::new(AggregateRepository::<A>::new(self.store.clone())),
         }
     }
 }
 
-/// An aggregate at a version, [`Loaded`] without its type.
+/// A [`Loaded`] aggregate without its static type.
 pub type AnyLoaded = Arc<dyn Any + Send + Sync>;
 
-/// The memory of aggregates of one kind, for whoever does not know their type.
+/// Cache operations of one aggregate type, for callers that do not have the static type.
 #[derive(Clone, Copy)]
 pub struct Memory {
-    /// The version in memory, where there is one.
+    /// Returns the cached version, if the aggregate is cached.
     pub(crate) version: fn(&Repositories, &str) -> Option<i64>,
-    /// Keeps a state, made of so many events that are durable now.
+    /// Caches a state whose events are durable. The last argument is the number of events that were appended.
     pub(crate) keep: for<'a> fn(&'a Repositories, &'a str, &'a AnyLoaded, i64) -> BoxFuture<'a, ()>,
-    /// Removes an aggregate: the next decision reads the log.
+    /// Removes an aggregate from the cache, so that the next decision reads the log.
     pub(crate) evict: fn(&Repositories, &str),
 }
 
 impl Memory {
-    /// That of a kind.
+    /// Returns the cache operations of an aggregate type.
     pub(crate) fn of<A: Aggregate>() -> Self {
         Self {
             version: |repositories, id| repositories.of::<A>().cached(id).map(|loaded| loaded.version),

@@ -1,4 +1,4 @@
-//! What every command request brings along: who, which version, under which idempotency key, and the body; and its answer.
+//! The parts that every command request has: principal, expected version, idempotency key and body; and the response.
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{ETAG, LOCATION};
@@ -20,17 +20,17 @@ use crate::outcome::{Accepted, Rejected, Resource};
 use crate::problems::unavailable;
 use crate::step::{AnyStep, Step};
 
-/// Name of the request's header.
+/// Name of the request header that carries the idempotency key.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// A command request with its body read as `T`; an empty body reads as `{}`.
+/// A command request with its body parsed as `T`. An empty body is parsed as `{}`.
 pub struct CommandRequest<T> {
-    /// Who.
+    /// The authenticated sender.
     pub principal: Principal,
-    /// The body.
+    /// The parsed body.
     pub body: T,
     expected_version: Option<Versions>,
-    /// The key, and the hash of the request.
+    /// The idempotency key, and the hash of the request.
     key: Option<(String, String)>,
 }
 
@@ -63,21 +63,21 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     if (1..=255).contains(&key.len()) {
         return Ok(Some(key.to_owned()));
     }
-    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "Idempotency-Key cannot be used")
-        .detail("Idempotency-Key takes 1 to 255 printable ASCII characters, e.g. a UUID."))
+    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "Invalid Idempotency-Key")
+        .detail("An Idempotency-Key must have 1 to 255 printable ASCII characters, e.g. a UUID."))
 }
 
 impl<T> CommandRequest<T> {
-    /// The body apart from the rest.
+    /// Separates the body from the request.
     pub fn take(self) -> (CommandRequest<()>, T) {
         let Self { principal, body, expected_version, key } = self;
         (CommandRequest { principal, body: (), expected_version, key }, body)
     }
 
-    /// Carries out a command and makes the answer. `status` is that of a success.
+    /// Executes a command and builds the response. `status` is the HTTP status of a success.
     ///
     /// # Errors
-    /// The refusal, or why the command could not be carried out.
+    /// The command was refused, or could not be executed.
     pub async fn execute<A: Aggregate>(
         self,
         api: &CommandApi,
@@ -125,7 +125,7 @@ impl<T> CommandRequest<T> {
             (Err(rejected), Some(_)) => rejected,
         };
         let Some((key, hash)) = self.key else { return Err(Problem::internal()) };
-        // Another process may have taken the key since it was looked up, and so be the reason for the refusal.
+        // After the lookup, another process may have used the key, which may be the reason for the refusal.
         match (api.store().idempotency_record(&scope, &key).await.map_err(unavailable)?, rejected) {
             (Some(found), _) => replay(resource, found, &hash),
             (None, Rejected::Problem(problem)) => Err(problem),
@@ -134,7 +134,10 @@ impl<T> CommandRequest<T> {
     }
 }
 
-/// The same answer again, byte for byte.
+/// Returns the recorded answer, byte for byte.
+///
+/// # Errors
+/// 422 when the key belongs to another request.
 fn replay(resource: &'static Resource, found: IdempotencyRecord, request_hash: &str) -> Result<Response, Problem> {
     if found.request_hash != request_hash {
         return Err(Problem::new(
@@ -155,7 +158,7 @@ fn success(status: StatusCode, accepted: &Accepted) -> Response {
     let mut response = (status, axum::Json(accepted)).into_response();
     let headers = response.headers_mut();
     headers.insert(ETAG, etag(accepted.version));
-    // What is no header's value has no `Location`.
+    // An id that is not a valid header value gets no `Location`.
     if status == StatusCode::CREATED
         && let Ok(location) = HeaderValue::try_from(format!("{}{}", accepted.resource.path, accepted.id))
     {

@@ -1,18 +1,19 @@
-//! How much `POST /v1/commands` may hold at once.
+//! Limits of `POST /v1/commands`.
 
 use serde::{Deserialize, Serialize};
 
-/// Bounds of all requests to `POST /v1/commands` together. One principal may have a quarter of the bytes.
+/// Limits of all concurrent requests to `POST /v1/commands`. One principal may use a quarter of the bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Requests at a time; one more is answered 503.
+    /// Concurrent requests of all principals. A further request is answered with 503.
     pub bulk_requests_max: usize,
-    /// Requests at a time of one principal; one more is answered 429.
+    /// Concurrent requests of one principal. A further request is answered with 429.
     pub bulk_requests_per_principal_max: usize,
-    /// Bytes of memory for commands that are being carried out; beyond it, requests are read no further.
+    /// Bytes of memory for commands in progress. While they are used up, no further line is read.
     pub bulk_bytes_max: usize,
-    /// Bytes on disk for results that clients have not read yet; beyond it, requests are read no further. 0: none.
+    /// Bytes on disk for results that clients have not read. While they are used up, no further line is read. 0
+    /// disables results on disk.
     pub bulk_results_bytes_max: u64,
 }
 
@@ -27,16 +28,16 @@ impl Default for Settings {
     }
 }
 
-/// So that each principal's quarter has room for the longest line.
+/// The quarter of one principal must have room for the longest line.
 const BULK_BYTES_MIN: usize = 32 << 20;
-/// What counts bytes counts so far.
+/// The semaphore that counts the bytes is acquired with a `u32`.
 const BULK_BYTES_MOST: usize = 1 << 32;
 
 impl Settings {
-    /// Whether they can work.
+    /// Checks the limits.
     ///
     /// # Errors
-    /// The first setting that cannot, and what it must be.
+    /// Names the first invalid setting and its valid range.
     pub fn check(&self) -> Result<(), String> {
         for (name, value) in [
             ("bulk_requests_max", self.bulk_requests_max),

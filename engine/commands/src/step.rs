@@ -1,4 +1,4 @@
-//! A command to one aggregate, typed where it is made and without its type where it is carried out.
+//! A command to one aggregate: typed where it is created, type-erased where it is executed.
 
 use std::sync::Arc;
 
@@ -19,62 +19,66 @@ use serde::ser::Error as _;
 use crate::problems::refused;
 use crate::repositories::{AnyLoaded, Memory, Repositories};
 
-/// A command to one aggregate, with what was decided on it.
+/// A command to one aggregate, and the events that were decided.
 pub struct Step<A: Aggregate> {
     id: String,
     command: A::Command,
-    /// Only at one of these versions (`If-Match`).
+    /// The versions at which the command may run (`If-Match`); `None`: any.
     expected_version: Option<Versions>,
-    /// The state that it is decided on, once it is loaded.
+    /// The state on which the command is decided; `None` before it is loaded.
     loaded: Option<Arc<Loaded<A>>>,
     events: Vec<A::Event>,
 }
 
 impl<A: Aggregate> Step<A> {
-    /// A command to the aggregate with an id.
+    /// Creates a command to the aggregate with this id.
     pub fn new(id: impl Into<String>, command: A::Command) -> Box<Self> {
         Box::new(Self { id: id.into(), command, expected_version: None, loaded: None, events: Vec::new() })
     }
 }
 
-/// [`Step`] without its type: what the decider asks of it, in this order.
+/// A type-erased [`Step`]. The decider calls its methods in this order.
 pub trait AnyStep: Send + Sync {
-    /// The aggregate's stream.
+    /// Returns the stream of the aggregate.
     fn stream(&self) -> StreamId;
-    /// The kind of aggregate.
+    /// Returns the type of the aggregate.
     fn kind(&self) -> &'static str;
-    /// The command's name.
+    /// Returns the name of the command, for metrics.
     fn command(&self) -> &'static str;
-    /// Carries it out only at one of these versions.
+    /// Restricts the command to these versions of the aggregate.
     fn expect(&mut self, versions: Option<Versions>);
-    /// Loads the state to decide on: that in memory, which may be stale, unless it has to be `fresh` from the log. A command
-    /// that creates its aggregate is decided on an absent one: the append checks it.
+    /// Loads the state on which the command is decided. With `fresh` it is read from the log; otherwise a cached state
+    /// is used, which may be stale. Without a cached state, a command that creates its aggregate is decided on an
+    /// absent one, which the append verifies.
     fn load<'a>(&'a mut self, repositories: &'a Repositories, fresh: bool) -> BoxFuture<'a, Result<(), Error>>;
-    /// Takes the state to decide on from a step before it, of the same stream.
+    /// Sets the state to the result of an earlier step for the same stream.
     fn load_pending(&mut self, pending: &AnyLoaded);
-    /// Decides. Nothing is applied.
+    /// Decides the command. No event is applied.
     ///
     /// # Errors
-    /// An id that no aggregate can have. Not there or not the caller's: the same answer. Another version than expected. The aggregate's refusal.
+    /// - The id is not valid for an aggregate.
+    /// - The aggregate does not exist, or the caller may not see it. Both have the same answer.
+    /// - The aggregate is at another version than expected.
+    /// - The aggregate refuses the command.
     fn decide(&mut self, principal: &Principal) -> Result<(), Problem>;
-    /// The version that was decided on.
+    /// Returns the version on which the command was decided.
     fn version(&self) -> i64;
-    /// Number of events that were decided.
+    /// Returns the number of decided events.
     fn events(&self) -> usize;
-    /// The events as the log takes them; `metadata` is called once for each.
+    /// Encodes the decided events for the log. `metadata` is called once for each event.
     ///
     /// # Errors
     /// An event or its metadata does not serialize.
     fn encode(&self, metadata: &mut dyn FnMut() -> serde_json::Result<String>) -> serde_json::Result<Vec<NewEvent>>;
-    /// The state with the decided events applied to it.
+    /// Returns the state after the decided events.
     fn pending(&self) -> AnyLoaded;
-    /// Deadlines that the decided events set and remove, where the aggregate is a process.
+    /// Returns the deadlines that the decided events set and remove; empty when the aggregate is not a process.
     fn deadlines(&self) -> DeadlineChanges {
         DeadlineChanges::default()
     }
-    /// What can be done with aggregates of its kind in memory.
+    /// Returns the cache operations of the aggregate type.
     fn memory(&self) -> Memory;
-    /// The events are durable: keeps the state that they lead to in memory.
+    /// Caches the state after the events, which are now durable. `version` is the new version of the aggregate.
     fn commit<'a>(&'a mut self, repositories: &'a Repositories, version: i64) -> BoxFuture<'a, ()>;
 }
 
@@ -124,18 +128,17 @@ impl<A: Aggregate> AnyStep for Step<A> {
         let Some(loaded) = &self.loaded else { return Err(Problem::internal()) };
         let (state, version) = (&loaded.state, loaded.version);
         if version == 0 && !is_id(&self.id) {
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-id", "The id is not valid").detail(
-                format!(
-                    "The id of a {} has 1 to 64 characters of A-Z a-z 0-9 _ -. Nothing was written. Send another id.",
-                    A::TYPE
-                ),
-            ));
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-id", "Invalid id").detail(format!(
+                "The {} id must have 1 to 64 characters of A-Z a-z 0-9 _ -. Nothing was written. Send another id.",
+                A::TYPE
+            )));
         }
         let creates = self.command.creates();
         if !creates && !may_know(principal, state.access()) {
             return Err(refused(&A::Error::not_found()));
         }
-        // A command that creates names no version: what the version is, is only for those who may see the aggregate.
+        // A command that creates an aggregate has no expected version. The version would also reveal the aggregate to
+        // callers who may not see it.
         if let Some(expected) = &self.expected_version
             && !creates
             && !expected.include(version)
@@ -143,7 +146,8 @@ impl<A: Aggregate> AnyStep for Step<A> {
             let title = format!("The {} has another version", A::TYPE);
             return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "version-mismatch", &title)
                 .detail(format!(
-                    "The {} is at version {version}, the request names {expected}. Read it again.",
+                    "The {} is at version {version}, but the request expects {expected}. Read the current version and \
+                     try again.",
                     A::TYPE
                 ))
                 .with("version", version));
@@ -180,7 +184,8 @@ impl<A: Aggregate> AnyStep for Step<A> {
         async move {
             let Some(loaded) = self.loaded.take() else { return };
             let repository: Arc<AggregateRepository<A>> = repositories.of();
-            // The cache has the other reference to the state: without it the state is evolved where it is.
+            // The cache holds another reference to the state. After the eviction the state can be changed in place,
+            // without a clone.
             repository.evict(&self.id);
             let mut state = Arc::try_unwrap(loaded).map_or_else(|shared| shared.state.clone(), |own| own.state);
             self.events.iter().for_each(|event| state.evolve(event));
@@ -190,34 +195,36 @@ impl<A: Aggregate> AnyStep for Step<A> {
     }
 }
 
-/// The events of an aggregate as the log takes them; `metadata` is called once for each.
+/// Encodes the events of an aggregate for the log. `metadata` is called once for each event.
 pub(crate) fn encode<E: EventType>(
     events: &[E],
     metadata: &mut dyn FnMut() -> serde_json::Result<String>,
 ) -> serde_json::Result<Vec<NewEvent>> {
     let encode = |event: &E| {
         let (event_type, payload) = (event.name(), serde_json::to_string(event)?);
-        // It is read by its tag and found by its name, for ever.
+        // An event is decoded by its tag and selected by its name. Both are stored forever, so they must be equal.
         if payload
             .strip_prefix("{\"")
             .and_then(|rest| rest.strip_prefix(event_type))
             .is_none_or(|rest| !rest.starts_with('"'))
         {
-            return Err(serde_json::Error::custom(format!("the event named {event_type} is not tagged so: {payload}")));
+            return Err(serde_json::Error::custom(format!(
+                "event {event_type} is not serialized under its own name: {payload}"
+            )));
         }
         Ok(NewEvent { event_type, event_version: event.version(), payload, metadata: metadata()? })
     };
     events.iter().map(encode).collect()
 }
 
-/// A state with events applied to it.
+/// Returns the state after the events.
 pub(crate) fn evolved<A: Aggregate>(loaded: &Loaded<A>, events: &[A::Event]) -> Loaded<A> {
     let mut state = loaded.state.clone();
     events.iter().for_each(|event| state.evolve(event));
     Loaded { state, version: loaded.version + events.len() as i64 }
 }
 
-/// Whether a principal may know of an aggregate.
+/// Whether a principal may see an aggregate.
 pub fn may_know(principal: &Principal, access: Access<'_>) -> bool {
     match access {
         Access::Absent => false,

@@ -1,4 +1,4 @@
-//! A command over several aggregates: each is decided by its own, and all commit or none.
+//! A command to several aggregates: each aggregate decides its part, and all parts commit or none.
 
 use command_engine::decider::{Decider, Key, Origin};
 use command_engine::outcome::{Executed, Rejected};
@@ -15,7 +15,7 @@ use sqlx::migrate::Migrator;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Counts up to a limit; a second kind differs in its type only.
+/// Counts up to ten. The two kinds differ only in their type.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Count<const KIND: u8>(i64);
 
@@ -132,14 +132,14 @@ async fn all_commit_or_none_and_the_first_refusal_answers() {
     let decider = Decider::new(store.clone());
     let done = add(&decider, None, 4, 5).await.unwrap();
     assert_eq!((done.versions, done.position), (vec![1, 1], 2));
-    // The second one refuses, so the first one is not written either.
+    // The second aggregate refuses, so nothing is written to the first one either.
     let refused = add(&decider, None, 1, 6).await;
     assert!(matches!(refused, Err(Rejected::Problem(problem)) if problem.slug() == "too-much"));
     assert_eq!((sums(&decider).await, store.head().await.unwrap()), ((4, 5), 2));
-    // One that changes nothing is checked, and keeps its version.
+    // An aggregate that does not change is checked, and keeps its version.
     let done = add(&decider, Some("key"), 0, 1).await.unwrap();
     assert_eq!((done.versions, done.position), (vec![1, 2], 3));
-    let record = store.idempotency_record("clerk", "key").await.unwrap().expect("it is recorded");
+    let record = store.idempotency_record("clerk", "key").await.unwrap().expect("the key is recorded");
     assert_eq!((&*record.aggregate_type, record.version, record.position), ("second", 2, 3));
     assert!(matches!(add(&decider, Some("key"), 1, 1).await, Err(Rejected::KeyUsed)));
     assert_eq!(sums(&decider).await, (4, 6));
@@ -149,7 +149,7 @@ async fn all_commit_or_none_and_the_first_refusal_answers() {
 async fn commands_over_the_same_streams_in_opposite_order_do_not_wait_for_each_other_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path()).await;
-    // Two deciders, as two processes have them: they conflict in the log, and each holds its own locks.
+    // Two deciders act like two processes: each has its own locks, so they conflict in the log.
     let deciders = [std::sync::Arc::new(Decider::new(store.clone())), std::sync::Arc::new(Decider::new(store.clone()))];
     let tasks = (0..40).map(|number: usize| {
         let decider = deciders[number % 2].clone();
@@ -161,7 +161,7 @@ async fn commands_over_the_same_streams_in_opposite_order_do_not_wait_for_each_o
         })
     });
     for task in futures::future::join_all(tasks).await {
-        task.unwrap().expect("each is decided again until it is written");
+        task.unwrap().expect("every command is decided again until it is written");
     }
     let fresh = Decider::new(store.clone());
     for id in 0..5 {

@@ -1,12 +1,13 @@
-//! The aggregate: a customer's points, in lots of one order each. The oldest lot is spent first.
+//! The points account of a customer. Points are kept in lots, one per order; the oldest lot is spent first.
 
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
 use kernel::upcast::Upcaster;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What happens to an account. The stream's id is the customer's.
-#[expect(clippy::enum_variant_names, reason = "in the log an event's name stands alone")]
+/// The events of an account. The id of the stream is the id of the customer. The comments of variants and fields are
+/// part of `schemas/events`.
+#[expect(clippy::enum_variant_names, reason = "the log stores the name of an event without the name of its enum")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
     /// An order brought points.
@@ -45,38 +46,38 @@ impl EventType for Event {
     }
 }
 
-/// An account. Its default is one that does not exist.
+/// The state of an account. The default is an account that does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Account {
-    /// Whose it is.
+    /// Id of the customer; `None` while the account does not exist.
     pub customer_id: Option<String>,
-    /// What is left of each order's points, the oldest first.
+    /// Unspent points of each order, the oldest first.
     pub lots: Vec<Lot>,
-    /// All points ever granted.
+    /// Sum of all points ever granted.
     pub granted: i64,
-    /// How many orders brought points.
+    /// Number of orders that granted points.
     pub orders: i64,
 }
 
-/// What is left of an order's points.
+/// The unspent points of one order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lot {
     /// The order.
     pub order_id: String,
-    /// Points left, at least one.
+    /// Unspent points, at least one.
     pub points: i64,
 }
 
 impl Account {
-    /// Points that can be spent.
+    /// Returns the points that can be spent.
     pub fn balance(&self) -> i64 {
         self.lots.iter().map(|lot| lot.points).sum()
     }
 }
 
-/// What can be asked of an account.
+/// The commands of an account.
 pub enum Command {
-    /// Grant points for an order.
+    /// Grants points for an order.
     Grant {
         /// Whose account it is.
         customer_id: String,
@@ -85,12 +86,12 @@ pub enum Command {
         /// How many.
         points: i64,
     },
-    /// Spend points.
+    /// Spends points.
     Redeem {
         /// How many.
         points: i64,
     },
-    /// Let an order's points expire.
+    /// Lets the unspent points of an order expire.
     Expire {
         /// The order.
         order_id: String,
@@ -107,31 +108,31 @@ impl CommandType for Command {
     }
 
     fn creates(&self) -> bool {
-        // The first grant makes the account.
+        // The first grant creates the account.
         matches!(self, Self::Grant { .. })
     }
 }
 
-/// Why a command is refused.
+/// The reason for which a command is refused.
 #[derive(Debug, PartialEq)]
 pub enum Refused {
-    /// There is no account, or it is not the caller's.
+    /// The account does not exist, or the caller may not see it.
     NotFound,
-    /// The customer has fewer points.
+    /// The account has fewer points than the command spends.
     TooFewPoints {
-        /// How many there are.
+        /// Points that can be spent.
         balance: i64,
     },
-    /// Points must be one or more.
+    /// The command spends less than one point.
     NoPoints,
 }
 
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NotFound => f.write_str("The customer has no points yet."),
-            Self::TooFewPoints { balance } => write!(f, "The account has {balance} points. Redeem fewer."),
-            Self::NoPoints => f.write_str("Redeem one point or more."),
+            Self::NotFound => f.write_str("the customer has no points"),
+            Self::TooFewPoints { balance } => write!(f, "the account has only {balance} points: redeem fewer"),
+            Self::NoPoints => f.write_str("a redemption must be at least one point"),
         }
     }
 }
@@ -161,7 +162,7 @@ impl Refusal for Refused {
     fn title(&self) -> &'static str {
         match self {
             Self::NotFound => "There is no such account",
-            Self::TooFewPoints { .. } => "The account has fewer points",
+            Self::TooFewPoints { .. } => "Too few points",
             Self::NoPoints => "There is nothing to redeem",
         }
     }
@@ -178,7 +179,7 @@ impl Aggregate for Account {
 
     fn decide(&self, command: &Command) -> Result<Vec<Event>, Refused> {
         match command {
-            // The engine calls the reactor once for each order, so the account does not have to remember its orders.
+            // A reaction takes effect exactly once for each order, so the account does not have to remember its orders.
             Command::Grant { points, .. } if *points < 1 => Ok(Vec::new()),
             Command::Grant { customer_id, order_id, points } => Ok(vec![Event::PointsGranted {
                 customer_id: customer_id.clone(),
@@ -193,7 +194,7 @@ impl Aggregate for Account {
             Command::Expire { order_id } => {
                 let left = self.lots.iter().find(|lot| lot.order_id == *order_id);
                 let expired = |lot: &Lot| Event::PointsExpired { order_id: order_id.clone(), points: lot.points };
-                // An order whose points are spent has nothing to expire.
+                // If the points of the order are spent, nothing expires.
                 Ok(left.map(expired).into_iter().collect())
             }
         }

@@ -1,6 +1,6 @@
-//! The process manager: the points of an order expire after a time.
+//! The process manager that lets the points of an order expire after a time.
 //!
-//! One process an order. It begins when points are granted, and ends when its deadline is reached.
+//! There is one process per order. It starts when points are granted, and ends when its deadline is reached.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
@@ -19,19 +19,23 @@ use crate::account;
 
 /// Name of the only deadline.
 const EXPIRY: &str = "expiry";
-/// The setting `loyalty_points_last_seconds`: a year.
+/// Default of the setting `loyalty_points_last_seconds`: one year.
 pub const DEFAULT_SECONDS: &str = "31536000";
 
 static LAST_SECONDS: AtomicI64 = AtomicI64::new(31_536_000);
 
-/// Takes the setting.
+/// Applies the setting.
+///
+/// # Errors
+/// The value is not a number of seconds in the valid range.
 pub fn set_seconds(value: &str) -> Result<(), String> {
     let seconds = value.parse().ok().filter(|seconds| (1..=3_153_600_000).contains(seconds));
     LAST_SECONDS.store(seconds.ok_or("must be 1 to 3153600000 seconds (a century)")?, Relaxed);
     Ok(())
 }
 
-/// What happens to an expiry. The stream's id is the order's.
+/// The events of an expiry. The id of the stream is the id of the order. The comments of variants and fields are part
+/// of `schemas/events`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
     /// The order's points are counted down.
@@ -59,12 +63,12 @@ impl EventType for Event {
     }
 }
 
-/// The countdown of an order's points.
+/// The expiry of the points of one order.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Expiry {
     customer_id: String,
     order_id: String,
-    /// Set while the points are counted down.
+    /// Time of the expiry; `None` when the points have expired.
     expires_at: Option<Timestamp>,
 }
 
@@ -101,7 +105,7 @@ impl Aggregate for Expiry {
     }
 }
 
-/// What an expiry learns: an order brought points.
+/// The input of an expiry: points were granted for an order.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Granted {
     customer_id: String,
@@ -110,7 +114,7 @@ pub struct Granted {
 
 impl Process for Expiry {
     type Input = Granted;
-    /// Lets the points of this customer's order expire.
+    /// Id of the customer, and the command that lets the points of an order expire.
     type Request = (String, account::Command);
 
     fn correlate(input: &Granted) -> Correlation {
@@ -119,7 +123,7 @@ impl Process for Expiry {
 
     fn react(&self, trigger: &Trigger<Granted>, now: Timestamp) -> Vec<Output<Self>> {
         match trigger {
-            // A second grant for the order, which nobody gives, changes nothing.
+            // A second grant for the order has no effect. The module never issues one.
             Trigger::Input(_) if !self.order_id.is_empty() => Vec::new(),
             Trigger::Input(Granted { customer_id, order_id }) => vec![Output::Event(Event::ExpiryScheduled {
                 customer_id: customer_id.clone(),
@@ -130,8 +134,9 @@ impl Process for Expiry {
                 let command = account::Command::Expire { order_id: self.order_id.clone() };
                 vec![Output::Event(Event::ExpiryReached {}), Output::Request((self.customer_id.clone(), command))]
             }
-            // The account never refuses it. If it did, the deadline would stay, fail where operators see it, and be tried
-            // again. A process that can go on without the command would answer with an event, by the refusal's slug.
+            // The account never refuses the command. If it did, the deadline would remain, fail visibly for operators,
+            // and be retried. A process that can continue without the command would return an event that depends on the
+            // slug of the refusal.
             Trigger::Refused(_) => Vec::new(),
         }
     }
@@ -141,7 +146,7 @@ impl Process for Expiry {
     }
 }
 
-/// Runs the process.
+/// Runs the process as a reactor.
 pub static EXPIRIES: ProcessManager<Expiry> = ProcessManager {
     name: "loyalty-expiry",
     subscriptions: &[Subscription { aggregate_type: "points-account", events: &["PointsGranted"] }],
@@ -165,7 +170,7 @@ mod tests {
         expiry.evolve(scheduled);
         let at = now + SignedDuration::from_secs(31_536_000);
         assert_eq!(expiry.deadlines(), [Due { name: EXPIRY.into(), at }]);
-        assert!(expiry.react(&Trigger::Input(granted), now).is_empty(), "the same input again");
+        assert!(expiry.react(&Trigger::Input(granted), now).is_empty(), "a repeated input has no effect");
         let outputs = expiry.react(&Trigger::Deadline(EXPIRY.into()), at);
         let [Output::Event(reached), Output::Request((customer_id, _))] = &outputs[..] else { panic!("two outputs") };
         assert_eq!(customer_id, "c-1");

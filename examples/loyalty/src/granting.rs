@@ -1,4 +1,4 @@
-//! The reactor: a confirmed order brings points, exactly once.
+//! The reactor that grants points for a confirmed order, exactly once.
 
 use command_engine::reactions::reactor::{Input, Outcome, Reactor, Subscription, payload};
 use command_engine::reactions::scope::Scope;
@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use crate::account::{Account, Command};
 
-/// Points cost so many minor units of the order's currency.
+/// Minor units of the order's currency for which one point is granted.
 const MINOR_UNITS_A_POINT: i64 = 100;
 
-/// What the module reads of another context's events: the members that it needs, whatever else is there.
+/// The members that the module reads from events of another context. Other members are ignored.
 #[derive(Deserialize)]
 struct OrderCreated {
     customer_id: String,
@@ -34,7 +34,7 @@ impl GrantPoints {
             Ok(confirmed) => confirmed,
             Err(error) => return error.into(),
         };
-        // The first event of an order's stream says whose it is, and never changes.
+        // The first event of an order names its customer, and recorded events never change.
         let first = match scope.read_stream(&event.aggregate_type, &event.aggregate_id, 0, 1).await {
             Ok(first) => first,
             Err(error) => return error.into(),

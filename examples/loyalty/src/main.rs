@@ -1,7 +1,7 @@
-//! Docket with a loyalty program: confirmed orders bring points, points expire. Written from outside: it uses the engine and
-//! the server's library, and nothing of Docket knows it.
+//! Docket with a loyalty program: confirmed orders grant points, and points expire. The program is an extension: it
+//! uses the engine and the server as libraries, and no other crate of Docket depends on it.
 //!
-//! `docs/extending.md` walks through it.
+//! `docs/extending.md` explains it step by step.
 
 mod account;
 mod expiry;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     server::main(modules)
 }
 
-/// The module: everything that it gives to the program.
+/// Returns the module: all parts that it adds to the program.
 fn loyalty() -> Module {
     Module {
         needs: vec!["orders"],
@@ -37,7 +37,7 @@ fn loyalty() -> Module {
         settings: vec![Setting {
             name: "loyalty_points_last_seconds",
             default: expiry::DEFAULT_SECONDS,
-            help: "How long points last, in seconds.",
+            help: "How long points are valid, in seconds.",
             apply: expiry::set_seconds,
         }],
         ..Module::new("loyalty")
@@ -50,7 +50,7 @@ mod schemas {
 
     use kernel::schemas::check;
 
-    /// Events are a storage format: `UPDATE_SCHEMAS=1 cargo test -p loyalty` writes the schemas of new ones.
+    /// Events are a storage format. `UPDATE_SCHEMAS=1 cargo test -p loyalty` writes the schemas of new events.
     #[test]
     fn the_schemas_of_events_are_what_the_types_give() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/events");

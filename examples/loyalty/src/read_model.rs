@@ -1,4 +1,4 @@
-//! The read model: a row for each account.
+//! The read model: one row per account.
 
 use event_store::db::Read;
 use event_store::error::Error;
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::account::Account;
 
-/// The table. Its name begins with the module's.
+/// The table. Its name starts with the name of the module.
 static TABLE: Table = Table {
     name: "loyalty_accounts",
     columns: &[
@@ -24,7 +24,7 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// The accounts as they are now.
+/// The projection of the current state of accounts.
 pub static ACCOUNTS: Projection<Account> =
     Projection { name: "loyalty_accounts", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -36,23 +36,23 @@ fn fold(changes: &[Change<Account>]) -> Vec<Rows> {
     vec![(&TABLE, changes.iter().map(row).collect())]
 }
 
-/// An account.
+/// An account as clients see it.
 #[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
 pub struct AccountView {
-    /// The customer.
+    /// Id of the customer.
     pub customer_id: String,
     /// Points that can be spent.
     pub balance: i64,
-    /// All points ever granted.
+    /// Sum of all points ever granted.
     pub granted: i64,
-    /// Orders that brought points.
+    /// Number of orders that granted points.
     pub orders: i64,
-    /// The account's version.
+    /// Version of the account.
     pub version: i64,
 }
 
 impl AccountView {
-    /// An account as everybody sees it: in the table, in answers and on its channel.
+    /// Builds the view of an account. The table, the responses and the channel use the same view.
     pub fn of(account: &Versioned<Account>) -> Self {
         Self {
             customer_id: account.id.to_string(),
@@ -64,10 +64,10 @@ impl AccountView {
     }
 }
 
-/// The account of a customer.
+/// Returns the account of a customer, if it exists.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn find(mut from: impl Read, customer_id: &str) -> Result<Option<AccountView>, Error> {
     let sql = "select customer_id, balance, granted, orders, version from loyalty_accounts where customer_id = $1";
     Ok(from.rows(sql, vec![customer_id.into()]).await?.pop())

@@ -1,4 +1,4 @@
-//! Two routes and a channel.
+//! Two routes and a channel of live updates.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -33,25 +33,25 @@ use crate::read_model::{ACCOUNTS, AccountView, find};
 
 static RESOURCE: Resource = Resource { id_field: "customer_id", path: "/v1/points/" };
 
-/// The routes of commands.
+/// Returns the routes of commands.
 pub fn commands() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new().routes(routes!(redeem))
 }
 
-/// The routes of queries.
+/// Returns the routes of queries.
 pub fn queries() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(show))
 }
 
-/// Points to spend.
+/// The body of a redemption.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Redemption {
-    /// How many.
+    /// Points to spend, at least 1.
     points: i64,
 }
 
-/// Spends points of the caller's account.
+/// Spends points of a customer's account.
 #[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", tag = "commands", request_body = Redemption,
     params(("customer_id" = String, Path)), responses((status = 200)))]
 async fn redeem(
@@ -63,10 +63,10 @@ async fn redeem(
     request.execute::<Account>(&api, &RESOURCE, StatusCode::OK, &customer_id, Command::Redeem { points }).await
 }
 
-/// Answers in memory: 4 MiB, each for a minute at most.
+/// Cached responses: at most 4 MiB, each for at most one minute.
 static ANSWERS: LazyLock<ResponseCache> = LazyLock::new(|| ResponseCache::new(4 << 20, Duration::from_secs(60)));
 
-/// The points of a customer.
+/// Returns the points of a customer.
 #[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path), Freshness),
     responses((status = 200, body = AccountView)))]
 async fn show(
@@ -86,10 +86,10 @@ async fn show(
     ANSWERS.answer(&api, &principal, &url, ACCOUNTS.name, query).await
 }
 
-/// Followed by the customer's id.
+/// Prefix of the channel name. The id of the customer follows.
 const POINTS_PREFIX: &str = "points:";
 
-/// The changes of one account.
+/// Returns the channel with the changes of one account.
 pub fn channel() -> Channel {
     Channel {
         name: POINTS_PREFIX,
@@ -112,7 +112,7 @@ pub fn channel() -> Channel {
     }
 }
 
-/// Accounts as they change.
+/// Publishes each account when it changes.
 pub static PUBLISHER: Publisher<Account> = Publisher {
     group: "loyalty",
     id_member: "customer_id",

@@ -1,4 +1,4 @@
-//! The loyalty program through the front door, embedded and scaled.
+//! End-to-end tests of the loyalty program over HTTP and the CLI, in the modes embedded and scaled.
 
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,9 @@ tests::stories![
     points_are_granted_once_whatever_is_killed
 ];
 
-/// How long what must come may take.
+/// How long a test waits for an expected state.
 const WITHIN: Duration = Duration::from_secs(30);
-/// How often the server is killed; `DOCKET_KILLS=200` is the long campaign.
+/// How often the server is killed. `DOCKET_KILLS=200` runs a long campaign.
 const KILLS: u32 = 8;
 
 fn with_loyalty(builder: Builder) -> Builder {
@@ -29,12 +29,12 @@ async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(began.elapsed() < WITHIN, "{what} does not come");
+        assert!(began.elapsed() < WITHIN, "timed out waiting for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Creates and confirms an order of so many units of a currency.
+/// Creates and confirms an order of `units` pens at 1.00 each.
 async fn order(system: &TestSystem, id: &str, customer: &str, units: u32) {
     let items = json!([{"sku": "pen", "quantity": units, "unit_price": "1.00"}]);
     let body = json!({"order_id": id, "customer_id": customer, "items": items});
@@ -51,7 +51,7 @@ async fn points_of_orders(system: &TestSystem, customer: &str, orders: i64) -> V
     until("the points", async || points(system, customer).await.filter(|points| points["orders"] == orders)).await
 }
 
-/// The events of one type in the log.
+/// Returns the events of one type in the log.
 async fn events(system: &TestSystem, event_type: &str) -> Vec<Value> {
     let log = system.cli(&["events", "export"]).await;
     let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -69,7 +69,7 @@ async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem)
     let (first, second) = (show().send().await.expect(200), show().send().await.expect(200));
     assert_eq!(second.header("docket-cache"), Some("hit"));
     assert_eq!((first.json(), first.header("docket-position")), (second.json(), second.header("docket-position")));
-    // Neither an account nor an answer in memory is anybody else's.
+    // Other customers see neither the account nor its cached response.
     system.get("/v1/points/ada").token(&eve).send().await.expect_problem(404, "account-not-found");
     let redeem = |points: i64| system.post("/v1/points/ada/redemptions").token(&ada).json(json!({"points": points}));
     redeem(18).send().await.expect_problem(422, "too-few-points");
@@ -81,9 +81,9 @@ async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem)
     assert_eq!(
         until("the new balance", spent).await,
         None,
-        "an answer in memory ends with the read model's next change"
+        "the next change of the read model invalidates the cached response"
     );
-    // What led to the points can be followed from event to event.
+    // The correlation id links the points to the order.
     let (granted, scheduled) = (events(&system, "PointsGranted").await, events(&system, "ExpiryScheduled").await);
     let confirmed = events(&system, "OrderConfirmed").await;
     let correlation = |event: &Value| event["data"]["metadata"]["correlation_id"].as_str().map(str::to_owned);
@@ -93,14 +93,14 @@ async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem)
     }
     let list = reactors(&system).await;
     assert!(list.iter().all(|reactor| reactor["backlog_events"] == 0), "{list:?}");
-    // Points that last a second.
+    // From here, points are valid for one second.
     system.set("DOCKET_LOYALTY_POINTS_LAST_SECONDS", "1");
     system.restart().await;
     order(&system, "o-3", "bob", 7).await;
     points_of_orders(&system, "bob", 1).await;
     let expired = async || points(&system, "bob").await.filter(|points| points["balance"] == 0);
     assert_eq!(until("the expiry", expired).await["granted"], 7);
-    assert_eq!(points(&system, "ada").await.expect("an account")["balance"], 13, "hers last an hour");
+    assert_eq!(points(&system, "ada").await.expect("an account")["balance"], 13, "these points are valid for an hour");
     system.settled().await;
     system.cli(&["replay", "--all"]).await;
     system.cli(&["verify"]).await;
@@ -115,7 +115,7 @@ async fn reactors(system: &TestSystem) -> Vec<Value> {
 async fn imports_and_restores_grant_nothing(mut system: TestSystem) {
     order(&system, "o-1", "ada", 3).await;
     points_of_orders(&system, "ada", 1).await;
-    // A file of orders is history.
+    // An imported file of orders is history.
     let file = system.directory().join("orders.csv");
     let header = "order_ref,customer_ref,store_id,placed_at,sku,product_name,department,quantity,unit_price";
     let line = "old-1,ada,s-1,2017-01-01T10:00:00Z,pen,Pen,office,9,1.00";
@@ -123,18 +123,18 @@ async fn imports_and_restores_grant_nothing(mut system: TestSystem) {
     let (url, staff) = (system.writer().base().to_owned(), token("clerk", "staff"));
     let path = file.to_str().expect("UTF-8");
     system.cli(&["import", path, "--url", &url, "--token", &staff]).await;
-    // An order after it shows that the reactor has passed it.
+    // A later order shows that the reactor is past the import.
     order(&system, "o-2", "ada", 1).await;
     let shown = points_of_orders(&system, "ada", 2).await;
     assert_eq!(shown["granted"], 4, "{shown}");
-    // A held reactor waits, and goes on when it is released.
+    // A held reactor resumes when it is released.
     system.cli(&["reactors", "hold", "loyalty-points", "--reason", "a test"]).await;
     order(&system, "o-3", "ada", 1).await;
     let held = reactors(&system).await.into_iter().find(|one| one["name"] == "loyalty-points").expect("it is listed");
     assert_eq!(held["held"], "a test");
     let unknown = system.try_cli(&["reactors", "hold", "nobody"]).await;
     assert!(
-        String::from_utf8_lossy(&unknown.stderr).contains("there are loyalty-expiry, loyalty-points"),
+        String::from_utf8_lossy(&unknown.stderr).contains("Its reactors are loyalty-expiry, loyalty-points"),
         "{unknown:?}"
     );
     system.kill9();
@@ -145,7 +145,8 @@ async fn imports_and_restores_grant_nothing(mut system: TestSystem) {
     points_of_orders(&system, "ada", 3).await;
 }
 
-/// Write processes are upgraded first: what they take is reacted to once a process that reacts is there.
+/// Write processes are upgraded first. The orders that they accept are handled as soon as an upgraded process with the
+/// role `react` runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_upgrade_loses_no_order() {
     let processes = ["write", "react,project,read"];
@@ -159,10 +160,10 @@ async fn a_rolling_upgrade_loses_no_order() {
     system.dockets[1].restart().await;
     order(&system, "after", "ada", 1).await;
     let shown = points_of_orders(&system, "ada", 2).await;
-    assert_eq!(shown["granted"], 3, "not those of before the module: {shown}");
+    assert_eq!(shown["granted"], 3, "orders from before the module grant no points: {shown}");
 }
 
-/// A log that is moved: nothing of it is reacted to again, and what its processes wait for goes over.
+/// After a log is moved to another store, no event is handled again, and the deadlines of processes are restored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moved_log_grants_nothing_again_and_keeps_its_deadlines() {
     let builder = with_loyalty(TestSystem::builder(Mode::Embedded));
@@ -184,14 +185,14 @@ async fn a_moved_log_grants_nothing_again_and_keeps_its_deadlines() {
     let expired = async || points(&system, "ada").await.filter(|points| points["balance"] == 0);
     assert_eq!(until("the expiry", expired).await["granted"], 5);
     assert_eq!(events(&system, "PointsGranted").await.len(), 1);
-    // From the order to the expiry it is one story.
+    // The order and the expiry have the same correlation id.
     let correlations = |events: &[Value]| events[0]["data"]["metadata"]["correlation_id"].clone();
     let (confirmed, gone) = (events(&system, "OrderConfirmed").await, events(&system, "PointsExpired").await);
     assert_eq!(correlations(&confirmed), correlations(&gone));
     assert_eq!(gone[0]["data"]["metadata"]["causation_id"], events(&system, "ExpiryScheduled").await[0]["id"]);
 }
 
-/// A store with half of a log reacts to nothing, until the import is completed.
+/// A store with a part of a log reacts to nothing until the import is complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_import_that_was_cut_off_grants_nothing() {
     let mut system = with_loyalty(TestSystem::builder(Mode::Embedded)).start().await;
@@ -211,7 +212,7 @@ async fn an_import_that_was_cut_off_grants_nothing() {
     system.kill9();
     let moved = system.directory().join("moved.db");
     system.set("DOCKET_DATABASE_URL", &format!("sqlite:{}", moved.display()));
-    // What is no log at all changes nothing.
+    // A file that is not a log changes nothing.
     let garbage = system.directory().join("garbage.ndjson");
     std::fs::write(&garbage, "nothing\n").expect("the file is written");
     let import = async |file: &std::path::Path| {
@@ -226,7 +227,7 @@ async fn an_import_that_was_cut_off_grants_nothing() {
     let refused = system.try_cli(&["reactors", "release", "loyalty-points"]).await;
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && told.contains("--at-head"), "{told}");
-    assert!(import(&whole).await, "it goes on where it was cut off");
+    assert!(import(&whole).await, "the import resumes where it was cut off");
     assert!(reactors(&system).await.iter().all(|one| one["held"].is_null() && one["lag_events"] == 0));
     system.restart().await;
     order(&system, "new", "ada", 1).await;
@@ -234,7 +235,7 @@ async fn an_import_that_was_cut_off_grants_nothing() {
     assert_eq!(events(&system, "PointsGranted").await.len(), 1_001);
 }
 
-/// Sends orders until it is aborted, whatever becomes of them.
+/// Sends orders until the task is aborted, and ignores failures.
 async fn keep_ordering(client: Client, name: String) {
     for number in 0.. {
         let (id, customer) = (format!("{name}-{number}"), format!("c-{}", number % 5));
@@ -266,7 +267,7 @@ async fn points_are_granted_once_whatever_is_killed(mut system: TestSystem) {
     until("every expiry", async || (events(&system, "ExpiryScheduled").await.len() >= confirmed).then_some(())).await;
     system.settled().await;
     let granted = events(&system, "PointsGranted").await;
-    assert_eq!(granted.len(), confirmed, "each confirmed order brings points once");
+    assert_eq!(granted.len(), confirmed, "each confirmed order grants points once");
     let mut orders: Vec<_> =
         granted.iter().map(|event| event["data"]["payload"]["PointsGranted"]["order_id"].to_string()).collect();
     orders.sort();
@@ -275,5 +276,5 @@ async fn points_are_granted_once_whatever_is_killed(mut system: TestSystem) {
     assert_eq!(events(&system, "ExpiryScheduled").await.len(), confirmed);
     assert!(reactors(&system).await.iter().all(|reactor| reactor["backlog_events"] == 0));
     system.cli(&["verify"]).await;
-    println!("{confirmed} orders brought points once over {kills} kills");
+    println!("{confirmed} orders granted points exactly once despite {kills} kills");
 }

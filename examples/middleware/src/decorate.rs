@@ -1,4 +1,4 @@
-//! Decorator: `app.get('/', withLogging(handler))`. One route gets something around it.
+//! Decorator: `app.get('/', withLogging(handler))`. Adds a layer to one route.
 
 use std::time::Instant;
 
@@ -8,21 +8,21 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 
-/// Logs each request and how long its answer took.
+/// Logs each request and the duration of its response.
 async fn log(request: Request, next: Next) -> Response {
     let (path, started) = (request.uri().path().to_owned(), Instant::now());
     let mut response = next.run(request).await;
     let (status, elapsed) = (response.status().as_u16(), started.elapsed());
-    tracing::info!(path, status, ?elapsed, "answered");
+    tracing::info!(path, status, ?elapsed, "Request answered.");
     response.extensions_mut().insert(Logged);
     response
 }
 
-/// Marks an answer that was logged.
+/// Marks a response that was logged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logged;
 
-/// A `GET` handler with a log line around it.
+/// Returns a `GET` route that logs its requests.
 pub fn with_logging<H, T, S>(handler: H) -> MethodRouter<S>
 where
     H: Handler<T, S>,

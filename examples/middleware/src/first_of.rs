@@ -1,4 +1,5 @@
-//! Chain: `app.use(firstOf(byToken, byKey))`. Several ways to do the same are tried in order; the first that succeeds counts.
+//! Chain: `app.use(firstOf(byToken, byKey))`. Several alternatives are tried in order; the first one that succeeds is
+//! used.
 
 use axum::extract::Request;
 use axum::http::request::Parts;
@@ -6,14 +7,14 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-/// Who asks.
+/// The identified caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caller(pub String);
 
-/// A way to find out who asks; `None` where it does not apply.
+/// Identifies the caller of a request; `None` when the request has no credentials of this kind.
 pub type Way = fn(&Parts) -> Option<Caller>;
 
-/// Lets the first way that applies say who asks; refuses the request where none does.
+/// Identifies the caller with the first way that applies. Answers 401 when none applies.
 pub async fn first_of(ways: &'static [Way], request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     match ways.iter().find_map(|way| way(&parts)) {
@@ -29,13 +30,13 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// By a bearer token.
+/// Identifies the caller by a bearer token.
 pub fn by_token(parts: &Parts) -> Option<Caller> {
     let token = text(&parts.headers, "authorization")?.strip_prefix("Bearer ")?;
     Some(Caller(format!("token {token}")))
 }
 
-/// By a key.
+/// Identifies the caller by an API key.
 pub fn by_key(parts: &Parts) -> Option<Caller> {
     text(&parts.headers, "x-api-key").map(|key| Caller(format!("key {key}")))
 }

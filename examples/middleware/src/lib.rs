@@ -1,12 +1,13 @@
-//! Middleware of one's own, in the four forms that Express users know. Each file is one form with its test. A module puts them
-//! around its own routes, in the functions that it gives as `commands` and `queries`; routes of other modules are not touched.
+//! Custom middleware, in the four forms that Express users know. Each file shows one form with its test. A module wraps
+//! its own routes in the functions that it gives as `commands` and `queries`; the routes of other modules are not
+//! affected.
 //!
-//! - [`pipeline`]: several layers in one order.
-//! - [`decorate`]: one handler with something around it.
-//! - [`unless`]: a layer that some requests pass by.
-//! - [`first_of`]: the first of several that succeeds.
+//! - [`pipeline`]: several layers in a fixed order.
+//! - [`decorate`]: a layer around one handler.
+//! - [`unless`]: a layer that some requests skip.
+//! - [`first_of`]: the first of several alternatives that succeeds.
 //!
-//! Answers in memory are a decorator that the engine gives: `push::cache::ResponseCache`.
+//! The engine provides a decorator that caches responses in memory: `push::cache::ResponseCache`.
 
 pub mod decorate;
 pub mod first_of;

@@ -1,4 +1,5 @@
-//! Pipeline: `app.use(a); app.use(b); app.use(c)`. Layers of a `ServiceBuilder` run in the order in which they are written.
+//! Pipeline: `app.use(a); app.use(b); app.use(c)`. The layers of a `ServiceBuilder` run in the order in which they are
+//! written.
 
 use axum::Router;
 use axum::extract::Request;
@@ -9,13 +10,14 @@ use tower::ServiceBuilder;
 
 const STEPS: HeaderName = HeaderName::from_static("x-steps");
 
-/// Adds its name to the request's list of steps.
+/// Adds the name of the layer to the steps of the request.
 async fn step(name: &'static str, mut request: Request, next: Next) -> Response {
     request.headers_mut().append(STEPS, HeaderValue::from_static(name));
     next.run(request).await
 }
 
-/// Puts three layers around the routes that the router has by now. The first one sees a request first, and its answer last.
+/// Adds three layers to the routes that the router has so far. The first layer sees a request first, and its response
+/// last.
 pub fn pipeline<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes.layer(
         ServiceBuilder::new()

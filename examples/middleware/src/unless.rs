@@ -1,4 +1,4 @@
-//! Conditional: `app.use(unless({path: '/health'}, auth))`. Some requests pass a layer by.
+//! Conditional: `app.use(unless({path: '/health'}, auth))`. Some requests skip a layer.
 
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 /// A middleware function.
 pub type Middleware = fn(Request, Next) -> BoxFuture<'static, Response>;
 
-/// Runs `middleware` for all requests but those that `passes` says yes to.
+/// Runs `middleware` for all requests except those for which `passes` returns true.
 pub async fn unless(passes: fn(&Request) -> bool, middleware: Middleware, request: Request, next: Next) -> Response {
     match passes(&request) {
         true => next.run(request).await,
@@ -18,7 +18,7 @@ pub async fn unless(passes: fn(&Request) -> bool, middleware: Middleware, reques
     }
 }
 
-/// Whether a request is for a path.
+/// Whether a request is for `/health`.
 pub fn is_health(request: &Request) -> bool {
     request.uri().path() == "/health"
 }

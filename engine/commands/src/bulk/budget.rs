@@ -1,4 +1,4 @@
-//! What requests to `POST /v1/commands` may hold: of each principal, and of all together.
+//! Limits of what requests to `POST /v1/commands` may hold: for each principal, and for all principals together.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,24 +13,25 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::settings::Settings;
 
-/// Commands under way at once, of one principal and of all: what is beyond it would only wait for the appender.
+/// The largest number of commands in progress at the same time, of one principal and of all. More commands would only
+/// wait for the appender.
 const COMMANDS_PER_PRINCIPAL_MAX: usize = 128;
 const COMMANDS_MAX: usize = 512;
-/// How long a line waits for the bytes that all share.
+/// How long a line waits for bytes of the shared limit.
 const SHARED_WITHIN: Duration = Duration::from_secs(10);
-/// One principal may have this part of the bytes.
+/// A principal may hold this fraction of the bytes: one quarter.
 const PRINCIPALS_PART: usize = 4;
 
-/// What all requests share.
+/// The limits that all requests share, and their use.
 pub(crate) struct Budget {
     settings: Settings,
-    /// Where results wait that do not fit into memory.
+    /// Folders for results that do not fit into memory. The first one in which a file can be created is used.
     folders: Vec<PathBuf>,
     all: Share,
     principals: Mutex<HashMap<String, Arc<Share>>>,
 }
 
-/// What is held, by one principal or by all.
+/// What one principal, or all principals together, hold.
 struct Share {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
@@ -38,7 +39,7 @@ struct Share {
     results: Bytes,
 }
 
-/// Bytes on disk.
+/// A counter of bytes on disk with a limit.
 struct Bytes {
     held: AtomicU64,
     max: u64,
@@ -66,7 +67,7 @@ impl Share {
     }
 }
 
-/// One request's place. What it takes is given back when it is dropped.
+/// The slot of one request in the budget. Dropping it returns everything that the request holds.
 pub(crate) struct BulkSlot {
     budget: Arc<Budget>,
     subject: String,
@@ -74,7 +75,7 @@ pub(crate) struct BulkSlot {
     _requests: [OwnedSemaphorePermit; 2],
 }
 
-/// What a command holds until its result has been kept.
+/// The permits that a command holds until its result is in the spool.
 pub(crate) type Held = [OwnedSemaphorePermit; 2];
 
 impl Budget {
@@ -88,10 +89,10 @@ impl Budget {
         Self { settings, folders, all, principals: Mutex::default() }
     }
 
-    /// Takes a place for a request.
+    /// Reserves a slot for a request.
     ///
     /// # Errors
-    /// 429 where the principal has as many as it may, 503 where all have.
+    /// 429 when the principal has its maximum number of requests in progress, 503 when the process has its maximum.
     pub(crate) fn enter(self: &Arc<Self>, subject: &str) -> Result<BulkSlot, Problem> {
         let settings = &self.settings;
         let mut principals = self.lock();
@@ -105,14 +106,15 @@ impl Budget {
         });
         let of_principal = principal.requests.clone().try_acquire_owned().map_err(|_| {
             too_many(StatusCode::TOO_MANY_REQUESTS, "too-many-bulk-requests").detail(format!(
-                "You have {} requests to /v1/commands under way, which is the most. Send again when one of them has \
-                 ended, or put more commands into each.",
+                "You have {} requests to /v1/commands in progress, which is the maximum. Try again when one of them \
+                 has ended, or send more commands in each request.",
                 settings.bulk_requests_per_principal_max
             ))
         })?;
         let of_all = self.all.requests.clone().try_acquire_owned().map_err(|_| {
-            too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit")
-                .detail("This process has as many requests to /v1/commands under way as it takes. Try again shortly.")
+            too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit").detail(
+                "This process has its maximum number of requests to /v1/commands in progress. Try again shortly.",
+            )
         })?;
         principals.entry(subject.to_owned()).or_insert_with(|| principal.clone());
         drop(principals);
@@ -131,7 +133,7 @@ fn too_many(status: StatusCode, slug: &'static str) -> Problem {
 impl Drop for BulkSlot {
     fn drop(&mut self) {
         let mut principals = self.budget.lock();
-        // The map and this place have it, and nobody else.
+        // Two references: the map and this slot. No other request of the principal is in progress.
         if Arc::strong_count(&self.principal) == 2 {
             principals.remove(&self.subject);
         }
@@ -139,33 +141,33 @@ impl Drop for BulkSlot {
 }
 
 impl BulkSlot {
-    /// Waits until there is room for a command's bytes: among those of its principal for as long as it takes, among all
-    /// for 10 s.
+    /// Waits until the budget has room for a command's bytes. The wait for the principal's bytes has no limit; the wait
+    /// for the shared bytes ends after 10 s.
     ///
     /// # Errors
-    /// 503 where all that the process may hold is held for longer.
+    /// 503 when the shared bytes are in use for longer than that.
     pub(crate) async fn bytes(&self, bytes: usize) -> Result<Held, Problem> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        // Both are never closed.
+        // The semaphores are never closed.
         let of_principal = self.principal.bytes.clone().acquire_many_owned(bytes).await.expect("an open semaphore");
         let of_all = self.budget.all.bytes.clone().acquire_many_owned(bytes);
         let of_all = tokio::time::timeout(SHARED_WITHIN, of_all).await.map_err(|_| {
             too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit").detail(
-                "This process holds as many bytes of commands as it may. This line and what follows were not read: send \
+                "This process holds its maximum of command bytes. This line and the lines after it were not read. Send \
                  them again shortly.",
             )
         })?;
         Ok([of_principal, of_all.expect("an open semaphore")])
     }
 
-    /// Waits until a command may be carried out.
+    /// Waits until the command may run.
     pub(crate) async fn command(&self) -> Held {
         let of_principal = self.principal.commands.clone().acquire_owned().await.expect("an open semaphore");
         let of_all = self.budget.all.commands.clone().acquire_owned().await.expect("an open semaphore");
         [of_principal, of_all]
     }
 
-    /// Takes bytes on disk for results; false where there are none left.
+    /// Reserves bytes on disk for results; false when the limit of the principal or of the process is reached.
     pub(crate) fn take_results(&self, bytes: u64) -> bool {
         if !self.principal.results.take(bytes) {
             return false;
@@ -177,18 +179,18 @@ impl BulkSlot {
         taken
     }
 
-    /// Gives bytes on disk back.
+    /// Releases reserved bytes on disk.
     pub(crate) fn give_back_results(&self, bytes: u64) {
         self.principal.results.give_back(bytes);
         self.budget.all.results.give_back(bytes);
     }
 
-    /// Bytes on disk that this request may hold: half of what its principal may.
+    /// The largest number of bytes on disk that this request may hold: half of its principal's limit.
     pub(crate) fn results_max(&self) -> u64 {
         self.principal.results.max / 2
     }
 
-    /// A file without a name, which is gone when it is closed, also by a crash.
+    /// Creates a file without a name. The operating system removes the file when it is closed, also after a crash.
     pub(crate) fn file(&self) -> std::io::Result<File> {
         let mut outcome = Err(std::io::ErrorKind::NotFound.into());
         for folder in &self.budget.folders {
@@ -205,7 +207,7 @@ impl BulkSlot {
 pub(crate) mod tests {
     use super::*;
 
-    /// A place of a budget with these bytes on disk.
+    /// A slot of a budget with this limit of bytes on disk.
     pub(crate) fn place(bulk_results_bytes_max: u64, folders: Vec<PathBuf>) -> BulkSlot {
         let settings = Settings { bulk_results_bytes_max, ..Settings::default() };
         Arc::new(Budget::new(settings, folders)).enter("me").unwrap()
@@ -221,7 +223,7 @@ pub(crate) mod tests {
         assert_eq!(budget.enter("you").err().unwrap().status(), 503);
         assert_eq!(budget.enter("third").err().unwrap().status(), 503);
         drop((mine, yours));
-        assert!(budget.lock().is_empty(), "nobody is remembered who has no request");
+        assert!(budget.lock().is_empty(), "principals without a request are removed");
         assert!(budget.enter("me").is_ok());
     }
 
@@ -234,7 +236,7 @@ pub(crate) mod tests {
         let others: Vec<_> = (0..3).map(|n| budget.enter(&format!("other-{n}")).unwrap()).collect();
         assert!(others.iter().all(|place| place.take_results(100)));
         let last = budget.enter("last").unwrap();
-        assert!(!last.take_results(1), "all have all");
+        assert!(!last.take_results(1), "the shared bytes are used up");
         me.give_back_results(60);
         assert!(last.take_results(60));
     }

@@ -1,4 +1,4 @@
-//! A line read as a command.
+//! Parses a line of a bulk request into a command.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,22 +13,22 @@ use serde_json::{Map, Value};
 use crate::bulk::lines::{BulkLines, Line};
 use crate::decider::Origin;
 
-/// Characters of a line's `id`.
+/// The largest length of a line's `id`, in characters.
 const ID_CHARS_MAX: usize = 255;
 
-/// Id and trace of the request that the lines came with.
+/// Request id and trace context of the bulk request.
 pub(crate) type RequestContext = (Option<String>, Option<opentelemetry::Context>);
 
-/// What a line says.
+/// A parsed line.
 pub(crate) struct Envelope {
     pub(crate) number: u64,
-    /// The line's own `id`.
+    /// The line's `id`, which its result repeats.
     pub(crate) id: Option<Value>,
-    /// `Err` where the line is refused before it is a command.
+    /// `Err` when the line is refused before it is a command.
     pub(crate) command: Result<(Line, Origin), Box<Problem>>,
 }
 
-/// Reads a line. `lines` are those of each context.
+/// Parses a line. `lines` are the bulk commands of each context.
 pub(crate) fn envelope(
     number: u64,
     bytes: &[u8],
@@ -41,18 +41,18 @@ pub(crate) fn envelope(
         let mut fields: Map<String, Value> = body::parse(bytes, "")?;
         id = match fields.remove("id") {
             Some(Value::String(text)) if text.chars().count() > ID_CHARS_MAX => {
-                return Err(field("/id", "may have 255 characters"));
+                return Err(field("/id", "Must have at most 255 characters."));
             }
-            // Another number would come back in another form: 1e2 as 100.0, one of 20 digits rounded.
+            // JSON would echo another number in another form: 1e2 as 100.0, a number of 20 digits rounded.
             Some(Value::Number(number)) if !number.is_i64() && !number.is_u64() => {
-                return Err(field("/id", "must be a text or a whole number of at most 64 bits"));
+                return Err(field("/id", "Must be a string, or a whole number of at most 64 bits."));
             }
             id @ (None | Some(Value::Null | Value::String(_) | Value::Number(_))) => id,
-            Some(_) => return Err(field("/id", "must be a text or a number")),
+            Some(_) => return Err(field("/id", "Must be a string or a whole number.")),
         };
         if principal.expires_at < Timestamp::now().as_second() {
             return Err(Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
-                .detail("The token expired while commands were read: send the rest with a fresh one."));
+                .detail("The token expired while commands were read. Send the remaining lines with a new token."));
         }
         let occurred_at = occurred_at(&mut fields, principal)?;
         let is_history = is_history(&mut fields, principal)?;
@@ -60,12 +60,12 @@ pub(crate) fn envelope(
             None | Some(Value::Null) => None,
             Some(version) => {
                 let version =
-                    version.as_i64().ok_or_else(|| field("/expected_version", "must be a version, e.g. 3"))?;
+                    version.as_i64().ok_or_else(|| field("/expected_version", "Must be a version, e.g. 3."))?;
                 Some(Versions::Listed(vec![version]))
             }
         };
         let Some(Value::String(kind)) = fields.remove("type") else {
-            return Err(field("/type", "must name the command"));
+            return Err(field("/type", "Must be the name of a command."));
         };
         let own = lines.iter().find(|own| own.types.contains(&kind.as_str()));
         let parse = own.ok_or_else(|| unknown_type(lines))?.parse;
@@ -88,7 +88,7 @@ pub(crate) fn envelope(
 
 fn unknown_type(lines: &[BulkLines]) -> Problem {
     let types: Vec<_> = lines.iter().flat_map(|own| own.types).copied().collect();
-    field("/type", &format!("must be one of {}", types.join(", ")))
+    field("/type", &format!("Must be one of {}.", types.join(", ")))
 }
 
 fn is_history(fields: &mut Map<String, Value>, principal: &Principal) -> Result<bool, Problem> {
@@ -97,8 +97,8 @@ fn is_history(fields: &mut Map<String, Value>, principal: &Principal) -> Result<
         Some(Value::Bool(true)) if principal.is_staff() => Ok(true),
         Some(Value::Bool(true)) => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
             .detail("Only staff may mark a command as history.")
-            .error("/history", "only staff may set it")),
-        Some(_) => Err(field("/history", "must be true or false")),
+            .error("/history", "Only staff may set this member.")),
+        Some(_) => Err(field("/history", "Must be true or false.")),
     }
 }
 
@@ -106,22 +106,23 @@ fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result
     match fields.remove("occurred_at") {
         None | Some(Value::Null) => Ok(None),
         Some(_) if !principal.is_staff() => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
-            .detail("Only staff may say when a command happened.")
-            .error("/occurred_at", "only staff may set it")),
+            .detail("Only staff may set the time at which a command happened.")
+            .error("/occurred_at", "Only staff may set this member.")),
         Some(at) => at
             .as_str()
             .and_then(|text| text.parse::<Timestamp>().ok())
             .and_then(|at| Timestamp::from_microsecond(at.as_microsecond()).ok())
-            // What RFC 3339 can say.
+            // RFC 3339 has years from 0 to 9999 only.
             .filter(|at| (0..=9999).contains(&jiff::tz::Offset::UTC.to_datetime(*at).year()))
             .map(Some)
-            .ok_or_else(|| field("/occurred_at", "must be RFC 3339, e.g. \"2017-01-01T11:53:26Z\"")),
+            .ok_or_else(|| field("/occurred_at", "Must be a time in RFC 3339, e.g. \"2017-01-01T11:53:26Z\".")),
     }
 }
 
-/// A field that is wrong.
+/// Returns 422 (`invalid-body`) for a wrong member of a line. `pointer` is its JSON pointer; `message` says what is
+/// allowed.
 pub fn field(pointer: &str, message: &str) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "The line cannot be taken")
-        .detail(format!("{} {message}", pointer.trim_start_matches('/')))
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "The line is not valid")
+        .detail(format!("Member {}: {message}", pointer.trim_start_matches('/')))
         .error(pointer, message)
 }

@@ -1,4 +1,4 @@
-//! What the lines of a context mean.
+//! The bulk commands of a context.
 
 use axum::http::StatusCode;
 use kernel::aggregate::Aggregate;
@@ -9,19 +9,19 @@ use serde_json::{Map, Value};
 use crate::outcome::Resource;
 use crate::step::{AnyStep, Step};
 
-/// Makes a command of a line: its `type`, its other fields, and who sends it; a problem names every field that is wrong.
+/// Creates a command from the `type` of a line, its other members, and its sender. A problem names every wrong member.
 type Parse = fn(&str, Map<String, Value>, &Principal) -> Result<Line, Problem>;
 
-/// The commands of a context that may come in bulk.
+/// The commands of a context that clients may send in bulk.
 #[derive(Clone, Copy)]
 pub struct BulkLines {
     /// The values of `type`, in the order in which errors list them.
     pub types: &'static [&'static str],
-    /// Makes a command of a line.
+    /// Creates a command from a line.
     pub parse: Parse,
 }
 
-/// A line as a command.
+/// A command that was sent as a line.
 pub struct Line {
     pub(crate) step: Box<dyn AnyStep>,
     pub(crate) id: String,
@@ -30,7 +30,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// A command to the aggregate with an id. `status` is that of a success.
+    /// Creates a command to the aggregate with this id. `status` is the HTTP status of a success.
     pub fn new<A: Aggregate>(
         resource: &'static Resource,
         status: StatusCode,

@@ -1,4 +1,4 @@
-//! A body cut into lines.
+//! Splits a request body into lines.
 
 use axum::body::Bytes;
 use axum::http::StatusCode;
@@ -6,12 +6,12 @@ use bytes::BytesMut;
 use futures::{Stream, StreamExt};
 use platform::problem::Problem;
 
-/// A line, in bytes, at most.
+/// The largest length of a line, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
-/// Bytes of the buffer that lines are read into which are kept from line to line.
+/// A buffer with a larger capacity, in bytes, is freed when it is empty. A smaller one is reused for the next line.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;
 
-/// Lines of a body; one that is too long is passed over and reported as such.
+/// Returns the lines of a body. A line that is too long is skipped and returned as a problem.
 pub(crate) fn split_lines(
     body: impl Stream<Item = Result<Bytes, axum::Error>>,
 ) -> impl Stream<Item = Result<BytesMut, Box<Problem>>> {
@@ -31,7 +31,7 @@ pub(crate) fn split_lines(
                 let line = if std::mem::take(&mut reader.too_long) { Err(too_long()) } else { Ok(line) };
                 return Some((line, reader));
             }
-            // The last line has been carried out: its memory is given back.
+            // The last line has been executed, so its memory can be freed.
             if reader.buffer.is_empty() && reader.buffer.capacity() > BUFFER_BYTES_KEPT {
                 reader.buffer = BytesMut::new();
             }
@@ -52,7 +52,7 @@ pub(crate) fn split_lines(
             }
             match reader.body.next().await {
                 Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
-                // Cut in the middle: the last line is not whole, so it is not a command.
+                // The body broke off: the last line is incomplete, so it is not a command.
                 Some(Err(_)) => {
                     reader.buffer.clear();
                     reader.too_long = false;
@@ -69,14 +69,14 @@ pub(crate) fn split_lines(
 fn cut_off() -> Box<Problem> {
     Box::new(
         Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
-            .detail("The body broke off here. This line and what follows were not read: send them again."),
+            .detail("The body broke off here. This line and the lines after it were not read. Send them again."),
     )
 }
 
 fn too_long() -> Box<Problem> {
     Box::new(
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "line-too-long", "The line is too long")
-            .detail(format!("A line holds at most {LINE_BYTES_MAX} bytes.")),
+            .detail(format!("A line can have at most {LINE_BYTES_MAX} bytes. Send a shorter line.")),
     )
 }
 

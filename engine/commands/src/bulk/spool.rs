@@ -1,8 +1,9 @@
-//! Results that wait for their client: the newest in memory, what does not fit there in a file without a name.
+//! Buffers results until their client reads them: the newest results in memory, older ones in a file without a name.
 //!
-//! Most HTTP libraries send the whole request before they read any of the answer. So results must not stop the reading of
-//! commands until very many wait. Bytes leave in the order in which they came: those in the file are older than those in
-//! memory. The file is begun again each time that it has been read to its end, and so never grows beyond its bound.
+//! Most HTTP libraries send the whole request before they read any of the response. So unread results must not stop the
+//! reading of commands until the buffer is very large. Bytes leave in the order in which they were added: the bytes in
+//! the file are older than those in memory. Once the file has been read to its end, it is truncated and reused, so it
+//! never grows beyond its limit.
 
 use std::fs::File;
 use std::io;
@@ -18,44 +19,45 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bulk::budget::BulkSlot;
 
-/// Bytes in memory before the file is used.
+/// The number of bytes in memory from which the file is used.
 const MEMORY_BYTES_MAX: usize = 128 << 10;
-/// Bytes of the file that are read at once.
+/// The number of bytes that one read of the file returns, at most.
 const READ_BYTES: u64 = 64 << 10;
-/// Bytes that a client must read, in each time of its unread_timeout, of a spool that is full: it holds what all share.
+/// While its spool is full, a client must read this many bytes within each `unread_timeout`, because a full spool holds
+/// bytes that all requests share.
 const READ_IN_TIME_MIN: u64 = 1 << 20;
-/// How often it is looked whether other requests have given bytes back.
+/// How often a full spool checks whether other requests have released bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The results of one request.
 pub(crate) struct Spool {
     place: BulkSlot,
-    /// How long a full spool waits for its client.
+    /// How long a full spool waits for its client to read enough.
     unread_timeout: Duration,
     contents: Mutex<Contents>,
-    /// Something can be read, or nothing more will come.
+    /// Notified when bytes can be read, and when the spool is finished.
     filled: Notify,
-    /// Something was read, and how many bytes so far.
+    /// Notified when bytes were read; `bytes_read` is their number so far.
     read: Notify,
     bytes_read: AtomicU64,
-    /// Nobody reads any more.
+    /// Cancelled when the client has disconnected.
     gone: CancellationToken,
 }
 
 #[derive(Default)]
 struct Contents {
     file: Option<Arc<File>>,
-    /// The part of the file that has not been read.
+    /// The unread part of the file, as offsets in bytes.
     from: u64,
     to: u64,
-    /// What came after it.
+    /// The bytes that were added after those in the file.
     newest: Vec<u8>,
-    /// The disk has refused; it is not tried again.
+    /// True after the disk failed once. The spool does not use the disk again.
     disk_failed: bool,
     is_finished: bool,
 }
 
-/// The client has read nothing for too long, and there is no room.
+/// The spool is full, and its client has read too little for too long.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Unread;
 
@@ -72,17 +74,17 @@ impl Spool {
         }
     }
 
-    /// The request's place among all.
+    /// Returns the slot of the request in the budget.
     pub(crate) fn place(&self) -> &BulkSlot {
         &self.place
     }
 
-    /// Cancelled when the client has gone.
+    /// Returns the token that is cancelled when the client has disconnected.
     pub(crate) fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Adds a result, however many wait.
+    /// Adds a result. The call never waits for room; see [`Spool::room`].
     pub(crate) async fn push(&self, result: &[u8]) {
         if self.gone.is_cancelled() {
             return;
@@ -97,7 +99,7 @@ impl Spool {
     /// Waits until one more result may be pushed.
     ///
     /// # Errors
-    /// The client has read too little in the time of its unread_timeout.
+    /// The client has read too little within `unread_timeout`, or has disconnected.
     pub(crate) async fn room(&self) -> Result<(), Unread> {
         let mut deadline = Instant::now() + self.unread_timeout;
         let mut read_by_then = self.bytes_read.load(Relaxed) + READ_IN_TIME_MIN;
@@ -124,7 +126,7 @@ impl Spool {
         Err(Unread)
     }
 
-    /// Moves what is in memory to the end of the file; false where it has to stay.
+    /// Moves the bytes in memory to the end of the file; false when they have to stay in memory.
     async fn move_to_file(&self, contents: &mut Contents) -> bool {
         let bytes = contents.newest.len() as u64;
         if contents.disk_failed || contents.to + bytes > self.place.results_max() || !self.place.take_results(bytes) {
@@ -143,7 +145,10 @@ impl Spool {
         match outcome {
             Ok(()) => contents.to += bytes,
             Err((error, newest)) => {
-                tracing::warn!(%error, "results cannot wait on disk: their client must read them sooner");
+                tracing::warn!(
+                    %error,
+                    "Could not buffer results on disk. They stay in memory, and their client must read them sooner."
+                );
                 self.place.give_back_results(bytes);
                 contents.newest = newest;
                 contents.disk_failed = true;
@@ -152,16 +157,16 @@ impl Spool {
         !contents.disk_failed
     }
 
-    /// Nothing more will be pushed.
+    /// Marks the end: no result follows.
     pub(crate) async fn finish(&self) {
         self.contents.lock().await.is_finished = true;
         self.filled.notify_one();
     }
 
-    /// The oldest bytes, as soon as there are any; `None` at the end.
+    /// Waits for the oldest unread bytes; `None` at the end.
     ///
     /// # Errors
-    /// What is on disk cannot be read: results are lost, and the answer must break off.
+    /// The file cannot be read. Results are lost, so the response must break off.
     async fn next(&self) -> Option<io::Result<Bytes>> {
         loop {
             {
@@ -202,7 +207,9 @@ impl Spool {
             self.place.give_back_results(contents.to);
             (contents.from, contents.to) = (0, 0);
         }
-        outcome.inspect_err(|error| tracing::error!(%error, "results on disk cannot be read: their answer breaks off"))
+        outcome.inspect_err(
+            |error| tracing::error!(%error, "Could not read buffered results from disk. Their response breaks off."),
+        )
     }
 }
 
@@ -212,7 +219,7 @@ impl Drop for Spool {
     }
 }
 
-/// The client's end of a spool.
+/// The reading end of a spool. Dropping it cancels [`Spool::gone`].
 pub(crate) struct Reader(Arc<Spool>);
 
 impl Reader {
@@ -220,12 +227,12 @@ impl Reader {
         Self(spool)
     }
 
-    /// The bytes as they come.
+    /// Returns the bytes as a stream, which ends after the first error.
     pub(crate) fn into_stream(self) -> impl futures::Stream<Item = io::Result<Bytes>> {
         futures::stream::unfold(Some(self), async |reader| {
             let reader = reader?;
             let next = reader.0.next().await?;
-            // After an error there is nothing more to say.
+            // The stream ends after an error.
             Some(match next {
                 Ok(bytes) => (Ok(bytes), Some(reader)),
                 Err(error) => (Err(error), None),
@@ -257,7 +264,8 @@ mod tests {
         format!("{number:0>99}").into_bytes()
     }
 
-    /// Pushes numbered results of 100 bytes until there is no room; how many there was room for.
+    /// Pushes at most `most` numbered results of 100 bytes, until the spool has no room. Returns the number of results
+    /// that had room.
     async fn fill(spool: &Spool, most: usize) -> usize {
         for number in 0..most {
             if spool.room().await.is_err() {
@@ -290,7 +298,7 @@ mod tests {
         let read = read_all(spool.clone()).await;
         assert!(read.into_iter().eq((0..50_000).map(result)));
         assert!(spool.gone().is_cancelled());
-        assert_eq!(spool.contents.lock().await.to, 0, "the disk is given back");
+        assert_eq!(spool.contents.lock().await.to, 0, "the bytes on disk are released");
     }
 
     #[tokio::test]
@@ -309,7 +317,7 @@ mod tests {
         let taken = fill(&spool, 1_000_000).await;
         assert!(began.elapsed() >= PATIENCE);
         assert!((8_000..=13_000).contains(&taken), "{taken} results of 100 bytes in an eighth of 8 MiB and in memory");
-        // What is said last comes last, and nothing before it is lost.
+        // A result that is pushed after that comes last, and no result before it is lost.
         spool.push(b"the end").await;
         spool.finish().await;
         let read = read_all(spool).await;

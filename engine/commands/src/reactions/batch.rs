@@ -1,4 +1,5 @@
-//! A batch of inputs as one append: each reaction is decided on what those before it have led to.
+//! Decides a batch of inputs as one append. Each reaction is decided on a state that includes the effects of the
+//! reactions before it.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -23,12 +24,12 @@ use crate::reactions::scope::Scope;
 use crate::repositories::AnyLoaded;
 use crate::step::AnyStep;
 
-/// Events and bytes of one append, after which the batch ends.
+/// The batch ends when its append has this many events or bytes.
 const EVENTS_MAX: usize = 1_000;
 const BYTES_MAX: usize = 4 << 20;
-/// How often a reaction is tried that blocks its thread for ever.
+/// The largest number of attempts of a reaction that never returns, because each attempt costs a thread.
 pub(super) const HANGS_MAX: i64 = 3;
-/// The longest id and key, in bytes: both are part of an index.
+/// The largest length of an id and of a key, in bytes. Both are part of a database index.
 const ID_BYTES_MAX: usize = 512;
 /// How long a reaction inside the log may take.
 #[cfg(not(test))]
@@ -36,18 +37,19 @@ pub(super) const REACT_WITHIN: Duration = Duration::from_secs(10);
 #[cfg(test)]
 pub(super) const REACT_WITHIN: Duration = Duration::from_millis(600);
 
-/// What a reactor is to react to.
+/// An input for the reactor, with the state of its retries.
 pub(super) struct Item {
     pub(super) cause: Cause,
-    /// What keeps it in order.
+    /// The ordering key of the input.
     pub(super) key: CompactString,
-    /// How often it has failed before.
+    /// How often the input has failed before.
     pub(super) attempts: i64,
-    /// Whether it comes out of the backlog.
+    /// True when the input is a retry: an event of the backlog, or a deadline.
     pub(super) is_retry: bool,
-    /// Why its key cannot be known: the reactor failed at it.
+    /// Why the input has no key: the reactor failed to compute it.
     pub(super) broken: Option<String>,
-    /// What the reactor did, where it acted outside before the batch began. It stays for another decision.
+    /// Outcome of a reactor that acted outside before the batch began. The outcome is kept, so that its commands can be
+    /// decided again.
     pub(super) acted: Option<Mutex<Option<Outcome>>>,
 }
 
@@ -62,7 +64,7 @@ impl Item {
         }
     }
 
-    /// Position of the event; `None` for a deadline.
+    /// Returns the position of the event; `None` for a deadline.
     pub(super) fn position(&self) -> Option<i64> {
         match &self.cause {
             Cause::Event(event) => Some(event.position),
@@ -71,45 +73,45 @@ impl Item {
     }
 }
 
-/// What became of an item.
+/// The result of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Its effects are part of the append.
+    /// The effects of the item are part of the append.
     Done,
-    /// It waits behind an earlier event of its key.
+    /// The item waits behind an earlier event of its key.
     Follows,
-    /// A worker takes it from the backlog.
+    /// The item goes to the backlog, where a worker picks it up.
     Queued,
-    /// It failed.
+    /// The reaction failed.
     Failed {
-        /// Why.
+        /// Reason of the failure.
         reason: String,
-        /// Whether it may succeed later.
+        /// Whether a retry may succeed.
         is_temporary: bool,
     },
 }
 
-/// What the reactor and the leader know that all items of a batch share.
+/// The data that all items of a batch share.
 pub(super) struct Context {
     pub(super) reactor: &'static dyn Reactor,
     pub(super) decider: Arc<Decider>,
     pub(super) now: Timestamp,
     /// Keys with events in the backlog.
     pub(super) busy: Arc<HashMap<CompactString, i64>>,
-    /// Places of items whose reaction did not return.
+    /// Indexes of items whose reaction did not return.
     pub(super) hung: HashSet<usize>,
-    /// Places of items that the database refuses, and why.
+    /// Indexes of items that the database refuses, with the reason.
     pub(super) unstorable: HashMap<usize, String>,
 }
 
 /// A decided batch.
 pub(super) struct Decided {
     pub(super) scope: Scope,
-    /// Of the first items; the others are left for the next batch.
+    /// Results of the first items. The items after them are left for the next batch.
     pub(super) fates: Vec<Fate>,
 }
 
-/// The principal that a reactor's commands are given by.
+/// Returns the principal that issues the commands of a reactor.
 fn principal(reactor: &dyn Reactor) -> Principal {
     Principal {
         subject: format!("reactor:{}", reactor.name()),
@@ -120,25 +122,25 @@ fn principal(reactor: &dyn Reactor) -> Principal {
     }
 }
 
-/// What a batch is doing, for whoever watches over its thread.
+/// The progress of a batch, for the task that watches its thread.
 #[derive(Debug, Default)]
 pub(super) struct Progress(AtomicUsize);
 
 impl Progress {
-    /// Runs code of the reactor's module for the item at a place.
+    /// Marks that code of the reactor's module runs for the item at index `at`, until the guard is dropped.
     fn in_module(&self, at: usize) -> InModule<'_> {
         self.0.store(at + 1, Relaxed);
         InModule(self)
     }
 
-    /// Place of the item for which code of the reactor's module runs: code that may never return. `None`: it does not run,
-    /// or the database is waited for.
+    /// Returns the index of the item for which code of the reactor's module runs; that code may never return. `None`:
+    /// no such code runs, or the batch waits for the database.
     pub(super) fn in_module_at(&self) -> Option<usize> {
         self.0.load(Relaxed).checked_sub(1)
     }
 }
 
-/// While it lives, code of the reactor's module runs.
+/// A guard: code of the reactor's module runs until it is dropped.
 struct InModule<'a>(&'a Progress);
 
 impl Drop for InModule<'_> {
@@ -147,10 +149,10 @@ impl Drop for InModule<'_> {
     }
 }
 
-/// Decides on items, in order, until the append is large enough. `progress` says which item is under way.
+/// Decides items in order, until the append is large enough. `progress` shows the current item.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Progress) -> Result<Decided, Error> {
     let mut scope = Scope::new(context.decider.clone());
     let principal = principal(context.reactor);
@@ -172,7 +174,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
         } else if let Some(reason) = context.unstorable.get(&at) {
             Fate::Failed { reason: reason.clone(), is_temporary: false }
         } else if context.hung.contains(&at) {
-            // Each call that never returns costs a thread, so it is tried a few times only.
+            // Each call that never returns costs a thread, so it has few attempts.
             let is_temporary = item.attempts + 1 < HANGS_MAX;
             Fate::Failed { reason: "the reactor did not return in time".into(), is_temporary }
         } else {
@@ -180,7 +182,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
             match AssertUnwindSafe(reaction).catch_unwind().await {
                 Ok(fate) => fate?,
                 Err(_) => {
-                    Fate::Failed { reason: "the reactor panicked; the log has the message".into(), is_temporary: true }
+                    Fate::Failed { reason: "the reactor panicked; see the process log".into(), is_temporary: true }
                 }
             }
         };
@@ -192,7 +194,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
     Ok(Decided { scope, fates })
 }
 
-/// Calls the reactor and decides its commands: once, and a second time with refusals where it takes them.
+/// Calls the reactor and decides its commands. A reactor that handles refusals is called a second time with them.
 async fn react(
     (at, item): (usize, &Item),
     context: &Context,
@@ -229,9 +231,9 @@ async fn react(
             Err(refused) => refused,
         };
         for Refused { stream, detail, .. } in &refused {
-            tracing::warn!(reactor = reactor.name(), %stream, detail, "a command of a reactor was refused");
+            tracing::warn!(reactor = reactor.name(), %stream, detail, "A command of the reactor was refused.");
         }
-        // A fault of the process is no refusal that it could answer.
+        // A deadline that was not ended is a fault of the process, so the process is not called with it as a refusal.
         let is_fault = refused.iter().any(|refused| refused.slug == DEADLINE_NOT_ENDED);
         if is_fault || !reactor.takes_refusals() || !input.refused.is_empty() || item.acted.is_some() {
             let refusals = refused.iter().map(|refused| format!("{}: {}", refused.stream, refused.detail));
@@ -242,12 +244,12 @@ async fn react(
     }
 }
 
-/// Whether both databases can hold a text as an id or a key.
+/// Whether both databases can store a text as an id or a key.
 pub(super) fn is_storable(text: &str) -> bool {
     text.len() <= ID_BYTES_MAX && !text.contains('\0')
 }
 
-/// Decides steps, all or none; the inner error is every refusal.
+/// Decides steps, all or none. The inner error holds every refusal.
 async fn carry_out(
     steps: &mut [Box<dyn AnyStep>],
     (at, cause): (usize, &Cause),
@@ -263,14 +265,16 @@ async fn carry_out(
     for step in steps {
         let stream = step.stream();
         if !is_storable(&stream.aggregate_id) {
-            let (slug, detail) = ("invalid-id".to_owned(), format!("no {} can have this id", stream.aggregate_type));
+            let (slug, detail) =
+                ("invalid-id".to_owned(), format!("the id is not valid for a {}", stream.aggregate_type));
             refused.push(Refused { stream, slug, detail });
             continue;
         }
         match pending.get(&stream).or_else(|| scope.state_of(&stream)).cloned() {
             Some(state) => step.load_pending(&state),
             None => {
-                // A command that may create its aggregate often meets one that is there.
+                // A command that may create its aggregate often addresses an existing one, so the log is read unless
+                // the aggregate is cached.
                 let repositories = scope.decider().repositories();
                 let is_in_memory = (step.memory().version)(repositories, &stream.aggregate_id).is_some();
                 step.load(repositories, !is_in_memory).await?;
@@ -294,8 +298,8 @@ async fn carry_out(
     Ok(Ok(()))
 }
 
-/// The event that a reaction belongs to: the one that was reacted to, or the last one of the process whose deadline was
-/// reached.
+/// Returns the event that caused a reaction: the event of the input, or the last event of the process whose deadline
+/// was reached.
 async fn origin(cause: &Cause, steps: &[Box<dyn AnyStep>], scope: &Scope) -> Result<Option<RecordedEvent>, Error> {
     let due = match cause {
         Cause::Event(event) => return Ok(Some(event.clone())),
@@ -308,7 +312,7 @@ async fn origin(cause: &Cause, steps: &[Box<dyn AnyStep>], scope: &Scope) -> Res
     Ok(last.into_iter().next())
 }
 
-/// What the events of a reaction carry besides their payloads: they belong to what led to them.
+/// The metadata of the events of a reaction: they continue the correlation of the event that caused them.
 struct Metadata<'a> {
     origin: Option<&'a RecordedEvent>,
     correlation_id: String,
@@ -324,7 +328,7 @@ impl<'a> Metadata<'a> {
         Self { origin, correlation_id, causation_id, actor: &principal.subject }
     }
 
-    /// The metadata of one more event.
+    /// Returns the metadata of one event, with a new event id.
     fn of_event(&self) -> serde_json::Result<String> {
         let of_origin = |name| self.origin.and_then(|event| event.metadata_text(name));
         serde_json::to_string(&EventMetadata {

@@ -1,7 +1,8 @@
-//! The leader of one reactor: it takes events from the log, the backlog and the deadlines, and appends what they lead to.
+//! The leader of one reactor: it reads events from the log, the backlog and the deadlines, and appends the effects of
+//! the reactions.
 //!
-//! One process leads a reactor at a time. Correctness does not rest on that: each append compares the checkpoint's
-//! position and fence, and a new leader raises the fence.
+//! One process leads a reactor at a time. Correctness does not depend on that: each append compares the position and
+//! the fence of the checkpoint, and a new leader raises the fence.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,45 +32,47 @@ use crate::reactions::batch::{Context, Decided, Fate, HANGS_MAX, Item, Progress,
 use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, takes};
 use crate::reactions::scope::{Scope, Writes};
 
-/// Inputs that one append takes, at most.
+/// The largest number of inputs in one append.
 const BATCH_MAX: usize = 256;
 /// How long a reaction outside the log may take.
 const ACT_WITHIN: Duration = Duration::from_secs(60);
-/// How much longer it takes until a thread that does not come back is given up.
+/// How long after its time limit a thread that does not return is abandoned.
 const GRACE: Duration = Duration::from_secs(2);
-/// Threads that a reactor may lose; then it does not run in this process any more.
+/// The number of abandoned threads after which a reactor no longer runs in this process.
 const LOST_THREADS_MAX: usize = 32;
-/// Clocks of processes differ, at most so much: a deadline that fires under load is so much older than the last event.
+/// The largest assumed difference between the clocks of two processes. While the reactor is behind the head, a deadline
+/// fires only when it is older than the last read event by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
-/// How long effects outside are waited for when the process stops, and how long that may take with what they lead to.
+/// At a stop: how long the leader waits for effects outside the log, and the limit for that wait together with the
+/// appends that follow.
 const DRAIN_WITHIN: Duration = Duration::from_secs(4);
 const STOP_WITHIN: Duration = Duration::from_secs(6);
-/// The pause before the checkpoint is read again that somebody else has changed.
+/// The pause before the leader reads the checkpoint again after another process or an operator has changed it.
 const READ_AGAIN: Duration = Duration::from_millis(50);
-/// Events that a reactor with effects outside works on at once.
+/// Events on which a reactor with effects outside the log works concurrently.
 const WORKERS: usize = 16;
-/// How often deadlines and due retries are looked at, where there are any.
+/// How often deadlines and retries are checked while there are any.
 const TICK: Duration = Duration::from_millis(250);
-/// Events that lead to nothing move the checkpoint when so many have passed, or so much time.
+/// Events without an effect move the checkpoint after this many events, or after this time.
 const IDLE_EVENTS_MAX: i64 = 1_000;
 const IDLE_MOVE: Duration = Duration::from_secs(1);
-/// Attempts to append one batch while its streams change; after that the leader starts again from its checkpoint.
+/// Attempts to append one batch while its streams change. After that, the leader restarts from its checkpoint.
 const CONFLICTS_MAX: u32 = 50;
-/// The pause before a failed input is tried again: doubled with each attempt.
+/// The pause before a failed input is retried. It doubles with each attempt, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(300);
-/// After so many attempts an operator decides.
+/// The number of attempts after which an event waits for an operator.
 const ATTEMPTS_MAX: i64 = 10;
-/// How often the lock of the leadership is checked.
+/// How often the leader checks its lock.
 const CHECK_LEADERSHIP: Duration = Duration::from_secs(2);
 
-/// The time, in microseconds since 1970. Tests have their own.
+/// Returns the time in microseconds since 1970. Tests use their own clock.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
-/// The fence of each reactor's checkpoint, as it was last seen.
+/// The last known fence of each reactor's checkpoint.
 pub(super) type Fences = watch::Receiver<Arc<BTreeMap<String, i64>>>;
 
-/// The role in which a reactor's leader leads.
+/// Returns the leadership role of a reactor.
 pub fn reacting(reactor: &str) -> String {
     format!("reactor.{reactor}")
 }
@@ -81,13 +84,13 @@ pub(super) struct Leader {
     pub(super) fences: Fences,
 }
 
-/// Why a leader stops.
+/// Why a turn of the leader ends.
 enum Stop {
-    /// Somebody has changed the checkpoint: another leader, or an operator.
+    /// Another leader or an operator has changed the checkpoint.
     Fenced,
     /// The store failed.
     Store(Error),
-    /// The streams that the reactor writes to change all the time.
+    /// The streams that the reactor writes change constantly, or it has lost too many threads.
     Contended,
 }
 
@@ -98,7 +101,7 @@ impl From<Error> for Stop {
 }
 
 impl Leader {
-    /// Leads whenever nobody else does, until `stop`.
+    /// Leads whenever no other process leads, until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) {
         let too_late = async {
             stop.cancelled().await;
@@ -106,7 +109,8 @@ impl Leader {
         };
         tokio::select! {
             () = self.lead(&stop) => {}
-            // At the worst between two appends: what is not appended comes again.
+            // The task is at worst interrupted between two appends. Inputs that are not appended are read again by the
+            // next leader.
             () = too_late => {}
         }
     }
@@ -120,7 +124,8 @@ impl Leader {
                 tracing::error!(
                     reactor = name,
                     LOST_THREADS_MAX,
-                    "the reactor blocks threads for ever: it is given up in this process"
+                    "The reactor blocked too many threads and no longer runs in this process. Restart the process to \
+                     run it here again."
                 );
                 return std::future::pending().await;
             }
@@ -135,7 +140,7 @@ impl Leader {
                 }
             };
             let follow = async {
-                // They go on whatever becomes of a turn: what they come to is settled by the next one.
+                // Workers outlive a turn. The next turn settles their outcomes.
                 let mut workers = Workers::default();
                 while lost_threads.load(Relaxed) < LOST_THREADS_MAX && !stop.is_cancelled() {
                     let mut turn = Turn::new(self, &lost_threads, &mut workers, stop);
@@ -146,42 +151,43 @@ impl Leader {
                             continue;
                         }
                         Ok(Err(Stop::Store(error))) => error.to_string(),
-                        Ok(Err(Stop::Contended)) => "its streams change all the time".to_owned(),
-                        Err(_) => "it panicked; the log has the message".to_owned(),
+                        Ok(Err(Stop::Contended)) => "the streams that it writes change constantly".to_owned(),
+                        Err(_) => "the leader panicked; see the process log".to_owned(),
                     };
-                    tracing::warn!(reactor = name, reason, "the reactor starts again from its checkpoint");
+                    tracing::warn!(reactor = name, reason, "The reactor restarts from its checkpoint.");
                     tokio::time::sleep(RETRY_FIRST).await;
                 }
             };
             METRICS.reactor_leader.record(1, &[KeyValue::new("reactor", name)]);
-            tracing::info!(reactor = name, "reactor: leading");
+            tracing::info!(reactor = name, "This process leads the reactor.");
             tokio::select! { () = follow => {}, () = lost => {} }
             METRICS.reactor_leader.record(0, &[KeyValue::new("reactor", name)]);
             if stop.is_cancelled() {
                 return;
             }
-            tracing::warn!(reactor = name, "reactor: leadership lost");
+            tracing::warn!(reactor = name, "This process lost the leadership of the reactor.");
         }
     }
 }
 
-/// Effects outside under way, by the position of the event.
+/// Running effects outside the log, by the position of the event.
 #[derive(Default)]
 struct Workers {
     tasks: JoinSet<Acted>,
     on: HashMap<i64, CompactString>,
 }
 
-/// What an effect outside has come to.
+/// The result of an effect outside the log.
 struct Acted {
     entry: BacklogEntry,
     event: RecordedEvent,
     outcome: Outcome,
-    /// Whether its thread is lost.
+    /// Whether its thread did not return and was abandoned.
     is_lost: bool,
 }
 
-/// The time from a reading of the checkpoint until somebody else changes it.
+/// The work of a leader between reading the checkpoint and the next change of the checkpoint by another leader or an
+/// operator.
 struct Turn<'a> {
     leader: &'a Leader,
     lost_threads: &'a AtomicUsize,
@@ -193,18 +199,18 @@ struct Turn<'a> {
     fence: i64,
     /// Position of the checkpoint.
     checkpoint: i64,
-    /// Position of the last event that was looked at.
+    /// Position of the last event that was read.
     read: i64,
     moved: Instant,
-    /// Keys with events in the backlog, and how many.
+    /// Keys with events in the backlog, and the number of their events.
     busy: Arc<HashMap<CompactString, i64>>,
-    /// When the next event of the backlog is due, as far as is known.
+    /// When the next event of the backlog is due, in microseconds since 1970, as far as the leader has read.
     next_retry: Option<i64>,
-    /// When the next deadline is due, as far as is known.
+    /// When the next deadline is due, in microseconds since 1970, as far as the leader has read.
     next_deadline: Option<i64>,
-    /// Deadlines that failed: how often, and when they are tried again.
+    /// Deadlines that failed: the number of attempts, and when they are retried, in microseconds since 1970.
     failing: HashMap<DeadlineKey, (i64, i64)>,
-    /// When the last event was recorded that was looked at.
+    /// When the last read event was recorded, in microseconds since 1970.
     read_until: i64,
 }
 
@@ -240,23 +246,28 @@ impl<'a> Turn<'a> {
         (self.leader.clock)()
     }
 
-    /// Follows the log from the checkpoint until somebody else changes that.
+    /// Follows the log from the checkpoint until another leader or an operator changes the checkpoint.
     async fn follow(&mut self) -> Result<(), Stop> {
-        // In a task of its own: given up in the middle, it could leave a transaction open in a connection of the pool.
+        // Runs in its own task: a call that is dropped halfway could leave a transaction open in a connection of the
+        // pool.
         let (rows, name) = (self.rows.clone(), self.name);
         let acquired = tokio::spawn(async move { rows.acquire(name).await });
         let Some(found) = acquired.await.map_err(|_| Error::Closing)?? else {
-            return Err(Error::Stored(format!("the store does not know the reactor {}", self.name)).into());
+            return Err(Error::Stored(format!("reactor {} is not registered in the store", self.name)).into());
         };
         (self.fence, self.checkpoint, self.read) = (found.fence, found.position, found.position);
         if let Some(reason) = found.held {
-            tracing::info!(reactor = self.name, reason, "the reactor is held: `docket reactors release` lets it run");
+            tracing::info!(
+                reactor = self.name,
+                reason,
+                "The reactor is held. Run `docket reactors release` to resume it."
+            );
             let changed = self.changed_by_others();
             tokio::select! { () = changed => {}, () = self.stop.cancelled() => {} }
             return Ok(());
         }
         self.busy = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
-        // Whatever is due is looked at first.
+        // Backlog events that are due come first.
         self.next_retry = Some(0);
         if let Some(process) = self.leader.reactor.process() {
             self.next_deadline = self.rows.next_deadline(process).await?;
@@ -271,7 +282,7 @@ impl<'a> Turn<'a> {
                 events = stream.next() => self.take(events?).await?,
                 Some(acted) = self.workers.tasks.join_next() => match acted {
                     Ok(acted) => self.settle(acted).await?,
-                    Err(error) => tracing::error!(reactor = self.name, %error, "a worker ended"),
+                    Err(error) => tracing::error!(reactor = self.name, %error, "A worker task of the reactor failed."),
                 },
                 () = tokio::time::sleep(tick) => {}
             }
@@ -281,7 +292,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Settles the effects outside that end in time: those that do not are tried again by the next leader.
+    /// Settles the effects outside the log that end in time. The next leader retries the others.
     async fn drain(&mut self) -> Result<(), Stop> {
         let until = Instant::now() + DRAIN_WITHIN;
         while let Ok(Some(Ok(acted))) = tokio::time::timeout_at(until.into(), self.workers.tasks.join_next()).await {
@@ -290,7 +301,7 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Returns when the checkpoint has a newer fence than this leader's.
+    /// Waits until the checkpoint has a newer fence than the fence of this leader.
     fn changed_by_others(&self) -> impl Future<Output = ()> + use<> {
         let (mut fences, name, own) = (self.leader.fences.clone(), self.name, self.fence);
         async move {
@@ -301,7 +312,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// How long nothing has to be looked at.
+    /// Returns how long the leader may wait before it checks the backlog, the deadlines and the checkpoint again.
     fn next_tick(&self) -> Duration {
         match (self.next_retry.or(self.next_deadline), self.read > self.checkpoint) {
             (Some(_), _) => TICK,
@@ -310,7 +321,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Reacts to new events.
+    /// Reacts to new events of the log.
     async fn take(&mut self, events: Vec<RecordedEvent>) -> Result<(), Stop> {
         let Some((end, recorded_at)) = events.last().map(|event| (event.position, event.recorded_at)) else {
             return Ok(());
@@ -319,7 +330,7 @@ impl<'a> Turn<'a> {
         let item = |event: RecordedEvent| {
             let key = catch_unwind(AssertUnwindSafe(|| reactor.key(&event)));
             let broken =
-                key.is_err().then(|| "the reactor panicked at the event's key; the log has the message".to_owned());
+                key.is_err().then(|| "the reactor panicked while it computed the key; see the process log".to_owned());
             let key = storable(key.unwrap_or_else(|_| event.aggregate_id.clone()));
             Arc::new(Item { cause: Cause::Event(event), key, attempts: 0, is_retry: false, broken, acted: None })
         };
@@ -333,7 +344,7 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Moves the checkpoint over events that led to nothing, now and then.
+    /// Moves the checkpoint past events without an effect, when enough events or enough time have passed.
     async fn move_on(&mut self) -> Result<(), Stop> {
         let passed = self.read - self.checkpoint;
         if passed == 0 || passed < IDLE_EVENTS_MAX && self.moved.elapsed() < IDLE_MOVE {
@@ -354,7 +365,7 @@ impl<'a> Turn<'a> {
         self.moved = Instant::now();
     }
 
-    /// A move that stays where the checkpoint is.
+    /// Returns a checkpoint move that keeps the position.
     fn reaction(&self) -> ReactionMove {
         ReactionMove {
             reactor: self.name.into(),
@@ -370,7 +381,7 @@ impl<'a> Turn<'a> {
         self.leader.decider.number_of(&StreamId::new("reactor", self.name)) as u64
     }
 
-    /// Takes events of the backlog that are due.
+    /// Retries the events of the backlog that are due.
     async fn look_at_backlog(&mut self) -> Result<(), Stop> {
         let now = self.now();
         if self.next_retry.is_none_or(|due_at| due_at > now) {
@@ -408,7 +419,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Whether the first event of a key has been tried, and has failed.
+    /// Whether the first event of a key has failed; also true when the key has no event left.
     async fn has_failed(&self, key: &str) -> Result<bool, Stop> {
         let first = self.rows.backlog_of(self.name, key, 1).await?;
         Ok(first.first().is_none_or(|entry| entry.attempts > 0))
@@ -428,20 +439,20 @@ impl<'a> Turn<'a> {
         Ok(events.into_iter().filter_map(item).collect())
     }
 
-    /// Hands due events to workers.
+    /// Starts workers for due events.
     async fn send_workers(&mut self, now: i64) -> Result<(), Stop> {
         let free = WORKERS.saturating_sub(self.workers.tasks.len());
         if free == 0 {
             return Ok(());
         }
         let due = self.rows.due_backlog(self.name, now, (self.workers.on.len() + free) as i64).await?;
-        // Of a key only one at a time, also where an operator has skipped the one under way.
+        // Only one event of a key runs at a time, even when an operator has skipped the running one.
         let keys: HashSet<&CompactString> = self.workers.on.values().collect();
         let is_new = |entry: &BacklogEntry| !keys.contains(&entry.event.key);
         let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
         due.truncate(free);
         if due.is_empty() {
-            // Those that wait for others of their key are due when the others are settled.
+            // Events that wait for others of their key become due when the others are settled.
             self.next_retry = self.rows.next_due(self.name, now).await?;
             return Ok(());
         }
@@ -459,7 +470,7 @@ impl<'a> Turn<'a> {
                 let attempt = entry.attempts;
                 let input = Input { cause, attempt, now, refused: Vec::new() };
                 let slow = || Outcome::Retry(format!("the reactor did not return within {ACT_WITHIN:?}"));
-                // On a thread that may be lost: nobody knows whether the call ever returns.
+                // Runs on a thread that may be abandoned, because the call may never return.
                 let call = spawn_blocking(move || {
                     let mut scope = Scope::new(decider);
                     let reacted = async { tokio::time::timeout(ACT_WITHIN, reactor.react(&input, &mut scope)).await };
@@ -467,9 +478,9 @@ impl<'a> Turn<'a> {
                 });
                 let (outcome, is_lost) = match tokio::time::timeout(ACT_WITHIN + GRACE, call).await {
                     Ok(Ok(outcome)) => (outcome, false),
-                    Ok(Err(_)) => (Outcome::Retry("the reactor panicked; the log has the message".into()), false),
+                    Ok(Err(_)) => (Outcome::Retry("the reactor panicked; see the process log".into()), false),
                     Err(_) if attempt + 1 < HANGS_MAX => (slow(), true),
-                    Err(_) => (Outcome::Park("the reactor blocks its thread for ever".into()), true),
+                    Err(_) => (Outcome::Park("the reactor never returned and blocked its thread".into()), true),
                 };
                 Acted { entry, event, outcome, is_lost }
             });
@@ -477,7 +488,7 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Appends what an effect outside has come to.
+    /// Appends the result of an effect outside the log.
     async fn settle(&mut self, acted: Acted) -> Result<(), Stop> {
         let Acted { entry, event, outcome, is_lost } = acted;
         self.lost_threads.fetch_add(is_lost.into(), Relaxed);
@@ -496,15 +507,16 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Takes deadlines that are reached, once every event from before is taken.
+    /// Fires deadlines that are due, once every event that was recorded before them is handled.
     async fn look_at_deadlines(&mut self) -> Result<(), Stop> {
         let Some(process) = self.leader.reactor.process() else { return Ok(()) };
         let now = self.now();
         if self.next_deadline.is_none_or(|due_at| due_at > now) {
             return Ok(());
         }
-        // Read after the clock: at the head, nothing that was recorded until the deadline is still to come. Before it, what
-        // was recorded before the last event has come.
+        // The head is read after the clock. At the head, every event that was recorded before `now` has been read.
+        // Behind the head, only the events that were recorded before the last read event are certain, within the clock
+        // skew.
         let until = match self.store.head().await? > self.read {
             true => now.min(self.read_until - CLOCK_SKEW.as_micros() as i64),
             false => now,
@@ -517,7 +529,7 @@ impl<'a> Turn<'a> {
             let (key, attempts) = (due.key.id.clone(), self.failing.get(&due.key).map_or(0, |(attempts, _)| *attempts));
             Arc::new(Item { cause: Cause::Deadline(due), key, attempts, is_retry: true, broken: None, acted: None })
         };
-        // Those that cannot be taken now do not hide the others.
+        // Deadlines that cannot fire now must not hide later ones.
         let (mut items, mut skipped) = (Vec::new(), 0);
         while items.is_empty() {
             let due = self.rows.due_deadlines(process, until, BATCH_MAX as i64, skipped).await?;
@@ -535,8 +547,8 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Reacts to the first of these items in one append, and returns how many that were. `end` is the position that the
-    /// checkpoint moves to when all are done; `None` leaves it where it is.
+    /// Reacts to the first of these items in one append, and returns their number. `end` is the position to which the
+    /// checkpoint moves when all items are handled; `None` leaves the checkpoint unchanged.
     async fn react(&mut self, items: &[Arc<Item>], end: Option<i64>) -> Result<usize, Stop> {
         let mut most = items.len().min(BATCH_MAX);
         let mut context = Context {
@@ -554,7 +566,7 @@ impl<'a> Turn<'a> {
             let locks = self.leader.decider.lock_streams(&streams, "reactor", true).await;
             let _locks = locks.map_err(|_| Stop::Contended)?;
             if decided.scope.is_stale() {
-                // Under the locks nothing in this process changes the streams.
+                // Under the locks no other task of this process changes the streams.
                 let (again, returned) = self.decide(items, most, context).await?;
                 context = returned;
                 let known: HashSet<_> = streams.iter().collect();
@@ -567,7 +579,7 @@ impl<'a> Turn<'a> {
             let appended = self.append(&mut scope, items, &fates, end).await;
             match appended {
                 Ok(moved) => {
-                    // It holds the busy keys, which are about to change.
+                    // The context shares the busy keys, which change now.
                     drop(context);
                     scope.keep().await;
                     self.after_append(items, &fates, &moved);
@@ -594,7 +606,7 @@ impl<'a> Turn<'a> {
         Err(Stop::Contended)
     }
 
-    /// Decides on a thread of its own, which is given up when a reaction does not return.
+    /// Decides on a separate thread, which is abandoned when a reaction does not return.
     async fn decide(
         &self,
         items: &[Arc<Item>],
@@ -628,7 +640,11 @@ impl<'a> Turn<'a> {
                         hung,
                         unstorable,
                     };
-                    tracing::error!(reactor = self.name, within = ?REACT_WITHIN, "the reactor did not return");
+                    tracing::error!(
+                        reactor = self.name,
+                        within = ?REACT_WITHIN,
+                        "The reactor did not return in time. Its thread is abandoned."
+                    );
                     continue;
                 }
             };
@@ -642,7 +658,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Appends what a batch has come to.
+    /// Appends the effects of a decided batch.
     async fn append(
         &self,
         scope: &mut Scope,
@@ -676,7 +692,7 @@ impl<'a> Turn<'a> {
         Ok(moved)
     }
 
-    /// What an item's fate changes in the backlog.
+    /// Adds the backlog changes of an item to the reaction.
     fn record(&self, item: &Item, fate: &Fate, reaction: &mut ReactionMove) {
         let Some(position) = item.position() else { return };
         let event = BacklogKey { key: item.key.clone(), position };
@@ -684,12 +700,12 @@ impl<'a> Turn<'a> {
         match fate {
             Fate::Done if item.is_retry => reaction.settle.push(event),
             Fate::Done => {}
-            // It is there already.
+            // The event is in the backlog already.
             Fate::Follows if item.is_retry => {}
             Fate::Follows => reaction.park.push(entry(0, None, None)),
             Fate::Queued => reaction.park.push(entry(0, Some(self.now()), None)),
             Fate::Failed { reason, is_temporary } => {
-                // It must still be there: an operator may have skipped it meanwhile.
+                // Settling requires that the event is still in the backlog. An operator may have skipped it.
                 if item.is_retry {
                     reaction.settle.push(event.clone());
                 }
@@ -701,7 +717,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Makes the next event of each key due whose events before are settled.
+    /// For each key whose retried events are settled, makes the next event of the backlog due.
     async fn wake_next(&self, items: &[Arc<Item>], fates: &[Fate], reaction: &mut ReactionMove) -> Result<(), Error> {
         let settled: HashSet<&CompactString> = items
             .iter()
@@ -725,7 +741,7 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Takes over what an append has changed.
+    /// Updates the state in memory after an append.
     fn after_append(&mut self, items: &[Arc<Item>], fates: &[Fate], moved: &ReactionMove) {
         if moved.to > self.checkpoint {
             self.moved_to(moved.to);
@@ -737,7 +753,7 @@ impl<'a> Turn<'a> {
                 Fate::Done => "done",
                 Fate::Follows | Fate::Queued => "waiting",
                 Fate::Failed { is_temporary: true, .. } if item.attempts + 1 < ATTEMPTS_MAX => "retried",
-                // A deadline is tried for ever: its process waits for it.
+                // A deadline is retried without a limit, because its process waits for it.
                 Fate::Failed { .. } if item.position().is_none() => "retried",
                 Fate::Failed { .. } => "parked",
             };
@@ -751,7 +767,7 @@ impl<'a> Turn<'a> {
                     attempt,
                     reason,
                     result,
-                    "a reaction failed"
+                    "A reaction failed."
                 );
             }
             match (&item.cause, fate) {
@@ -791,10 +807,10 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// What became of a task that decides.
+/// The state of a decision task.
 enum Watched<T> {
     Ended(T),
-    /// The item at this place does not return.
+    /// The reaction to the item at this index does not return.
     Hangs(usize),
 }
 
@@ -829,12 +845,13 @@ fn timestamp(microseconds: i64) -> Timestamp {
     Timestamp::from_microsecond(microseconds).unwrap_or_default()
 }
 
-/// Whether trying again does not help.
+/// Whether a retry cannot help, because the error is caused by the data.
 fn is_about_the_data(error: &Error) -> bool {
     error.is_about_the_data() || matches!(error, Error::Refused(_) | Error::Unstorable(_) | Error::Stored(_))
 }
 
-/// A key that both databases can hold: another one stands for a key that is too long or has a zero character.
+/// Returns a key that both databases can store. A key that is too long, or has a zero character, is replaced by its
+/// hash.
 fn storable(key: CompactString) -> CompactString {
     match is_storable(&key) {
         true => key,

@@ -22,10 +22,10 @@ use crate::reactions::scope::Scope;
 use crate::repositories::{AnyLoaded, Memory, Repositories};
 use crate::step::{AnyStep, encode, evolved};
 
-/// Why a deadline fails that no event ends.
+/// Slug of the failure of a deadline that no event of its process ended.
 pub(super) const DEADLINE_NOT_ENDED: &str = "deadline-not-ended";
 
-/// Runs a process manager: its inputs are events, refusals of its commands, and its deadlines.
+/// Runs a process manager as a reactor. Its inputs are events, refusals of its commands, and its deadlines.
 pub struct ProcessManager<P: Process> {
     /// See [`Reactor::name`].
     pub name: &'static str,
@@ -35,17 +35,17 @@ pub struct ProcessManager<P: Process> {
     pub start_from: StartFrom,
     /// See [`Reactor::renamed_from`].
     pub renamed_from: Option<&'static str>,
-    /// Reads an input from an event; `None` where the event is none.
+    /// Decodes an event into an input; `None`: the event is not an input of the process.
     ///
     /// # Errors
-    /// The event cannot be read: it is parked.
+    /// The event cannot be decoded. It is parked.
     pub input: fn(&RecordedEvent) -> Result<Option<P::Input>, serde_json::Error>,
-    /// Makes a step of a command that the process gives.
+    /// Creates a step from a command that the process issues.
     pub request: fn(P::Request) -> Box<dyn AnyStep>,
 }
 
 impl<P: Process> ProcessManager<P> {
-    /// The input of an event, and the process that it is for.
+    /// Returns the input of an event, and the process to which it belongs.
     fn correlated(&self, event: &RecordedEvent) -> Result<Option<(P::Input, Correlation)>, serde_json::Error> {
         let input = (self.input)(event)?;
         Ok(input.map(|input| {
@@ -78,7 +78,7 @@ impl<P: Process> ProcessManager<P> {
                 .iter()
                 .any(|set| set.name == *due.key.name && set.at.as_microsecond() == due.due_at)
         {
-            // The process does not wait for it any more: the row goes, or gets the time that the state has.
+            // The process no longer waits for this deadline. Its row is removed, or moved to the time in the state.
             return Outcome::Done(vec![OwnEvents::<P>::boxed(id, loaded, Vec::new(), Some(due))]);
         }
         if !input.refused.is_empty() {
@@ -149,12 +149,12 @@ impl<P: Process> Reactor for ProcessManager<P> {
     }
 }
 
-/// Events that a process has decided itself.
+/// The events that a process has decided itself.
 struct OwnEvents<P: Process> {
     id: String,
     loaded: Arc<Loaded<P>>,
     events: Vec<P::Event>,
-    /// The deadline that they answer.
+    /// The deadline that caused the events.
     due: Option<Deadline>,
 }
 
@@ -163,7 +163,7 @@ impl<P: Process> OwnEvents<P> {
         Box::new(Self { id, loaded, events, due: due.cloned() })
     }
 
-    /// The deadlines before and after the events.
+    /// Returns the deadlines before and after the events.
     fn deadlines_around(&self) -> (Vec<Due>, Vec<Due>) {
         (self.loaded.state.deadlines(), evolved(&self.loaded, &self.events).state.deadlines())
     }
@@ -202,7 +202,7 @@ impl<P: Process> AnyStep for OwnEvents<P> {
         let refused =
             |slug, why: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, slug, &why).detail(why.clone()));
         if self.loaded.version == 0 && !self.events.is_empty() && !is_id(&self.id) {
-            return refused("invalid-id", format!("`{}` cannot be the id of a {}", self.id, P::TYPE));
+            return refused("invalid-id", format!("id `{}` is not valid for a {}", self.id, P::TYPE));
         }
         let (_, after) = self.deadlines_around();
         let is_set =

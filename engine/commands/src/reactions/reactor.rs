@@ -1,4 +1,4 @@
-//! What a reactor is: it takes events of the log, one after the other for each key, and answers with commands.
+//! The trait of reactors. A reactor handles events of the log, in order for each key, and issues commands.
 
 use std::collections::HashMap;
 
@@ -17,90 +17,95 @@ use serde_json::value::RawValue;
 use crate::reactions::scope::Scope;
 use crate::step::AnyStep;
 
-/// Events that a reactor takes.
+/// The events of one aggregate type that a reactor handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subscription {
     /// Type of the aggregate.
     pub aggregate_type: &'static str,
-    /// Names of events; empty: all.
+    /// Names of the events; empty: all events of the type.
     pub events: &'static [&'static str],
 }
 
-/// Where what a reactor does has its effect.
+/// Where the effects of a reactor are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acts {
-    /// In the log alone: its events and its checkpoint commit together, so each event has its effect exactly once.
+    /// Only in the log. The events and the checkpoint commit together, so each input takes effect exactly once.
     InTheLog,
-    /// Outside, too: a call to another system. Each event goes through the backlog to one of several workers, and has its
-    /// effect at least once, so a call carries a key that is the same for all its attempts.
+    /// Also outside the log: calls to another system. Each event goes through the backlog to one of several workers and
+    /// takes effect at least once. A call should carry an idempotency key that is the same for all attempts.
     Outside,
 }
 
-/// Takes events and answers with commands. Listed in a module.
+/// Handles events and issues commands. Modules list their reactors.
 pub trait Reactor: Send + Sync {
-    /// Its name, unique in a program: lower-case letters, digits and hyphens. Its checkpoint is kept under it.
+    /// Returns the name of the reactor: lower-case letters, digits and hyphens, unique in a program. Its checkpoint is
+    /// stored under this name.
     fn name(&self) -> &'static str;
 
-    /// The events that it takes.
+    /// Returns the events that the reactor handles.
     fn subscriptions(&self) -> &'static [Subscription];
 
-    /// Where it begins in a store that does not know it.
+    /// Returns where the reactor starts in a store that has no checkpoint of it.
     fn start_from(&self) -> StartFrom {
         StartFrom::Now
     }
 
-    /// The name that it had in an earlier release.
+    /// Returns the name that the reactor had in an earlier release.
     fn renamed_from(&self) -> Option<&'static str> {
         None
     }
 
-    /// Where it has its effect.
+    /// Returns where the effects of the reactor are.
     fn acts(&self) -> Acts {
         Acts::InTheLog
     }
 
-    /// Type of the process whose deadlines it takes.
+    /// Returns the type of the process whose deadlines the reactor handles.
     fn process(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether it is called again with the refusals of its commands. Otherwise a refusal is a failure.
+    /// Whether the reactor is called again with the refusals of its commands. Otherwise a refusal is a failure.
     fn takes_refusals(&self) -> bool {
         false
     }
 
-    /// What keeps events in order: an event waits while an earlier one of its key waits. The id of the event's aggregate
-    /// where nothing else is said.
+    /// Returns the ordering key of an event: the event waits while an earlier event with the same key waits. The
+    /// default is the id of the aggregate.
     fn key(&self, event: &RecordedEvent) -> CompactString {
         event.aggregate_id.clone()
     }
 
-    /// What it does about an input. One that does not return within ten seconds ([`Acts::InTheLog`]) or a minute
-    /// ([`Acts::Outside`]) has failed; one that panics, too.
+    /// Reacts to an input. A call fails when it does not return within ten seconds ([`Acts::InTheLog`]) or one minute
+    /// ([`Acts::Outside`]), or when it panics.
     fn react<'a>(&'a self, input: &'a Input, scope: &'a mut Scope) -> BoxFuture<'a, Outcome>;
 
-    /// The deadlines that a process with this id waits for, from its state: how they are made again from the log.
+    /// Returns the deadlines of the process with this id, derived from its state. They restore the deadlines from the
+    /// log.
+    ///
+    /// # Errors
+    /// The state of the process cannot be loaded.
     fn deadlines_of<'a>(&'a self, id: &'a str, scope: &'a mut Scope) -> BoxFuture<'a, Result<Vec<Deadline>, Error>> {
         let _ = (id, scope);
         std::future::ready(Ok(Vec::new())).boxed()
     }
 }
 
-/// What a reactor reacts to.
+/// An input of a reactor.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// Why it is called.
+    /// Why the reactor is called.
     pub cause: Cause,
-    /// How often it has failed at this before.
+    /// How often this input has failed before.
     pub attempt: i64,
-    /// The clock of the process that leads the reactor.
+    /// The time on the clock of the process that leads the reactor.
     pub now: Timestamp,
-    /// Refusals of the commands that it gave when it was called before; see [`Reactor::takes_refusals`].
+    /// Refusals of the commands that the previous call for this input issued; see [`Reactor::takes_refusals`].
     pub refused: Vec<Refused>,
 }
 
 impl Input {
-    /// The event, where one was recorded: always so for reactors that run no process.
+    /// Returns the recorded event. It is always present for a reactor that runs no process.
     pub fn event(&self) -> Option<&RecordedEvent> {
         match &self.cause {
             Cause::Event(event) => Some(event),
@@ -114,17 +119,17 @@ impl Input {
 pub enum Cause {
     /// An event was recorded.
     Event(RecordedEvent),
-    /// A deadline of its process is reached.
+    /// A deadline of the reactor's process was reached.
     Deadline(Deadline),
 }
 
-/// What a reactor does.
+/// The outcome of a reaction.
 pub enum Outcome {
-    /// The commands are carried out, all or none, and the input is done. Without a command, it is done.
+    /// The commands are executed, all or none, and the input is settled. Without commands, the input is settled too.
     Done(Vec<Box<dyn AnyStep>>),
-    /// It failed, and may succeed later: it is called again after a pause that grows, ten times at most.
+    /// The reaction failed and may succeed later. It is retried after a growing pause, at most ten times.
     Retry(String),
-    /// It failed, and only an operator can help: the events of this key wait.
+    /// The reaction failed and only an operator can help. The events of this key wait.
     Park(String),
 }
 
@@ -139,22 +144,22 @@ impl From<Error> for Outcome {
 
 impl From<serde_json::Error> for Outcome {
     fn from(error: serde_json::Error) -> Self {
-        Self::Park(format!("the event cannot be read: {error}"))
+        Self::Park(format!("the event cannot be decoded: {error}"))
     }
 }
 
-/// The payload of an event, without the event's name around it. A reactor reads the members that it needs, whatever else
-/// is there.
+/// Decodes the payload of an event, without the event's name around it. A reactor declares only the members that it
+/// needs; other members are ignored.
 ///
 /// # Errors
-/// The payload is not of this form.
+/// The payload does not have the form of `T`.
 pub fn payload<T: DeserializeOwned>(event: &RecordedEvent) -> Result<T, serde_json::Error> {
     let mut tagged: HashMap<String, Box<RawValue>> = serde_json::from_str(&event.payload)?;
     let payload = tagged.remove(&*event.event_type).unwrap_or_default();
     serde_json::from_str(payload.get())
 }
 
-/// Whether a reactor takes an event. Events of an import of history have had their effects elsewhere.
+/// Whether a reactor handles an event. Imported history is ignored, because its effects happened elsewhere.
 pub(crate) fn takes(reactor: &dyn Reactor, event: &RecordedEvent) -> bool {
     let is_meant = |of: &Subscription| {
         of.aggregate_type == event.aggregate_type && (of.events.is_empty() || of.events.contains(&&*event.event_type))
@@ -162,10 +167,10 @@ pub(crate) fn takes(reactor: &dyn Reactor, event: &RecordedEvent) -> bool {
     reactor.subscriptions().iter().any(is_meant) && event.metadata_text(HISTORY) != Some("true")
 }
 
-/// Member of the metadata of events that were imported as history.
+/// The metadata member that marks events that were imported as history.
 pub(crate) const HISTORY: &str = "history";
 
-/// How the store gets to know a reactor.
+/// Returns the registration of a reactor in the store.
 pub fn registration(reactor: &dyn Reactor) -> Registration {
     Registration { name: reactor.name(), start_from: reactor.start_from(), renamed_from: reactor.renamed_from() }
 }

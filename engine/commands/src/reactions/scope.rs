@@ -1,4 +1,4 @@
-//! What a reaction may read: the states that the reactions before it have led to, and the log.
+//! The data that a reaction may read: states that include the effects of earlier reactions of the batch, and the log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,35 +14,35 @@ use crate::decider::Decider;
 use crate::repositories::{AnyLoaded, Memory};
 use crate::step::AnyStep;
 
-/// Events that a reaction reads at once, at most.
+/// The largest number of events that one call of [`Scope::read_stream`] returns.
 const READ_MAX: i64 = 10_000;
 
-/// The streams that a batch of reactions has read or decided on, as it has left them, on top of the log.
+/// The streams that a batch of reactions has read or written, with the uncommitted events of the batch applied.
 pub struct Scope {
     decider: Arc<Decider>,
-    /// In the order in which the batch first touched them.
+    /// In the order in which the batch first used them.
     streams: Vec<Touched>,
     places: HashMap<StreamId, usize>,
     deadlines: DeadlineChanges,
-    /// Number of events that the batch has decided, and their bytes.
+    /// Number and bytes of the events that the batch has decided.
     size: (usize, usize),
 }
 
-/// A stream that a batch has read or decided on.
+/// A stream that a batch has read or written.
 struct Touched {
     stream: StreamId,
-    /// Its version in the log.
+    /// Version of the stream in the log.
     base: i64,
-    /// Its state with the events that the batch has decided.
+    /// State of the aggregate with the events of the batch applied.
     state: AnyLoaded,
     memory: Memory,
-    /// The events that the batch has decided.
+    /// Events that the batch has decided for this stream.
     events: Vec<NewEvent>,
-    /// How many those are, also once they are taken.
+    /// Number of the decided events. It remains after [`Scope::take`] has removed the events.
     appended: i64,
 }
 
-/// What a batch of reactions writes, and what it rests on.
+/// The writes of a batch of reactions, and the versions on which they depend.
 pub(crate) struct Writes {
     pub(crate) writes: Vec<StreamWrite>,
     pub(crate) checks: Vec<StreamCheck>,
@@ -50,17 +50,17 @@ pub(crate) struct Writes {
 }
 
 impl Scope {
-    /// Over the log as it is.
+    /// Creates a scope on the committed log.
     pub fn new(decider: Arc<Decider>) -> Self {
         let (streams, places, deadlines) = (Vec::new(), HashMap::new(), DeadlineChanges::default());
         Self { decider, streams, places, deadlines, size: (0, 0) }
     }
 
-    /// The state of an aggregate now, with what the reactions before this one have done. The reaction is only written where
-    /// the aggregate has not changed meanwhile.
+    /// Returns the state of an aggregate, including the effects of earlier reactions of the batch. The batch is
+    /// appended only if the aggregate has not changed since then.
     ///
     /// # Errors
-    /// The database is away, or an event of the aggregate does not decode.
+    /// The database is unavailable, or an event of the aggregate does not decode.
     pub async fn load<A: Aggregate>(&mut self, id: &str) -> Result<Arc<Loaded<A>>, Error> {
         let stream = StreamId::new(A::TYPE, id);
         if let Some(loaded) = self.state_of(&stream).and_then(|state| state.clone().downcast().ok()) {
@@ -75,10 +75,11 @@ impl Scope {
         Ok(loaded)
     }
 
-    /// Events of one aggregate with `after < sequence <= to`, in order, at most 10,000: what has happened does not change.
+    /// Returns the events of one aggregate with `after < sequence <= to`, in order, at most 10,000. The append does not
+    /// depend on them, because recorded events never change.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn read_stream(
         &self,
         aggregate_type: &str,
@@ -93,7 +94,7 @@ impl Scope {
         &self.decider
     }
 
-    /// The state of a stream that the batch has touched.
+    /// Returns the state of a stream that the batch has used.
     pub(crate) fn state_of(&self, stream: &StreamId) -> Option<&AnyLoaded> {
         self.places.get(stream).map(|place| &self.streams[*place].state)
     }
@@ -103,14 +104,14 @@ impl Scope {
         self.streams.push(Touched { stream, base, state, memory, events: Vec::new(), appended: 0 });
     }
 
-    /// Records the state that a step was decided on: the append checks that the stream still has this version.
+    /// Records the state on which a step was decided. The append checks that the stream is still at this version.
     pub(crate) fn rest_on(&mut self, step: &dyn AnyStep, stream: &StreamId, state: &AnyLoaded) {
         if !self.places.contains_key(stream) {
             self.touch(stream.clone(), step.version(), state.clone(), step.memory());
         }
     }
 
-    /// Takes over what a step has decided. Its stream has been touched.
+    /// Applies the decided events and deadlines of a step. The batch must have used its stream before.
     pub(crate) fn apply(&mut self, step: &dyn AnyStep, stream: &StreamId, events: Vec<NewEvent>) {
         let Some(touched) = self.places.get(stream).map(|place| &mut self.streams[*place]) else { return };
         touched.state = step.pending();
@@ -129,12 +130,12 @@ impl Scope {
         self.deadlines.schedule.extend(schedule);
     }
 
-    /// Every stream that the batch has touched.
+    /// Returns every stream that the batch has used.
     pub(crate) fn stream_ids(&self) -> Vec<StreamId> {
         self.streams.iter().map(|touched| touched.stream.clone()).collect()
     }
 
-    /// Whether this process has changed a stream since the batch read it.
+    /// Whether this process has changed a stream after the batch read it.
     pub(crate) fn is_stale(&self) -> bool {
         let repositories = self.decider.repositories();
         self.streams.iter().any(|touched| {
@@ -143,14 +144,14 @@ impl Scope {
         })
     }
 
-    /// Removes the streams from memory: the next decision reads the log.
+    /// Removes the streams from the caches, so that the next decision reads the log.
     pub(crate) fn evict(&self) {
         for touched in &self.streams {
             (touched.memory.evict)(self.decider.repositories(), &touched.stream.aggregate_id);
         }
     }
 
-    /// Takes out what the batch writes and rests on.
+    /// Removes and returns the writes of the batch and the versions on which they depend.
     pub(crate) fn take(&mut self) -> Writes {
         let (mut writes, mut checks) = (Vec::new(), Vec::new());
         for touched in &mut self.streams {
@@ -163,7 +164,7 @@ impl Scope {
         Writes { writes, checks, deadlines: std::mem::take(&mut self.deadlines) }
     }
 
-    /// What the batch has written is durable: keeps the states that it led to in memory.
+    /// Caches the states of the written streams. The batch must be durable.
     pub(crate) async fn keep(&self) {
         for touched in self.streams.iter().filter(|touched| touched.appended > 0) {
             let id = &touched.stream.aggregate_id;
@@ -171,7 +172,7 @@ impl Scope {
         }
     }
 
-    /// Number of events that the batch has decided, and their bytes.
+    /// Returns the number and the bytes of the events that the batch has decided.
     pub(crate) fn size(&self) -> (usize, usize) {
         self.size
     }

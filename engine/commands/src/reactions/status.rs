@@ -1,4 +1,4 @@
-//! How reactors fare: for metrics and health checks.
+//! The state of reactors, for metrics and health checks.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,20 +12,21 @@ use opentelemetry::KeyValue;
 use crate::metrics::METRICS;
 use crate::reactions::reactor::Reactor;
 
-/// An event that a reactor has not taken, or a deadline that nobody has fired, for so long is reported.
+/// A health check reports an unhandled event or an unfired deadline that is older than this.
 const LATE_SECONDS: i64 = 30;
 
-/// Counting deadlines takes a hundredth of the time, however many there are.
+/// The pause between two counts of deadlines, as a multiple of the duration of a count. So counting uses at most a
+/// hundredth of the time.
 const PAUSE_PER_COUNT: u32 = 100;
 
-/// When deadlines may be counted again.
+/// The earliest time of the next count of deadlines.
 #[derive(Debug, Default)]
 pub struct NextCount(Option<Instant>);
 
-/// Measures lag, backlog and deadlines of reactors.
+/// Records metrics of the lag, the backlog and the deadlines of reactors.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn observe(
     store: &Store,
     reactors: &[&'static dyn Reactor],
@@ -69,10 +70,10 @@ pub async fn observe(
     Ok(())
 }
 
-/// What an operator should know of reactors, in words; `None` where there is nothing.
+/// Describes the problems of reactors that an operator should know; `None` when there are none.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn trouble(store: &Store, reactors: &[&'static dyn Reactor]) -> Result<Option<String>, Error> {
     if reactors.is_empty() {
         return Ok(None);
@@ -86,28 +87,32 @@ pub async fn trouble(store: &Store, reactors: &[&'static dyn Reactor]) -> Result
             continue;
         }
         if let Some(reason) = &checkpoint.held {
-            found.push(format!("{name} is held: {reason}"));
+            found.push(format!("reactor {name} is held: {reason}"));
             continue;
         }
         if rows.next_due(name, 0).await?.is_some_and(|due_at| due_at < late) {
-            found.push(format!("the backlog of {name} is not worked on"));
+            found.push(format!("the backlog of reactor {name} is not being processed"));
         }
         if checkpoint.position < head {
             let next = store.read_stored(checkpoint.position, 1).await?;
             if next.first().is_some_and(|event| event.recorded_at < late) {
                 found.push(format!(
-                    "{name} is {} events behind: no process with the role `react` leads it, or it cannot go on",
+                    "reactor {name} is {} events behind: no process with the role `react` leads it, or it cannot \
+                     continue",
                     head - checkpoint.position
                 ));
             }
         }
     }
     for backlog in rows.backlog_summaries().await?.into_iter().filter(|backlog| backlog.parked > 0) {
-        found.push(format!("{} has {} parked keys: see `docket reactors show {0}`", backlog.reactor, backlog.parked));
+        found.push(format!(
+            "reactor {} has {} parked keys: run `docket reactors show {0}`",
+            backlog.reactor, backlog.parked
+        ));
     }
     for process in reactors.iter().filter_map(|reactor| reactor.process()) {
         if rows.next_deadline(process).await?.is_some_and(|next| next < late) {
-            found.push(format!("a deadline of {process} is overdue"));
+            found.push(format!("a deadline of process {process} is overdue"));
         }
     }
     Ok((!found.is_empty()).then(|| found.join("; ")))

@@ -1,4 +1,4 @@
-//! Reactions on a real log in SQLite, with a clock of their own.
+//! Tests of reactions on a real log in SQLite, with a controlled clock.
 
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -28,12 +28,12 @@ use crate::reactions::reactor::{Subscription, payload, registration};
 use crate::reactions::{run, watch_fences};
 use crate::step::{AnyStep, Step};
 
-/// How long a test waits for what must come.
+/// How long a test waits for an expected state.
 const WITHIN: Duration = Duration::from_secs(60);
 
-// ---- a source of events, and what reactors write ----
+// ---- the aggregate that emits events, and the aggregate that reactors write ----
 
-/// Takes notes: the source of events.
+/// Records notes. It is the source of events.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Notebook(i64);
 
@@ -42,7 +42,7 @@ enum Noted {
     Noted { text: String },
 }
 
-/// Counts each event once, and says which; full at a hundred thousand, or at one where its id is `small`.
+/// Counts events and records which ones. It is full at `most`, which is a hundred thousand or zero.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Tally(i64);
 
@@ -63,7 +63,7 @@ struct Full;
 
 impl std::fmt::Display for Full {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("it is full")
+        f.write_str("the tally is full")
     }
 }
 
@@ -80,7 +80,7 @@ impl Refusal for Full {
         RefusalClass::Rule
     }
     fn title(&self) -> &'static str {
-        "It is full"
+        "The tally is full"
     }
 }
 
@@ -138,13 +138,13 @@ struct Note {
 
 const NOTES: &[Subscription] = &[Subscription { aggregate_type: "notebook", events: &["Noted"] }];
 
-/// Counts notes. What a note says can be made to fail.
+/// Counts notes. The text of a note can make the reaction fail.
 struct Counting {
     name: &'static str,
     renamed_from: Option<&'static str>,
     acts: Acts,
     fails: AtomicBool,
-    /// Texts in the order in which it was called with them.
+    /// Texts of its calls, in order.
     calls: Mutex<Vec<String>>,
 }
 
@@ -165,14 +165,14 @@ impl Counting {
         };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(note.text.clone());
         match &*note.text {
-            "fail" if self.fails.load(Relaxed) => return Outcome::Park("it was told to".into()),
+            "fail" if self.fails.load(Relaxed) => return Outcome::Park("the test requested it".into()),
             "fail once" if self.calls().iter().filter(|text| *text == "fail once").count() % 2 == 1 => {
-                return Outcome::Retry("it was told to".into());
+                return Outcome::Retry("the test requested it".into());
             }
-            "panic" if self.fails.load(Relaxed) => panic!("it was told to"),
+            "panic" if self.fails.load(Relaxed) => panic!("the test requested it"),
             "slow fail" => {
                 std::thread::sleep(Duration::from_millis(1_500));
-                return Outcome::Retry("it was told to".into());
+                return Outcome::Retry("the test requested it".into());
             }
             "slow" => std::thread::sleep(Duration::from_millis(3)),
             "hang" if self.fails.load(Relaxed) => std::thread::sleep((REACT_WITHIN + GRACE) * 2),
@@ -197,14 +197,14 @@ impl Reactor for Counting {
         self.acts
     }
     fn react<'a>(&'a self, input: &'a Input, _: &'a mut Scope) -> BoxFuture<'a, Outcome> {
-        let Cause::Event(event) = &input.cause else { panic!("it has no deadline") };
+        let Cause::Event(event) = &input.cause else { panic!("this reactor has no deadline") };
         std::future::ready(self.count(event)).boxed()
     }
 }
 
 // ---- a process ----
 
-/// Waits for a note `cancel` for so many microseconds after a note `wait`; then it counts in the tally of its id.
+/// After a note `wait`, waits [`WAIT`] for a note `cancel`. Without one, counts in the tally of its id.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Waiting {
     id: String,
@@ -311,13 +311,13 @@ static WAITING: ProcessManager<Waiting> = ProcessManager {
     request: |(id, count)| Step::<Tally>::new(id, count),
 };
 
-// ---- the rig ----
+// ---- the test fixture ----
 
 struct Rig {
     _folder: tempfile::TempDir,
     store: Store,
     decider: Arc<Decider>,
-    /// How far the leaders' clock is ahead, in microseconds.
+    /// How far the clock of the leaders is ahead, in microseconds.
     ahead: Arc<AtomicI64>,
 }
 
@@ -337,7 +337,7 @@ impl Rig {
         Self { _folder: folder, decider: Arc::new(Decider::new(store.clone())), store, ahead: Arc::default() }
     }
 
-    /// Takes a note; the position of its event.
+    /// Records a note and returns the position of its event.
     async fn note(&self, id: &str, text: &str) -> i64 {
         self.write(id, text, false).await
     }
@@ -362,7 +362,7 @@ impl Rig {
         Arc::new(move || event_store::now_us() + ahead.load(Relaxed))
     }
 
-    /// Moves their clock.
+    /// Advances the clock of the leaders.
     fn pass(&self, by: SignedDuration) {
         self.ahead.fetch_add(by.as_micros() as i64, Relaxed);
     }
@@ -379,7 +379,7 @@ impl Rig {
         let running = tokio::spawn(run(self.decider.clone(), reactors.to_vec(), self.clock(), stop.clone()));
         let began = Instant::now();
         while !holds().await {
-            assert!(began.elapsed() < WITHIN, "{what} does not come");
+            assert!(began.elapsed() < WITHIN, "timed out waiting for {what}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         stop.cancel();
@@ -400,7 +400,7 @@ impl Rig {
         all.iter().find(|one| one.reactor == reactor).unwrap().position
     }
 
-    /// What a tally has counted, in order.
+    /// Returns what a tally has counted, in order.
     async fn counted(&self, id: &str) -> Vec<String> {
         let events = self.store.read_stream("tally", id, 0, i64::MAX, 1_000_000).await.unwrap();
         events.iter().map(|event| payload::<CountedOf>(event).unwrap().of).collect()
@@ -420,7 +420,7 @@ fn texts(positions: &[i64]) -> Vec<String> {
     positions.iter().map(i64::to_string).collect()
 }
 
-/// A future that is dropped after so many polls, as a crash would.
+/// Polls a future a limited number of times and then drops it, as a crash would.
 struct Polls<F>(Pin<Box<F>>, u32);
 
 impl<F: Future> Future for Polls<F> {
@@ -456,7 +456,7 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
             watching.abort();
         }
     }
-    assert!(cut > 20, "{cut} of 118 were cut off in the middle");
+    assert!(cut > 20, "only {cut} of 118 runs were cut off");
     rig.pass(WAIT);
     let is_done = async || {
         let waiting = rig.store.reactions().backlog_keys("counting").await.unwrap();
@@ -513,7 +513,7 @@ async fn a_reactor_that_is_slower_than_the_log_takes_every_event() {
     for _ in 0..600 {
         positions.push(rig.note("a", "slow").await);
     }
-    assert!(rig.counted("a").await.len() < 600, "it is behind");
+    assert!(rig.counted("a").await.len() < 600, "the reactor is behind");
     leading.abort();
     watching.abort();
     rig.catch_up(reactor).await;
@@ -537,7 +537,7 @@ async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
     let rows = rig.store.reactions();
     let (first, waiting) = rows.backlog("counting", None, 10).await.unwrap().remove(0);
     assert_eq!((first.event.position, first.due_at, waiting), (parked[0], None, 1_001));
-    // An operator mends it, and has it tried again.
+    // An operator fixes the cause and retries the key.
     reactor.fails.store(false, Relaxed);
     assert_eq!(rows.retry("counting", Some("a")).await.unwrap(), 1);
     let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
@@ -575,7 +575,7 @@ async fn an_event_that_is_skipped_while_a_worker_has_it_does_not_come_back() {
         if let Some(at) = at {
             return Instant::elapsed(&at) > Duration::from_secs(2);
         }
-        // While the call is under way, which fails in the end.
+        // The call is running, and fails in the end.
         if !reactor.calls().is_empty() {
             assert!(rows.skip("calling", &BacklogKey { key: "a".into(), position }).await.unwrap());
             *skipped.lock().unwrap() = Some(Instant::now());
@@ -596,7 +596,7 @@ async fn a_skipped_event_is_never_reacted_to_and_those_behind_it_are() {
     rig.catch_up(reactor).await;
     let rows = rig.store.reactions();
     let key = |position| BacklogKey { key: "a".into(), position };
-    assert!(!rows.skip("counting", &key(second)).await.unwrap(), "it is not the first of its key");
+    assert!(!rows.skip("counting", &key(second)).await.unwrap(), "only the first event of a key can be skipped");
     assert!(rows.skip("counting", &key(first)).await.unwrap());
     let is_free = async || rows.backlog_keys("counting").await.unwrap().is_empty();
     rig.run_until(&[reactor], "the release", is_free).await;
@@ -615,7 +615,7 @@ async fn a_reaction_that_panics_or_never_returns_holds_up_its_key_only() {
     let rows = rig.store.reactions().backlog("counting", None, 10).await.unwrap();
     let reasons: Vec<_> = rows.iter().map(|(entry, _)| entry.reason.clone().unwrap_or_default()).collect();
     assert!(reasons[0].contains("panicked") && reasons[1].contains("did not return"), "{reasons:?}");
-    assert!(rows.iter().all(|(entry, _)| entry.due_at.is_some()), "both are tried again");
+    assert!(rows.iter().all(|(entry, _)| entry.due_at.is_some()), "both are retried");
     reactor.fails.store(false, Relaxed);
     rig.pass(SignedDuration::from_secs(5));
     let is_free = async || rig.store.reactions().backlog_keys("counting").await.unwrap().is_empty();
@@ -658,14 +658,14 @@ async fn a_reactor_that_is_renamed_or_was_away_goes_on_where_it_was() {
     old.fails.store(true, Relaxed);
     let first = rig.note("a", "fail").await;
     rig.catch_up(old).await;
-    // The program is without it for a while.
+    // Meanwhile the program runs without the reactor.
     let second = rig.note("a", "one").await;
     let (fails, calls) = (AtomicBool::new(false), Mutex::default());
     let new: &Counting =
         Box::leak(Box::new(Counting { name: "new", renamed_from: Some("old"), acts: Acts::InTheLog, fails, calls }));
     let rows = rig.store.reactions();
     rows.register(&[registration(new)]).await.unwrap();
-    // A process of the release before starts once more: it must not begin a second time.
+    // A process of the earlier release starts once more. The old reactor must not start a second time.
     rows.register(&[registration(old)]).await.unwrap();
     let old_one = rows.checkpoints().await.unwrap().into_iter().find(|one| one.reactor == "old").unwrap();
     assert_eq!(old_one.held.as_deref(), Some("renamed to new"));
@@ -683,7 +683,7 @@ async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
     rig.note("full", "wait for a full one").await;
     rig.catch_up(&WAITING).await;
     let rows = rig.store.reactions();
-    // The clock is set back, and then it is a minute before the time.
+    // The clock is set back, and then advanced to one minute before the deadline.
     rig.pass(-WAIT);
     rig.pass(WAIT + WAIT - SignedDuration::from_mins(1));
     rig.run_until(&[&WAITING], "a moment", {
@@ -692,7 +692,7 @@ async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
     })
     .await;
     assert_eq!(rig.ended("late").await, None);
-    // While nobody runs, one is cancelled, and then the time of all is over.
+    // While no reactor runs, one process is cancelled, and then all deadlines pass.
     rig.note("cancelled", "cancel").await;
     rig.pass(WAIT);
     let is_done = async || rows.next_deadline("waiting").await.unwrap().is_none();
@@ -700,7 +700,7 @@ async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
     assert_eq!(rig.ended("cancelled").await.as_deref(), Some("cancelled"));
     assert_eq!(rig.ended("late").await.as_deref(), Some("late"));
     assert_eq!(rig.counted("late").await, ["deadline"]);
-    // Its command was refused: nothing of what the deadline led to is written, and the process learns of it.
+    // The command was refused: no effect of the deadline is written, and the process gets the refusal.
     assert_eq!(rig.ended("full").await.as_deref(), Some("full"));
     assert_eq!(rig.counted("full").await, Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! The read models of every context, a folder a context: its tables, its rows, how it is asked.
+//! The read models of the business contexts, one module per context: tables, folds and queries.
 //!
 //! Projections never write events and never read each other's tables.
 

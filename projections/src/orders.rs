@@ -11,12 +11,12 @@ pub mod view;
 use domain::order::Order;
 use projection_engine::projection::{AnyAggregate, AnyProjection, kind_of};
 
-/// Their kinds of aggregates.
+/// Returns the aggregate types of the read models of orders.
 pub fn aggregates() -> Vec<&'static dyn AnyAggregate> {
     vec![kind_of::<Order>()]
 }
 
-/// Every read model.
+/// Returns the projections of orders.
 pub fn projections() -> Vec<&'static dyn AnyProjection> {
     vec![
         &summaries::PROJECTION,

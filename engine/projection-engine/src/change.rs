@@ -1,4 +1,4 @@
-//! What a batch of events did, typed and without its type.
+//! The changes that a batch of events makes to aggregates: typed, and with the type erased.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,60 +8,61 @@ use kernel::aggregate::Aggregate;
 
 use crate::state::Versioned;
 
-/// What a batch of events did to one aggregate.
+/// The change that a batch of events makes to one aggregate.
 pub struct Change<A> {
-    /// The aggregate before the batch; `None` where the batch created it.
+    /// The aggregate before the batch; `None` when the batch created it.
     pub before: Option<Arc<Versioned<A>>>,
-    /// The aggregate after it.
+    /// The aggregate after the batch.
     pub after: Arc<Versioned<A>>,
 }
 
 impl<A: Aggregate> Change<A> {
-    /// `None` where the aggregate does not exist: a stream whose first event is missing or discarded is in no read model.
+    /// Returns the change, or `None` when the aggregate does not exist after the batch: a stream whose first event is
+    /// missing or discarded is in no read model.
     pub fn of(before: Option<Arc<Versioned<A>>>, after: Arc<Versioned<A>>) -> Option<Self> {
         after.exists().then(|| Self { before: before.filter(|before| before.exists()), after })
     }
 }
 
-/// An event, decoded. Times are microseconds since 1970.
+/// A decoded event.
 pub struct Decoded<A: Aggregate> {
-    /// Id of the aggregate.
+    /// Id of the event's aggregate.
     pub id: compact_str::CompactString,
-    /// The event.
+    /// The decoded payload.
     pub event: A::Event,
-    /// Its place in its stream.
+    /// Its sequence in the stream of its aggregate, starting at 1.
     pub sequence: i64,
-    /// Its place in the log.
+    /// Its position in the log.
     pub position: i64,
-    /// When it happened.
+    /// When it happened, in microseconds since 1970.
     pub occurred_at: i64,
 }
 
-/// Rows for one table; keys are distinct.
+/// Rows for one table, with distinct primary keys.
 pub type Rows = (&'static Table, Vec<Vec<Value>>);
 
-/// What of a batch is wanted.
+/// Which parts of a batch a projection needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Folds {
-    /// The states of aggregates before and after it.
+    /// Whether it needs the states of the aggregates before and after the batch.
     pub state: bool,
-    /// Its events, decoded.
+    /// Whether it needs the decoded events.
     pub events: bool,
 }
 
-/// What a batch did to the aggregates of one kind.
+/// The changes that a batch makes to the aggregates of one type.
 pub struct Changes<A: Aggregate> {
-    /// The aggregates that changed, where a projection needs their states.
+    /// The changed aggregates; empty when no projection needs their states.
     pub states: Vec<Change<A>>,
-    /// The events in the order of the log, where a projection needs them.
+    /// The events in the order of the log; empty when no projection needs them.
     pub events: Vec<Decoded<A>>,
 }
 
-/// [`Changes`] without their type.
+/// [`Changes`] with the aggregate type erased.
 pub trait AnyChanges: Any + Send + Sync {
-    /// For the downcast.
+    /// Returns the changes for a downcast to [`Changes`].
     fn as_any(&self) -> &dyn Any;
-    /// Whether nothing changed.
+    /// Whether there are no changed aggregates and no events.
     fn is_empty(&self) -> bool;
 }
 

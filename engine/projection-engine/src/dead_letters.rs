@@ -1,9 +1,10 @@
-//! Events that could not be projected. The stream is parked at such an event, the others flow; an operator mends what is
-//! wrong and asks for a retry, or discards the event.
+//! Dead letters: events that could not be projected. The stream is parked at such an event; other streams are not
+//! affected. An operator fixes the cause and requests a retry, or discards the event.
 //!
-//! There are two kinds. An event that its aggregate cannot decode or apply is parked for every group, and its row names no
-//! group. A row that the database refuses, or a fold that panics, parks the stream in one group only. A decision about the
-//! first kind becomes one row for each group, because each group brings its own rows up to date.
+//! There are two kinds of dead letters. An event that its aggregate cannot decode or apply is parked for every
+//! checkpoint group, and its row names no group. When the database rejects the rows of a stream, or the fold of a
+//! projection panics, the stream is parked in one group only. A decision about a dead letter of the first kind is
+//! copied into one row per group, because each group updates its own rows.
 
 use event_store::db::{Db, Tx};
 use event_store::error::Error;
@@ -17,7 +18,7 @@ use crate::exclusions::{Discarded, Exclusions};
 use crate::registry::Registry;
 use crate::state::{FoldError, rfc3339};
 
-/// Name in the database for every group.
+/// `group_name` of the dead letters that apply to every group.
 const EVERY_GROUP: &str = "";
 
 #[derive(Debug, Clone, sqlx_macros::FromRow)]
@@ -40,7 +41,7 @@ impl Row {
         StreamId::new(&self.aggregate_type, &self.aggregate_id)
     }
 
-    /// The same event, failing again.
+    /// Returns an error about the event of this row, with a new reason.
     pub(crate) fn failed(&self, reason: String) -> FoldError {
         FoldError {
             position: self.position,
@@ -57,14 +58,14 @@ const ROWS: &str = "select group_name, position, aggregate_type, aggregate_id, s
                            parked_at, state, event
                     from dead_letters order by position, group_name";
 
-/// What a group leaves out, and its rows that ask for something.
+/// Returns the events that a group excludes, and the rows with decisions that the group's projector must carry out.
 pub(crate) fn partition(rows: &[Row], group: &str) -> (Exclusions, Vec<Row>) {
     let mut exclusions = Exclusions::default();
     let concerns = |row: &&Row| row.group_name == EVERY_GROUP || row.group_name == group;
     for row in rows.iter().filter(concerns) {
         match row.state.as_str() {
             "discarded" => exclusions.discarded.insert(row.position, row.event.clone()),
-            // The first one of a stream: the rows are in order.
+            // The rows are ordered by position, so the first row of a stream counts.
             _ => drop(exclusions.parked.entry(row.stream()).or_insert(row.position)),
         }
     }
@@ -76,7 +77,8 @@ pub(crate) async fn rows(tx: &mut Tx) -> Result<Vec<Row>, Error> {
     tx.fetch_all(ROWS, vec![]).await
 }
 
-/// Removes rows about events that this log does not hold: it was restored or replaced. Gives the rest.
+/// Removes dead letters of events that this log does not contain, because the log was restored or replaced. Returns the
+/// remaining rows.
 pub(crate) async fn of_this_log(tx: &mut Tx, store: &Store) -> Result<Vec<Row>, Error> {
     let mut own = Vec::new();
     for row in rows(tx).await? {
@@ -86,23 +88,23 @@ pub(crate) async fn of_this_log(tx: &mut Tx, store: &Store) -> Result<Vec<Row>, 
             own.push(row);
             continue;
         }
-        tracing::warn!(row.position, stream = %row.stream(), "a dead letter of another log is removed");
+        tracing::warn!(row.position, stream = %row.stream(), "Removed a dead letter of an event that this log does not contain.");
         let sql = "delete from dead_letters where group_name = $1 and position = $2";
         tx.execute(sql, vec![row.group_name.into(), row.position.into()]).await?;
     }
     Ok(own)
 }
 
-/// Who a stream is parked for.
+/// The groups for which a stream is parked.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scope<'a> {
     /// Every group: the event cannot be decoded or applied.
     EveryGroup,
-    /// One group: its rows are refused.
+    /// One group: the database rejects the stream's rows, or a fold of the group panics.
     Group(&'a str),
 }
 
-/// Parks a stream at an event.
+/// Parks a stream at an event. If the stream is already parked there, updates the reason and counts another attempt.
 pub(crate) async fn park(tx: &mut Tx, scope: Scope<'_>, failed: &FoldError, attempts: i64) -> Result<(), Error> {
     let group = match scope {
         Scope::EveryGroup => EVERY_GROUP,
@@ -129,8 +131,9 @@ pub(crate) async fn park(tx: &mut Tx, scope: Scope<'_>, failed: &FoldError, atte
     tx.execute(sql, values).await.map(drop)
 }
 
-/// Parks a stream at an event that a group cannot decode or apply: for every group, unless one of them may have the event
-/// in its rows already. Such a group goes on, because a decision would write the event into its rows a second time.
+/// Parks a stream at an event that `group` cannot decode or apply. The stream is parked for every group, unless another
+/// group may already have the event in its rows. Then it is parked for `group` only: parked for the other group too, a
+/// later decision would write the event into that group's rows a second time.
 pub(crate) async fn park_undecodable(
     tx: &mut Tx,
     registry: &Registry,
@@ -139,7 +142,7 @@ pub(crate) async fn park_undecodable(
     attempts: i64,
 ) -> Result<(), Error> {
     tx.lock_checkpoints().await?;
-    // Another group came first: it has parked the stream for every group, and gone on.
+    // Another group has already parked the stream for every group, and its checkpoint may be past the event by now.
     let sql = "select position from dead_letters where group_name = $1 and position = $2";
     let known: Vec<(i64,)> = tx.fetch_all(sql, vec![EVERY_GROUP.into(), failed.position.into()]).await?;
     if !known.is_empty() {
@@ -152,7 +155,8 @@ pub(crate) async fn park_undecodable(
     park(tx, if has_it { Scope::Group(group) } else { Scope::EveryGroup }, failed, attempts).await
 }
 
-/// The decision was carried out in the row's group.
+/// Records that a decision was carried out in the row's group. The row is deleted; a discarded event keeps its row
+/// unless a row for every group exists.
 pub(crate) async fn settle(tx: &mut Tx, row: &Row) -> Result<(), Error> {
     let of_every_group = "select position from dead_letters where group_name = '' and position = $1";
     let known: Vec<(i64,)> = tx.fetch_all(of_every_group, vec![row.position.into()]).await?;
@@ -165,41 +169,43 @@ pub(crate) async fn settle(tx: &mut Tx, row: &Row) -> Result<(), Error> {
     tx.execute(sql, vec![row.group_name.clone().into(), row.position.into()]).await.map(drop)
 }
 
-/// Removes the row of a decision whose event has failed again, for every group.
+/// Removes the row of a decision whose event failed again. The caller then parks the event again, for every group if
+/// possible.
 pub(crate) async fn give_up(tx: &mut Tx, row: &Row) -> Result<(), Error> {
     let sql = "delete from dead_letters where group_name = $1 and position = $2";
     tx.execute(sql, vec![row.group_name.clone().into(), row.position.into()]).await.map(drop)
 }
 
-/// A dead letter, as operators see it.
+/// A dead letter, as shown to operators.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct DeadLetter {
-    /// Position of the event; its name in commands.
+    /// Position of the event in the log; commands identify the dead letter by it.
     pub position: i64,
-    /// The group of read models that it is parked in; null where the event cannot be decoded or applied, so that it is
-    /// parked in every group.
+    /// Name of the checkpoint group in which the stream is parked; null when the event cannot be decoded or applied, so
+    /// that the stream is parked in every group.
     pub group: Option<String>,
     /// Type of the aggregate.
     pub aggregate_type: String,
-    /// The aggregate that is parked.
+    /// Id of the aggregate whose stream is parked.
     pub aggregate_id: String,
-    /// The event's place in the aggregate's stream.
+    /// Sequence of the event in its stream.
     pub sequence: i64,
-    /// The event's name.
+    /// Name of the event.
     pub event_type: String,
-    /// Why it could not be projected.
+    /// Why the event could not be projected.
     pub reason: String,
-    /// How often it was tried.
+    /// Number of attempts to project the event.
     pub attempts: i64,
-    /// When the stream was parked, RFC 3339.
+    /// Time at which the stream was parked, in RFC 3339.
     pub parked_at: String,
-    /// For how long, in seconds.
+    /// Time since the stream was parked, in seconds.
     pub age_seconds: f64,
-    /// `parked`; `retry` or `discard` until the projector has carried the decision out; `discarded`.
+    /// State of the dead letter: `parked`; `retry` or `discard` until the projector has carried out the decision;
+    /// `discarded`.
     pub state: String,
 }
 
-/// Every dead letter, the first in the log first.
+/// Returns all dead letters in the order of their positions.
 pub async fn list(db: &Db) -> Result<Vec<DeadLetter>, Error> {
     let rows: Vec<Row> = db.fetch_all(ROWS, vec![]).await?;
     let letter = |row: Row| DeadLetter {
@@ -218,21 +224,21 @@ pub async fn list(db: &Db) -> Result<Vec<DeadLetter>, Error> {
     Ok(rows.into_iter().map(letter).collect())
 }
 
-/// The events that operators have discarded, as a group sees it.
+/// Returns the events that operators have discarded for a checkpoint group.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn discarded(db: &Db, group: &str) -> Result<Discarded, Error> {
     let rows: Vec<Row> = db.fetch_all(ROWS, vec![]).await?;
     Ok(partition(&rows, group).0.discarded)
 }
 
-/// What an operator decides.
+/// An operator's decision about a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision {
-    /// Try again: what was wrong is mended.
+    /// Project the event again, because the cause of the failure is fixed.
     Retry,
-    /// Do without this event for good; the stream goes on after it.
+    /// Exclude the event permanently; the stream continues with the next event.
     Discard,
 }
 
@@ -245,22 +251,23 @@ impl Decision {
     }
 }
 
-/// What became of a decision.
+/// The outcome of [`decide`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decided {
-    /// The projector was asked for it.
+    /// The decision is recorded, and the projectors of the groups will carry it out.
     Requested,
-    /// No stream is parked there, but the event cannot be decoded: it is discarded for every rebuild from now on.
+    /// No stream is parked at the event, but the event cannot be decoded: it is discarded, and later rebuilds exclude
+    /// it.
     Done,
-    /// No stream is parked there.
+    /// No stream is parked at the event.
     NoSuch,
 }
 
-/// Asks the projector of each group concerned to carry a decision out. An event that cannot be decoded may be discarded
-/// though no stream is parked at it: it was projected when it still could be.
+/// Records a decision, so that the projector of each affected group carries it out. An event that cannot be decoded can
+/// be discarded even if no stream is parked at it: it may have been projected while it could be decoded.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn decide(store: &Store, registry: &Registry, position: i64, decision: Decision) -> Result<Decided, Error> {
     let mut tx = store.db().begin_durably().await?;
     tx.lock_checkpoints().await?;
@@ -280,7 +287,7 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
     let is_new = known.iter().all(|row| row.group_name != EVERY_GROUP);
     let wanted =
         event.as_ref().filter(|_| decision == Decision::Discard && is_new && (open.is_empty() == known.is_empty()));
-    // What nobody can decode is discarded for every group, also for those that have not come to it.
+    // An event that cannot be decoded is discarded for every group, including groups that have not reached it.
     let discarded = wanted.and_then(undecodable);
     if let Some(failed) = &discarded {
         park(&mut tx, Scope::EveryGroup, failed, 0).await?;
@@ -296,7 +303,7 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
     Ok(decided)
 }
 
-/// Carries over decisions that an older release has written into rows of every group.
+/// Copies decisions that an older release wrote into rows for every group into one row per group.
 pub(crate) async fn ask_every_group_again(tx: &mut Tx) -> Result<(), Error> {
     for row in rows(tx).await?.iter().filter(|row| row.group_name == EVERY_GROUP) {
         match row.state.as_str() {
@@ -308,19 +315,20 @@ pub(crate) async fn ask_every_group_again(tx: &mut Tx) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a decision of an older release waits in a row of every group.
+/// Whether an older release has written a decision into a row for every group.
 pub(crate) fn asks_every_group(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.group_name == EVERY_GROUP && (row.state == "retry" || row.state == "discard"))
 }
 
-/// Positions of the events of a stream at which it is parked for a group, besides one row.
+/// Returns the positions of the other events at which the stream of `one` is parked for a group.
 pub(crate) fn other_positions(rows: &[Row], group: &str, one: &Row) -> Vec<i64> {
     let concerns = |row: &&Row| row.group_name == EVERY_GROUP || row.group_name == group;
     let own = rows.iter().filter(concerns).filter(|row| row.state != "discarded");
     own.filter(|row| row.stream() == one.stream() && row.position != one.position).map(|row| row.position).collect()
 }
 
-/// Replaces a row of every group by one of each group that has checkpoints, whatever program they are of.
+/// Copies a row for every group, with the decision, into one row for each group that has checkpoints, including groups
+/// of other programs. A retry deletes the original row; a discard marks it as discarded.
 async fn ask_every_group(tx: &mut Tx, row: &Row, decision: Decision) -> Result<(), Error> {
     let sql = "insert into dead_letters
                    (group_name, position, aggregate_type, aggregate_id, sequence, event_type, reason, attempts, parked_at,

@@ -1,4 +1,4 @@
-//! Why a read model was not brought on.
+//! Errors of the projection engine.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -9,91 +9,101 @@ use kernel::stream::StreamId;
 
 use crate::state::FoldError;
 
-/// Nothing of the batch was written.
+/// Errors of projecting, rebuilding and verifying.
+///
+/// A batch that fails is not written. After [`Error::Store`] the outcome of a commit may be unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database is away.
+    /// The database failed or is unavailable.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An event does not apply.
+    /// An event cannot be applied to its aggregate.
     #[error(transparent)]
     Fold(#[from] FoldError),
-    /// Another process projects now, or a rebuild has switched generations.
-    #[error("the checkpoints were taken over")]
+    /// The fence of the checkpoints has changed: another process projects now, or a rebuild has switched generations.
+    #[error("another process or a rebuild has taken over the checkpoints")]
     Fenced,
-    /// The read models know events that the log does not have: the log is another one, or an older copy.
+    /// A checkpoint is beyond the end of the log: the log was replaced, or restored from an older backup.
     #[error(
-        "the read models are at position {position}, the log ends at {head}: it was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
+        "the read models are at position {position}, but the log ends at {head}: the log was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
     )]
     Ahead {
-        /// The furthest checkpoint.
+        /// Position of the checkpoint.
         position: i64,
-        /// Position of the last event.
+        /// Position of the last event of the log.
         head: i64,
     },
-    /// The log has another event where the read models stand: it was restored, and has grown since.
+    /// The log has a different event at the position of a checkpoint: the log was restored, and new events were
+    /// appended to it.
     #[error(
-        "the read models are at event {position} of another log: this one was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
+        "the read models are at position {position} of another log: the log was restored or replaced. Run `docket replay --all`, and see \"Backup and restore\" in docs/operations.md"
     )]
     OtherLog {
-        /// The checkpoint.
+        /// Position of the checkpoint.
         position: i64,
     },
-    /// A projection's code failed: a fault of this program.
+    /// The code of a projection panicked: a bug of this program.
     #[error("a projection panicked: {0}")]
     Panicked(String),
-    /// One rebuild runs at a time.
-    #[error("another rebuild is running: wait for it, its progress is in /v1/projections")]
+    /// Another process rebuilds or projects the checkpoint group.
+    #[error("another rebuild is running: wait until it ends (/v1/projections shows its progress)")]
     Busy,
-    /// A rebuild must know every event.
-    #[error("{stream} is parked at event {position}: run `docket dead-letters retry {position}` or `discard` first")]
+    /// A stream is parked. A rebuild must apply every event, so it does not start.
+    #[error(
+        "stream {stream} is parked at event {position}: run `docket dead-letters retry {position}` or `docket dead-letters discard {position}` first"
+    )]
     Parked {
-        /// The stream.
+        /// The parked stream.
         stream: StreamId,
         /// Position of the event that cannot be applied.
         position: i64,
     },
-    /// The same, though somebody has decided.
+    /// A stream is parked, and no projector has carried out the operator's decision about it.
     #[error(
-        "{stream} is parked at event {position} until a projector has carried out what was decided: start one (`docket dev` or `docket serve`), or wait a second"
+        "stream {stream} is parked at event {position} until a projector carries out the decision about it: start a projector (`docket dev` or `docket serve`), or wait a second and try again"
     )]
     Waits {
-        /// The stream.
+        /// The parked stream.
         stream: StreamId,
-        /// Position of the event.
+        /// Position of the event that the decision is about.
         position: i64,
     },
-    /// There is nothing to go back to.
+    /// There is no older generation that a rollback can use.
     #[error(
-        "{0} has no older generation that could be brought up to date: none was rebuilt since the last `docket replay --prune`, or a dead letter was settled meanwhile"
+        "projection {0} has no older generation that a rollback can use: no rebuild since the last `docket replay --prune` left one of this version, or a decision about a dead letter has made it outdated"
     )]
     NoOlder(String),
-    /// What serves is not of this release, and cannot be compared with what it would write.
-    #[error("{projection} is being built anew by this release: wait for it, its progress is in /v1/projections")]
+    /// The live generation is of an older version or outdated, so it cannot be compared with the rows that this release
+    /// would write.
+    #[error(
+        "projection {projection} is being rebuilt by this release: wait until the rebuild ends (/v1/projections shows its progress)"
+    )]
     Frozen {
-        /// The projection.
+        /// Name of the projection.
         projection: String,
     },
-    /// A newer release has built it.
-    #[error("{projection} is at version {version}, this program knows {known}: use the newer program")]
+    /// The live generation was built by a newer release.
+    #[error(
+        "projection {projection} is at version {version}, but this program has version {known}: use the newer program"
+    )]
     Newer {
-        /// The projection.
+        /// Name of the projection.
         projection: String,
-        /// Version in the database.
+        /// Version of the live generation in the database.
         version: i64,
-        /// Version of this program.
+        /// Version of the projection in this program.
         known: i64,
     },
 }
 
-/// A panic as a failure like others: reported, and tried again.
+/// Runs `work` and turns a panic into [`Error::Panicked`], so that the failure is reported and `work` is tried again.
 pub(crate) async fn catch_panic<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let caught = AssertUnwindSafe(work).catch_unwind().await;
     caught.unwrap_or_else(|panic| Err(Error::Panicked(panic_text(&*panic))))
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("it gave no reason").to_owned()
+    text.unwrap_or("the panic has no message").to_owned()
 }

@@ -1,4 +1,4 @@
-//! From events to changes of the aggregates of one kind.
+//! Folds events into changes of the aggregates of one type.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,51 +20,54 @@ use crate::error::panic_text;
 use crate::exclusions::Exclusions;
 use crate::state::{BYTES_PER_AGGREGATE, ByWeight, FoldError, Versioned, occurred_at};
 
-/// Events that are worth being divided among cores; the batches of the pump are smaller.
+/// Least number of events that are folded on several cores. The batches of the pump are smaller.
 const MANY: usize = 4_000;
-/// Aggregates, and events of them, whose whole streams are read at once.
+/// Maximum number of streams that one query reads as a whole.
 const READ_AT_ONCE: usize = 500;
+/// Maximum number of events that one query reads, unless a single stream is longer.
 const READ_EVENTS_MAX: i64 = 10_000;
-/// How much of the cache is for what was asked for often: an aggregate's events come soon after each other, and then no more.
+/// Share of the cache that is kept for frequently used aggregates. The default share is too large here: the events of
+/// an aggregate usually arrive within a short time, and then no more events arrive.
 const OFTEN: f64 = 0.5;
 
-/// What folding a batch gave.
+/// The result of folding a batch.
 pub struct Folded {
-    /// Of the streams that fold.
+    /// The changes of the streams that fold without an error.
     pub changes: Box<dyn AnyChanges>,
-    /// The first event of each stream that does not.
+    /// The first failed event of each of the other streams.
     pub failed: Vec<FoldError>,
 }
 
-/// What the events of one stream do from a position on.
+/// The changes that the events of one stream make from a position on.
 pub struct Partial {
     pub(crate) changes: Box<dyn AnyChanges>,
     /// Position of the last event that was applied or skipped.
     pub(crate) reached: i64,
-    /// The event that does not fold, if there is one.
+    /// The event that cannot be folded, if there is one.
     pub(crate) failed: Option<FoldError>,
 }
 
-/// The fold of one kind of aggregate, without its type.
+/// The fold of one aggregate type, with the type erased.
 pub trait AnyFold: Send + Sync {
     fn aggregate_type(&self) -> &'static str;
 
     fn needs_state(&self) -> bool;
 
-    /// What the events do, stream by stream.
+    /// Folds a batch, stream by stream: a stream that fails does not affect the others.
     fn fold<'a>(
         &'a self,
         events: &'a [RecordedEvent],
         exclusions: &'a Exclusions,
     ) -> BoxFuture<'a, Result<Folded, StoreError>>;
 
-    /// What the events of one stream do from a position on.
+    /// Folds the events of one stream and returns the changes from `position` on. When states are folded, `events` is
+    /// the whole stream.
     fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
 
-    /// Each aggregate of the events, which hold whole streams, as it was at a position: one change each.
+    /// Folds whole streams up to `position` and returns one change without a `before` for each aggregate.
     ///
     /// # Errors
-    /// An event that does not fold.
+    /// The first event that cannot be folded.
     fn whole(
         &self,
         events: &[RecordedEvent],
@@ -72,22 +75,22 @@ pub trait AnyFold: Send + Sync {
         exclusions: &Exclusions,
     ) -> Result<Box<dyn AnyChanges>, FoldError>;
 
-    /// Keeps what a batch led to.
+    /// Puts the aggregates that a batch changed into the cache.
     fn put(&self, changes: &dyn AnyChanges);
 
-    /// Removes everything from the cache.
+    /// Empties the cache.
     fn clear(&self);
 }
 
 pub(crate) struct AggregateFold<A: Aggregate> {
     store: Store,
     folds: Folds,
-    /// Aggregates as the last batch left them. Only ever a shortcut: an entry that is not exactly the version before the next
-    /// event is folded again from the log.
+    /// Aggregates after their last batch. The cache is only an optimization: an entry whose version is not the one
+    /// before the next event is ignored, and the aggregate is folded from the log.
     cache: Cache<CompactString, Arc<Versioned<A>>, ByWeight>,
 }
 
-/// What happened to one stream: its change, and its events with their places in the batch.
+/// The result of folding one stream: its change and its decoded events.
 type OfStream<A> = (Option<Change<A>>, Vec<Decoded<A>>);
 
 impl<A: Aggregate> AggregateFold<A> {
@@ -120,7 +123,7 @@ impl<A: Aggregate> AggregateFold<A> {
         };
         Ok(match events.len() < MANY {
             true => arrival.iter().map(one).collect(),
-            // Aggregates do not know of each other: each core takes its part.
+            // Aggregates are independent, so several cores fold them in parallel.
             false => arrival.par_iter().map(one).collect(),
         })
     }
@@ -150,7 +153,8 @@ impl<A: Aggregate> AggregateFold<A> {
         Ok((None, decoded.collect::<Result<_, _>>()?))
     }
 
-    /// The aggregates as they were before a batch: from memory, or folded from the log in few queries.
+    /// Returns the aggregates before a batch, from the cache or folded from the log with few queries. An aggregate that
+    /// is absent has no event before the batch.
     async fn before<'a>(
         &self,
         ids: &[&'a str],
@@ -182,7 +186,7 @@ impl<A: Aggregate> AggregateFold<A> {
                 events += streams[&***id][0].sequence;
                 events <= READ_EVENTS_MAX
             });
-            // One at least, however long it is.
+            // At least one stream, however long it is.
             let (ids, more) = rest.split_at(fits.count().max(1));
             rest = more;
             let mut states: HashMap<&str, Result<Versioned<A>, FoldError>> = HashMap::new();
@@ -192,8 +196,10 @@ impl<A: Aggregate> AggregateFold<A> {
                 if let Ok(known) = state
                     && let Err(failed) = apply(known, &event, exclusions)
                 {
-                    // What was folded before is in the rows: the aggregate stops at the event that comes next.
-                    *state = Err(FoldError::new(streams[*id][0], format!("{failed}, before it")));
+                    // The rows already contain the earlier events, so the stream is parked at its first event in this
+                    // batch.
+                    *state =
+                        Err(FoldError::new(streams[*id][0], format!("an earlier event of the stream fails: {failed}")));
                 }
             }
             before.extend(states.into_iter().map(|(id, state)| (id, state.map(Arc::new))));
@@ -237,7 +243,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
         let mut state = Versioned::<A>::default();
         let (mut before, mut decoded, mut failed) = (None, Vec::new(), None);
         if let Some(first) = events.first().filter(|first| first.sequence > 1 && !self.folds.state) {
-            // Nothing needs the states before: the events from here on are enough.
+            // No projection needs states, so the stream may start at any event.
             (state.version, state.position) = (first.sequence - 1, first.position - 1);
         }
         for event in events {
@@ -297,7 +303,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
     }
 }
 
-/// Applies one event, or skips it; the event decoded, where it was applied.
+/// Applies an event and returns it decoded, or skips a discarded event and returns `None`.
 fn apply<A: Aggregate>(
     state: &mut Versioned<A>,
     event: &RecordedEvent,
@@ -324,7 +330,7 @@ fn decode<A: Aggregate>(recorded: &RecordedEvent, event: A::Event) -> Decoded<A>
     }
 }
 
-/// A cache that keeps what is new, not only what proves itself.
+/// Returns a cache that also keeps new entries, not only frequently used ones.
 fn recent<A: Aggregate>(aggregates_max: usize) -> Cache<CompactString, Arc<Versioned<A>>, ByWeight> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(aggregates_max)

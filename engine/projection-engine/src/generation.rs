@@ -1,4 +1,5 @@
-//! Generations: each build of a projection has tables of its own and a checkpoint; one of them serves.
+//! Generations of read models: each build of a projection has its own tables and its own checkpoint. Queries read the
+//! live generation.
 
 use std::collections::BTreeMap;
 
@@ -17,20 +18,21 @@ use crate::group_fold::Batch;
 use crate::projection::AnyProjection;
 use crate::registry::{CORE, Group, Registry, projecting, rebuilding};
 
-// States of a generation, as the database has them.
+// States of a generation, as stored in the database.
 
-/// Serves queries and follows the log.
+/// The generation that queries read; it follows the log.
 pub(crate) const LIVE: &str = "live";
-/// Is filled by a rebuild.
+/// A generation that a rebuild fills.
 pub(crate) const BUILDING: &str = "building";
-/// Served before; kept for a rollback.
+/// A former live generation that is kept for a rollback.
 pub(crate) const OLD: &str = "old";
-/// Served before, and is brought up to date to serve again.
+/// A former live generation that a rollback updates, so that it can be live again.
 pub(crate) const RETURNING: &str = "returning";
-/// Version of a generation that cannot be brought on, by any release: it serves until another one is built.
+/// Version of an outdated generation. No release can update it; a live one stays live until another generation is
+/// built.
 pub(crate) const OUTDATED: i64 = 0;
 
-/// How far a generation has come.
+/// The checkpoint of a generation.
 #[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub(crate) struct Checkpoint {
     pub(crate) projection: String,
@@ -39,7 +41,7 @@ pub(crate) struct Checkpoint {
     pub(crate) version: i64,
     pub(crate) state: String,
     pub(crate) position: i64,
-    /// Raised when rows change though the position does not.
+    /// Counter that increases when rows change but the position does not.
     pub(crate) revision: i64,
     pub(crate) last_error: Option<String>,
     event: Option<String>,
@@ -49,16 +51,16 @@ pub(crate) const CHECKPOINTS: &str = "select projection, group_name, generation,
                                              last_error, event
                                       from checkpoints order by projection, generation";
 
-/// An event as a checkpoint knows it.
+/// Returns an event's position and id as text, in the format in which a checkpoint stores its last event.
 fn known(event: &RecordedEvent) -> String {
     format!("{} {}", event.position, event.id())
 }
 
 impl Checkpoint {
-    /// Makes sure that the generation was filled from this log.
+    /// Checks that the generation was filled from this log, whose last position is `head`.
     ///
     /// # Errors
-    /// [`Error::Ahead`], [`Error::OtherLog`], or the database is away.
+    /// [`Error::Ahead`], [`Error::OtherLog`], or the database is unavailable.
     pub(crate) async fn check_belongs_to(&self, store: &Store, head: i64) -> Result<(), Error> {
         let position = self.position;
         if position > head {
@@ -78,27 +80,27 @@ pub(crate) async fn checkpoints(tx: &mut Tx) -> Result<Vec<Checkpoint>, StoreErr
     tx.fetch_all(CHECKPOINTS, vec![]).await
 }
 
-/// The generation that serves, a projection.
+/// The live generation of a projection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Serving {
-    /// Its number.
+    /// Number of the generation.
     pub generation: i64,
-    /// Position of the last event in it.
+    /// Position of the last event in the generation.
     pub position: i64,
 }
 
-/// What serves, as a transaction sees it.
+/// Returns the live generation of each projection, by projection name, as the transaction sees them.
 ///
 /// # Errors
-/// When the database is away.
+/// The database is unavailable.
 pub async fn serving(tx: &mut Tx) -> Result<BTreeMap<String, Serving>, StoreError> {
     Ok(live(checkpoints(tx).await?))
 }
 
-/// What serves now.
+/// Returns the current live generation of each projection, by projection name.
 ///
 /// # Errors
-/// When the database is away.
+/// The database is unavailable.
 pub async fn serving_now(db: &Db) -> Result<BTreeMap<String, Serving>, StoreError> {
     Ok(live(db.fetch_all(CHECKPOINTS, vec![]).await?))
 }
@@ -108,17 +110,17 @@ fn live(rows: Vec<Checkpoint>) -> BTreeMap<String, Serving> {
     live.map(|row| (row.projection, Serving { generation: row.generation, position: row.position })).collect()
 }
 
-/// A generation of a projection.
+/// A generation of a projection of this program.
 #[derive(Clone, Copy)]
 pub(crate) struct Generation {
     pub(crate) projection: &'static dyn AnyProjection,
     pub(crate) number: i64,
 }
 
-/// Rows for the tables of each generation.
+/// Rows for tables, each with the number of the generation whose table they belong to.
 pub(crate) type GenerationRows = Vec<(i64, Rows)>;
 
-/// Generations that are at the same position and move together.
+/// A generation set: generations of one checkpoint group that are at the same position and advance together.
 #[derive(Clone)]
 pub(crate) struct CheckpointGroup {
     pub(crate) position: i64,
@@ -126,7 +128,7 @@ pub(crate) struct CheckpointGroup {
 }
 
 impl CheckpointGroup {
-    /// The rows that a batch leads to: all of them, or those of one stream.
+    /// Returns the rows that a batch writes: all rows, or with `only` the rows of one stream.
     ///
     /// # Errors
     /// [`Error::Panicked`].
@@ -139,7 +141,7 @@ impl CheckpointGroup {
         Ok(all)
     }
 
-    /// Rows and checkpoints, in one transaction.
+    /// Writes the rows and advances the checkpoints to `last`, in one transaction.
     pub(crate) async fn commit(
         &self,
         store: &Store,
@@ -152,8 +154,10 @@ impl CheckpointGroup {
         Ok(tx.commit().await?)
     }
 
-    /// Writes rows, and the checkpoints, which must be where this group left them and under its fence; they move to `last`,
-    /// if there is one.
+    /// Writes the rows and advances the checkpoints to `last`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when a checkpoint has another position than this set, or another fence.
     pub(crate) async fn write(
         &self,
         tx: &mut Tx,
@@ -179,7 +183,8 @@ impl CheckpointGroup {
         Ok(())
     }
 
-    /// Says that rows changed though the position stays: whoever caches them by position reads them again.
+    /// Increases the revision of the checkpoints: rows have changed but the position has not, so caches keyed by
+    /// position must read the rows again.
     pub(crate) async fn raise_revision(&self, tx: &mut Tx) -> Result<(), StoreError> {
         let mut values = Vec::new();
         let own = self.condition(&mut values);
@@ -187,7 +192,7 @@ impl CheckpointGroup {
         tx.execute(&sql, values).await.map(drop)
     }
 
-    /// SQL that holds for the checkpoints of this group; adds its values.
+    /// Returns an SQL condition that selects the checkpoints of this set, and appends its parameters to `values`.
     fn condition(&self, values: &mut Vec<Value>) -> String {
         let mut each = Vec::new();
         for generation in &self.generations {
@@ -199,7 +204,7 @@ impl CheckpointGroup {
     }
 }
 
-/// Generations by position, the slowest first.
+/// Groups generations by position, lowest position first.
 pub(crate) fn by_position(generations: impl IntoIterator<Item = (Generation, i64)>) -> Vec<CheckpointGroup> {
     let mut groups: Vec<CheckpointGroup> = Vec::new();
     for (generation, position) in generations {
@@ -212,10 +217,11 @@ pub(crate) fn by_position(generations: impl IntoIterator<Item = (Generation, i64
     groups
 }
 
-/// Makes the first generation of every projection that has none, empty and serving, so that queries find their tables.
+/// Creates the first generation of every projection that has no live one. The generation is empty and live, so that
+/// queries find their tables.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn prepare(store: &Store, registry: &Registry) -> Result<(), StoreError> {
     for group in registry.groups() {
         prepare_group(store, group).await?;
@@ -223,8 +229,9 @@ pub async fn prepare(store: &Store, registry: &Registry) -> Result<(), StoreErro
     Ok(())
 }
 
-/// The same for one group. Beside others of the group that are further, a first generation is outdated from the beginning:
-/// the others do not wait until it has caught up.
+/// Does the work of [`prepare`] for one checkpoint group. When other projections of the group are already past position
+/// 0, a new first generation is marked as outdated, so that a rebuild fills it and the others do not wait until it has
+/// caught up.
 pub(crate) async fn prepare_group(store: &Store, group: &Group) -> Result<(), StoreError> {
     let serves = |known: &[Checkpoint], projection: &dyn AnyProjection| {
         known.iter().any(|row| row.projection == projection.name() && row.state == LIVE)
@@ -236,7 +243,7 @@ pub(crate) async fn prepare_group(store: &Store, group: &Group) -> Result<(), St
     }
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
-    // A projection that an earlier release had in another group.
+    // An earlier release had the projection in another checkpoint group.
     for row in checkpoints(&mut tx).await?.iter().filter(|row| is_elsewhere(row)) {
         let sql = "update checkpoints set group_name = $1 where projection = $2 and generation = $3";
         tx.execute(sql, vec![group.name.into(), row.projection.clone().into(), row.generation.into()]).await?;
@@ -261,7 +268,7 @@ pub(crate) async fn prepare_group(store: &Store, group: &Group) -> Result<(), St
     tx.commit().await
 }
 
-/// Makes the tables of a new generation, and its checkpoint at the log's beginning.
+/// Creates the tables of a new generation and its checkpoint at position 0; returns the number of the generation.
 pub(crate) async fn create(
     tx: &mut Tx,
     group: &Group,
@@ -288,7 +295,7 @@ pub(crate) async fn create(
     Ok(generation)
 }
 
-/// Removes a generation.
+/// Removes the tables and the checkpoint of a generation.
 pub(crate) async fn remove(tx: &mut Tx, projection: &dyn AnyProjection, generation: i64) -> Result<(), StoreError> {
     for table in projection.tables() {
         tx.remove(table, generation).await?;
@@ -297,25 +304,26 @@ pub(crate) async fn remove(tx: &mut Tx, projection: &dyn AnyProjection, generati
     tx.execute(sql, vec![projection.name().into(), generation.into()]).await.map(drop)
 }
 
-/// A generation of a group that is not of this program: its module is gone, or belongs to another program.
+/// A generation of a checkpoint group that this program does not have: its module was removed, or belongs to another
+/// program.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Unclaimed {
-    /// The group, which has the name of its module.
+    /// Name of the checkpoint group, which is the name of its module.
     pub group: String,
-    /// The projection.
+    /// Name of the projection.
     pub projection: String,
-    /// The generation.
+    /// Number of the generation.
     pub generation: i64,
-    /// `live`, `building`, `old` or `returning`.
+    /// State of the generation: `live`, `building`, `old` or `returning`.
     pub state: String,
-    /// Position of the last event in it.
+    /// Position of the last event in the generation.
     pub position: i64,
 }
 
-/// The generations of groups that this program does not have.
+/// Returns the generations of checkpoint groups that this program does not have.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, StoreError> {
     let rows: Vec<Checkpoint> = db.fetch_all(CHECKPOINTS, vec![]).await?;
     Ok(rows.into_iter().filter_map(|row| of_nobody(row, registry)).collect())
@@ -323,15 +331,16 @@ pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, S
 
 fn of_nobody(row: Checkpoint, registry: &Registry) -> Option<Unclaimed> {
     let Checkpoint { group_name: group, projection, generation, state, position, .. } = row;
-    // A newer release may have more read models in the core group.
+    // The core group is never unclaimed: a newer release may have added projections to it.
     let is_unclaimed = group != CORE && registry.group(&group).is_none();
     is_unclaimed.then_some(Unclaimed { group, projection, generation, state, position })
 }
 
-/// Removes every generation, checkpoint and dead letter of a group that this program does not have; gives what it removed.
+/// Removes every generation, checkpoint and dead letter of a checkpoint group that this program does not have. Returns
+/// the removed generations.
 ///
 /// # Errors
-/// [`Error::Busy`] while a process projects or rebuilds the group.
+/// [`Error::Busy`] while a process projects or rebuilds the group; the database is unavailable.
 pub async fn remove_unclaimed(store: &Store, registry: &Registry, group: &str) -> Result<Vec<Unclaimed>, Error> {
     if unclaimed(store.db(), registry).await?.iter().all(|row| row.group != group) {
         return Ok(Vec::new());
@@ -359,11 +368,12 @@ pub(crate) async fn set_state(tx: &mut Tx, name: &str, generation: i64, state: &
     tx.execute(sql, vec![state.into(), name.into(), generation.into()]).await.map(drop)
 }
 
-/// Gives the group's checkpoints in these states a new fence, so that whoever moved them before writes nothing more; the
-/// fence.
+/// Raises the fence of the group's checkpoints that are in one of `states`, so that processes with the previous fence
+/// can no longer write. Returns the new fence.
 pub(crate) async fn bump_fence(tx: &mut Tx, group: &str, states: &[&str]) -> Result<i64, StoreError> {
     for state in states {
-        // Whoever caches rows by position reads them again: a rollback or a crash may have taken them back.
+        // The revision increases too, so that caches keyed by position read the rows again: a rollback to an older
+        // generation or a crash of the database may have reverted rows.
         let sql = "update checkpoints set epoch = (select max(epoch) + 1 from checkpoints), revision = revision + 1
                    where group_name = $1 and state = $2";
         tx.execute(sql, vec![group.into(), (*state).into()]).await?;
@@ -373,8 +383,8 @@ pub(crate) async fn bump_fence(tx: &mut Tx, group: &str, states: &[&str]) -> Res
     Ok(rows.first().map_or(0, |(fence,)| *fence))
 }
 
-/// A decision about an event changes the rows of these generations only. The others of the group that are beyond it lack
-/// the change: they become outdated, and can only be built again.
+/// Marks as outdated the group's other generations that are at or past `position`. A decision about the event at
+/// `position` changes the rows of `generations` only; the others lack the change and must be rebuilt.
 pub(crate) async fn invalidate_others(
     tx: &mut Tx,
     group: &str,

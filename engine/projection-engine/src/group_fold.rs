@@ -1,4 +1,5 @@
-//! From events to changes of every kind of aggregate of a group, for the pump, the rebuild and the verification alike.
+//! Folds events into changes of every aggregate type of a checkpoint group. Used by the pump, by rebuilds and by
+//! verification.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,19 +16,19 @@ use crate::projection::AnyProjection;
 use crate::registry::{CORE, Group};
 use crate::state::FoldError;
 
-/// Folds the batches of a group, which follow each other.
+/// Folds consecutive batches of events for the projections of a checkpoint group.
 pub(crate) struct GroupFold {
     folds: Vec<Box<dyn AnyFold>>,
-    /// Events that are left out.
+    /// The events that the fold excludes.
     pub(crate) exclusions: Exclusions,
     is_core: bool,
 }
 
-/// What a batch did, for each kind of aggregate.
+/// The changes that a batch makes, one entry per aggregate type.
 pub(crate) struct Batch(Vec<Box<dyn AnyChanges>>);
 
 impl Batch {
-    /// The changes of one kind of aggregate.
+    /// Returns a batch with the changes of one aggregate type.
     pub(crate) fn of(changes: Box<dyn AnyChanges>) -> Self {
         Self(vec![changes])
     }
@@ -40,10 +41,10 @@ impl Batch {
         self.0.iter().map(|changes| &**changes)
     }
 
-    /// The rows of one projection: all of them, or those of one stream.
+    /// Returns the rows of one projection: all rows, or with `only` the rows of one stream.
     ///
     /// # Errors
-    /// [`Error::Panicked`].
+    /// [`Error::Panicked`] when the fold of the projection panics.
     pub(crate) fn rows(&self, projection: &dyn AnyProjection, only: Option<&StreamId>) -> Result<Vec<Rows>, Error> {
         if only.is_some_and(|stream| stream.aggregate_type != projection.aggregate().aggregate_type()) {
             return Ok(Vec::new());
@@ -68,19 +69,19 @@ impl GroupFold {
         Self { folds: folds.collect(), exclusions, is_core: group.name == CORE }
     }
 
-    /// Removes every aggregate from the cache: what was folded was not written.
+    /// Empties the caches. Needed when the cached aggregates may differ from the written rows.
     pub(crate) fn clear(&self) {
         self.folds.iter().for_each(|fold| fold.clear());
     }
 
-    /// Keeps what a batch led to, once it is written.
+    /// Puts the aggregates that a batch changed into the caches; called after the batch is written.
     pub(crate) fn put(&self, batch: &Batch) {
         for fold in &self.folds {
             batch.iter().for_each(|changes| fold.put(changes));
         }
     }
 
-    /// What the events do, and the first event of each stream that does not fold.
+    /// Folds events and returns the changes, and the first failed event of each stream that cannot be folded.
     pub(crate) async fn fold(&self, events: &[RecordedEvent]) -> Result<(Batch, Vec<FoldError>), StoreError> {
         let (mut all, mut failed) = (Vec::new(), Vec::new());
         for fold in &self.folds {
@@ -91,10 +92,10 @@ impl GroupFold {
         Ok((Batch(all), failed))
     }
 
-    /// The same where no event may fail.
+    /// Folds events like [`Self::fold`], but fails when any event cannot be folded.
     ///
     /// # Errors
-    /// [`Error::Fold`] for the first event that fails.
+    /// [`Error::Fold`] for one of the failed events.
     pub(crate) async fn changes(&self, events: &[RecordedEvent]) -> Result<Batch, Error> {
         let (batch, failed) = self.fold(events).await?;
         match failed.into_iter().next() {
@@ -103,32 +104,34 @@ impl GroupFold {
         }
     }
 
-    /// Whether the states of a kind of aggregate are folded, for which its whole streams are read.
+    /// Whether the group folds states of an aggregate type. Folding a state needs the whole stream.
     pub(crate) fn needs_state(&self, aggregate_type: &str) -> bool {
         self.folds.iter().any(|fold| fold.aggregate_type() == aggregate_type && fold.needs_state())
     }
 
-    /// What the events of one stream do from a position on; `None` where the group does not fold its kind of aggregate.
+    /// Returns the changes that the events of one stream make from `position` on; `None` when the group does not fold
+    /// the stream's aggregate type.
     pub(crate) fn since(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Option<Partial> {
         let own = self.folds.iter().find(|fold| fold.aggregate_type() == stream.aggregate_type);
         own.map(|fold| fold.since(events, position, &self.exclusions))
     }
 
-    /// Each aggregate of the events, which hold whole streams, as it was at a position: one change each.
+    /// Folds whole streams up to `position` and returns one change without a `before` for each aggregate.
     ///
     /// # Errors
-    /// An event that does not fold.
+    /// The first event that cannot be folded.
     pub(crate) fn whole(&self, events: &[RecordedEvent], position: i64) -> Result<Batch, FoldError> {
         let all = self.folds.iter().map(|fold| fold.whole(events, position, &self.exclusions));
         Ok(Batch(all.collect::<Result<_, _>>()?))
     }
 
-    /// The kinds of aggregates that are folded.
+    /// Returns the aggregate types that the group folds.
     pub(crate) fn aggregate_types(&self) -> impl Iterator<Item = &'static str> {
         self.folds.iter().map(|fold| fold.aggregate_type())
     }
 
-    /// Runs work of a context. That of a foreign one may block the thread; then its other tasks move to another one.
+    /// Runs code of a context. Code of a foreign module may block the thread; `block_in_place` then moves the other
+    /// tasks of the thread to another thread.
     pub(crate) fn run<T>(&self, work: impl FnOnce() -> T) -> T {
         if self.is_core { work() } else { tokio::task::block_in_place(work) }
     }

@@ -1,17 +1,19 @@
-//! Read models, folded from the log: exactly once, in order, and the same again when rebuilt.
+//! The projection engine: folds the events of the log into read models, exactly once and in order. A rebuild gives the
+//! same rows.
 //!
-//! Which read models there are is for the contexts to say; this crate knows no business term. Projections never write
-//! events and never read each other's tables.
+//! The business contexts define the projections; this crate contains no business terms. Projections never write events
+//! and never read each other's tables.
 //!
-//! - [`state`]: an aggregate as its recorded events leave it.
-//! - [`projection`]: what a read model is.
-//! - [`registry`]: the read models of a program, in groups that fail and are rebuilt apart from each other.
-//! - [`change`], `fold`, `group_fold`: from events to changes and rows, shared by pump, rebuild and verification.
-//! - [`generation`]: the tables and checkpoints of each build of a read model.
-//! - [`pump`]: follows the log, a task for each group.
-//! - [`rebuild`], [`verify`]: builds a read model again beside the one that serves; compares one with the log.
-//! - [`dead_letters`], [`exclusions`]: what could not be projected, and what operators decide about it.
-//! - [`progress`]: how far the read models have come, as every process knows it.
+//! - [`state`]: an aggregate's state after its recorded events.
+//! - [`projection`]: the definition of a projection.
+//! - [`registry`]: the projections of a program, in checkpoint groups that fail and are rebuilt independently.
+//! - [`change`], `fold`, `group_fold`: turn events into changes and rows; used by the pump, rebuilds and verification.
+//! - [`generation`]: the tables and the checkpoint of each build of a read model.
+//! - [`pump`]: follows the log, with one task per checkpoint group.
+//! - [`rebuild`]: builds a new generation of a read model beside the live one.
+//! - [`verify`]: compares a read model with the log.
+//! - [`dead_letters`], [`exclusions`]: events that could not be projected, and the operators' decisions about them.
+//! - [`progress`]: the positions of the read models, kept up to date in every process.
 
 pub mod change;
 pub mod dead_letters;

@@ -1,4 +1,4 @@
-//! What the projections count.
+//! Metrics of the projections.
 
 use std::sync::LazyLock;
 
@@ -24,20 +24,20 @@ impl Metrics {
         Self {
             position: meter
                 .i64_gauge("docket.projection.position")
-                .with_description("Position of the last event in a read model.")
+                .with_description("Position of the last event in the read model.")
                 .build(),
             lag_events: meter
                 .i64_gauge("docket.projection.lag.events")
-                .with_description("Events that a read model has still to take.")
+                .with_description("Events of the log that the read model does not contain.")
                 .build(),
             lag_seconds: meter
                 .f64_gauge("docket.projection.lag")
                 .with_unit("s")
-                .with_description("Age of the oldest event that a read model has still to take.")
+                .with_description("Age of the oldest event that the read model does not contain.")
                 .build(),
             failed: meter
                 .u64_gauge("docket.projection.failed")
-                .with_description("1 while a read model cannot go on.")
+                .with_description("1 while the read model cannot be updated because of an error; otherwise 0.")
                 .build(),
             events: meter
                 .u64_counter("docket.projection.events")
@@ -51,12 +51,12 @@ impl Metrics {
                 .build(),
             dead_letters: meter
                 .u64_gauge("docket.dead_letters")
-                .with_description("Events that no projector could apply, by state.")
+                .with_description("Dead letters: events that could not be projected, by state.")
                 .build(),
             oldest: meter
                 .f64_gauge("docket.dead_letters.oldest.age")
                 .with_unit("s")
-                .with_description("Age of the oldest parked one; 0 where there is none.")
+                .with_description("Age of the oldest dead letter that is not discarded; 0 when there is none.")
                 .build(),
         }
     }

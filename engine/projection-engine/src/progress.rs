@@ -1,9 +1,10 @@
-//! How far the read models have come, as every process of the read side knows it.
+//! The positions of the read models, kept up to date in every process of the read side.
 //!
-//! The pump tells it after each commit: in its own process at once, in others by a hint over the bus, and, because hints
-//! may be lost, by a look at the checkpoints. PostgreSQL may lose its last commits in a crash, and checkpoints go back with
-//! the rows. So a position is known together with the epoch of the database in which it was read, and [`Progress::read_at`]
-//! answers with a position only if the rows were read in the same epoch.
+//! After each commit the pump reports the new position: directly in its own process, and to other processes with a hint
+//! over the bus. Hints may be lost, so each process also polls the checkpoints. PostgreSQL may lose its last commits in
+//! a crash; then checkpoints and rows go back together. Therefore each position is kept together with the value of
+//! [`Db::epoch`] at which it was read, and [`Progress::read_at`] returns a position only if the rows were read at the
+//! same value.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,38 +26,38 @@ use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD, RETURNING}
 use crate::metrics::METRICS;
 use crate::registry::Registry;
 
-/// Name of the hint.
+/// Topic of the hints.
 pub(crate) const HINT: &str = "projected";
-/// How often the checkpoints are read whatever the hints say.
+/// Interval at which the checkpoints are read, even without a hint.
 const POLL: Duration = Duration::from_millis(250);
-/// How often a query is repeated because the database may have crashed while it ran.
+/// Maximum number of times that a query runs because the database may have crashed during the query.
 const READS_MAX: u32 = 20;
-/// And for how long.
+/// Maximum time for which a query is repeated for that reason.
 const READS_WITHIN: Duration = Duration::from_secs(5);
-/// Over which time a rate is measured.
+/// Time over which a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
-/// Where the projections are.
+/// The positions of the read models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Positions {
-    /// Epoch of the database in which they were read.
+    /// Value of [`Db::epoch`] when the positions were read.
     epoch: u64,
     by_name: BTreeMap<String, i64>,
-    /// Generation and revision of each.
+    /// Live generation and its revision, by projection name.
     builds: BTreeMap<String, (i64, i64)>,
-    /// Those that serve in a version of another release, and wait until they are built again.
+    /// Names of the projections whose live generation has another version than this release's and is not updated.
     frozen: BTreeSet<String>,
-    /// The group of each.
+    /// Name of the checkpoint group, by projection name.
     groups: Arc<BTreeMap<&'static str, &'static str>>,
 }
 
 impl Positions {
-    /// Position of one projection.
+    /// Returns the position of a projection, or 0 if it is unknown.
     pub fn of(&self, projection: &str) -> i64 {
         self.by_name.get(projection).copied().unwrap_or(0)
     }
 
-    /// Position that every read model of a group has reached that follows the log.
+    /// Returns the lowest position in a checkpoint group. Frozen projections count only if all of the group are frozen.
     pub fn slowest(&self, group: &str) -> i64 {
         let of_group = || self.by_name.iter().filter(|(name, _)| self.groups.get(name.as_str()) == Some(&group));
         let moving = of_group().filter(|(name, _)| !self.frozen.contains(*name));
@@ -64,83 +65,84 @@ impl Positions {
     }
 }
 
-/// The state of a read model, as this process knows it: the same state, the same rows.
+/// The state of a read model, as known to this process. Equal states mean equal rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Reading {
-    /// Epoch of the database in which it was read.
+    /// Value of [`Db::epoch`] when the state was read.
     pub epoch: u64,
-    /// The generation that serves.
+    /// Number of the live generation.
     pub generation: i64,
-    /// Raised when rows change though the position does not.
+    /// Counter that increases when rows change but the position does not.
     pub revision: i64,
-    /// Position of the last event.
+    /// Position of the last event in the read model.
     pub position: i64,
 }
 
-/// Position of each generation.
+/// Positions by projection name and generation.
 type Generations = BTreeMap<(String, i64), i64>;
 
-/// Positions of the read models; cheap to clone.
+/// Keeps the positions of the read models. Cheap to clone.
 #[derive(Clone)]
 pub struct Progress {
     registry: Registry,
     positions: Arc<watch::Sender<Positions>>,
-    /// How often the pump of this process has told of a commit.
+    /// Number of commits that the pump of this process has reported.
     commits: Arc<AtomicU64>,
-    /// The generation that serves, a projection.
+    /// Number of the live generation, by projection name.
     generations: Arc<Mutex<BTreeMap<String, i64>>>,
+    /// Positions over the last seconds, from which rates are computed.
     samples: Arc<Mutex<VecDeque<(Instant, Generations)>>>,
 }
 
-/// A projection, as operators see it.
+/// Status of a projection, as shown to operators.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Status {
-    /// Its name.
+    /// Name of the projection.
     pub name: String,
-    /// The group that it follows the log with.
+    /// Name of its checkpoint group.
     pub group: &'static str,
-    /// Which build of its tables serves; a rebuild makes a new one.
+    /// Number of the live generation; a rebuild creates a new generation.
     pub generation: i64,
-    /// Version of the code that filled it.
+    /// Version of the projection that filled the live generation; 0 when the generation is outdated.
     pub version: i64,
-    /// Position of the last event in it.
+    /// Position of the last event in the live generation.
     pub position: i64,
-    /// Events that it has still to take.
+    /// Number of events of the log that the live generation does not contain.
     pub lag_events: i64,
-    /// Age of the oldest event that it has still to take.
+    /// Age in seconds of the oldest event that the live generation does not contain; 0 when there is none.
     pub lag_seconds: f64,
-    /// Events a second, over the last seconds, as this process saw it.
+    /// Events projected per second, measured by this process over the last seconds.
     pub events_per_second: f64,
-    /// `live`; `failed` while it cannot go on, which is tried again; `frozen` while it serves in a version that is not
-    /// this release's, until it is built again.
+    /// State of the read model: `live`; `failed` while it cannot be updated because of an error, which is retried;
+    /// `frozen` while the live generation has another version than this release's, until it is rebuilt.
     pub state: &'static str,
-    /// Why it failed last.
+    /// The last error, if the read model cannot be updated.
     pub last_error: Option<String>,
-    /// The generation that is being built, if any.
+    /// The generation that is being built, if there is one.
     pub rebuild: Option<Rebuild>,
-    /// The generation that a rollback goes back to, if any.
+    /// Number of the generation that a rollback makes live again, if there is one.
     pub older_generation: Option<i64>,
 }
 
-/// A generation on its way.
+/// Status of a generation that is being built.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Rebuild {
-    /// Its number.
+    /// Number of the generation.
     pub generation: i64,
-    /// Version of the code that fills it.
+    /// Version of the projection that fills the generation.
     pub version: i64,
-    /// Position of the last event in it.
+    /// Position of the last event in the generation.
     pub position: i64,
-    /// Events that it has still to take until it is where the one that serves is.
+    /// Number of events by which the generation is behind the live one.
     pub lag_events: i64,
-    /// Events a second, over the last seconds, as this process saw it.
+    /// Events projected per second, measured by this process over the last seconds.
     pub events_per_second: f64,
-    /// How long that will take at this rate, in seconds; `null` while it does not move.
+    /// Estimated time in seconds until the generation has caught up, at this rate; `null` while it does not advance.
     pub seconds_left: Option<f64>,
 }
 
 impl Progress {
-    /// Of the read models of a program; nothing is known before the first [`Self::refresh`].
+    /// Creates the progress of a program's projections. All positions are 0 before the first [`Self::refresh`].
     pub fn new(registry: Registry) -> Self {
         let by_name = registry.projections().map(|projection| (projection.name().to_owned(), 0)).collect();
         let groups = registry.groups().iter();
@@ -157,17 +159,17 @@ impl Progress {
         }
     }
 
-    /// The read models.
+    /// Returns the projections of the program.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Keeps the positions up to date in this process, until `stop`.
+    /// Keeps the positions up to date in this process until `stop` is cancelled.
     pub async fn follow(self, store: Store, stop: CancellationToken) {
         let mut hints = store.positions(HINT).await;
         while !stop.is_cancelled() {
             if let Err(error) = self.refresh(store.db()).await {
-                tracing::warn!(%error, "checkpoints cannot be read");
+                tracing::warn!(%error, "Could not read the checkpoints.");
             }
             tokio::select! {
                 _ = hints.next() => {}
@@ -177,12 +179,13 @@ impl Progress {
         }
     }
 
-    /// Reads the checkpoints. They may stand before what is known: a database that crashed has lost the last commits.
+    /// Reads the positions from the checkpoints. A position may become lower: a database that crashed has lost its last
+    /// commits.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let commits = self.commits.load(Relaxed);
         let epoch = db.epoch();
         let checkpoints = checkpoints(db).await?;
-        // What only another release knows does not concern this one.
+        // Projections that only another release has are ignored.
         let of_release = |row: &&Checkpoint| row.state == LIVE && self.registry.find(&row.projection).is_some();
         let live = checkpoints.iter().filter(of_release);
         let frozen = live.clone().filter(|row| self.is_frozen(row)).map(|row| row.projection.clone()).collect();
@@ -206,7 +209,8 @@ impl Progress {
             }
         }
         self.positions.send_if_modified(|known| {
-            // Where the pump of this process has committed since, it knows better.
+            // If the pump of this process has committed since the read began, the known positions may be newer than
+            // those read.
             let overtaken = self.commits.load(Relaxed) != commits && known.epoch == epoch;
             for (name, read) in &mut positions.by_name {
                 if overtaken && before.get(name) == generations.get(name) {
@@ -220,11 +224,12 @@ impl Progress {
         Ok(())
     }
 
-    /// The pump has committed, in a transaction that began in this epoch of the database.
+    /// Records that the pump of this process has committed up to `position`. `epoch` is the value of [`Db::epoch`]
+    /// before the transaction.
     pub(crate) fn committed(&self, names: &[&str], position: i64, epoch: u64) {
         self.positions.send_if_modified(|known| {
             if known.epoch != epoch {
-                // The next look at the checkpoints shows whether the commit is still there.
+                // The database may have crashed and lost the commit. The next refresh reads the actual position.
                 return false;
             }
             self.commits.fetch_add(1, Relaxed);
@@ -235,17 +240,18 @@ impl Progress {
         });
     }
 
-    /// The state of a projection.
+    /// Returns the known state of a projection's read model.
     pub fn reading(&self, projection: &str) -> Reading {
         let known = self.positions.borrow();
         let (generation, revision) = known.builds.get(projection).copied().unwrap_or_default();
         Reading { epoch: known.epoch, generation, revision, position: known.of(projection) }
     }
 
-    /// Runs a query, and gives its rows with a position that they are not older than.
+    /// Runs a query and returns its rows together with a position. The rows contain every projected event up to that
+    /// position, and possibly later ones. The query is repeated when the database may have crashed while it ran.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable, or its connections keep being replaced.
     pub async fn read_at<T, F: Future<Output = Result<T, Error>>>(
         &self,
         db: &Db,
@@ -273,10 +279,11 @@ impl Progress {
         Err(unsteady())
     }
 
-    /// Position that every read model of a group has reached that follows the log, as the database has it now.
+    /// Returns [`Self::slowest`] for the present state of the database: refreshes the positions if the database may
+    /// have crashed since they were read.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable, or its connections keep being replaced.
     pub async fn slowest_in(&self, db: &Db, group: &str) -> Result<i64, Error> {
         for _ in 0..READS_MAX {
             let (epoch, slowest) = {
@@ -291,12 +298,13 @@ impl Progress {
         Err(unsteady())
     }
 
-    /// Position that every read model of a group has reached that follows the log.
+    /// Returns the lowest position in a checkpoint group, as [`Positions::slowest`] does.
     pub fn slowest(&self, group: &str) -> i64 {
         self.positions.borrow().slowest(group)
     }
 
-    /// Waits until a projection has a position, at most so long. Gives where it is then.
+    /// Waits until a projection has reached `position`, at most for the duration `at_most`. Returns the projection's
+    /// position at the end of the wait.
     pub async fn wait_for(&self, projection: &str, position: i64, at_most: Duration) -> i64 {
         let mut positions = self.positions.subscribe();
         let there = positions.wait_for(|known| known.of(projection) >= position);
@@ -306,12 +314,12 @@ impl Progress {
         }
     }
 
-    /// Waits for the next change of any position.
+    /// Returns a receiver that is notified of every change of a position.
     pub fn changes(&self) -> watch::Receiver<Positions> {
         self.positions.subscribe()
     }
 
-    /// Every projection with its lag, and the log's head.
+    /// Returns the status of every projection, and the position of the last event of the log.
     pub async fn status(&self, store: &Store) -> Result<(Vec<Status>, i64), Error> {
         let checkpoints = checkpoints(store.db()).await?;
         let head = store.head().await?;
@@ -357,10 +365,10 @@ impl Progress {
         Ok((status, head))
     }
 
-    /// Measures lag and dead letters.
+    /// Records the metrics of lag and dead letters.
     ///
     /// # Errors
-    /// The database is away.
+    /// The database is unavailable.
     pub async fn observe(&self, store: &Store) -> Result<(), Error> {
         let (status, _) = self.status(store).await?;
         for projection in status {
@@ -380,11 +388,12 @@ impl Progress {
         Ok(())
     }
 
-    /// Whether it was filled by another release's code.
+    /// Whether the generation has another version than this release's, so that this release does not update it.
     fn is_frozen(&self, row: &Checkpoint) -> bool {
         self.registry.find(&row.projection).is_some_and(|(_, projection)| projection.version() != row.version)
     }
 
+    /// Returns the events per second that a generation has projected over the last seconds.
     fn rate(&self, row: &Checkpoint) -> f64 {
         let samples = self.samples.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let Some((at, positions)) = samples.front() else { return 0.0 };
@@ -394,9 +403,12 @@ impl Progress {
     }
 }
 
-/// The server ends connections as fast as they are opened.
+/// Returns the error of a read during which new database connections were opened at every attempt.
 fn unsteady() -> Error {
-    sqlx::Error::Protocol("connections to the database are opened again and again".into()).into()
+    sqlx::Error::Protocol(
+        "the read could not be confirmed because the connections to the database keep being replaced".into(),
+    )
+    .into()
 }
 
 async fn checkpoints(db: &Db) -> Result<Vec<Checkpoint>, Error> {

@@ -1,6 +1,6 @@
-//! What a projection is: typed where it is written, without its type where the engine runs it.
+//! The definition of a projection: typed for the author, with the aggregate type erased for the engine.
 //!
-//! Types are erased once for a batch of events, never for each event.
+//! Types are erased once per batch of events, not once per event.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -14,41 +14,46 @@ use kernel::upcast::Upcasters;
 use crate::change::{AnyChanges, Change, Changes, Decoded, Folds, Rows};
 use crate::fold::{AggregateFold, AnyFold};
 
-/// How a batch of events becomes rows: a pure function.
+/// The pure function that turns a batch of events into rows.
 pub enum Fold<A: Aggregate> {
-    /// From the states of aggregates before and after the batch. Refused for aggregates with an unbounded history.
+    /// Computes rows from the states of the aggregates before and after the batch. Not allowed for aggregates with an
+    /// unbounded history.
     OfState(fn(&[Change<A>]) -> Vec<Rows>),
-    /// From the events, in the order of the log. A row's values are absolute: of several rows with one key the last one
-    /// counts.
+    /// Computes rows from the events, in the order of the log. The values of a row are absolute: of several rows with
+    /// the same key, only the last one is written.
     OfEvents(fn(&[&Decoded<A>]) -> Vec<Rows>),
 }
 
-/// A read model of one kind of aggregate. Each table belongs to one projection.
+/// A projection of one aggregate type into tables. Each table belongs to exactly one projection.
 pub struct Projection<A: Aggregate> {
-    /// Its name, as operators use it and as its checkpoint is kept.
+    /// Name of the projection, used by operators and in its checkpoint.
     pub name: &'static str,
-    /// Version of what follows. Raise it with every change of a table or of what goes into it: the server then builds a new
-    /// generation beside the old one and switches.
+    /// Version of `tables` and `fold`. Raise it with every change of a table or of the rows written to it. The server
+    /// then builds a new generation beside the live one and switches to it.
     pub version: i64,
-    /// Its tables.
+    /// Tables of the read model.
     pub tables: &'static [&'static Table],
-    /// The rows that a batch leads to, merged into the tables column by column.
+    /// Computes the rows of a batch. They are merged into the tables column by column, as each column's `merge` says.
     pub fold: Fold<A>,
 }
 
-/// A projection without its type. Implemented by [`Projection`] only.
+/// A [`Projection`] with the aggregate type erased. Only [`Projection`] implements it.
 pub trait AnyProjection: Send + Sync {
-    /// See [`Projection::name`].
+    /// Returns [`Projection::name`].
     fn name(&self) -> &'static str;
-    /// See [`Projection::version`].
+    /// Returns [`Projection::version`].
     fn version(&self) -> i64;
-    /// See [`Projection::tables`].
+    /// Returns [`Projection::tables`].
     fn tables(&self) -> &'static [&'static Table];
-    /// The kind of aggregate that it folds.
+    /// Returns the aggregate type that the projection folds.
     fn aggregate(&self) -> &'static dyn AnyAggregate;
-    /// What it needs folded.
+    /// Returns which parts of a batch the projection needs.
     fn needs(&self) -> Folds;
-    /// The rows that changes lead to: all of them, or those of one aggregate. Empty for changes of another kind.
+    /// Computes the rows of changes: all rows, or with `only` the rows of the aggregate with this id. Empty for changes
+    /// of another aggregate type.
+    ///
+    /// # Panics
+    /// The fold panics, or returns a row that does not match the columns of its table.
     fn rows(&self, changes: &dyn AnyChanges, only: Option<&str>) -> Vec<Rows>;
 }
 
@@ -88,14 +93,14 @@ impl<A: Aggregate> AnyProjection for Projection<A> {
                 fold(&own.collect::<Vec<_>>()).into_iter().map(last_of_each_key).collect()
             }
         };
-        // The databases would say less, and SQLite would take a text for a number.
+        // Checked here because the errors of the databases are less clear, and SQLite would accept a text for a number.
         let fault = rows.iter().find_map(|(table, rows)| rows.iter().find_map(|row| table.fault(row)));
-        assert!(fault.is_none(), "the fold of {}: {}", self.name, fault.unwrap_or_default());
+        assert!(fault.is_none(), "the fold of {} returned an invalid row: {}", self.name, fault.unwrap_or_default());
         rows
     }
 }
 
-/// Of several rows with one key, the last.
+/// Keeps only the last of several rows with the same key.
 fn last_of_each_key((table, rows): Rows) -> Rows {
     let keys: Vec<usize> =
         table.columns.iter().enumerate().filter(|(_, column)| column.merge == Merge::Key).map(|(at, _)| at).collect();
@@ -108,25 +113,25 @@ fn last_of_each_key((table, rows): Rows) -> Rows {
     (table, kept.map(|(_, row)| row).collect())
 }
 
-/// A kind of aggregate without its type.
+/// An aggregate type as a value, with its Rust type erased.
 pub trait AnyAggregate: Send + Sync {
-    /// See [`Aggregate::TYPE`].
+    /// Returns [`Aggregate::TYPE`].
     fn aggregate_type(&self) -> &'static str;
-    /// See [`Aggregate::HISTORY`].
+    /// Returns [`Aggregate::HISTORY`].
     fn history(&self) -> History;
-    /// See [`EventType::VERSIONS`].
+    /// Returns [`EventType::VERSIONS`].
     fn events(&self) -> &'static [(&'static str, &'static str)];
-    /// See [`Aggregate::UPCASTERS`].
+    /// Returns [`Aggregate::UPCASTERS`].
     fn upcasters(&self) -> Upcasters;
-    /// Why an event of it cannot be decoded, if it cannot.
+    /// Returns why an event of this type cannot be decoded; `None` if it can.
     fn undecodable(&self, event: &RecordedEvent) -> Option<String>;
-    /// A fold with a cache of its own, for at most so many aggregates.
+    /// Creates a fold with its own cache for about `aggregates_max` aggregates.
     fn new_fold(&self, store: Store, folds: Folds, aggregates_max: usize) -> Box<dyn AnyFold>;
 }
 
 struct Kind<A>(PhantomData<fn() -> A>);
 
-/// A kind of aggregate as a value.
+/// Returns the aggregate type `A` as a value.
 pub fn kind_of<A: Aggregate>() -> &'static dyn AnyAggregate {
     const { &Kind::<A>(PhantomData) }
 }
@@ -157,12 +162,13 @@ impl<A: Aggregate> AnyAggregate for Kind<A> {
     }
 }
 
-/// Called with what was projected for the first time, e.g. to count it. Not called in a rebuild or a verification.
+/// A callback for changes that are projected for the first time, for example to count them. Rebuilds and verification
+/// do not call it.
 pub struct Observer<A: Aggregate>(pub fn(&[Change<A>]));
 
-/// An [`Observer`] without its type.
+/// An [`Observer`] with the aggregate type erased.
 pub trait AnyObserver: Send + Sync {
-    /// Calls it, if the changes are of its kind.
+    /// Calls the observer if the changes are of its aggregate type.
     fn observe(&self, changes: &dyn AnyChanges);
 }
 

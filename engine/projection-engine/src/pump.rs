@@ -1,7 +1,9 @@
-//! The pump: stream → fold → rows and checkpoint in one transaction → signal.
+//! The pump: reads events from the stream, folds them, writes rows and checkpoints in one transaction, and sends a hint
+//! to other processes.
 //!
-//! Each group has a task of its own, and one process pumps a group at a time. It takes the group's checkpoints under a new
-//! fence; every commit compares position and fence, so a pump that was replaced writes nothing.
+//! Each checkpoint group has its own task, and one process at a time pumps a group. The pump raises the fence of the
+//! group's checkpoints when it starts. Every commit compares position and fence, so a pump that was replaced can no
+//! longer write.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -31,20 +33,21 @@ use crate::registry::{Group, projecting};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
-/// How often operators' decisions about dead letters are looked for.
+/// Interval at which the pump looks for operators' decisions about dead letters.
 const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
-/// How long a pump stands back when the database holds what only a newer release can fill.
+/// Time for which the pump gives up leadership when a live generation is of a newer release, so that the newer release
+/// can lead.
 const STAND_BACK: Duration = Duration::from_secs(3);
-/// After which time it does so again.
+/// Time after which the pump gives up leadership again for that reason.
 const STAND_BACK_AGAIN: Duration = Duration::from_secs(300);
 
-/// Projects every group for ever: leads, catches up, follows; after a failure begins again from the checkpoints. Builds what
-/// this release has newer than the database, in the background.
+/// Projects every checkpoint group until `stop` is cancelled: waits for leadership, catches up and follows the log.
+/// After a failure the pump restarts from the checkpoints. Rebuilds outdated projections in the background.
 pub async fn run(store: Store, settings: Settings, progress: Progress, stop: CancellationToken) {
     let groups = 0..progress.registry().groups().len();
     let tasks = groups.map(|at| {
         let (store, settings, progress, stop) = (store.clone(), settings.clone(), progress.clone(), stop.clone());
-        // A task each: one whose fold does not return holds up no other.
+        // One task per group, so that a fold that does not return blocks no other group.
         tokio::spawn(async move {
             let group = &progress.registry().groups()[at];
             let work = async {
@@ -55,7 +58,7 @@ pub async fn run(store: Store, settings: Settings, progress: Progress, stop: Can
             };
             tokio::select! {
                 _ = work => {}
-                // Between two commits at the worst: what is not committed comes again.
+                // Events that are not committed are projected again after the next start.
                 () = stop.cancelled() => {}
             }
         })
@@ -68,7 +71,7 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
     loop {
         let mut leadership = store.lead(&projecting(group.name)).await;
         let mut pump = Pump::new(store.clone(), group, settings.clone(), progress.clone());
-        tracing::info!(group = group.name, "projections: leading");
+        tracing::info!(group = group.name, "This process now projects the checkpoint group.");
         let still_leading = async {
             while leadership.check().await.is_ok() {
                 tokio::time::sleep(Duration::from_secs(2)).await;
@@ -85,23 +88,23 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
                     projection,
                     projection.version = version,
                     known,
-                    "projections: a newer release may lead"
+                    "A read model was built by a newer release. Pausing so that the newer release can take over."
                 );
                 tokio::time::sleep(STAND_BACK).await;
                 true
             }
             Err(Error::Fenced) => {
-                tracing::info!(group = group.name, "projections: the checkpoints were taken over, reading them again");
+                tracing::info!(group = group.name, "The checkpoints were taken over. Reading them again.");
                 false
             }
             Err(error) => {
-                tracing::error!(group = group.name, %error, "projections: starting over from the checkpoints");
+                tracing::error!(group = group.name, %error, "Projecting failed. Restarting from the checkpoints.");
                 pump.report(&error).await;
-                // Only a rebuild helps, and it waits for these.
+                // Only a rebuild resolves this, and a rebuild does not start before open decisions are carried out.
                 if matches!(error, Error::Ahead { .. } | Error::OtherLog { .. })
                     && let Err(error) = pump.grant_decisions().await
                 {
-                    tracing::warn!(%error, "projections: decisions about dead letters wait");
+                    tracing::warn!(%error, "Could not carry out the decisions about dead letters. Retrying.");
                 }
                 tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
                 false
@@ -111,7 +114,7 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
     }
 }
 
-/// Lines for whoever follows one request through the logs.
+/// Logs one line per event at debug level, so that a request can be followed through the logs.
 fn log_projected(events: &[RecordedEvent]) {
     if tracing::enabled!(tracing::Level::DEBUG) {
         for event in events {
@@ -121,23 +124,24 @@ fn log_projected(events: &[RecordedEvent]) {
                 aggregate.id = &*event.aggregate_id,
                 event.r#type = &*event.event_type,
                 event.position = event.position,
-                "projected"
+                "Event projected."
             );
         }
     }
 }
 
-/// Streams of a batch that cannot be projected, and for whom they are parked.
+/// Streams of a batch that cannot be projected.
 struct Failing {
     streams: Vec<FoldError>,
+    /// Whether the streams are to be parked for this group only.
     in_group_only: bool,
 }
 
-/// How far a batch was projected.
+/// The outcome of projecting a batch.
 enum Projected {
-    /// To this position.
+    /// The batch is projected up to this position.
     To(i64),
-    /// Not at all.
+    /// Nothing of the batch is projected.
     Failing(Failing),
 }
 
@@ -148,9 +152,10 @@ struct Pump<'a> {
     progress: Progress,
     fence: i64,
     fold: GroupFold,
-    /// Position of the event that failed last, and how often it did.
+    /// Position of the event that failed last, and its number of failed attempts.
     failing: (i64, i64),
-    /// What a newer release has built in the database, if it has.
+    /// Set when a newer release has built a live generation: the projection, its version there and its version in this
+    /// release.
     beside_newer: Option<(String, i64, i64)>,
 }
 
@@ -160,12 +165,12 @@ impl<'a> Pump<'a> {
         Self { store, group, settings, progress, fence: 0, fold, failing: (0, 0), beside_newer: None }
     }
 
-    /// Follows the log. With `stand_back` it gives way where a newer release is at work.
+    /// Follows the log. With `stand_back`, returns [`Error::Newer`] when a live generation is of a newer release.
     async fn follow(&mut self, stand_back: bool) -> Result<(), Error> {
         prepare_group(&self.store, self.group).await?;
         let mut groups = self.acquire(stand_back).await?;
         let Some(slowest) = groups.first() else {
-            // Nothing here is of this release's version: the upgrade takes over the checkpoints.
+            // No live generation is of this release's version. The rebuild in the background replaces them.
             self.grant_decisions().await?;
             tokio::time::sleep(STAND_BACK).await;
             return Ok(());
@@ -173,13 +178,14 @@ impl<'a> Pump<'a> {
         let mut stream = self.store.subscribe(slowest.position);
         let (began, mut looked) = (Instant::now(), Instant::now());
         loop {
-            // The newer release may have been away just when this one stood back.
+            // Perhaps no process of the newer release was running when this pump gave up leadership before.
             if let Some((projection, version, known)) = self.beside_newer.clone()
                 && began.elapsed() >= STAND_BACK_AGAIN
             {
                 return Err(Error::Newer { projection, version, known });
             }
-            // One call is waited for across the looks at decisions, so that its own deadlines count.
+            // One `next` future is kept across the checks for decisions, so that its internal deadlines are not
+            // restarted.
             let events = {
                 let mut next = std::pin::pin!(stream.next());
                 loop {
@@ -194,7 +200,7 @@ impl<'a> Pump<'a> {
             };
             let mut events = &events[..];
             while let (Some(last), Some(slowest)) = (events.last(), groups.first()) {
-                // A checkpoint group that has caught up with another one may have seen the rest of the batch already.
+                // The slowest generation set may already contain the first events of the batch, or all of them.
                 let skip = (slowest.position + 1 - events[0].position).max(0) as usize;
                 if slowest.position >= last.position {
                     break;
@@ -208,13 +214,14 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Takes the live checkpoints under a new fence. The slowest come first.
+    /// Raises the fence of the live checkpoints and returns the generation sets that this release updates, slowest
+    /// first.
     async fn acquire(&mut self, stand_back: bool) -> Result<Vec<CheckpointGroup>, Error> {
         let database_epoch = self.store.db().epoch();
         let mut tx = self.store.db().begin().await?;
         self.fence = bump_fence(&mut tx, self.group.name, &[LIVE]).await?;
         let rows = checkpoints(&mut tx).await?;
-        // After the checkpoints, which another pump may have moved until now.
+        // The head is read after the fence is raised: before that, another pump could advance the checkpoints past it.
         let head = self.store.head().await?;
         let letters = dead_letters::of_this_log(&mut tx, &self.store).await?;
         let mut generations = Vec::new();
@@ -244,8 +251,8 @@ impl<'a> Pump<'a> {
         Ok(by_position(generations))
     }
 
-    /// Projects events into the slowest checkpoint group, which the first event follows; stops where the next one is and
-    /// joins it there.
+    /// Projects events into the slowest generation set, whose position is directly before the first event. Stops at the
+    /// position of the next set and merges the two sets there.
     async fn project_batch(
         &mut self,
         groups: &mut Vec<CheckpointGroup>,
@@ -264,7 +271,7 @@ impl<'a> Pump<'a> {
                 return Ok(Projected::Failing(Failing { streams: failed, in_group_only: false }));
             }
             let database_epoch = self.store.db().epoch();
-            // Before the transaction begins: whatever a fold does, it holds no lock.
+            // The rows are computed before the transaction begins, so that a slow fold holds no database lock.
             let committed = match self.fold.run(|| slowest.rows(&batch, None)) {
                 Ok(rows) => slowest.commit(&self.store, self.fence, rows, last).await,
                 Err(error) => Err(error),
@@ -280,7 +287,8 @@ impl<'a> Pump<'a> {
                 outcome => outcome?,
             }
             METRICS.batch.record(started.elapsed().as_secs_f64(), &[]);
-            // Checkpoint groups meet where all have been: one behind the others counts what they have counted before.
+            // Only the last set counts and observes: a set that is behind another one projects events that were counted
+            // before.
             if next == i64::MAX {
                 METRICS.events.add(events.len() as u64, &[KeyValue::new("group", self.group.name)]);
                 for observer in &self.group.observers {
@@ -301,7 +309,7 @@ impl<'a> Pump<'a> {
         Ok(Projected::To(position))
     }
 
-    /// The streams of a batch whose rows the database refuses, or whose projections panic.
+    /// Returns the streams of a batch whose rows the database rejects, or whose projections panic.
     async fn find_rejected_streams(
         &self,
         group: &CheckpointGroup,
@@ -322,7 +330,8 @@ impl<'a> Pump<'a> {
         Ok(rejected)
     }
 
-    /// The first of a stream's events after which its rows are refused: those before it are projected, in batches of any size.
+    /// Returns an error about the first event of a stream with which the stream's rows are rejected. The search tries
+    /// ever longer prefixes of the events, so the events before it can be projected in batches of any size.
     async fn find_rejected_event(
         &self,
         group: &CheckpointGroup,
@@ -339,7 +348,7 @@ impl<'a> Pump<'a> {
         Ok(FoldError::new(&events[events.len() - 1], error.to_string()))
     }
 
-    /// Writes a stream's rows without keeping them; the error where it is about the stream.
+    /// Writes a stream's rows in a transaction that is rolled back. Returns the error if the stream may be its cause.
     async fn try_rows(
         &self,
         group: &CheckpointGroup,
@@ -356,13 +365,14 @@ impl<'a> Pump<'a> {
         Ok(written.err().filter(is_about_one_stream))
     }
 
-    /// After a failure: waits, a little longer each time; after the last attempt parks the streams, all of a batch at once.
+    /// Handles failed streams: waits before the next attempt, twice as long each time. After the last attempt parks all
+    /// failed streams of the batch in one transaction.
     async fn wait_or_park(&mut self, failing: Failing) -> Result<(), Error> {
         let Some(first) = failing.streams.first() else { return Ok(()) };
         let attempts = if self.failing.0 == first.position { self.failing.1 + 1 } else { 1 };
         self.failing = (first.position, attempts);
         if attempts < self.settings.attempts_max {
-            tracing::warn!(failed = %first, streams = failing.streams.len(), attempts, "projections: trying again");
+            tracing::warn!(failed = %first, streams = failing.streams.len(), attempts, "Projecting failed. Trying the events again.");
             let doubled = self.settings.retry_delay_ms.saturating_mul(1 << (attempts - 1).min(6));
             tokio::time::sleep(Duration::from_millis(doubled)).await;
             return Ok(());
@@ -374,7 +384,7 @@ impl<'a> Pump<'a> {
             return Err(Error::Fenced);
         }
         for failed in &failing.streams {
-            tracing::error!(%failed, group = self.group.name, attempts, "projections: the stream is parked, see `docket dead-letters`");
+            tracing::error!(%failed, group = self.group.name, attempts, "Parked the stream. See `docket dead-letters list`.");
             match failing.in_group_only {
                 true => dead_letters::park(&mut tx, Scope::Group(self.group.name), failed, attempts).await?,
                 false => {
@@ -385,7 +395,7 @@ impl<'a> Pump<'a> {
         }
         tx.commit().await?;
         if attempts > self.settings.attempts_max {
-            // Parking has not helped: whatever it is, it does not keep the database busy.
+            // The event was parked before and fails again. The wait keeps a repeated failure from loading the database.
             tokio::time::sleep(Duration::from_millis(self.settings.retry_delay_ms)).await;
         }
         let parked = failing.streams.into_iter().map(|failed| (failed.stream, failed.position));
@@ -393,15 +403,15 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// Retries and discards what operators asked for, once every checkpoint of the group is at the same position.
+    /// Carries out the operators' decisions, once all generations of the group are at the same position.
     ///
     /// # Errors
-    /// [`Error::Fenced`] also where nothing was asked for.
+    /// [`Error::Fenced`] when the fence has changed, even if there is no decision.
     async fn apply_decisions(&mut self, groups: &mut [CheckpointGroup]) -> Result<(), Error> {
         let live = "select coalesce(max(epoch), 0) from checkpoints where state = 'live' and group_name = $1";
         let fences: Vec<(i64,)> = self.store.db().fetch_all(live, vec![self.group.name.into()]).await?;
         if fences.first().is_some_and(|(fence,)| *fence != self.fence) {
-            // A rebuild has switched: without a new event nothing else would tell.
+            // A rebuild has switched generations. Without new events, this check is the only way to notice it.
             return Err(Error::Fenced);
         }
         let [group] = groups else { return Ok(()) };
@@ -420,7 +430,7 @@ impl<'a> Pump<'a> {
                 self.fold.clear();
             }
             self.fold.exclusions = exclusions;
-            // Of a stream that is parked at several events, the first one is decided on first.
+            // If a stream is parked at several events, only a decision about the first one can be carried out.
             let others = |row: &dead_letters::Row| dead_letters::other_positions(&rows, self.group.name, row);
             let Some(row) = asked.iter().find(|row| others(row).iter().all(|position| *position > row.position)) else {
                 return Ok(());
@@ -430,7 +440,9 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// The same where no generation is moved by this release: all are about to be built again, by what was decided.
+    /// Records the decisions as carried out when the pump cannot update any generation of the group: none is of this
+    /// release's version, or the log was restored or replaced. Generations past the event become outdated, and their
+    /// rebuild follows the decisions. Does nothing when a newer release has built a live generation.
     async fn grant_decisions(&self) -> Result<(), Error> {
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
@@ -443,9 +455,10 @@ impl<'a> Pump<'a> {
         Ok(tx.commit().await?)
     }
 
-    /// Brings a parked stream to the group's position: what its events from the parked one on change is written in one
-    /// transaction with the end of the parking. An event that fails parks the stream again. Where the stream is parked at a
-    /// later event as well, it is brought up to that one.
+    /// Carries out a decision: brings the parked stream up to the position of its generation set. The changes of the
+    /// stream's events from the parked one on, and the end of the parking, are written in one transaction. An event
+    /// that fails parks the stream again. If the stream is also parked at a later event, at position `next`, only the
+    /// events before that one are applied.
     async fn apply_decision(
         &mut self,
         group: &CheckpointGroup,
@@ -466,8 +479,8 @@ impl<'a> Pump<'a> {
             None => (None, None),
         };
         let failed = failed.map(|error| match error.position < row.position {
-            // What is before the parked event is in the rows.
-            true => row.failed(format!("{error}, before it")),
+            // The rows already contain the events before the parked one, so the stream stays parked at that one.
+            true => row.failed(format!("an earlier event of the stream fails: {error}")),
             false => error,
         });
         let rows = match &batch {
@@ -484,7 +497,8 @@ impl<'a> Pump<'a> {
             Err(error) if is_about_one_stream(&error) => {
                 drop(tx);
                 let mut tx = self.store.db().begin().await?;
-                // Only as long as this pump leads: its successor may have settled the row.
+                // Writes no rows but checks the fence: a pump that has replaced this one may already have carried out
+                // the decision.
                 group.write(&mut tx, self.fence, Vec::new(), None).await?;
                 dead_letters::park(&mut tx, Scope::Group(self.group.name), &row.failed(error.to_string()), 1).await?;
                 self.fold.exclusions.parked.insert(stream, row.position);
@@ -507,15 +521,15 @@ impl<'a> Pump<'a> {
             self.fold.exclusions.parked.insert(stream.clone(), failed.position);
         }
         tx.commit().await?;
-        // What was discarded may be in the states of before.
+        // The cached states may contain the discarded event.
         self.fold.clear();
         self.store.notify_position(HINT, group.position).await;
-        tracing::info!(%stream, position = row.position, decision = row.state, "dead letter");
+        tracing::info!(%stream, position = row.position, decision = row.state, "Processed the decision about a dead letter.");
         Ok(())
     }
 
-    /// The events of a parked stream up to a position: all of them where its states are folded, else those from the parked
-    /// one on.
+    /// Returns the events of a parked stream up to a position: the whole stream if its states are folded, otherwise the
+    /// events from the parked one on.
     async fn events_of(&self, row: &dead_letters::Row, until: i64) -> Result<Vec<RecordedEvent>, Error> {
         let StreamId { aggregate_type, aggregate_id } = row.stream();
         if self.fold.needs_state(&aggregate_type) {
@@ -527,7 +541,9 @@ impl<'a> Pump<'a> {
         Ok(events)
     }
 
-    /// Writes down why it failed, for operators; a pump that was fenced writes nothing.
+    /// Records an error in the checkpoints, for operators. Errors of a fold are recorded only while this pump's fence
+    /// is valid. Errors about another log are recorded without a fence, because the change of the fence was rolled
+    /// back.
     async fn report(&self, error: &Error) {
         let (condition, fence) = match error {
             Error::Ahead { .. } | Error::OtherLog { .. } => ("state = 'live'", None),
@@ -544,12 +560,13 @@ impl<'a> Pump<'a> {
         };
         if let Err(error) = written.await {
             let error: StoreError = error;
-            tracing::warn!(%error, "the failure could not be written down");
+            tracing::warn!(%error, "Could not record the error in the checkpoints.");
         }
     }
 }
 
-/// Whether one stream of a batch may be the reason: the database refuses its rows, or its fold panics.
+/// Whether one stream of a batch may be the cause of an error: the database rejects its rows, or the fold of a
+/// projection panics.
 fn is_about_one_stream(error: &Error) -> bool {
     match error {
         Error::Store(error) => error.is_about_the_data(),

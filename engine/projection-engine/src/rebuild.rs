@@ -1,8 +1,9 @@
-//! Rebuilds: a new generation is filled from the log beside the one that serves, catches up with it, is compared with it,
-//! and takes its place, in one transaction. Queries see the one or the other, whole.
+//! Rebuilds: a new generation is filled from the log beside the live one and catches up with it. Then one transaction
+//! compares the two and makes the new generation live. Queries see either the old or the new generation, never a
+//! mixture.
 //!
-//! A generation's checkpoint moves with its rows, so a rebuild that was killed goes on where it stopped. It writes tables
-//! and checkpoints only: no event, no signal.
+//! A generation's checkpoint is committed together with its rows, so a rebuild that was killed resumes where it
+//! stopped. A rebuild writes only tables and checkpoints: it appends no events and sends no notifications.
 
 use std::time::{Duration, Instant};
 
@@ -28,71 +29,78 @@ use crate::registry::{Group, Registry, projecting, rebuilding};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
-/// Events read and folded at once, and about how many bytes of them: with what is folded and what is read ahead, some ten
-/// megabytes.
+/// Maximum number of events in a chunk: the events that are read and folded at once.
 const CHUNK: i64 = 10_000;
+/// Approximate maximum size of a chunk in bytes. With the folded rows and the chunk that is read ahead, a rebuild uses
+/// a few tens of megabytes.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
-/// The least that is worth a transaction; also what is read before it is known how long events are.
+/// Minimum number of events in a chunk, so that a transaction is worthwhile; also the size of the first chunk, before
+/// the size of events is known.
 const CHUNK_MIN: i64 = 500;
-/// Events that may be left for the switch, while which the live generation stands still.
+/// Maximum number of events by which the new generation may be behind when the switch begins. The live generation is
+/// not updated during the switch.
 const LEFT_FOR_THE_SWITCH: i64 = 2_000;
-/// Events that may be folded while the switch holds its locks, and how often it is tried with so few.
+/// Maximum number of events that are folded while the switch holds its locks.
 const LEFT_UNDER_LOCK: i64 = 200;
+/// Number of switches that are tried with this limit; after that the limit is [`CHUNK`].
 const SWITCHES_MAX: u32 = 20;
-/// Pauses after failures of the database, before the rebuild goes on where it stopped.
+/// Delay after a failure of the database, before the rebuild resumes where it stopped.
 const RETRY: Duration = Duration::from_millis(500);
+/// Maximum number of resumes after failures.
 const RETRIES_MAX: u32 = 240;
 
-/// Where the new generation begins.
+/// Where a rebuild starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum From {
-    /// At the log's first event, or where a killed rebuild stopped.
+    /// At the first event of the log, or where a killed rebuild stopped.
     Log,
-    /// At the log's first event, whatever a killed rebuild has left.
+    /// At the first event of the log. The generation of a killed rebuild is removed.
     Afresh,
-    /// In the generation that served before.
+    /// From the older generation, which is updated and becomes live again: a rollback.
     Older,
 }
 
-/// What became of one projection.
+/// The result of a rebuild for one projection.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Switched {
-    /// The projection.
+    /// Name of the projection.
     pub name: &'static str,
-    /// The generation that serves now.
+    /// Number of the generation that is live now.
     pub generation: i64,
-    /// Rows that are not the same in the one that served before; `None` where the two cannot be compared, because they
-    /// are not of the same version or position.
+    /// Number of rows that differ from the generation that was live before; `None` when the two were not compared,
+    /// because they differ in version or position, or because the switch was found already done after a lost
+    /// connection.
     pub differences: Option<i64>,
 }
 
-/// What a rebuild did.
+/// The result of a rebuild.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rebuilt {
-    /// Every projection of it.
+    /// The result for each rebuilt projection.
     pub projections: Vec<Switched>,
-    /// Events folded, by this process.
+    /// Number of events folded by this process.
     pub events: i64,
-    /// Positions at which the log holds no event: somebody has removed it.
+    /// Number of folded positions at which the log has no event, because it was removed from the table.
     pub missing: i64,
-    /// Position at which the new generations took over.
+    /// Position at which the new generations became live.
     pub position: i64,
 }
 
-/// Whether a rebuild of a group runs now, in any process.
+/// Whether a rebuild of a checkpoint group is running in any process.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn is_running(store: &Store, group: &Group) -> Result<bool, StoreError> {
     Ok(store.try_lead(&rebuilding(group.name)).await?.is_none())
 }
 
-/// Builds new generations of a group's projections and switches to them. `progress` is told each projection's position and where it
-/// has to go.
+/// Builds new generations of a checkpoint group's projections and switches to them. `progress` is called with each
+/// projection's name, its position and its target position.
 ///
 /// # Errors
-/// [`Error::Busy`] while another rebuild runs; an event that does not apply, parked or not: a rebuild skips nothing but
-/// what an operator has discarded.
+/// [`Error::Busy`] while another rebuild runs; [`Error::Fold`], [`Error::Parked`] or [`Error::Waits`] for an event that
+/// cannot be applied: a rebuild skips only events that an operator has discarded. Failures that may be temporary are
+/// retried first.
 pub async fn rebuild(
     store: &Store,
     group: &Group,
@@ -107,7 +115,7 @@ pub async fn rebuild(
     let mut from = from;
     let mut wanted: Vec<Generation> = Vec::new();
     loop {
-        // The answer to a switch may have been lost with its connection.
+        // The connection may have broken after the switch was committed but before its answer arrived.
         if let Some(position) = all_serve(store, &wanted).await {
             let switched = |generation: &Generation| Switched {
                 name: generation.projection.name(),
@@ -116,7 +124,7 @@ pub async fn rebuild(
             };
             return Ok(Rebuilt { projections: wanted.iter().map(switched).collect(), events, missing, position });
         }
-        // Held while it works: one rebuild at a time.
+        // The leadership is held during the work, so that only one rebuild of a group runs at a time.
         let outcome = async {
             let mut leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
             let mut build = Build::begin(store, group, settings, projections, from).await?;
@@ -132,7 +140,7 @@ pub async fn rebuild(
             Ok((projections, position)) => return Ok(Rebuilt { projections, events, missing, position }),
             Err(error) if failures < RETRIES_MAX && passes(&error, failures) => {
                 failures += 1;
-                tracing::warn!(%error, "rebuild: going on where it stopped");
+                tracing::warn!(%error, "The rebuild was interrupted. Resuming where it stopped.");
                 tokio::time::sleep(RETRY).await;
             }
             Err(error) => return Err(error),
@@ -140,7 +148,8 @@ pub async fn rebuild(
     }
 }
 
-/// Where generations stand that all serve already; `None` where one does not, or nobody can tell.
+/// Returns the lowest position of the generations if all of them are live; `None` if one is not, or if the checkpoints
+/// cannot be read.
 async fn all_serve(store: &Store, wanted: &[Generation]) -> Option<i64> {
     if wanted.is_empty() {
         return None;
@@ -153,34 +162,35 @@ async fn all_serve(store: &Store, wanted: &[Generation]) -> Option<i64> {
     positions.collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-/// Whether a rebuild may go on after a failure.
+/// Whether a rebuild may resume after a failure.
 fn passes(error: &Error, failures: u32) -> bool {
     match error {
         Error::Store(error) => error.may_pass(),
-        // A database that crashed has lost the last commits, and the checkpoints stand where they stood before. The lock
-        // of rebuilds is held again before anything else, so it is not another rebuild that has taken them over.
+        // A database that crashed has lost its last commits, so the checkpoints are behind the positions in memory. No
+        // other rebuild has taken the checkpoints over: the leadership is acquired again before anything else.
         Error::Fenced => true,
-        // The lock of a rebuild whose connection died is freed a moment later.
+        // After a failure the lock of this rebuild's own broken connection is released with a delay.
         Error::Busy => failures > 0,
         _ => false,
     }
 }
 
-/// What a rebuild would do with one projection.
+/// The plan of a rebuild for one projection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
-    /// The projection.
+    /// Name of the projection.
     pub name: &'static str,
-    /// The generation that would serve.
+    /// Number of the generation that would become live.
     pub generation: i64,
-    /// Where it begins: 0, or where a killed rebuild or the older generation stands.
+    /// Position at which it would start: 0, or the position of the older generation or of a generation that a killed
+    /// rebuild left.
     pub position: i64,
 }
 
-/// What [`rebuild`] would do now. Nothing is changed.
+/// Returns what [`rebuild`] would do now, without changing anything.
 ///
 /// # Errors
-/// What would end the rebuild before its first event.
+/// Every error that would end the rebuild before its first event.
 pub async fn plan(
     store: &Store,
     group: &Group,
@@ -189,7 +199,7 @@ pub async fn plan(
 ) -> Result<Vec<Planned>, Error> {
     let _leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
-    // Never committed.
+    // This transaction is never committed.
     let (generations, _) = generations(&mut tx, store, group, projections, from).await?;
     let planned = |(generation, position): (Generation, i64)| Planned {
         name: generation.projection.name(),
@@ -199,11 +209,11 @@ pub async fn plan(
     Ok(generations.into_iter().map(planned).collect())
 }
 
-/// Removes the generations that served before and those that no rebuild will finish, or only names them: projections
-/// and generations.
+/// Removes all generations of the projections that are not live: older ones and those of unfinished rebuilds. Returns
+/// the name and the generation number of each; with `dry_run` nothing is removed.
 ///
 /// # Errors
-/// [`Error::Busy`] while a rebuild runs.
+/// [`Error::Busy`] while a rebuild runs; the database is unavailable.
 pub async fn prune(
     store: &Store,
     group: &Group,
@@ -226,29 +236,31 @@ pub async fn prune(
     Ok(removed)
 }
 
-/// Builds what this release has in a newer version than the database, and what can no longer be brought on, for ever.
+/// Rebuilds the group's outdated projections, in an endless loop: those that this release has in a newer version than
+/// the live generation, and those whose live generation can no longer be updated.
 pub(crate) async fn upgrade(store: &Store, registry: &Registry, group: &Group, settings: &Settings) {
     loop {
         match outdated(store, group).await {
             Ok(projections) if projections.is_empty() => {}
             Ok(projections) => {
                 let names: Vec<_> = projections.iter().map(|projection| projection.name()).collect();
-                tracing::info!(?names, "building newer versions of projections");
+                tracing::info!(?names, "Rebuilding outdated projections.");
                 match catch_panic(rebuild(store, group, settings, &projections, From::Log, |_, _, _| {})).await {
-                    Ok(rebuilt) => tracing::info!(?rebuilt, "newer versions serve"),
+                    Ok(rebuilt) => tracing::info!(?rebuilt, "Rebuilt the outdated projections."),
                     Err(error) => {
-                        tracing::error!(%error, "newer versions are not built");
-                        // No projector of this release works before they are built, so it is for this one to park.
+                        tracing::error!(%error, "Could not rebuild the outdated projections. Retrying shortly.");
+                        // If every projection of the group is outdated, no pump of this release projects the group, so
+                        // the rebuild must park the stream.
                         if let Error::Fold(failed) = error
                             && projections.len() == group.projections.len()
                             && let Err(error) = park(store, registry, group, &failed).await
                         {
-                            tracing::warn!(%error, "the stream could not be parked");
+                            tracing::warn!(%error, "Could not park the stream.");
                         }
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "the projections' versions cannot be read"),
+            Err(error) => tracing::warn!(%error, "Could not read the versions of the projections."),
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -260,7 +272,7 @@ async fn park(store: &Store, registry: &Registry, group: &Group, failed: &FoldEr
     tx.commit().await
 }
 
-/// Projections whose live generation is of an older version than this release's.
+/// Returns the projections whose live generation is of an older version than this release's, or outdated.
 async fn outdated(store: &Store, group: &Group) -> Result<Vec<&'static dyn AnyProjection>, StoreError> {
     let rows: Vec<Checkpoint> = store.db().fetch_all(CHECKPOINTS, vec![]).await?;
     let live = |name: &str| rows.iter().find(|row| row.projection == name && row.state == LIVE);
@@ -278,9 +290,10 @@ struct Build<'a> {
     fold: GroupFold,
     events: i64,
     missing: i64,
-    /// How often the switch was tried.
+    /// Number of switches that were tried.
     switches: u32,
-    /// How far to go at least, where nobody projected when it began; and as far as the live generations are in any case.
+    /// Minimum target position: the end of the log if no process projected the group when the rebuild began, otherwise
+    /// 0. The position of the live generations is a further minimum.
     end: i64,
 }
 
@@ -313,7 +326,8 @@ impl<'a> Build<'a> {
         })
     }
 
-    /// Three things at once: the next events are read, these are folded, those before are written.
+    /// Runs the rebuild up to the switch. While a chunk is folded, the next one is read and the previous one is
+    /// written.
     async fn run(
         &mut self,
         leadership: &mut Leadership,
@@ -324,7 +338,7 @@ impl<'a> Build<'a> {
         let mut reading = Reading::new();
         let mut writing = Writing::default();
         loop {
-            // A server beside it takes no commands any more, until there is room.
+            // The disk is full or cannot be written. A server on this store refuses commands too until that is fixed.
             if let Some(trouble) = self.store.disk().and_then(Disk::trouble) {
                 return Err(StoreError::Storage(trouble).into());
             }
@@ -349,7 +363,9 @@ impl<'a> Build<'a> {
             let until = self.groups.get(1).map_or(target, |next| next.position);
             let events = reading.take(self.store, position, until).await?;
             let Some(last) = events.last().cloned() else {
-                return Err(Error::Store(StoreError::Stored(format!("no event follows position {position}"))));
+                return Err(Error::Store(StoreError::Stored(format!(
+                    "the log has no event after position {position}"
+                ))));
             };
             self.missing += last.position - position - events.len() as i64;
             let position = last.position;
@@ -372,7 +388,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// How far to go before the switch.
+    /// Returns the position that the rebuild must reach before the switch.
     async fn target(&self) -> Result<i64, Error> {
         let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
         let own = self.groups.last().map_or(0, |group| group.position);
@@ -380,7 +396,7 @@ impl<'a> Build<'a> {
         Ok(furthest.min(self.store.head().await?))
     }
 
-    /// The checkpoints that this build will replace.
+    /// Returns the live checkpoints that this rebuild will replace.
     fn live(&self, rows: &[Checkpoint]) -> Vec<Checkpoint> {
         let generations = self.groups.iter().flat_map(|group| &group.generations);
         let names: Vec<_> = generations.map(|generation| generation.projection.name()).collect();
@@ -398,7 +414,8 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// Folds and commits what there is now: while the switch holds its locks, as little as possible is left to fold.
+    /// Folds and commits the events up to the current target, so that few events are left to fold while the switch
+    /// holds its locks.
     async fn catch_up(&mut self) -> Result<(), Error> {
         let until = self.target().await?;
         let group = &mut self.groups[0];
@@ -415,11 +432,13 @@ impl<'a> Build<'a> {
         Ok(())
     }
 
-    /// While the checkpoints stand still: the last events, the comparison, and the exchange, in one transaction. `None`
-    /// where the live generations have gone too far ahead meanwhile.
+    /// Applies the last events, compares the generations and makes the new ones live, in one transaction that locks the
+    /// checkpoints. Returns `None` when the live generations are too far ahead for that; the caller then catches up and
+    /// tries again.
     async fn switch(&mut self) -> Result<Option<(Vec<Switched>, i64)>, Error> {
         self.catch_up().await?;
-        // What an operator is told of survives the machine; what was filled before is on the disk with it.
+        // Commits durably: a switch that was reported to an operator must survive a crash of the machine. The rows
+        // committed before become durable with it.
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let known = checkpoints(&mut tx).await?;
@@ -469,14 +488,15 @@ impl<'a> Build<'a> {
             set_state(&mut tx, name, number, LIVE).await?;
             switched.push(Switched { name, generation: number, differences });
         }
-        // Whoever moved the ones that are old now writes nothing more, and reads the checkpoints again.
+        // The pump that updated the old generations can no longer write; it reads the checkpoints again.
         bump_fence(&mut tx, self.group.name, &[OLD, LIVE]).await?;
         tx.commit().await?;
         Ok(Some((switched, group.position)))
     }
 }
 
-/// Where the read models are: also those that are not built, so that the new generation follows the log with them.
+/// Returns the furthest live position of the group. It includes projections that are not rebuilt, so that the new
+/// generation can advance together with them after the switch.
 fn furthest(rows: &[Checkpoint], group: &Group) -> i64 {
     rows.iter()
         .filter(|row| row.group_name == group.name && row.state == LIVE)
@@ -485,10 +505,11 @@ fn furthest(rows: &[Checkpoint], group: &Group) -> i64 {
         .unwrap_or(0)
 }
 
-/// Events on their way from the log.
+/// Reads events from the log ahead of the fold.
 struct Reading {
+    /// The read in progress, with the position after which it starts.
     ahead: Option<(i64, Read)>,
-    /// Events to read at once.
+    /// Number of events to read at once; follows from the size of the last events.
     limit: i64,
 }
 
@@ -506,7 +527,7 @@ impl Reading {
         }
     }
 
-    /// The events that follow a position, up to another one; those read ahead where they are the ones.
+    /// Returns events after `after` and up to `until`. Uses the events that were read ahead if they start at `after`.
     async fn take(&mut self, store: &Store, after: i64, until: i64) -> Result<Vec<RecordedEvent>, Error> {
         let mut events = match self.ahead.take() {
             Some((from, reading)) if from == after => reading.await.map_err(gone)??,
@@ -516,13 +537,13 @@ impl Reading {
         if let Some(limit) = (CHUNK_BYTES * events.len()).checked_div(bytes) {
             self.limit = (limit as i64).clamp(CHUNK_MIN, CHUNK);
         }
-        // More than was asked for where the log lacks some.
+        // If events are missing from the log, the read returns events beyond `until`.
         events.retain(|event| event.position <= until);
         Ok(events)
     }
 }
 
-/// Rows on their way to the database; one batch at a time.
+/// Writes rows to the database in the background, one batch at a time.
 #[derive(Default)]
 struct Writing(Option<JoinHandle<Result<(), Error>>>);
 
@@ -542,7 +563,7 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        // What is not committed by now is written again by whoever goes on.
+        // Rows that are not committed by now are written again when the rebuild resumes.
         if let Some(writing) = &self.0 {
             writing.abort();
         }
@@ -550,7 +571,7 @@ impl Drop for Writing {
 }
 
 impl From {
-    /// The state of a generation that is on its way.
+    /// Returns the state of a generation while this rebuild fills it.
     fn state(self) -> &'static str {
         match self {
             Self::Log | Self::Afresh => BUILDING,
@@ -559,7 +580,8 @@ impl From {
     }
 }
 
-/// Finds the generations to go on with, or makes them; and what is left out of them.
+/// Finds the generations that the rebuild resumes, or creates new ones. Returns them with their positions, and the
+/// events to exclude. Removes unfinished generations that cannot be resumed.
 async fn generations(
     tx: &mut Tx,
     store: &Store,
@@ -575,7 +597,8 @@ async fn generations(
     for row in checkpoints(tx).await? {
         let own = projections.iter().copied().find(|projection| projection.name() == row.projection);
         match own.filter(|_| row.state == BUILDING || row.state == RETURNING) {
-            // Left by a killed rebuild, but begun for another purpose, by another release or from another log.
+            // A killed rebuild left this generation, but it cannot be resumed: it was begun from another start, by
+            // another release or from another log.
             Some(own)
                 if from == From::Afresh
                     || row.state != begun
@@ -611,10 +634,13 @@ async fn generations(
 }
 
 fn gone(error: JoinError) -> Error {
-    Error::Store(StoreError::Stored(format!("a task of the rebuild ended: {error}")))
+    Error::Store(StoreError::Stored(format!("a task of the rebuild panicked or was cancelled: {error}")))
 }
 
-/// What operators have discarded; refuses to go on while a stream is parked.
+/// Returns the events that operators have discarded.
+///
+/// # Errors
+/// [`Error::Parked`] or [`Error::Waits`] while a stream is parked.
 async fn exclusions(tx: &mut Tx, store: &Store, group: &Group) -> Result<Exclusions, Error> {
     let letters = dead_letters::of_this_log(tx, store).await?;
     let (exclusions, asked) = dead_letters::partition(&letters, group.name);

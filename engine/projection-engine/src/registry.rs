@@ -1,4 +1,4 @@
-//! The read models of a program, in groups.
+//! The projections of a program, in checkpoint groups.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,29 +9,30 @@ use kernel::aggregate::History;
 
 use crate::projection::{AnyAggregate, AnyObserver, AnyProjection};
 
-/// The group of the built-in contexts. Its checkpoints are those of every release.
+/// Name of the checkpoint group of the built-in contexts. Every release uses this name for their checkpoints.
 pub const CORE: &str = "core";
 
-/// Read models that follow the log together. A group has its own checkpoints, leader, dead letters and rebuilds: what
-/// fails in one does not hold up another.
+/// A checkpoint group: projections that follow the log together. Each group has its own checkpoints, leader, dead
+/// letters and rebuilds, so a failure in one group does not delay another.
 pub struct Group {
-    /// Its name.
+    /// Name of the group.
     pub name: &'static str,
-    /// Its read models.
+    /// Projections of the group.
     pub projections: Vec<&'static dyn AnyProjection>,
-    /// Who is called with what the group projects for the first time.
+    /// Observers of the changes that the group projects for the first time.
     pub observers: Vec<&'static dyn AnyObserver>,
 }
 
-/// Every group; cheap to clone.
+/// All checkpoint groups of a program. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry(Arc<[Group]>);
 
 impl Registry {
-    /// Checks that names are used once and that every fold can work.
+    /// Creates a registry. Checks that the names of projections and tables are unique, and that each fold fits its
+    /// aggregate and its columns.
     ///
     /// # Errors
-    /// What cannot be, and who it is about.
+    /// A text that names the projection and the rule that it breaks.
     pub fn new(groups: Vec<Group>) -> Result<Self, String> {
         let mut names = HashSet::new();
         let mut tables = HashSet::new();
@@ -39,24 +40,27 @@ impl Registry {
             for projection in &group.projections {
                 let name = projection.name();
                 if !names.insert(name) {
-                    return Err(format!("two read models are named {name}"));
+                    return Err(format!("two projections are named {name}"));
                 }
                 for table in projection.tables() {
                     if !tables.insert(table.name) {
-                        return Err(format!("two read models have a table {}, one of them is {name}", table.name));
+                        return Err(format!(
+                            "two projections have a table named {}; one of them is {name}",
+                            table.name
+                        ));
                     }
                 }
                 let adds = |column: &&Column| matches!(column.merge, Merge::Add | Merge::Min | Merge::Max);
                 let mut columns = projection.tables().iter().flat_map(|table| table.columns);
                 if let Some(column) = columns.find(|column| projection.needs().events && adds(column)) {
                     return Err(format!(
-                        "the read model {name} folds events, so a row's values are absolute: its column {} must be set",
+                        "the projection {name} folds events, so the values of its rows are absolute: its column {} must not add or compare values",
                         column.name
                     ));
                 }
                 if projection.needs().state && projection.aggregate().history() == History::Unbounded {
                     return Err(format!(
-                        "the read model {name} folds the states of `{}`, whose history is unbounded: fold its events",
+                        "the projection {name} folds states of the aggregate `{}`, whose history is unbounded: fold its events instead",
                         projection.aggregate().aggregate_type()
                     ));
                 }
@@ -65,62 +69,64 @@ impl Registry {
         Ok(Self(groups.into()))
     }
 
-    /// Every group.
+    /// Returns all groups.
     pub fn groups(&self) -> &[Group] {
         &self.0
     }
 
-    /// A group by name.
+    /// Returns a group by name.
     pub fn group(&self, name: &str) -> Option<&Group> {
         self.0.iter().find(|group| group.name == name)
     }
 
-    /// Every read model.
+    /// Returns all projections of all groups.
     pub fn projections(&self) -> impl Iterator<Item = &'static dyn AnyProjection> {
         self.0.iter().flat_map(|group| group.projections.iter().copied())
     }
 
-    /// Whether a group may have rows of a kind of aggregate: it folds it, or belongs to another program.
+    /// Whether a group may have rows of an aggregate type: it folds the type, or it belongs to another program, whose
+    /// projections are unknown.
     pub(crate) fn may_fold(&self, group: &str, aggregate_type: &str) -> bool {
         self.group(group).is_none_or(|group| {
             group.projections.iter().any(|projection| projection.aggregate().aggregate_type() == aggregate_type)
         })
     }
 
-    /// A read model by name, with its group.
+    /// Returns a projection by name, with its group.
     pub fn find(&self, name: &str) -> Option<(&Group, &'static dyn AnyProjection)> {
         self.0.iter().find_map(|group| Some((group, group.find(name)?)))
     }
 
-    /// Every kind of aggregate that is projected.
+    /// Returns all aggregate types that are projected.
     pub fn aggregates(&self) -> Vec<&'static dyn AnyAggregate> {
         distinct(self.projections())
     }
 
-    /// Why an event cannot be decoded by its kind of aggregate, if it cannot.
+    /// Returns why an event cannot be decoded; `None` if it can, or if its aggregate type is not projected.
     pub fn undecodable(&self, event: &RecordedEvent) -> Option<String> {
         let kinds = self.aggregates();
         kinds.iter().find(|kind| kind.aggregate_type() == event.aggregate_type)?.undecodable(event)
     }
 }
 
-/// Name of the leadership of whoever projects a group: that of the core group is the one of every release.
+/// Returns the name of the leader role for projecting a group. The core group has the same role name in every release.
 pub fn projecting(group: &str) -> String {
     if group == CORE { "projections".to_owned() } else { format!("projections of {group}") }
 }
 
-/// Name of the leadership of whoever rebuilds read models of a group.
+/// Returns the name of the leader role for rebuilding projections of a group. The core group has the same role name in
+/// every release.
 pub fn rebuilding(group: &str) -> String {
     if group == CORE { "rebuild".to_owned() } else { format!("rebuild of {group}") }
 }
 
 impl Group {
-    /// A read model of it by name.
+    /// Returns a projection of the group by name.
     pub fn find(&self, name: &str) -> Option<&'static dyn AnyProjection> {
         self.projections.iter().copied().find(|projection| projection.name() == name)
     }
 
-    /// The kinds of aggregates that its read models fold.
+    /// Returns the aggregate types that the group's projections fold.
     pub(crate) fn aggregates(&self) -> Vec<&'static dyn AnyAggregate> {
         distinct(self.projections.iter().copied())
     }

@@ -1,16 +1,18 @@
-//! Settings of the projections.
+//! Settings of the projection engine.
 
 use serde::{Deserialize, Serialize};
 
-/// How much is projected at once.
+/// Settings of the cache and of the retries.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Aggregates of each kind kept in memory between batches; others are folded again from the log when they change.
+    /// Maximum number of aggregates of each type that are kept in memory between batches. The states of other
+    /// aggregates are read from the log again when they change.
     pub aggregates_in_memory_max: usize,
-    /// Wait after a failure, before the same events are tried again, in milliseconds; it doubles each time.
+    /// Delay in milliseconds before failed events are tried again; it doubles with each attempt, up to 64 times this
+    /// value.
     pub retry_delay_ms: u64,
-    /// How often an event is tried before its stream is parked.
+    /// Number of attempts to project an event before its stream is parked.
     pub attempts_max: i64,
 }
 

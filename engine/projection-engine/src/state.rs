@@ -1,4 +1,4 @@
-//! An aggregate as its recorded events leave it: what every read model and every publication starts from.
+//! An aggregate's state after its recorded events: the input of every projection and every publication.
 
 use std::sync::Arc;
 
@@ -9,26 +9,26 @@ use kernel::aggregate::{Access, Aggregate};
 use kernel::stream::StreamId;
 use quick_cache::Weighter;
 
-/// An event that does not decode, or does not follow from the state that it meets.
+/// An event that cannot be decoded, or that is not the next event of its stream.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("event {position} ({event_type} of {stream}): {reason}")]
+#[error("event {position} ({event_type} of stream {stream}) cannot be applied: {reason}")]
 pub struct FoldError {
     /// Position of the event.
     pub position: i64,
-    /// Its name.
+    /// Name of the event.
     pub event_type: Box<str>,
-    /// Its stream.
+    /// Stream of the event.
     pub stream: StreamId,
-    /// Its place in the stream.
+    /// Sequence of the event in its stream.
     pub sequence: i64,
-    /// Its id.
+    /// Id of the event; empty if it is unknown.
     pub event_id: Box<str>,
-    /// Why.
+    /// Why the event cannot be applied.
     pub reason: Box<str>,
 }
 
 impl FoldError {
-    /// The event at fault, and why.
+    /// Returns an error about `event`.
     pub fn new(event: &RecordedEvent, reason: String) -> Self {
         Self {
             position: event.position,
@@ -41,39 +41,43 @@ impl FoldError {
     }
 }
 
-/// An aggregate at a version, with what the metadata of its events adds. Times are microseconds since 1970.
+/// An aggregate's state at a version, with the times and the position of its events. Times are in microseconds since
+/// 1970.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Versioned<A> {
-    /// Id of the aggregate; empty as long as no event is applied.
+    /// Id of the aggregate; empty until an event is applied or skipped.
     pub id: CompactString,
-    /// Its state.
+    /// State of the aggregate.
     pub state: A,
-    /// When its first event happened.
+    /// Time of its first event.
     pub created_at: i64,
-    /// When its last event happened.
+    /// Time of its last event.
     pub updated_at: i64,
-    /// Sequence of its last event.
+    /// Sequence of the last event that was applied or skipped.
     pub version: i64,
-    /// Position of its last event.
+    /// Position of the last event that was applied or skipped.
     pub position: i64,
 }
 
 impl<A: Aggregate> Versioned<A> {
-    /// Applies the next event of the stream, and gives it decoded.
+    /// Applies the next event of the stream and returns the decoded event.
     ///
     /// # Errors
-    /// The payload does not decode, or the event is not the next one of its stream.
+    /// The payload cannot be decoded, or the event is not the next one of its stream.
     pub fn apply(&mut self, recorded: &RecordedEvent) -> Result<A::Event, FoldError> {
         let failed = |reason: String| FoldError::new(recorded, reason);
         if recorded.sequence != self.version + 1 {
-            let follows = format!("sequence {} follows {}", recorded.sequence, self.version);
+            let follows = format!("sequence {} follows sequence {}", recorded.sequence, self.version);
             return Err(failed(match recorded.sequence > self.version + 1 {
-                true => format!("{follows}: what was between is not in the log; a backup may have it"),
+                true => format!("{follows}: the log lacks the events between them; a backup may contain them"),
                 false => follows,
             }));
         }
         if recorded.position <= self.position {
-            return Err(failed(format!("its position is not behind {}, that of the event before it", self.position)));
+            return Err(failed(format!(
+                "its position is not greater than {}, the position of the previous event",
+                self.position
+            )));
         }
         let event: A::Event = serde_json::from_str(&recorded.payload).map_err(|error| failed(error.to_string()))?;
         let at = occurred_at(recorded);
@@ -88,21 +92,21 @@ impl<A: Aggregate> Versioned<A> {
         Ok(event)
     }
 
-    /// Passes over an event that an operator has discarded.
+    /// Skips an event that an operator has discarded: the version and the position advance, the state stays the same.
     pub fn skip(&mut self, recorded: &RecordedEvent) {
         self.id.clone_from(&recorded.aggregate_id);
         self.version = recorded.sequence;
         self.position = recorded.position;
     }
 
-    /// Whether the aggregate exists: a stream whose first event is missing or discarded makes none.
+    /// Whether the aggregate exists. A stream whose first event is missing or discarded has no aggregate.
     pub fn exists(&self) -> bool {
         self.state.access() != Access::Absent
     }
 }
 
-/// When an event happened, in microseconds since 1970: as its metadata say, or, where foreign code wrote none, when the
-/// log took it.
+/// Returns when an event happened, in microseconds since 1970: `occurred_at` of its metadata, or the time of its
+/// recording when the metadata has no valid `occurred_at`, because other code wrote the event.
 pub fn occurred_at(event: &RecordedEvent) -> i64 {
     event
         .metadata_text("occurred_at")
@@ -110,15 +114,15 @@ pub fn occurred_at(event: &RecordedEvent) -> i64 {
         .map_or(event.recorded_at, Timestamp::as_microsecond)
 }
 
-/// Microseconds since 1970 as RFC 3339, UTC.
+/// Formats microseconds since 1970 as RFC 3339 in UTC.
 pub fn rfc3339(us: i64) -> String {
     Timestamp::from_microsecond(us).unwrap_or_default().to_string()
 }
 
-/// Bytes for which a cache has room for each aggregate that it may hold.
+/// Bytes of cache capacity per aggregate, and the least weight of an aggregate in a cache.
 pub const BYTES_PER_AGGREGATE: u64 = 4_096;
 
-/// Weighs aggregates in a cache by bytes: a large one takes the place of several.
+/// Weighs aggregates in a cache by their size in bytes, so that a large aggregate uses the space of several small ones.
 #[derive(Debug, Clone, Copy)]
 pub struct ByWeight;
 

@@ -1,5 +1,5 @@
-//! Verification: the log is folded up to a projection's checkpoint and compared with its rows, in memory, beside
-//! everything else that runs. Nothing is written.
+//! Verification: folds the log up to a projection's checkpoint in memory and compares the result with the rows of the
+//! read model. Verification writes nothing and may run while a server projects.
 
 mod expected;
 mod explain;
@@ -21,64 +21,68 @@ use crate::settings::Settings;
 use crate::verify::expected::{Expected, Key, key};
 use crate::verify::explain::{explain, show_key};
 
-/// Events read and folded at once.
+/// Maximum number of events that are read and folded at once.
 const CHUNK: i64 = 10_000;
-/// Streams folded at once for a sample.
+/// Maximum number of streams that a sample reads and folds at once.
 const STREAMS: usize = 500;
-/// Events that are looked through for one that a sample can use.
+/// Maximum number of events that are searched for one that a sample can use.
 const LOOKED_THROUGH_MAX: i64 = 500;
 
-/// How much is verified.
+/// The extent of a verification.
 #[derive(Debug, Clone, Copy)]
 pub enum Extent {
     /// Every row.
     Whole,
-    /// The rows of so many streams, drawn at random from the log; tables of sums cannot be checked so.
+    /// The rows of up to this number of streams, chosen at random from the log. A sample cannot check tables that
+    /// aggregate rows of several streams, such as sums.
     Sample(usize),
 }
 
-/// What was found of one projection.
+/// The result of a verification for one projection.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verified {
-    /// The projection.
+    /// Name of the projection.
     pub name: &'static str,
-    /// Its checkpoint: how far the log was folded.
+    /// Position of its checkpoint, up to which the log was folded.
     pub position: i64,
-    /// Rows compared.
+    /// Number of rows expected from the log and compared.
     pub rows: usize,
-    /// Rows that are missing, too many, or not as the log says.
+    /// Number of rows that are missing, unexpected, or different from the fold of the log.
     pub differences: usize,
-    /// The first of them, by key.
+    /// The first differences, ordered by table and key.
     pub first: Vec<Difference>,
-    /// False where a sample can say nothing of it.
+    /// False when the sample contains no row of this projection, so that nothing was checked.
     pub checked: bool,
 }
 
-/// What was found of all.
+/// The result of a verification.
 #[derive(Debug, Clone, Serialize)]
 pub struct Findings {
-    /// Each projection.
+    /// The result for each projection.
     pub projections: Vec<Verified>,
-    /// Positions at which the log holds no event: somebody has removed it. A sample does not look for them.
+    /// Number of positions at which the log has no event, because it was removed from the table. A sample does not look
+    /// for missing events.
     pub missing_events: i64,
 }
 
-/// A row that is not as the log says.
+/// A row that differs from the fold of the log.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
-    /// The table.
+    /// Name of the table.
     pub table: &'static str,
-    /// Values of its primary key.
+    /// Values of the row's primary key, joined by `/`.
     pub key: String,
-    /// What differs: a column, its value, and what the log says.
+    /// The differing columns, each with its value and the value that follows from the log.
     pub what: Vec<String>,
 }
 
-/// Compares projections of a group with the log. Gives at most `first_max` differences of each. `progress` is told how many of how
-/// many events are folded.
+/// Compares projections of a checkpoint group with the log. Returns at most `first_max` differences per projection.
+/// `progress` is called with the number of folded events and the number of all events; for a sample, with numbers of
+/// streams.
 ///
 /// # Errors
-/// The database is away; an event that does not apply and is not parked; read models beyond the log's end.
+/// The database is unavailable; an event that cannot be applied and is not parked; a read model that is not of this log
+/// or not of this release's version.
 pub async fn verify(
     store: &Store,
     group: &Group,
@@ -88,7 +92,7 @@ pub async fn verify(
     first_max: usize,
     mut progress: impl FnMut(i64, i64),
 ) -> Result<Findings, Error> {
-    // One state of checkpoints and rows, however long it takes.
+    // A snapshot transaction: checkpoints and rows stay consistent, however long the verification takes.
     let mut tx = store.db().snapshot().await?;
     let rows = checkpoints(&mut tx).await?;
     let (exclusions, _) = dead_letters::partition(&dead_letters::rows(&mut tx).await?, group.name);
@@ -120,7 +124,7 @@ pub async fn verify(
         .collect();
     let end = generations.iter().map(|(_, position)| *position).max().unwrap_or(0);
     let extent = match extent {
-        // Reading one by one what may be read in one go takes longer.
+        // For a large share of the log, reading stream by stream takes longer than reading the whole log.
         Extent::Sample(streams) if streams as i64 >= end / 10 => Extent::Whole,
         extent => extent,
     };
@@ -131,7 +135,7 @@ pub async fn verify(
             while at < end {
                 let until = stops.range(at + 1..).next().copied().unwrap_or(end).min(at + CHUNK);
                 let mut events = store.read(at, until - at).await?;
-                // More than was asked for where the log lacks some.
+                // If events are missing from the log, the read returns events beyond `until`.
                 events.retain(|event| event.position <= until);
                 let Some(last) = events.last().map(|event| event.position) else { break };
                 missing_events += last - at - events.len() as i64;
@@ -169,7 +173,7 @@ pub async fn verify(
         let name = generation.projection.name();
         let (mut rows, mut different, mut checked) = (0, BTreeSet::new(), false);
         for (expected, _) in all.iter_mut().filter(|(expected, _)| expected.generation.projection.name() == name) {
-            // A sample without a row says nothing.
+            // A sample without a row has checked nothing.
             checked |= extent_is_whole || expected.len() > 0;
             rows += expected.len();
             let table = expected.table;
@@ -211,7 +215,7 @@ pub async fn verify(
     Ok(Findings { projections: found, missing_events })
 }
 
-/// Ordered by name and key as shown.
+/// A differing row: table name, key as shown to operators, and key. Ordered by the first two.
 struct Named((&'static str, String, Key));
 
 impl Ord for Named {
@@ -231,7 +235,7 @@ impl PartialEq for Named {
 }
 impl Eq for Named {}
 
-/// Writes what changes lead to into the tables of projections that are beyond `after`.
+/// Writes the rows of `changes` into the expected tables of the projections whose position is greater than `after`.
 fn expect(all: &mut [(Expected, i64)], changes: &Batch, after: i64, hasher: &RandomState) -> Result<(), Error> {
     let mut done: Vec<&str> = Vec::new();
     let generations: Vec<_> = all.iter().map(|(expected, position)| (expected.generation, *position)).collect();
@@ -249,7 +253,8 @@ fn expect(all: &mut [(Expected, i64)], changes: &Batch, after: i64, hasher: &Ran
     Ok(())
 }
 
-/// Streams drawn at random, by type: the more events a stream has, the likelier it is.
+/// Chooses streams at random and returns their aggregate ids by type. A stream with more events is more likely to be
+/// chosen.
 async fn sample_ids(
     store: &Store,
     fold: &GroupFold,
@@ -261,7 +266,8 @@ async fn sample_ids(
     let mut drawn = BTreeSet::new();
     for number in 0..streams as u64 {
         let after = (random.hash_one(number) % end.max(1) as u64) as i64;
-        // The next event of a kind that the group folds, unless there is none for long.
+        // The next event of an aggregate type that the group folds. The search is limited, so the sample may become
+        // smaller.
         let mut events = store.read(after, LOOKED_THROUGH_MAX).await?.into_iter();
         let found = events.find(|event| own.contains(&&*event.aggregate_type));
         drawn.extend(found.map(|event| (event.aggregate_type, event.aggregate_id)));
@@ -273,7 +279,7 @@ async fn sample_ids(
     Ok(fold.aggregate_types().map(of_type).collect())
 }
 
-/// The row of one aggregate, folded again. Its key begins with the aggregate's id.
+/// Folds one aggregate again and returns its row with the key `wanted`, whose first value must be the aggregate's id.
 async fn fold_row(
     store: &Store,
     fold: &GroupFold,

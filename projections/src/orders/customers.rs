@@ -1,4 +1,4 @@
-//! What a customer ordered and spent, by currency.
+//! The read model of customers: numbers of orders and money spent, by currency.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ static TABLE: Table = Table {
         int("orders", Merge::Add),
         int("confirmed", Merge::Add),
         int("cancelled", Merge::Add),
-        // Total of the confirmed ones.
+        // Total of the confirmed orders, in minor units.
         int("spend", Merge::Add),
         int("first_order_at", Merge::Min),
         int("last_order_at", Merge::Max),
@@ -29,7 +29,7 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// The projection.
+/// The projection that fills the table `customers`.
 pub static PROJECTION: Projection<Order> =
     Projection { name: "customers", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -75,31 +75,31 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
-/// A customer, as `GET /v1/customers/{id}` answers it.
+/// A customer, as returned by `GET /v1/customers/{id}`.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Customer {
-    /// The customer.
+    /// Id of the customer.
     pub customer_id: String,
-    /// Orders created, whatever became of them.
+    /// Number of orders created, in any status.
     pub orders: i64,
-    /// Orders confirmed.
+    /// Number of orders confirmed.
     pub confirmed: i64,
-    /// Orders cancelled.
+    /// Number of orders cancelled.
     pub cancelled: i64,
     /// Total of the confirmed orders, by currency.
     pub spend: Vec<Spend>,
-    /// When the first order was placed, RFC 3339.
+    /// Time at which the first order was placed, in RFC 3339.
     pub first_order_at: String,
-    /// When the last order was placed, RFC 3339.
+    /// Time at which the last order was placed, in RFC 3339.
     pub last_order_at: String,
 }
 
 /// Money spent in one currency.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Spend {
-    /// ISO 4217 code.
+    /// Currency, as an ISO 4217 code.
     pub currency: String,
-    /// Decimal string.
+    /// Amount as a decimal string in the major unit.
     pub amount: String,
 }
 
@@ -114,7 +114,7 @@ struct Row {
     last_order_at: i64,
 }
 
-/// One customer; `None` where there is no order of theirs.
+/// Returns a customer; `None` if the customer has no order.
 pub async fn find(mut from: impl Read, customer_id: &str) -> Result<Option<Customer>, Error> {
     let sql = "select currency, orders, confirmed, cancelled, spend, first_order_at, last_order_at
                from customers where customer_id = $1 order by currency";

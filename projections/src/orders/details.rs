@@ -1,4 +1,4 @@
-//! One order with its lines, kept as the JSON that clients get.
+//! The read model of single orders with their lines, stored as the JSON that clients receive.
 
 use crate::orders::view::OrderView;
 use domain::order::Order;
@@ -16,24 +16,24 @@ static TABLE: Table = Table {
         text("customer_id", Merge::Set),
         int("version", Merge::Set),
         int("position", Merge::Set),
-        // JSON.
+        // The order as JSON, serialized by `OrderView`.
         text("view", Merge::Set),
     ],
     indexes: &[],
 };
 
-/// The projection.
+/// The projection that fills the table `order_details`.
 pub static PROJECTION: Projection<Order> =
     Projection { name: "order_details", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
-/// An order as stored.
+/// An order with its stored JSON.
 #[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub struct OrderDetails {
-    /// The owner.
+    /// Id of the customer who owns the order.
     pub customer_id: String,
-    /// The order's version.
+    /// Version of the order.
     pub version: i64,
-    /// JSON text.
+    /// The order as JSON text.
     pub view: String,
 }
 
@@ -51,14 +51,14 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
-/// Whose an order is.
+/// Returns the id of the customer who owns an order; `None` if the order does not exist.
 pub async fn owner(mut from: impl Read, order_id: &str) -> Result<Option<String>, Error> {
     let sql = "select customer_id from order_details where order_id = $1";
     let rows: Vec<(String,)> = from.rows(sql, vec![order_id.into()]).await?;
     Ok(rows.into_iter().next().map(|(owner,)| owner))
 }
 
-/// One order.
+/// Returns an order; `None` if it does not exist.
 pub async fn find(mut from: impl Read, order_id: &str) -> Result<Option<OrderDetails>, Error> {
     let sql = "select customer_id, version, view from order_details where order_id = $1";
     Ok(from.rows(sql, vec![order_id.into()]).await?.pop())

@@ -1,4 +1,4 @@
-//! What the business of orders is measured by.
+//! Business metrics of orders.
 
 use std::sync::LazyLock;
 
@@ -15,20 +15,21 @@ use projection_engine::projection::Observer;
 
 use crate::orders::summaries;
 
-/// Buckets of the value of an order, in units of its currency.
+/// Bucket boundaries for the value of an order, in major units of its currency.
 const VALUES: &[f64] = &[1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 10_000.0, 100_000.0];
+/// Bucket boundaries for the number of items in an order.
 const ITEMS: &[f64] = &[1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0];
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// The metrics, with what each one tells.
+/// Names and descriptions of the metrics.
 pub const DOCS: &[(&str, &str)] = &[
-    ("docket.orders", "Orders, by status."),
-    ("docket.order.value", "Value of confirmed orders, in units of their currency."),
-    ("docket.order.items", "Pieces in confirmed orders."),
+    ("docket.orders", "Number of orders, by status."),
+    ("docket.order.value", "Value of confirmed orders, in major units of their currency."),
+    ("docket.order.items", "Number of items in confirmed orders: the sum of the quantities of their lines."),
 ];
 
-/// Counts the orders that became confirmed.
+/// Records value and items of newly confirmed orders.
 pub static OBSERVER: Observer<Order> = Observer(confirmed);
 
 struct Metrics {
@@ -41,15 +42,15 @@ impl Metrics {
     fn new() -> Self {
         let meter = global::meter("docket");
         Self {
-            orders: meter.i64_gauge("docket.orders").with_description("Orders, by status.").build(),
+            orders: meter.i64_gauge("docket.orders").with_description("Number of orders, by status.").build(),
             value: meter
                 .f64_histogram("docket.order.value")
-                .with_description("Value of confirmed orders, in units of their currency.")
+                .with_description("Value of confirmed orders, in major units of their currency.")
                 .with_boundaries(VALUES.to_vec())
                 .build(),
             items: meter
                 .u64_histogram("docket.order.items")
-                .with_description("Pieces in confirmed orders.")
+                .with_description("Number of items in confirmed orders: the sum of the quantities of their lines.")
                 .with_boundaries(ITEMS.to_vec())
                 .build(),
         }
@@ -68,10 +69,10 @@ fn confirmed(changes: &[Change<Order>]) {
     }
 }
 
-/// Counts the orders of each status: it looks at all of them, so it is not to be called often.
+/// Counts the orders of each status and records the counts. The query reads all orders, so it should not run often.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub fn measure(store: Store) -> BoxFuture<'static, Result<(), Error>> {
     async move { count(store.db()).await }.boxed()
 }

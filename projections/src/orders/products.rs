@@ -1,4 +1,4 @@
-//! Confirmed sales by product: the best sellers.
+//! The read model of products: confirmed sales by product, for the list of best sellers.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,8 @@ static TABLE: Table = Table {
     columns: &[
         text("sku", Merge::Key),
         text("currency", Merge::Key),
-        // Of the order that was confirmed last: one that was parked is written late.
+        // Name and category come from the order that was confirmed last. `Latest` is needed because the rows of a
+        // parked order are written late.
         text("name", Merge::Latest("position")).nullable(),
         text("category", Merge::Latest("position")).nullable(),
         int("orders", Merge::Add),
@@ -29,7 +30,7 @@ static TABLE: Table = Table {
     indexes: &["revenue", "quantity"],
 };
 
-/// The projection.
+/// The projection that fills the table `products`.
 pub static PROJECTION: Projection<Order> =
     Projection { name: "products", version: 2, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -46,7 +47,8 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
             sum.orders += 1;
             sum.quantity += quantity;
             sum.revenue = sum.revenue.saturating_add(line.total());
-            // The name that was sold last, whatever the batches: a rebuild must give the same row.
+            // The line of the order with the highest position wins, so that the row does not depend on how events are
+            // divided into batches: a rebuild must give the same row.
             if after.position >= *position {
                 (*position, *latest) = (after.position, line);
             }
@@ -67,32 +69,32 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
-/// What the list is ordered by, largest first.
+/// The column by which the list of best sellers is sorted, largest value first.
 #[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// Money.
+    /// Revenue in minor units.
     Revenue,
-    /// Pieces.
+    /// Quantity sold.
     Quantity,
 }
 
-/// A product and what was sold of it in confirmed orders.
+/// A product and its sales in confirmed orders.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Product {
-    /// The product.
+    /// SKU of the product.
     pub sku: String,
-    /// Its name when it was sold last.
+    /// Name of the product in the order that was confirmed last.
     pub name: Option<String>,
-    /// Its category when it was sold last.
+    /// Category of the product in the order that was confirmed last.
     pub category: Option<String>,
-    /// ISO 4217 code.
+    /// Currency, as an ISO 4217 code.
     pub currency: String,
-    /// Confirmed orders with it.
+    /// Number of confirmed orders with this product.
     pub orders: i64,
-    /// Pieces.
+    /// Quantity sold.
     pub quantity: i64,
-    /// Decimal string.
+    /// Revenue as a decimal string in the major unit.
     pub revenue: String,
 }
 
@@ -107,7 +109,7 @@ struct Row {
     revenue: i64,
 }
 
-/// The best sellers, at most `limit`.
+/// Returns the best sellers, at most `limit`.
 pub async fn top(db: &Db, by: By, limit: i64) -> Result<Vec<Product>, Error> {
     let column = match by {
         By::Revenue => "revenue",

@@ -1,4 +1,4 @@
-//! Confirmed sales by day, category and store.
+//! The read model of sales: confirmed sales by day, category and store.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,11 +16,11 @@ use projection_engine::projection::{Fold, Projection};
 static TABLE: Table = Table {
     name: "sales",
     columns: &[
-        // `day`, `category` or `store`, each kept by day so that a period can be summed.
+        // `day`, `category` or `store`. Each is stored per day, so that a report can sum a period.
         text("dimension", Merge::Key),
-        // Empty where the order or line names none.
+        // The day, category or store; empty if the order or line has none.
         text("key", Merge::Key),
-        // YYYY-MM-DD, UTC, on which the order was placed.
+        // Day on which the order was placed: YYYY-MM-DD in UTC.
         text("day", Merge::Key),
         text("currency", Merge::Key),
         int("orders", Merge::Add),
@@ -30,19 +30,19 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// The projection.
+/// The projection that fills the table `sales`.
 pub static PROJECTION: Projection<Order> =
     Projection { name: "sales", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
-/// What a report is grouped by.
+/// The dimension by which a report is grouped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {
-    /// The day on which the order was placed, UTC.
+    /// The day on which the order was placed, in UTC.
     Day,
-    /// The line's category.
+    /// The category of the line.
     Category,
-    /// The order's attribute `store_id`.
+    /// The attribute `store_id` of the order.
     Store,
 }
 
@@ -56,7 +56,7 @@ impl Dimension {
     }
 }
 
-/// Orders, pieces and minor units.
+/// Sums of orders, quantity and revenue in minor units.
 #[derive(Default)]
 pub(crate) struct Sum {
     pub(crate) orders: i64,
@@ -67,7 +67,7 @@ pub(crate) struct Sum {
 fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     let mut sums: HashMap<(Dimension, String, String, Currency), Sum> = HashMap::new();
     for Change { before, after } in changes {
-        // Confirmed is final: it is counted once, when it comes.
+        // `Confirmed` is a final status, so an order is counted once: in the batch that confirms it.
         if !after.state.is_confirmed() || before.as_ref().is_some_and(|before| before.state.is_confirmed()) {
             continue;
         }
@@ -102,23 +102,23 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
-/// The day of a time in microseconds since 1970: YYYY-MM-DD, UTC.
+/// Returns the day of a time in microseconds since 1970, as YYYY-MM-DD in UTC.
 fn day_of(us: i64) -> String {
     rfc3339(us)[..10].to_owned()
 }
 
-/// A line of the report.
+/// A row of the report.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Sale {
-    /// The day, category or store; null where the order or line names none.
+    /// The day, category or store; null if the orders or lines have none.
     pub key: Option<String>,
-    /// ISO 4217 code.
+    /// Currency, as an ISO 4217 code.
     pub currency: String,
-    /// Confirmed orders that have a part in it.
+    /// Number of confirmed orders that contribute to this row.
     pub orders: i64,
-    /// Pieces.
+    /// Quantity sold.
     pub quantity: i64,
-    /// Decimal string.
+    /// Revenue as a decimal string in the major unit.
     pub revenue: String,
 }
 
@@ -133,22 +133,24 @@ struct Row {
 }
 
 impl Row {
-    /// The sum, up to the largest integer.
+    /// Returns the sum of both halves, limited to the range of a 64-bit integer.
     fn revenue(&self) -> i64 {
         let sum = i128::from(self.revenue_high) * 4_294_967_296 + i128::from(self.revenue_low);
         sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64
     }
 }
 
-/// The report for the days from `from` to `to`, both included, `YYYY-MM-DD`; ordered by key.
+/// Returns the report for the days from `from` to `to`, both inclusive, in the format `YYYY-MM-DD`. Rows are ordered by
+/// key and currency.
 pub async fn report(
     mut source: impl Read,
     by: Dimension,
     from: Option<String>,
     to: Option<String>,
 ) -> Result<Vec<Sale>, Error> {
-    // Cast, because PostgreSQL sums 64-bit integers into a wider type; sorted here, because collations differ.
-    // In two halves, because both databases refuse a sum of integers that is none.
+    // The casts are needed because PostgreSQL sums 64-bit integers into a wider type. The revenue is summed in two
+    // halves because the sum may exceed 64 bits, which both databases reject. The rows are sorted here because the
+    // collations of the databases differ.
     let sql = "select key, currency, cast(sum(orders) as bigint) as orders, cast(sum(quantity) as bigint) as quantity,
                       cast(sum(revenue / 4294967296) as bigint) as revenue_high,
                       cast(sum(revenue % 4294967296) as bigint) as revenue_low

@@ -1,4 +1,4 @@
-//! The list of orders, with its filters and keyset cursors.
+//! The read model of the order list, with filters and keyset cursors.
 
 use std::collections::BTreeSet;
 
@@ -20,13 +20,13 @@ static TABLE: Table = Table {
         text("customer_id", Merge::Set),
         text("status", Merge::Set),
         text("currency", Merge::Set),
-        // Thousandths of the major unit, so that currencies sort together.
+        // In thousandths of the major unit, so that orders of different currencies can be sorted together.
         int("total_milli", Merge::Set),
         int("quantity", Merge::Set),
         int("line_count", Merge::Set),
-        // Each between two line feeds, so that one can be searched for.
+        // Each category is between two line feeds, so that a whole category can be searched for.
         text("categories", Merge::Set),
-        // Ids, SKUs and product names in lower case.
+        // Order id, customer id, SKUs and product names, in lower case.
         text("search", Merge::Set),
         text("store_id", Merge::Set).nullable(),
         int("placed_at", Merge::Set),
@@ -37,7 +37,7 @@ static TABLE: Table = Table {
     indexes: &["placed_at, order_id", "total_milli, order_id", "customer_id, placed_at, order_id"],
 };
 
-/// The projection.
+/// The projection that fills the table `order_summaries`.
 pub static PROJECTION: Projection<Order> =
     Projection { name: "order_summaries", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -76,48 +76,48 @@ fn row(versioned: &Versioned<Order>) -> Vec<Value> {
     ]
 }
 
-/// Thousandths of the major unit in a minor unit: no currency has more than three decimals.
+/// Returns the number of thousandths of the major unit in one minor unit. No currency has more than three decimals.
 fn milli_per_minor(currency: Currency) -> i64 {
     10_i64.pow(3_u32.saturating_sub(currency.minor_digits().into()))
 }
 
-/// An order in the list.
+/// An order of the list.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct OrderSummary {
-    /// The order.
+    /// Id of the order.
     pub order_id: String,
-    /// Its owner.
+    /// Id of the customer who owns the order.
     pub customer_id: String,
-    /// `draft`, `confirmed` or `cancelled`.
+    /// Status: `draft`, `confirmed` or `cancelled`.
     pub status: String,
-    /// ISO 4217 code.
+    /// Currency, as an ISO 4217 code.
     pub currency: String,
-    /// Decimal string.
+    /// Total as a decimal string in the major unit.
     pub total: String,
-    /// Pieces in all lines.
+    /// Sum of the quantities of all lines.
     pub quantity: i64,
     /// Number of lines.
     pub line_count: i64,
-    /// When it was created, RFC 3339.
+    /// Time at which the order was created, in RFC 3339.
     pub placed_at: String,
-    /// When it last changed, RFC 3339.
+    /// Time of the last change, in RFC 3339.
     pub updated_at: String,
-    /// Its version.
+    /// Version of the order.
     pub version: i64,
-    /// Position of its last event.
+    /// Position of the order's last event.
     pub position: i64,
 }
 
-/// What the list may be ordered by; ties are broken by the order's id.
+/// The column by which the list is sorted. Orders with equal values are sorted by id.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Sort {
-    /// When the order was created.
+    /// Time at which the order was created.
     #[serde(rename = "placed_at")]
     PlacedAt,
-    /// What it costs, across currencies by number.
+    /// Total, compared as a number without regard to the currency.
     #[serde(rename = "total")]
     Total,
-    /// When it last changed.
+    /// Time of the last change.
     #[serde(rename = "updated_at")]
     UpdatedAt,
 }
@@ -132,45 +132,46 @@ impl Sort {
     }
 }
 
-/// Where a page ends: the next one begins after it, whatever has been written in between.
+/// The end of a page. The next page starts after this row, even if rows were written in between.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cursor {
-    /// The order of the list it belongs to.
+    /// Sort column of the list.
     pub sort: Sort,
-    /// Whether the largest come first.
+    /// Whether the largest values come first.
     pub descending: bool,
-    /// Value of the sort column.
+    /// Value of the sort column in the last row of the page.
     pub value: i64,
-    /// The order's id.
+    /// Id of the order in the last row of the page.
     pub order_id: String,
 }
 
-/// Which orders to list. Times are microseconds since 1970, money is in thousandths of the major unit.
+/// The filters, the sort order and the page of a list. Times are in microseconds since 1970, amounts in thousandths of
+/// the major unit. Filters that are `None` do not apply.
 #[derive(Debug, Clone)]
 pub struct Query {
-    /// In this status.
+    /// Only orders in this status.
     pub status: Option<String>,
-    /// Of this customer.
+    /// Only orders of this customer.
     pub customer_id: Option<String>,
-    /// With a line of this category.
+    /// Only orders with a line of this category.
     pub category: Option<String>,
-    /// Placed at or after.
+    /// Only orders placed at or after this time.
     pub placed_from: Option<i64>,
-    /// Placed before.
+    /// Only orders placed before this time.
     pub placed_to: Option<i64>,
-    /// Costing at least.
+    /// Only orders with at least this total.
     pub min_total: Option<i64>,
-    /// Costing at most.
+    /// Only orders with at most this total.
     pub max_total: Option<i64>,
-    /// With this text in its id, its customer's, a SKU or a product's name; case does not matter.
+    /// Only orders that contain this text in the order id, the customer id, a SKU or a product name. Case is ignored.
     pub q: Option<String>,
-    /// The order of the list.
+    /// Sort column.
     pub sort: Sort,
-    /// Largest first.
+    /// Whether the largest values come first.
     pub descending: bool,
-    /// Rows in the page.
+    /// Maximum number of rows in the page.
     pub limit: i64,
-    /// After which row.
+    /// Cursor after which the page starts; `None` for the first page.
     pub after: Option<Cursor>,
 }
 
@@ -189,7 +190,7 @@ struct Row {
     position: i64,
 }
 
-/// A page of orders, and the cursor of the next one if there is one.
+/// Returns a page of orders, and the cursor of the next page if there is one.
 pub async fn list(mut from: impl Read, query: &Query) -> Result<(Vec<OrderSummary>, Option<Cursor>), Error> {
     let (sql, values) = select(query);
     let mut rows: Vec<Row> = from.rows(&sql, values).await?;
@@ -208,19 +209,19 @@ pub async fn list(mut from: impl Read, query: &Query) -> Result<(Vec<OrderSummar
     Ok((rows.into_iter().map(summary).collect(), next))
 }
 
-/// How many orders there are of each status.
+/// Returns the number of orders in each status.
 pub async fn by_status(mut from: impl Read) -> Result<Vec<(String, i64)>, Error> {
     from.rows("select status, count(*) as orders from order_summaries group by status", vec![]).await
 }
 
-/// Orders of a customer that changed after a position, at most `limit`.
+/// Returns the ids of a customer's orders that changed after a position, at most `limit`.
 pub async fn changed(mut from: impl Read, customer_id: &str, after: i64, limit: i64) -> Result<Vec<String>, Error> {
     let sql = "select order_id from order_summaries where customer_id = $1 and position > $2 limit $3";
     let rows: Vec<(String,)> = from.rows(sql, vec![customer_id.into(), after.into(), limit.into()]).await?;
     Ok(rows.into_iter().map(|(order_id,)| order_id).collect())
 }
 
-/// How long the streams of orders are, and the positions at which they end, as far as they are projected.
+/// Returns the lengths and the last positions of the streams of orders, as far as they are projected.
 pub async fn lengths(mut from: impl Read, ids: &[String]) -> Result<Vec<Length>, Error> {
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -231,14 +232,14 @@ pub async fn lengths(mut from: impl Read, ids: &[String]) -> Result<Vec<Length>,
     from.rows(&sql, ids.iter().map(|id| id.as_str().into()).collect()).await
 }
 
-/// How long an order's stream is.
+/// The projected length of an order's stream.
 #[derive(Debug, Clone, sqlx_macros::FromRow)]
 pub struct Length {
-    /// The order.
+    /// Id of the order.
     pub order_id: String,
-    /// Its events.
+    /// Version of the order: the number of events in its stream.
     pub version: i64,
-    /// Position of the last one.
+    /// Position of the last event.
     pub position: i64,
 }
 
@@ -277,7 +278,7 @@ fn select(query: &Query) -> (String, Vec<Value>) {
     (sql, values)
 }
 
-/// A pattern that finds a text anywhere; what the text itself says with `%` and `_` is taken literally.
+/// Returns a `like` pattern that finds a text anywhere. The characters `%`, `_` and `\` of the text are escaped.
 fn like(text: &str) -> Value {
     let literal = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
     format!("%{literal}%").into()

@@ -1,4 +1,4 @@
-//! An order as clients see it.
+//! The JSON of an order and of its events for clients.
 
 use domain::order::{Event, Line, Order, Status};
 use domain::values::{Currency, format_minor};
@@ -7,7 +7,7 @@ use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// Serializes an order as `GET /v1/orders/{id}` answers it.
+/// Serializes an order as the JSON that `GET /v1/orders/{id}` returns.
 pub struct OrderView<'a>(pub &'a Versioned<Order>);
 
 impl Serialize for OrderView<'_> {
@@ -75,7 +75,8 @@ impl Serialize for Lines<'_> {
     }
 }
 
-/// An event's payload as clients see it: money as decimal strings of the order's currency.
+/// Returns an event's payload as JSON for clients. Amounts are decimal strings in the major unit of the order's
+/// currency.
 pub fn payload_view(event: &Event, currency: Currency) -> Value {
     let money = |minor: i64| Value::String(format_minor(minor, currency));
     match event {
@@ -93,7 +94,7 @@ pub fn payload_view(event: &Event, currency: Currency) -> Value {
             json!({"total": format_minor(*total, *currency), "currency": currency})
         }
         other => match serde_json::to_value(other) {
-            // Externally tagged: {"Name": {…}}.
+            // Events serialize externally tagged, as {"Name": {…}}: the payload is the only member.
             Ok(Value::Object(tagged)) => tagged.into_iter().next().map_or(Value::Null, |(_, payload)| payload),
             _ => Value::Null,
         },

@@ -1,4 +1,4 @@
-//! What the log says of the rows of a table.
+//! The rows of a table that follow from the log.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -9,10 +9,12 @@ use crate::generation::Generation;
 
 pub(crate) type Key = Vec<Value>;
 
-/// What the log says of a table: rows, or, where a row's last writing says all, their hashes.
+/// The rows of a table that follow from the log. Rows of tables that merge values are kept whole. In other tables the
+/// last write replaces a row, so only the hash of each row is kept.
 pub(crate) struct Expected {
     pub(crate) generation: Generation,
     pub(crate) table: &'static Table,
+    /// Whether the table has columns that merge values, such as sums.
     pub(crate) sums: bool,
     pub(crate) rows: HashMap<Key, Vec<Value>>,
     pub(crate) hashes: HashMap<Key, u64>,
@@ -58,7 +60,8 @@ impl Expected {
         self.rows.len() + self.hashes.len()
     }
 
-    /// Takes a row of the database out; false where it is not as expected.
+    /// Removes a row of the database from the expected rows; returns false and removes nothing when the row is not as
+    /// expected.
     pub(crate) fn take(&mut self, row: &[Value], hasher: &RandomState) -> bool {
         let key = key(self.table, row);
         match self.sums {
@@ -68,7 +71,7 @@ impl Expected {
     }
 }
 
-/// The values of a row's primary key.
+/// Returns the values of a row's primary key.
 pub(crate) fn key(table: &Table, row: &[Value]) -> Key {
     let columns = table.columns.iter().zip(row);
     columns.filter(|(column, _)| column.merge == Merge::Key).map(|(_, value)| value.clone()).collect()

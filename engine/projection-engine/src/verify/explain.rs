@@ -1,4 +1,4 @@
-//! How differences are shown to operators.
+//! Texts about differences, for operators.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ fn show(value: &Value) -> String {
     }
 }
 
-/// A key as operators see it.
+/// Formats a primary key for operators.
 pub(crate) fn show_key(key: &[Value]) -> String {
     key.iter().map(show).collect::<Vec<_>>().join("/")
 }
 
-/// What differs of a value: of a JSON object, its fields.
+/// Describes the difference of two values of a column; for JSON objects, the differences of their fields.
 fn differs(name: &str, is: &str, should: &str) -> Vec<String> {
     let object = |text| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap_or_default();
     let (old, new) = (object(is), object(should));
@@ -30,14 +30,14 @@ fn differs(name: &str, is: &str, should: &str) -> Vec<String> {
     if lines.is_empty() { vec![format!("{name} is {is}, must be {should}")] } else { lines }
 }
 
-/// What differs between a row and what it must be.
+/// Describes the difference between a row and the row that follows from the log.
 pub(crate) fn explain(table: &Table, is: Option<Vec<Value>>, should: Option<Vec<Value>>) -> Vec<String> {
     match (is, should) {
         (Some(is), Some(should)) => {
             let columns = table.columns.iter().zip(is.iter().zip(&should)).filter(|(_, (is, should))| is != should);
             columns.flat_map(|(column, (is, should))| differs(column.name, &show(is), &show(should))).collect()
         }
-        (Some(_), None) => vec!["the row must not be there".to_owned()],
+        (Some(_), None) => vec!["the row must not exist".to_owned()],
         (None, _) => vec!["the row is missing".to_owned()],
     }
 }

@@ -1,4 +1,4 @@
-//! A customer's figures, and the channel `customer:ID`.
+//! The customer query and the channel `customer:ID`.
 
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -24,10 +24,10 @@ use push::consistency::with_position_header;
 use push::problems::not_found;
 use push::recovery::RECOVERED_MAX;
 
-/// Followed by a customer's id.
+/// Prefix of the channel of one customer; the customer's id follows.
 pub const CUSTOMER_PREFIX: &str = "customer:";
 
-/// The changes of a customer's orders.
+/// Returns the channel with the changes of one customer's orders.
 pub fn channel() -> Channel {
     Channel {
         name: CUSTOMER_PREFIX,
@@ -56,27 +56,27 @@ async fn changed_orders(
         Ok((ids.len() as i64 <= RECOVERED_MAX).then_some(ids))
     };
     let (projected, changed) = find_changed(api, after, until, find).await?;
-    // While the read model is behind, nobody knows which orders are the customer's.
+    // While the read model is before `until`, it may not contain all orders of the customer.
     Ok(changed.filter(|_| projected >= until))
 }
 
-/// The route.
+/// Returns the customer route.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(customer))
 }
 
-/// How fresh the answer must be.
+/// Query parameters for reading one's own writes.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Freshness {
-    /// Wait until the read model has this position.
+    /// Wait until the read model has reached this position.
     min_position: Option<i64>,
-    /// Longest wait in milliseconds, at most 10 000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
-/// Orders and spend of a customer: one's own, or, for staff, anybody's.
+/// Returns the order count and spend of a customer. Customers may read only their own; staff may read all.
 #[utoipa::path(get, path = "/v1/customers/{id}", tag = "queries", params(("id" = String, Path), Freshness),
     responses((status = 200, body = Customer), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn customer(

@@ -1,9 +1,9 @@
-//! JSON text of what snapshots show.
+//! JSON text for snapshots.
 
 use serde::Serialize;
 
-/// The JSON text of rows.
+/// Returns the JSON text of rows.
 pub fn text(shown: &impl Serialize) -> String {
-    // Structs of texts and numbers always serialize.
+    // Structs of strings and numbers always serialize.
     serde_json::to_string(shown).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! What the contexts answer and show, a file or a folder for each: its queries, its channels, what is published of its
-//! changes. Beside them, what operators ask.
+//! The read side: queries, channels and publications of each context, in a file or folder per context, and the routes
+//! for operators.
 //!
-//! The read side writes neither events nor rows of read models. What it answers comes from read models or is folded from
-//! the log. It keeps the revocations of tokens.
+//! The read side writes neither events nor rows of read models. Its responses come from read models or are folded from
+//! the log. It stores the revocations of tokens.
 
 pub mod customers;
 mod json;
@@ -16,33 +16,34 @@ use push::cursor::OldKind;
 use push::publisher::AnyPublisher;
 use utoipa_axum::router::OpenApiRouter;
 
-/// The queries of orders.
+/// Returns the query routes of the orders context.
 pub fn orders_router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().merge(orders::queries::router()).merge(customers::router()).merge(reports::router())
 }
 
-/// The channels of orders.
+/// Returns the channels of the orders context.
 pub fn orders_channels() -> Vec<Channel> {
     vec![orders::channels::order(), customers::channel(), orders::channels::orders(), reports::channel()]
 }
 
-/// What is published of orders.
+/// Returns the publishers of the orders context.
 pub fn orders_publishers() -> Vec<&'static dyn AnyPublisher> {
     vec![&orders::publications::PUBLISHER]
 }
 
-/// What operators ask.
+/// Returns the routes for operators.
 pub fn operations_router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().merge(operations::router()).merge(revocations::router())
 }
 
-/// The channels of operators.
+/// Returns the channels for operators.
 pub fn operations_channels() -> Vec<Channel> {
     vec![operations::channel()]
 }
 
-/// The kinds of channel of the first edition, in the order in which it published a change on them: `7+2` in its cursors
-/// means that the change at position 8 is known on the first two. Frozen: such cursors are read for ever.
+/// The kinds of channel of cursor format 1, in the order in which a change was published on them. A cursor `7+2` means
+/// that the client has the change at position 8 on the first two kinds. Frozen, because such cursors stay readable for
+/// ever.
 pub const KINDS_OF_EDITION_1: &[OldKind] = &[
     OldKind::Prefix("order:"),
     OldKind::Prefix("customer:"),
@@ -57,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// What a client of the first edition holds in its hand is as good as on the day on which it got it.
+    /// Cursors of format 1 that clients still have keep their meaning.
     #[test]
     fn cursors_of_the_first_edition_mean_what_they_meant() {
         let channels = ["order:o-1", "customer:ada", "orders", "reports:sales", "projections"];
@@ -70,7 +71,7 @@ mod tests {
             ("7+5.e", [8, 8, 8, 8, 8]),
         ] {
             let cursor: Cursor = text.parse().expect("a cursor");
-            let known = cursor.of("core").expect("the group of the first edition");
+            let known = cursor.of("core").expect("the group of format 1");
             assert_eq!(channels.map(|channel| known.position_on(channel, KINDS_OF_EDITION_1)), expected, "{text}");
         }
     }

@@ -1,4 +1,4 @@
-//! What operators ask: the projections and the log, and the channel `projections`.
+//! Queries for operators: the projections and the log, and the channel `projections`.
 
 use std::time::Duration;
 
@@ -28,21 +28,21 @@ use push::api::{Channel, QueryApi, Refusal, Shown};
 use push::consistency::with_position_header;
 use push::problems::{invalid, unavailable};
 
-/// Events in one answer, at most.
+/// Most events in one response.
 const LIMIT_MAX: i64 = 1_000;
 
-/// How the projections stand, for admins.
+/// Name of the channel with the status of the projections, for admins.
 const PROJECTIONS: &str = "projections";
-/// How often the projections' status is read while somebody listens to it.
+/// How often the projections' status is read while the channel has subscribers.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// How far the projections have come.
+/// Returns the channel with the status of the projections.
 pub fn channel() -> Channel {
     Channel {
         name: PROJECTIONS,
         is_id: None,
         who: "admin",
-        shows: "how the projections stand, once a second while it changes",
+        shows: "the status of the projections, once a second while it changes",
         group: CORE,
         projection: None,
         allows: |_, principal, _| std::future::ready(Ok(principal.is_admin())).boxed(),
@@ -58,7 +58,7 @@ async fn status(api: &QueryApi) -> Result<Shown, Error> {
     Ok(("items", text(&api.progress.status(&api.store).await?.0)))
 }
 
-/// Publishes the projections' status to whoever listens, when it changes, until the process stops.
+/// Publishes the projections' status when it changes and the channel has subscribers, until the process stops.
 pub async fn publish_status(api: QueryApi) {
     let mut published = String::new();
     loop {
@@ -77,17 +77,17 @@ pub async fn publish_status(api: QueryApi) {
                     published = now;
                 }
             }
-            Err(error) => tracing::warn!(%error, "the status of the projections cannot be read"),
+            Err(error) => tracing::warn!(%error, "Could not read the status of the projections."),
         }
     }
 }
 
-/// The routes.
+/// Returns the routes of the projections and the log.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(projections)).routes(routes!(events))
 }
 
-/// Every projection and the log's head.
+/// All projections and the log's head.
 #[derive(Debug, Serialize, ToSchema)]
 struct Projections {
     items: Vec<Status>,
@@ -95,7 +95,7 @@ struct Projections {
     head: i64,
 }
 
-/// How far each read model has come.
+/// Returns the status of each read model.
 #[utoipa::path(get, path = "/v1/projections", tag = "operations",
     responses((status = 200, body = Projections), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn projections(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
@@ -107,22 +107,22 @@ async fn projections(State(api): State<QueryApi>, principal: Principal) -> Resul
     ))
 }
 
-/// Which events.
+/// Query parameters of the log.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LogQuery {
-    /// After this position; from the first event where it is left out.
+    /// Only events after this position. Default: from the first event.
     after: Option<i64>,
-    /// How many, 1 to 1000; 100 where it is left out.
+    /// Number of events in a page, 1 to 1000. Default: 100.
     limit: Option<i64>,
-    /// Wait until the log has this position.
+    /// Wait until the log has reached this position.
     min_position: Option<i64>,
-    /// Wait at most so long, in milliseconds; 1000 where it is left out, at most 10000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
-/// An event as the log holds it: amounts of money are integers in minor units.
+/// An event as stored in the log. Amounts of money are integers in minor units.
 #[derive(Debug, Serialize, ToSchema)]
 struct LogEvent {
     position: i64,
@@ -141,14 +141,14 @@ struct LogEvent {
 #[derive(Debug, Serialize, ToSchema)]
 struct LogPage {
     items: Vec<LogEvent>,
-    /// Give it as `after` to go on; null at the end of the log.
+    /// Send it as `after` for the next page. Null at the end of the log.
     next_after: Option<i64>,
 }
 
 impl From<RecordedEvent> for LogEvent {
     fn from(event: RecordedEvent) -> Self {
         let payload = match serde_json::from_str(&event.payload) {
-            // Stored tagged by the event's name: {"Name": {…}}.
+            // The stored payload is tagged with the event's name: {"Name": {…}}.
             Ok(Value::Object(mut tagged)) => match tagged.remove(&*event.event_type) {
                 Some(payload) => payload,
                 None => Value::Object(tagged),
@@ -170,7 +170,7 @@ impl From<RecordedEvent> for LogEvent {
     }
 }
 
-/// The log, in order of position; NDJSON with `Accept: application/x-ndjson`.
+/// Lists the events of the log, in order of position. Returns NDJSON with `Accept: application/x-ndjson`.
 #[utoipa::path(get, path = "/v1/events", tag = "operations", params(LogQuery),
     responses((status = 200, body = LogPage), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn events(
@@ -182,7 +182,7 @@ async fn events(
     principal.admin_only()?;
     let limit = query.limit.unwrap_or(100);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
+        return Err(invalid("limit", &format!("Must be 1 to {LIMIT_MAX}.")));
     }
     api.wait_for_position(query.min_position, query.wait_ms).await?;
     let after = query.after.unwrap_or(0).max(0);

@@ -1,4 +1,4 @@
-//! Orders: how they are queried, their channels, and what is published of their changes.
+//! The orders context: queries, channels and publications.
 
 pub mod channels;
 pub mod publications;

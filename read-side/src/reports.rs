@@ -1,4 +1,4 @@
-//! Reports over confirmed orders, and the channel `reports:sales`, for staff.
+//! Reports on confirmed orders, and the channel `reports:sales`, for staff.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -22,23 +22,23 @@ use push::api::{Channel, QueryApi, Refusal};
 use push::consistency::with_position_header;
 use push::problems::invalid;
 
-/// Products in one answer, at most.
+/// Most products in one response.
 const LIMIT_MAX: i64 = 1_000;
 
-/// Confirmed orders, for staff.
+/// Name of the channel of confirmed orders, for staff.
 pub const SALES: &str = "reports:sales";
-/// Names of the events that make a sale.
+/// Names of the events that count as a sale.
 const SALE_EVENTS: &[&str] = &["OrderConfirmed"];
-/// Events of the log that are looked through for what the channel missed: it has no index of its own.
+/// Most events of the log that are searched for missed sales. Sales have no index by position.
 const LOOKED_THROUGH_MAX: i64 = 10_000;
 
-/// The orders that are confirmed from now on.
+/// Returns the channel with newly confirmed orders.
 pub fn channel() -> Channel {
     Channel {
         name: SALES,
         is_id: None,
         who: "staff, admin",
-        shows: "every order that is confirmed, and so counts in the sales reports",
+        shows: "every order that is confirmed, and so is included in the sales reports",
         group: CORE,
         projection: Some(sales::PROJECTION.name),
         allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
@@ -54,31 +54,32 @@ pub fn channel() -> Channel {
     }
 }
 
-/// The routes.
+/// Returns the report routes.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(sales_report)).routes(routes!(top_products))
 }
 
-/// Which sales.
+/// Query parameters of the sales report.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct SalesQuery {
-    /// `day`, `category` or `store`.
+    /// Dimension of the report: `day`, `category` or `store`.
     by: Dimension,
     /// First day, `YYYY-MM-DD`, UTC.
     #[param(value_type = Option<String>, format = Date)]
     from: Option<Date>,
-    /// Last day, included.
+    /// Last day, inclusive, `YYYY-MM-DD`, UTC.
     #[param(value_type = Option<String>, format = Date)]
     to: Option<Date>,
-    /// Wait until the read model has this position.
+    /// Wait until the read model has reached this position.
     min_position: Option<i64>,
-    /// Longest wait in milliseconds, at most 10 000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
-/// Confirmed sales by day, category or store, ordered by key. A sale counts on the day on which its order was placed.
+/// Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
+/// placed.
 #[utoipa::path(get, path = "/v1/reports/sales", tag = "queries", params(SalesQuery),
     responses((status = 200, body = Vec<Sale>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn sales_report(
@@ -93,22 +94,22 @@ async fn sales_report(
     Ok(with_position_header(position, axum::Json(report)))
 }
 
-/// Which products.
+/// Query parameters of the list of best sellers.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct TopQuery {
-    /// `revenue` or `quantity`.
+    /// Ranking: `revenue` or `quantity`.
     by: By,
-    /// How many, 1 to 1000; 10 where it is left out.
+    /// Number of products, 1 to 1000. Default: 10.
     limit: Option<i64>,
-    /// Wait until the read model has this position.
+    /// Wait until the read model has reached this position.
     min_position: Option<i64>,
-    /// Longest wait in milliseconds, at most 10 000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
-/// The best sellers in confirmed orders.
+/// Lists the best-selling products of confirmed orders.
 #[utoipa::path(get, path = "/v1/products/top", tag = "queries", params(TopQuery),
     responses((status = 200, body = Vec<Product>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn top_products(
@@ -119,7 +120,7 @@ async fn top_products(
     principal.staff_only()?;
     let limit = query.limit.unwrap_or(10);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(invalid("limit", &format!("1 to {LIMIT_MAX}")));
+        return Err(invalid("limit", &format!("Must be 1 to {LIMIT_MAX}.")));
     }
     let top = || products::top(api.store.db(), query.by, limit);
     let (position, top) = api.read_at(products::PROJECTION.name, query.min_position, query.wait_ms, top).await?;

@@ -1,4 +1,4 @@
-//! Tokens that are believed no more: kept in the database, known to every process within a second.
+//! Revoked tokens. Revocations are stored in the database. Every process applies a new one within about a second.
 
 use std::time::Duration;
 
@@ -21,23 +21,23 @@ use utoipa_axum::routes;
 use push::api::QueryApi;
 use push::problems::unavailable;
 
-/// The message between processes that there is a new one.
+/// Topic of the messages between processes that announce a new revocation.
 const TOPIC: &str = "revoked";
-/// How often the database is asked, whatever the others tell.
+/// How often the database is read, even without a message.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The routes.
+/// Returns the revocation routes.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(revoke, list))
 }
 
-/// What to revoke: one of the two.
+/// The tokens to revoke. Exactly one member must be set.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Revoke {
-    /// Every token of this `sub` that was issued until now.
+    /// Revokes all tokens of this `sub` that were issued until now.
     subject: Option<String>,
-    /// The token with this `jti`.
+    /// Revokes the token with this `jti`.
     token_id: Option<String>,
 }
 
@@ -46,11 +46,11 @@ struct Revoke {
 struct Revocation {
     /// `subject` or `token_id`.
     kind: String,
-    /// Which.
+    /// The revoked `sub` or `jti`.
     value: String,
-    /// Seconds since 1970. Tokens of the subject that were issued later are believed.
+    /// Time of the revocation, in seconds since 1970. Tokens of the subject that were issued later are valid.
     revoked_at: i64,
-    /// Who revoked it.
+    /// Subject of the admin who revoked.
     actor: String,
 }
 
@@ -60,7 +60,7 @@ struct Revocations {
     items: Vec<Revocation>,
 }
 
-/// Believes tokens no more. Every socket, stream and poll that was opened with one ends within two seconds, on every
+/// Revokes tokens. Every socket, stream and poll that was opened with a revoked token ends within two seconds, on every
 /// process.
 #[utoipa::path(post, path = "/v1/admin/revocations", tag = "operations", request_body = Revoke,
     responses((status = 201, body = Revocation), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -73,10 +73,10 @@ async fn revoke(
     let (kind, value) = match (body.subject, body.token_id) {
         (Some(subject), None) => ("subject", subject),
         (None, Some(token_id)) => ("token_id", token_id),
-        _ => return Err(unusable("", "give either subject or token_id")),
+        _ => return Err(unusable("", "Send either subject or token_id.")),
     };
     if value.is_empty() || value.chars().count() > 255 || value.contains('\0') {
-        return Err(unusable(&format!("/{kind}"), "1 to 255 characters, no NUL"));
+        return Err(unusable(&format!("/{kind}"), "Must have 1 to 255 characters and no NUL."));
     }
     let revoked_at = now_us() / 1_000_000;
     let kept = async {
@@ -90,12 +90,12 @@ async fn revoke(
         tx.commit().await
     };
     kept.await.map_err(unavailable)?;
-    // Here at once; a failure to read it back is made good by the look a second later.
+    // Applied in this process at once. If the read fails, the periodic read applies the revocation a second later.
     if let Err(error) = load(&api.store, &api.authenticator).await {
-        tracing::warn!(%error, "revocations cannot be read");
+        tracing::warn!(%error, "Could not read the revocations.");
     }
     api.store.broadcast(TOPIC, Vec::new()).await;
-    tracing::info!(kind, value, actor = principal.subject, "revoked");
+    tracing::info!(kind, value, actor = principal.subject, "Tokens revoked.");
     let revocation = Revocation { kind: kind.to_owned(), value, revoked_at, actor: principal.subject };
     Ok((StatusCode::CREATED, axum::Json(revocation)).into_response())
 }
@@ -106,7 +106,7 @@ fn unusable(pointer: &str, message: &str) -> Problem {
         .error(pointer.to_owned(), message)
 }
 
-/// What is revoked.
+/// Lists all revocations.
 #[utoipa::path(get, path = "/v1/admin/revocations", tag = "operations",
     responses((status = 200, body = Revocations), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
@@ -120,10 +120,10 @@ async fn rows(store: &Store) -> Result<Vec<Revocation>, Error> {
     store.db().fetch_all(sql, vec![]).await
 }
 
-/// Reads what is revoked.
+/// Reads all revocations from the database and applies them in this process.
 ///
 /// # Errors
-/// When the database is away.
+/// The database does not answer.
 pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Error> {
     let mut revoked = Revoked::default();
     for row in rows(store).await? {
@@ -136,7 +136,7 @@ pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Er
     Ok(())
 }
 
-/// Keeps this process informed, until `stop`. Every role needs it.
+/// Applies new revocations in this process until `stop`. Processes of every role must run this task.
 pub async fn follow(store: Store, authenticator: Authenticator, stop: CancellationToken) {
     let mut told = store.listen(TOPIC).await;
     loop {
@@ -146,7 +146,7 @@ pub async fn follow(store: Store, authenticator: Authenticator, stop: Cancellati
             () = stop.cancelled() => return,
         }
         if let Err(error) = load(&store, &authenticator).await {
-            tracing::warn!(%error, "revocations cannot be read");
+            tracing::warn!(%error, "Could not read the revocations.");
         }
     }
 }

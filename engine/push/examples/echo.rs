@@ -1,5 +1,5 @@
-//! Sends back what it is sent, over sockets set up as those of `/ws`: what the Autobahn test suite speaks to. Messages may be
-//! larger than `/ws` takes, because the suite sends some of 16 MiB. Prints its address.
+//! An echo server for the Autobahn test suite. Its sockets are configured as those of `/ws`, but accept messages of 16
+//! MiB, because the suite sends such messages. Prints its address.
 
 use axum::Router;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};

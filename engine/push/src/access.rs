@@ -1,4 +1,5 @@
-//! Who listens: the credentials of clients that can send a header and of those, mostly browsers, that cannot.
+//! Authentication of live updates: by header, and by ticket, subprotocol or cookie for clients (mostly browsers) that
+//! cannot send a header.
 
 use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, COOKIE, HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
@@ -23,30 +24,31 @@ use crate::api::QueryApi;
 use crate::problems::unavailable;
 use crate::tokens::token_lifetime;
 
-/// By which a browser says whose page asks.
+/// Header in which a browser states the relation between the page and the server (Fetch Metadata).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// How long a ticket may wait for its use.
+/// Lifetime of an unused ticket.
 const TICKET_SECONDS: i64 = 60;
-/// Name of the cookie that holds a token.
+/// Name of the cookie that contains a token.
 const COOKIE_NAME: &str = "docket_token";
-/// In front of a token among the subprotocols, which is base64url then.
+/// Prefix of a WebSocket subprotocol that contains a token in base64url.
 const BEARER_PROTOCOL: &str = "bearer.";
 
-/// The routes.
+/// Returns the route that issues tickets.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(ticket))
 }
 
-/// A ticket.
+/// A single-use ticket.
 #[derive(Debug, Serialize, ToSchema)]
 struct Ticket {
-    /// Opens one socket or stream as `?ticket=…`.
+    /// Opens one socket, stream or poll, as the query parameter `?ticket=…`.
     ticket: String,
-    /// Seconds within which it has to be used.
+    /// Seconds until the ticket expires.
     expires_in: i64,
 }
 
-/// A ticket that stands for the caller's token where no header can be sent: once, on any process.
+/// Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
+/// process.
 #[utoipa::path(post, path = "/v1/tickets", tag = "live updates",
     responses((status = 201, body = Ticket), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn ticket(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
@@ -70,7 +72,7 @@ fn hash(ticket: &str) -> Value {
 
 async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
     let redeemed = async {
-        // Anybody can send one: only what is known is worth a transaction.
+        // Anybody can send a ticket, so unknown ones must not cost a transaction.
         let known: Vec<(i64,)> =
             state.store.db().fetch_all("select expires_at from tickets where hash = $1", vec![hash(ticket)]).await?;
         if known.is_empty() {
@@ -92,15 +94,15 @@ async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
             Ok(principal)
         }
         _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "invalid-ticket", "Invalid ticket")
-            .detail("the ticket is unknown, was used, or is older than 60 s or than its token may get: get another one from POST /v1/tickets")),
+            .detail("The ticket is unknown, was already used, or has expired, or its token has expired or was revoked. Request a new ticket with POST /v1/tickets.")),
     }
 }
 
-/// The caller, by the `Authorization` header, a `bearer.…` subprotocol, a `?ticket=`, or, from an allowed origin, the
-/// cookie; `None` where there is nothing of these.
+/// Authenticates the caller by the first of these credentials: the `Authorization` header, a `bearer.…` subprotocol, a
+/// `?ticket=`, or the cookie (from an allowed origin only). Returns `None` if the request has none of them.
 ///
 /// # Errors
-/// 403 for a page of an origin that is not allowed; 401 for credentials that are not believed.
+/// 403 for a page of an origin that is not allowed; 401 for invalid credentials.
 pub async fn identify(state: &QueryApi, parts: &mut Parts) -> Result<Option<Principal>, Problem> {
     let principal = by_credentials(state, parts).await?;
     if let Some(principal) = &principal {
@@ -123,13 +125,13 @@ async fn by_credentials(state: &QueryApi, parts: &mut Parts) -> Result<Option<Pr
         return redeem(state, &ticket).await.map(Some);
     }
     match cookie(&parts.headers) {
-        // A page of anywhere makes a browser send its cookies: only the origin says whose page it is.
+        // Any page can make a browser send this cookie, so the cookie counts only together with an allowed origin.
         Some(token) if from_page => state.authenticator.verify(token).map(Some),
         _ => Ok(None),
     }
 }
 
-/// The subprotocol that carries a token, if the client offers one.
+/// Returns the subprotocol that contains a token, if the client offers one.
 pub fn bearer_protocol(headers: &HeaderMap) -> Option<&str> {
     let offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     offers.flat_map(|offers| offers.split(',')).map(str::trim).find(|offer| offer.starts_with(BEARER_PROTOCOL))
@@ -141,23 +143,26 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
     pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
 }
 
-/// Whether the request comes from a page of an allowed origin; programs send no `Origin`.
+/// Whether the request comes from a page of an allowed origin. False for programs, which send no `Origin`. Refuses
+/// pages of other origins with 403.
 fn check_origin(allowed: &str, headers: &HeaderMap) -> Result<bool, Problem> {
     let Some(origin) = headers.get(ORIGIN) else {
-        // Browsers send none where a page asks its own host for something; no page can send this header itself.
+        // Browsers send no `Origin` with same-origin GET requests, but send this header, which a page cannot set
+        // itself.
         return Ok(headers.get(SEC_FETCH_SITE).is_some_and(|site| site == "same-origin"));
     };
     let origin = origin.to_str().unwrap_or_default();
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     match is_allowed(allowed, origin, host) {
         true => Ok(true),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "origin-not-allowed", "Origin not allowed")
-            .detail(format!("pages of {origin} may not listen here: add it to the setting allowed_origins"))),
+        false => Err(Problem::new(StatusCode::FORBIDDEN, "origin-not-allowed", "Origin not allowed").detail(format!(
+            "Pages of {origin} may not use live updates of this server. Add the origin to the setting allowed_origins."
+        ))),
     }
 }
 
-/// Whether pages of an origin may listen: those of the host that is asked, and those of the list, separated by commas.
-/// `loopback` stands for any port of this machine.
+/// Whether pages of an origin may use live updates: true for the request's own host, and for the origins in the
+/// comma-separated list `allowed`. The entry `loopback` matches any port of this machine.
 pub fn is_allowed(allowed: &str, origin: &str, host: Option<&str>) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let same_host = host.is_some_and(|host| host.eq_ignore_ascii_case(authority));

@@ -1,4 +1,5 @@
-//! What contexts give to live updates, their channels, and what those and the queries work with: [`QueryApi`].
+//! The interface between contexts and live updates: the [`Channel`]s that contexts define, and the [`QueryApi`] that
+//! channels and queries use.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -25,20 +26,21 @@ use crate::publisher::AnyPublisher;
 use crate::quota::ReplayQuota;
 use crate::settings::Settings;
 
-/// Why there is no subscription.
+/// Why a subscription was refused.
 #[derive(Debug)]
 pub enum Refused {
-    /// Not allowed, or not there: the same answer.
+    /// The caller is not allowed, or the id does not exist. Both have the same answer, so that clients cannot probe
+    /// ids.
     Denied,
-    /// No channel has such a name.
+    /// There is no channel with this name.
     Unknown,
-    /// The read model of the channel is behind the live changes: it is being rebuilt.
+    /// The channel's read model is behind the live changes, for example during a rebuild.
     Behind,
-    /// The first answers of one request's channels are more than is held for a client that may not read it.
+    /// The initial data of one request's channels exceeds the limit.
     TooMuch,
     /// The database does not answer.
     Unavailable(Error),
-    /// The code of the channel's context failed.
+    /// The code of the channel's context panicked.
     Panicked,
 }
 
@@ -48,18 +50,19 @@ impl From<Error> for Refused {
     }
 }
 
-/// What those who may not listen to a channel are answered.
+/// The answer to callers that are not allowed to subscribe to a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Refusal {
-    /// That there is no such channel: whether it exists is nobody's business.
+    /// 404, so that the caller does not learn whether the id exists.
     NotFound,
-    /// That it is for staff.
+    /// 403: the channel is for staff.
     Staff,
-    /// That it is for admins.
+    /// 403: the channel is for admins.
     Admin,
 }
 
-/// A snapshot: `view` or `items`, and its JSON text. It may be large, so it is not taken apart.
+/// A snapshot: the name of its member, `view` or `items`, and the member's JSON text. The text may be large, so it is
+/// passed on without being parsed.
 pub type Shown = (&'static str, String);
 
 /// A stream that changed.
@@ -67,80 +70,82 @@ pub type Shown = (&'static str, String);
 pub struct ChangedStream {
     /// The stream.
     pub stream: StreamId,
-    /// How many events it has: all of them are folded. 0 where that is not known.
+    /// Number of the stream's events, all of which must be folded; 0 if unknown.
     pub events: i64,
 }
 
-/// Whether a caller may listen to the channel with an id.
+/// Function that decides whether the caller may subscribe to the channel with this id.
 pub type Allows = for<'a> fn(&'a QueryApi, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
-/// What the channel with an id shows, in one state of the database.
+/// Function that reads the snapshot of the channel with this id, in the given transaction.
 pub type TakeSnapshot = for<'a> fn(&'a QueryApi, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Shown, Error>>;
-/// The streams with changes on the channel with an id, after one position up to another; `None` where those are too many
-/// to be looked for.
+/// Function that returns the streams with changes on the channel with this id, after the first position up to the
+/// second one. Returns `None` if there are too many to search for.
 pub type FindChanged =
     for<'a> fn(&'a QueryApi, &'a str, i64, i64) -> BoxFuture<'a, Result<Option<Vec<ChangedStream>>, Error>>;
 
-/// A channel, or all channels with a prefix. A context fills it in and lists it; nothing else has to know of it.
+/// Definition of a channel, or of all channels with a prefix. A context defines it and lists it in its module.
 #[derive(Clone, Copy)]
 pub struct Channel {
-    /// Its name, or the prefix of its names. The characters are lower-case letters, digits and `_ - :`, the first one a
-    /// letter.
+    /// Name of the channel, or prefix of the channels' names. It consists of lower-case letters, digits and `_ - :`,
+    /// and begins with a letter.
     pub name: &'static str,
-    /// For a prefix: whether an id can follow it. `None` for a whole name.
+    /// For a prefix: whether a text is a valid id after it. `None` if `name` is a full name.
     pub is_id: Option<fn(&str) -> bool>,
-    /// For the documentation: who may listen.
+    /// Who may subscribe; for the documentation.
     pub who: &'static str,
-    /// For the documentation: what it shows.
+    /// Content of the channel; for the documentation.
     pub shows: &'static str,
-    /// The checkpoint group of its read model, whose feed publishes on it.
+    /// Checkpoint group of the channel's read model. The feed of this group publishes on the channel.
     pub group: Group,
-    /// The projection of its group that its snapshot is read from; `None` where it shows what is in no log.
+    /// Projection of the group from which the snapshot is read; `None` if the channel is not in the log.
     pub projection: Option<&'static str>,
-    /// Whether somebody may listen.
+    /// Decides whether a caller may subscribe.
     pub allows: Allows,
-    /// What those who may not are answered.
+    /// Answer to callers that are not allowed.
     pub refusal: Refusal,
-    /// What a subscriber gets first.
+    /// Reads the snapshot that a new subscriber receives first.
     pub snapshot: TakeSnapshot,
-    /// How the log tells what a subscriber missed; `None` where the channel shows what is in no log.
+    /// Finds the streams with changes that a subscriber missed; `None` if the channel is not in the log.
     pub missed: Option<FindChanged>,
-    /// Names of the events that are published on it; none where all can be. Others are folded only.
+    /// Names of the events that are published on the channel; empty means all events. A replay folds other events
+    /// without publishing them.
     pub event_types: &'static [&'static str],
-    /// Whether staff see who listens to it.
+    /// Whether staff can see who is subscribed to the channel.
     pub has_presence: bool,
 }
 
 impl Channel {
-    /// As the hub knows it.
+    /// Returns the channel's kind, which the hub uses.
     pub fn kind(&self) -> Kind {
         Kind { name: self.name, group: self.group }
     }
 
-    /// Its address in documents: with `id` in place of an id.
+    /// Returns the channel's address for documents, with `id` as a placeholder.
     pub fn address(&self, id: &str) -> String {
         format!("{}{}", self.name, if self.is_id.is_some() { id } else { "" })
     }
 
-    /// Whether somebody may listen.
+    /// Decides whether a caller may subscribe to the channel with an id.
     ///
     /// # Errors
-    /// It cannot be known now.
+    /// The database does not answer, the read model is behind, or the context's code panics.
     pub async fn is_allowed(&self, api: &QueryApi, principal: &Principal, id: &str) -> Result<bool, Refused> {
         self.guard("allows", async { (self.allows)(api, principal, id).await }).await
     }
 
-    /// What a subscriber gets first.
+    /// Reads the snapshot of the channel with an id.
     ///
     /// # Errors
-    /// The database does not answer.
+    /// The database does not answer, or the context's code panics.
     pub async fn take_snapshot(&self, api: &QueryApi, tx: &mut Tx, id: &str) -> Result<Shown, Refused> {
         self.guard("snapshot", async { Ok((self.snapshot)(api, tx, id).await?) }).await
     }
 
-    /// The streams with changes after one position up to another.
+    /// Returns the streams with changes on the channel with an id, after position `after` up to position `until`.
+    /// Returns `None` if there are too many, or the channel is not in the log.
     ///
     /// # Errors
-    /// The database does not answer.
+    /// The database does not answer, or the context's code panics.
     pub async fn find_changed(
         &self,
         api: &QueryApi,
@@ -152,27 +157,29 @@ impl Channel {
         self.guard("missed", async { Ok(missed(api, id, after, until).await?) }).await
     }
 
-    /// A fault of a context is an error of the one request that met it.
+    /// Runs a context's function. A panic in it becomes an error of this one request.
     async fn guard<T>(&self, what: &str, work: impl Future<Output = Result<T, Refused>>) -> Result<T, Refused> {
         AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(channel = self.name, what, "a channel panicked");
+            tracing::error!(channel = self.name, what, "A function of a channel panicked. Its context has a fault.");
             Err(Refused::Panicked)
         })
     }
 }
 
-/// A list of channels or publishers that cannot work.
+/// An invalid list of channels or publishers; the text says what to correct.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadList(String);
 
-/// The channels of all contexts: every name belongs to one of them at most. Cheap to clone.
+/// The channels of all contexts. A name matches at most one of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Channels(Arc<[Channel]>);
 
 impl Channels {
+    /// Checks the names of some channels.
+    ///
     /// # Errors
-    /// A name that is not valid, comes twice, or begins with another channel's prefix.
+    /// A name that is invalid, is used twice, or begins with another channel's prefix.
     pub fn new(channels: Vec<Channel>) -> Result<Self, BadList> {
         let is_name = |name: &str| {
             let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-:".contains(&byte);
@@ -181,7 +188,7 @@ impl Channels {
         for (at, channel) in channels.iter().enumerate() {
             if !is_name(channel.name) || !is_name(channel.group) {
                 return Err(BadList(format!(
-                    "The channel `{}` of group `{}` needs names of lower-case letters, digits and `_ - :` that begin with a letter.",
+                    "The name of the channel `{}` or of its group `{}` is invalid: both must consist of lower-case letters, digits and `_ - :`, and begin with a letter.",
                     channel.name, channel.group
                 )));
             }
@@ -192,7 +199,7 @@ impl Channels {
                 };
                 if covers(channel, other) || covers(other, channel) {
                     return Err(BadList(format!(
-                        "The channels `{}` and `{}` cannot be told apart: rename one of them.",
+                        "The names of the channels `{}` and `{}` are ambiguous: one equals or begins with the other. Rename one of them.",
                         other.name, channel.name
                     )));
                 }
@@ -201,15 +208,15 @@ impl Channels {
         Ok(Self(channels.into()))
     }
 
-    /// All of them, in the order of the list.
+    /// Returns all channels, in the order of the list.
     pub fn iter(&self) -> std::slice::Iter<'_, Channel> {
         self.0.iter()
     }
 
-    /// The channel with a name, and the id in the name.
+    /// Finds the channel with a name. Returns its definition and the id in the name; the id is empty for a full name.
     ///
     /// # Errors
-    /// No channel has it. Nor has any a name that JSON would escape.
+    /// [`Refused::Unknown`] if no channel has the name, or the id has characters that need escaping in JSON.
     pub fn find<'a>(&self, name: &'a str) -> Result<(&Channel, &'a str), Refused> {
         for channel in self.iter() {
             match (name.strip_prefix(channel.name), channel.is_id) {
@@ -224,7 +231,7 @@ impl Channels {
         Err(Refused::Unknown)
     }
 
-    /// The checkpoint groups, each once.
+    /// Returns the checkpoint groups of all channels, each once.
     pub fn groups(&self) -> Vec<Group> {
         let mut groups: Vec<_> = self.iter().map(|channel| channel.group).collect();
         groups.sort_unstable();
@@ -233,23 +240,23 @@ impl Channels {
     }
 }
 
-/// What the contexts of a program give to live updates.
+/// The channels and publishers of all contexts of a program.
 #[derive(Clone)]
 pub struct Lists {
-    /// Every channel.
+    /// All channels.
     pub channels: Vec<Channel>,
-    /// What is published of each aggregate.
+    /// All publishers.
     pub publishers: Vec<&'static dyn AnyPublisher>,
-    /// The kinds of channel of the first edition, in the order in which it published on them. Frozen: cursors of then count
-    /// them.
+    /// The kinds of channel of cursor format 1, in its publishing order. Frozen, because old cursors count in this
+    /// order.
     pub old_kinds: &'static [OldKind],
 }
 
 impl Lists {
-    /// Checks that names are used once, and that channels, publishers and projections fit together.
+    /// Checks that names are unique, and that channels, publishers and projections match.
     ///
     /// # Errors
-    /// What cannot work, and the names that it is about.
+    /// A sentence that says what is wrong, with the names of the channels, publishers or projections.
     pub fn check(&self, registry: &Registry) -> Result<Channels, BadList> {
         let channels = Channels::new(self.channels.clone())?;
         check_publishers(&channels, &self.publishers)?;
@@ -259,40 +266,40 @@ impl Lists {
     }
 }
 
-/// What queries and live updates work with. Cheap to clone.
+/// The shared state of queries and live updates in a process. Cheap to clone.
 #[derive(Clone)]
 pub struct QueryApi {
     /// The log and the read models' database.
     pub store: Store,
-    /// How far the read models have come.
+    /// Positions of the read models.
     pub progress: Progress,
-    /// Checks tokens.
+    /// Verifies tokens.
     pub authenticator: Authenticator,
-    /// What operators set.
+    /// Settings of live updates.
     pub settings: Settings,
     /// The channels of all contexts.
     pub channels: Channels,
-    /// What contexts publish of their aggregates.
+    /// The publishers of all contexts.
     pub publishers: Arc<[&'static dyn AnyPublisher]>,
-    /// The kinds of channel that cursors of the first edition count.
+    /// The kinds of channel of cursor format 1, in its publishing order.
     pub old_kinds: &'static [OldKind],
-    /// Who listens to which channel.
+    /// Subscribers by channel.
     pub hub: Hub,
     /// The open connections.
     pub connections: Connections,
-    /// How much of the past customers may still ask for.
+    /// Replay quotas of customers.
     pub quota: ReplayQuota,
-    /// Who looks at what.
+    /// Presence of clients on channels.
     pub presence: Presence,
-    /// When it is cancelled, the process stops.
+    /// Cancelled when the process stops.
     pub stop: CancellationToken,
 }
 
 impl QueryApi {
-    /// The query API of a process, with nobody listening yet.
+    /// Creates the query API of a process, without subscribers.
     ///
     /// # Errors
-    /// The lists of channels and publishers do not fit together.
+    /// The lists of channels and publishers are invalid; see [`Lists::check`].
     pub fn new(
         store: Store,
         progress: Progress,
@@ -322,7 +329,7 @@ impl QueryApi {
         })
     }
 
-    /// The publisher of an aggregate in a group.
+    /// Returns the publisher of an aggregate type in a group.
     pub fn publisher(&self, aggregate_type: &str, group: Group) -> Option<&'static dyn AnyPublisher> {
         let is_it =
             |publisher: &&&dyn AnyPublisher| (publisher.aggregate_type(), publisher.group()) == (aggregate_type, group);
@@ -330,7 +337,8 @@ impl QueryApi {
     }
 }
 
-/// Makes sure that each aggregate has one publisher in a group, which names channels of that group only.
+/// Checks that each aggregate type has at most one publisher per group, and that publishers name only channels of their
+/// group.
 fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), BadList> {
     for (at, publisher) in publishers.iter().enumerate() {
         let (aggregate_type, group) = (publisher.aggregate_type(), publisher.group());
@@ -341,7 +349,7 @@ fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher
         for name in interest.names.iter().chain(interest.by_stream).chain(interest.by_prefix) {
             if !channels.iter().any(|channel| channel.kind() == Kind { name, group }) {
                 return Err(BadList(format!(
-                    "The publisher of `{aggregate_type}` names `{name}`, which is no channel of group `{group}`."
+                    "The publisher of `{aggregate_type}` names `{name}`, which is not a channel of group `{group}`."
                 )));
             }
         }
@@ -349,7 +357,7 @@ fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher
     Ok(())
 }
 
-/// Makes sure that somebody publishes on each channel that promises what was missed.
+/// Checks that each channel that is in the log has a publisher.
 fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), BadList> {
     for channel in channels.iter().filter(|channel| channel.missed.is_some()) {
         let kind = channel.kind();
@@ -360,7 +368,7 @@ fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher])
         };
         if !publishers.iter().any(publishes) {
             return Err(BadList(format!(
-                "Nothing is ever published on the channel `{}`: name it in the interest of a publisher of group `{}`.",
+                "The channel `{}` has no publisher. Name it in the interest of a publisher of group `{}`.",
                 kind.name, kind.group
             )));
         }
@@ -368,7 +376,7 @@ fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher])
     Ok(())
 }
 
-/// Makes sure that each channel's snapshot is read from a projection of its group.
+/// Checks that each channel's snapshot is read from a projection of the channel's group.
 fn check_projections(channels: &Channels, registry: &Registry) -> Result<(), BadList> {
     let shown = |channel: &Channel| Some((channel.name, channel.projection?, channel.group));
     for (name, projection, group) in channels.iter().filter_map(shown) {
@@ -428,11 +436,11 @@ mod tests {
             (("counters", false), ("counters", false)),
         ] {
             let text = error(vec![named(one.0, one.1), named(two.0, two.1)]);
-            assert!(text.contains("cannot be told apart") && text.contains(one.0) && text.contains(two.0), "{text}");
+            assert!(text.contains("are ambiguous") && text.contains(one.0) && text.contains(two.0), "{text}");
         }
         Channels::new(vec![named("counters", false), named("counters:all", false), named("counter:", true)]).unwrap();
         for name in ["", "7", "Counters", "a b", "a\"", "-a"] {
-            assert!(error(vec![named(name, false)]).contains("begin with a letter"), "{name}");
+            assert!(error(vec![named(name, false)]).contains("and begin with a letter"), "{name}");
         }
     }
 
@@ -446,7 +454,7 @@ mod tests {
             assert_eq!(found(name), None, "{name}");
         }
         let free = Channels::new(vec![Channel { is_id: Some(|_| true), ..named("counter:", true) }]).unwrap();
-        assert!(free.find("counter:caf\u{e9}").is_ok() && free.find("counter:\"").is_err(), "JSON would escape it");
+        assert!(free.find("counter:caf\u{e9}").is_ok() && free.find("counter:\"").is_err(), "needs escaping in JSON");
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! `/asyncapi.json`: the sockets and streams as an AsyncAPI 3 document, made from the list of channels.
+//! `/asyncapi.json`: describes sockets, streams and polls as an AsyncAPI 3 document, generated from the list of
+//! channels.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,13 +10,13 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::api::{Channel, QueryApi};
 use crate::publisher::AnyPublisher;
 
-/// The route.
+/// Returns the route of the AsyncAPI document.
 pub fn router() -> OpenApiRouter<QueryApi> {
     let answer = async |State(api): State<QueryApi>| Json(document(api.channels.iter(), &api.publishers));
     OpenApiRouter::new().route("/asyncapi.json", get(answer))
 }
 
-/// The document of some channels, and of what is published on them.
+/// Builds the document of some channels and their publishers.
 pub fn document<'a>(
     channels: impl IntoIterator<Item = &'a Channel>,
     publishers: &[&'static dyn AnyPublisher],
@@ -27,11 +28,11 @@ pub fn document<'a>(
         let mut described = json!({
             "address": channel.address("{id}"),
             "title": channel.shows,
-            "description": format!("Who may listen: {}.", channel.who),
+            "description": format!("Who may subscribe: {}.", channel.who),
             "messages": messages(&["snapshot", "publication"]),
         });
         if channel.is_id.is_some() {
-            described["parameters"] = json!({"id": {"description": "1 to 64 of A-Z a-z 0-9 _ -"}});
+            described["parameters"] = json!({"id": {"description": "1 to 64 characters of A-Z a-z 0-9 _ -"}});
         }
         if channel.has_presence {
             described["messages"] = messages(&["snapshot", "publication", "join", "leave"]);
@@ -54,7 +55,7 @@ pub fn document<'a>(
         json!({
             "address": "/ws",
             "title": "The Centrifuge client protocol, version 2, in JSON",
-            "description": "Frames hold JSON objects separated by line feeds. `/ws/admin` is the same for admins alone.",
+            "description": "Frames contain JSON objects separated by line feeds. `/ws/admin` has the same messages, for admins only.",
             "messages": messages(&["command", "reply", "push", "ping"]),
             "bindings": {"ws": {"method": "GET"}},
         }),
@@ -64,7 +65,7 @@ pub fn document<'a>(
         json!({
             "address": "/v1/live",
             "title": "Server-sent events",
-            "description": "`GET /v1/live?channel=…&channel=…`; `Last-Event-ID` resumes. The same piecewise: `/v1/poll`.",
+            "description": "`GET /v1/live?channel=…&channel=…` streams events; the header `Last-Event-ID` resumes. `/v1/poll` returns the same events by long polls.",
             "messages": messages(&["event"]),
             "bindings": {"http": {}},
         }),
@@ -74,7 +75,7 @@ pub fn document<'a>(
         json!({
             "address": "/v1/poll",
             "title": "Long polls",
-            "description": "`GET /v1/poll?channel=…&channel=…&cursor=…&wait=25` answers with what follows the cursor, or waits for it.",
+            "description": "`GET /v1/poll?channel=…&channel=…&cursor=…&wait=25` returns the events after the cursor, or waits for the next one.",
             "messages": messages(&["polled"]),
             "bindings": {"http": {}},
         }),
@@ -86,7 +87,7 @@ pub fn document<'a>(
     };
     operations.insert(
         "command".to_owned(),
-        json!({"action": "receive", "channel": on("socket"), "summary": "What clients send",
+        json!({"action": "receive", "channel": on("socket"), "summary": "Commands and pongs of clients",
             "messages": of_socket(&["command", "ping"])}),
     );
     operations.insert(
@@ -96,16 +97,16 @@ pub fn document<'a>(
     );
     operations.insert(
         "stream".to_owned(),
-        json!({"action": "send", "channel": on("stream"), "summary": "Events of a stream"}),
+        json!({"action": "send", "channel": on("stream"), "summary": "Server-sent events"}),
     );
     operations
-        .insert("poll".to_owned(), json!({"action": "send", "channel": on("poll"), "summary": "Answers to polls"}));
+        .insert("poll".to_owned(), json!({"action": "send", "channel": on("poll"), "summary": "Responses to polls"}));
     json!({
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Docket, live updates",
+            "title": "Docket live updates",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Every change exactly once, in the sequence of the log, over sockets, server-sent events or polls.",
+            "description": "Delivers every change exactly once, in log order, over WebSocket, server-sent events or long polls.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -132,10 +133,10 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
     let number = || json!({"type": "integer"});
     let message = |summary: &str, payload: Value| json!({"summary": summary, "payload": payload});
     let channel = || object(json!({"channel": text()}), &["channel"]);
-    let mut properties = json!({"type": {"type": "string", "description": "the event's name, as in schemas/events"}});
+    let mut properties = json!({"type": {"type": "string", "description": "name of the event, as in schemas/events"}});
     let mut required = vec!["type"];
     for publisher in publishers {
-        let description = format!("the id, where a stream of `{}` changed", publisher.aggregate_type());
+        let description = format!("id of the changed `{}`", publisher.aggregate_type());
         properties[publisher.id_member()] = json!({"type": "string", "description": description});
     }
     if let [only] = publishers {
@@ -149,8 +150,8 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
             "position": number(),
             "occurred_at": {"type": "string", "format": "date-time"},
             "payload": {"type": "object"},
-            "view": {"type": "object", "description": "what changed, after it, as queries answer it"},
-            "patch": {"type": "object", "description": "in place of view, where it was asked for: RFC 7396"},
+            "view": {"type": "object", "description": "the aggregate after the event, as queries return it"},
+            "patch": {"type": "object", "description": "in place of view, if the subscriber requested patches: a merge patch (RFC 7396)"},
         }),
     );
     let change = object(properties, &required);
@@ -158,7 +159,7 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
         json!({
             "data": change,
             "offset": {"type": "integer", "description": "position in the log"},
-            "tags": object(json!({"prev": {"type": "string", "description": "position of the change before it"}}), &["prev"]),
+            "tags": object(json!({"prev": {"type": "string", "description": "position of the previous change on the channel"}}), &["prev"]),
         }),
         &["data", "offset", "tags"],
     );
@@ -168,20 +169,20 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
         json!({
             "event": {"enum": ["snapshot", "pub", "join", "leave", "reset"]},
             "channel": text(), "offset": number(), "prev": number(),
-            "data": {"description": "the snapshot or the change; of a reset, the channels whose snapshots follow and the epoch"},
+            "data": {"description": "the snapshot or the change; for reset, the channels whose snapshots follow, and the epoch"},
         }),
         &["event", "data"],
     );
     json!({
-        "snapshot": message("How it is, and the position at which it was so", object(
+        "snapshot": message("The current state, and its position", object(
             json!({"type": {"const": "snapshot"}, "view": {}, "items": {"type": "array"}, "position": number()}),
             &["type", "position"],
         )),
         "publication": message("A change", publication.clone()),
-        "join": message("Somebody looks at it, who did not", object(json!({"info": who}), &["info"])),
-        "leave": message("Somebody looks at it no more", object(json!({"info": who}), &["info"])),
-        "ephemeral": message("What is in no log", standing.clone()),
-        "command": message("One command; its reply has the same id", object(
+        "join": message("A user has subscribed with a first client", object(json!({"info": who}), &["info"])),
+        "leave": message("A user has no subscribed client any more", object(json!({"info": who}), &["info"])),
+        "ephemeral": message("An ephemeral event, which is not in the log", standing.clone()),
+        "command": message("A command; its reply has the same id", object(
             json!({
                 "id": number(),
                 "connect": object(json!({"token": text()}), &[]),
@@ -196,14 +197,14 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
             }),
             &["id"],
         )),
-        "reply": message("The answer to a command", object(
+        "reply": message("The reply to a command", object(
             json!({
                 "id": number(),
                 "error": object(json!({"code": number(), "message": text(), "temporary": {"type": "boolean"}}), &["code", "message"]),
                 "connect": object(json!({"client": text(), "version": text(), "expires": {"type": "boolean"},
                     "ttl": number(), "ping": number(), "pong": {"type": "boolean"}}), &["client"]),
                 "subscribe": object(json!({
-                    "recoverable": {"const": true, "description": "left out, with what follows, for what is in no log"},
+                    "recoverable": {"const": true, "description": "absent, with positioned, epoch and offset, for a channel that is not in the log"},
                     "positioned": {"const": true}, "epoch": text(), "offset": number(),
                     "was_recovering": {"type": "boolean"}, "recovered": {"type": "boolean"},
                     "publications": {"type": "array", "items": publication},
@@ -217,7 +218,7 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
             }),
             &["id"],
         )),
-        "push": message("What happened on a channel", object(
+        "push": message("An event on a channel", object(
             json!({"push": object(json!({
                 "channel": text(),
                 "pub": {"anyOf": [publication, object(json!({"data": standing}), &["data"])]},
@@ -227,11 +228,11 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
             }), &["channel"])}),
             &["push"],
         )),
-        "ping": message("An empty object; the client answers with the same", object(json!({}), &[])),
-        "event": message("The data of a server-sent event; of `auth_expired`, the reason", json!({
+        "ping": message("An empty object; the client answers with an empty object", object(json!({}), &[])),
+        "event": message("The data of a server-sent event; for `auth_expired`, the reason", json!({
             "anyOf": [event, object(json!({"reason": {"enum": ["expired", "revoked"]}}), &["reason"])],
         })),
-        "polled": message("What happened, and where to go on", object(
+        "polled": message("The events, and the cursor for the next poll", object(
             json!({"cursor": text(), "events": {"type": "array", "items": event}}),
             &["cursor", "events"],
         )),

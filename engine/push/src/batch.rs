@@ -1,5 +1,5 @@
-//! What is queued for connections. Each form that a transport sends is made once, whoever and however many the subscribers
-//! are.
+//! The messages that are queued for connections. Each transport's form of a message is encoded once and shared by all
+//! subscribers.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -11,34 +11,35 @@ use crate::publication::{Group, Publication};
 
 /// A publication on a channel.
 pub struct Change {
-    /// Position of the publication before it on this channel.
+    /// Position of the previous publication on this channel.
     pub previous: i64,
-    /// What changed.
+    /// The publication.
     pub publication: Arc<Publication>,
     event: OnceLock<EventText>,
 }
 
 impl Change {
-    /// Serialized when somebody needs it.
+    /// Creates a change. It is serialized when a connection sends it.
     pub fn new(previous: i64, publication: Arc<Publication>) -> Self {
         Self { previous, publication, event: OnceLock::new() }
     }
 }
 
-/// Changes of one channel that follow each other, queued as one.
+/// Consecutive changes of one channel, queued as one message.
 pub struct Batch {
-    /// The channel.
+    /// Name of the channel.
     pub channel: Arc<str>,
-    /// Its checkpoint group.
+    /// Checkpoint group of the channel.
     pub group: Group,
-    /// What the group published together with it has the same number: the position up to which all is queued then.
+    /// Number of the publish round. All batches that one call of [`crate::hub::Hub::publish`] queues have the same
+    /// number: the position up to which the group's log is queued after the call.
     pub round: i64,
     /// The changes, in the order of the log.
     pub changes: Vec<Change>,
     frame: OnceLock<Utf8Bytes>,
     patch_frame: OnceLock<Utf8Bytes>,
     bytes: usize,
-    /// Bytes of all batches that wait in the process.
+    /// Total bytes of all queued batches of the process.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -49,7 +50,8 @@ impl Drop for Batch {
 }
 
 impl Batch {
-    /// A batch that is not empty. It counts in `waiting` for as long as somebody holds it.
+    /// Creates a batch. `changes` must not be empty. `waiting` includes the batch's bytes until the last reference to
+    /// the batch is dropped.
     pub fn new(channel: Arc<str>, group: Group, round: i64, changes: Vec<Change>, waiting: &Arc<AtomicUsize>) -> Self {
         let bytes = changes.iter().map(|change| change.publication.bytes()).sum();
         waiting.fetch_add(bytes, Relaxed);
@@ -57,39 +59,41 @@ impl Batch {
         Self { channel, group, round, changes, frame, patch_frame, bytes, waiting: waiting.clone() }
     }
 
-    /// What one listener missed on a channel, out of the log; may be empty. It does not wait for others.
+    /// Creates a batch of the changes that one client missed on a channel; `changes` may be empty. The batch belongs to
+    /// no publish round and does not count in the queued bytes of the process.
     pub fn recovered(channel: Arc<str>, group: Group, changes: Vec<Change>) -> Self {
         let (frame, patch_frame) = Default::default();
         Self { channel, group, round: 0, changes, frame, patch_frame, bytes: 0, waiting: Arc::default() }
     }
 
-    /// Position before the first change: nothing of this channel happened between.
+    /// Returns the position of the channel's change before the first change of the batch. No change of the channel is
+    /// between the two.
     pub fn follows(&self) -> i64 {
         self.changes.first().map_or(0, |change| change.previous)
     }
 
-    /// Position of the first change.
+    /// Returns the position of the first change.
     pub fn first(&self) -> i64 {
         self.changes.first().map_or(0, |change| change.publication.position)
     }
 
-    /// Position of the last change.
+    /// Returns the position of the last change.
     pub fn last(&self) -> i64 {
         self.changes.last().map_or(0, |change| change.publication.position)
     }
 
-    /// About how many bytes wait with it.
+    /// Returns the approximate size in bytes; 0 for a recovered batch.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// All of it as one frame of the Centrifuge protocol.
+    /// Returns all changes as one frame of the Centrifuge protocol, with patches in place of views if `patched`.
     pub fn frame(&self, patched: bool) -> Utf8Bytes {
         let frame = if patched { &self.patch_frame } else { &self.frame };
         frame.get_or_init(|| self.frame_after(i64::MIN, patched)).clone()
     }
 
-    /// The changes after a position, as one frame.
+    /// Encodes the changes after a position as one frame of the Centrifuge protocol.
     pub fn frame_after(&self, position: i64, patched: bool) -> Utf8Bytes {
         let after = || self.changes.iter().filter(|change| change.publication.position > position);
         let mut frame = String::with_capacity(after().map(|change| change.publication.bytes_expected() + 128).sum());
@@ -111,33 +115,33 @@ pub struct Delivered {
 }
 
 impl Delivered {
-    /// The changes of a batch after a position.
+    /// Returns the changes of a batch after a position.
     pub fn after(batch: &Arc<Batch>, position: i64) -> impl Iterator<Item = Self> + '_ {
         let new = batch.changes.partition_point(|change| change.publication.position <= position);
         (new..batch.changes.len()).map(|at| Self { batch: batch.clone(), at })
     }
 
-    /// Its channel.
+    /// Returns the name of the channel.
     pub fn channel(&self) -> &Arc<str> {
         &self.batch.channel
     }
 
-    /// The checkpoint group of the channel.
+    /// Returns the checkpoint group of the channel.
     pub fn group(&self) -> Group {
         self.batch.group
     }
 
-    /// Its position.
+    /// Returns the position of the change.
     pub fn position(&self) -> i64 {
         self.change().publication.position
     }
 
-    /// Position of the change before it on its channel.
+    /// Returns the position of the previous change on the channel.
     pub fn previous(&self) -> i64 {
         self.change().previous
     }
 
-    /// The change as streams and polls send it.
+    /// Returns the change as server-sent events and polls send it.
     pub fn event(&self) -> &EventText {
         let Change { previous, publication, event } = self.change();
         event.get_or_init(|| {
@@ -151,14 +155,14 @@ impl Delivered {
     }
 }
 
-/// Sorts changes by position, and those at one position by the names of their channels.
+/// Sorts changes by position, and changes at one position by channel name.
 pub fn sort(changes: &mut [Delivered]) {
     changes.sort_by(|a, b| a.position().cmp(&b.position()).then_with(|| a.channel().cmp(b.channel())));
 }
 
-/// Something that is in no log: shown to those who are there, and forgotten.
+/// An ephemeral event: it is not in the log, so only current subscribers receive it, and it cannot be resumed.
 pub struct Ephemeral {
-    /// The channel.
+    /// Name of the channel.
     pub channel: Arc<str>,
     /// `pub`, `join` or `leave`.
     pub event: &'static str,
@@ -169,22 +173,22 @@ pub struct Ephemeral {
 }
 
 impl Ephemeral {
-    /// An event with JSON text as its data.
+    /// Creates an ephemeral event with JSON text as its data.
     pub fn new(channel: Arc<str>, event: &'static str, data: String) -> Self {
         Self { channel, event, data, frame: OnceLock::new(), text: OnceLock::new() }
     }
 
-    /// Bytes that wait with it.
+    /// Returns the size of the data in bytes.
     pub fn bytes(&self) -> usize {
         self.data.len()
     }
 
-    /// As a frame of the Centrifuge protocol.
+    /// Returns the event as a frame of the Centrifuge protocol.
     pub fn frame(&self) -> Utf8Bytes {
         self.frame.get_or_init(|| ephemeral_frame(&self.channel, self.event, &self.data).into()).clone()
     }
 
-    /// As streams and polls send it.
+    /// Returns the event as server-sent events and polls send it.
     pub fn text(&self) -> &EventText {
         self.text.get_or_init(|| EventText::new(self.event, Some(&self.channel), None, None, &self.data))
     }

@@ -1,7 +1,8 @@
-//! Answers of queries in memory, for routes of modules.
+//! A response cache in memory, for query routes of modules.
 //!
-//! An answer is kept under its URL, its caller and the state of the read model that it was made from. So nobody gets the
-//! answer of somebody else, and no answer is older than the read model as this process knows it.
+//! The cache key consists of the URL, the caller, and the state of the read model that the response was computed from.
+//! So no caller receives another caller's response, and no response is older than the read model as this process knows
+//! it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,20 +19,19 @@ use quick_cache::sync::Cache;
 
 use crate::api::QueryApi;
 
-/// Says that an answer came from memory: `hit`.
+/// Response header with the value `hit` on responses from the cache.
 pub const DOCKET_CACHE: HeaderName = HeaderName::from_static("docket-cache");
-/// A longer answer is not kept.
+/// Longest body that is cached, in bytes.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
-/// What an entry takes besides its bytes, about.
+/// Approximate size of an entry besides its body and key, in bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
-/// Answers of the routes of a module.
+/// A response cache for the routes of a module.
 pub struct ResponseCache {
     answers: Cache<Key, Arc<Answer>, Bytewise>,
     time_to_live: Duration,
 }
 
-/// The same key, the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     url: String,
@@ -56,18 +56,18 @@ impl Weighter<Key, Arc<Answer>> for Bytewise {
 }
 
 impl ResponseCache {
-    /// A cache of so many bytes. An answer is made again after `time_to_live`, whatever the read model does: for values
-    /// that no event changes, such as the age of something.
+    /// Creates a cache of at most `bytes_max` bytes. A response expires after `time_to_live` even if the read model
+    /// does not change. That is for values that change without an event, such as an age.
     pub fn new(bytes_max: u64, time_to_live: Duration) -> Self {
         let entries = (bytes_max as usize / (4 * ENTRY_OVERHEAD_BYTES)).max(1);
         Self { answers: Cache::with_weighter(entries, bytes_max, Bytewise), time_to_live }
     }
 
-    /// The answer to a `GET` over one read model: from memory where it is there, else made by `query` and kept. Only
-    /// answers with 200 and at most 256 KiB are kept.
+    /// Answers a `GET` over one read model: from the cache if possible, else by running `query` and caching its
+    /// response. Only responses with status 200 and at most 256 KiB are cached.
     ///
     /// # Errors
-    /// Those of `query`.
+    /// Errors of `query`.
     pub async fn answer(
         &self,
         api: &QueryApi,
@@ -77,7 +77,8 @@ impl ResponseCache {
         query: impl AsyncFnOnce() -> Result<Response, Problem>,
     ) -> Result<Response, Problem> {
         let reading = api.progress.reading(projection);
-        // A database that may have gone back is read again before anything is believed.
+        // After a change of the database's epoch, read models may have lost commits. The cache is bypassed until this
+        // process has read their positions again.
         let is_known = reading.epoch == api.store.db().epoch();
         let key = Key { url: url.to_string(), subject: principal.subject.clone(), role: principal.role, reading };
         if is_known && let Some(answer) = self.answers.get(&key) {
@@ -91,7 +92,7 @@ impl ResponseCache {
             return Ok(response);
         }
         let (parts, body) = response.into_parts();
-        // A body that is not in memory already, or is too long, cannot be kept.
+        // A streamed body, or one that is too long, is not cached.
         let is_short =
             axum::body::HttpBody::size_hint(&body).exact().is_some_and(|bytes| bytes <= ANSWER_BYTES_MAX as u64);
         if !is_short {

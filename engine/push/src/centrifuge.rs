@@ -1,9 +1,10 @@
-//! `/ws`: the Centrifuge client protocol, version 2, in JSON: connect, subscribe with a snapshot or from a position, follow,
-//! presence, refresh.
+//! `/ws`: the Centrifuge client protocol, version 2, in JSON. Supported: connect, subscribe (with a snapshot or from a
+//! position), publications, presence and refresh.
 //!
-//! The protocol is that of <https://centrifugal.dev/docs/transports/client_protocol>: frames hold one or more JSON
-//! objects separated by line feeds; a command has an `id`, its reply the same one; a frame `{}` from the server is a
-//! ping and is answered by `{}`. A publication's `offset` is its position in the log, `epoch` is the log's incarnation.
+//! The protocol is specified in <https://centrifugal.dev/docs/transports/client_protocol>. A frame contains one or more
+//! JSON objects separated by line feeds. A reply has the `id` of its command. A frame `{}` from the server is a ping;
+//! the client answers with `{}`. The `offset` of a publication is its position in the log; `epoch` is the log's
+//! incarnation.
 
 mod commands;
 mod connection;
@@ -30,12 +31,12 @@ use crate::connections::CloseHandle;
 use crate::metrics::Transport;
 use crate::problems::too_many_connections;
 
-/// The subprotocol that SDKs offer for JSON.
+/// WebSocket subprotocol that SDKs offer for JSON.
 const JSON_PROTOCOL: &str = "centrifuge-json";
-/// The one for what is not spoken here.
+/// WebSocket subprotocol that SDKs offer for Protobuf, which is not supported.
 const PROTOBUF_PROTOCOL: &str = "centrifuge-protobuf";
 
-/// The routes.
+/// Returns the routes of the sockets.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().route("/ws", get(socket)).route("/ws/admin", get(admin_socket))
 }
@@ -44,14 +45,15 @@ async fn socket(State(api): State<QueryApi>, request: Request) -> Result<Respons
     upgrade(api, request, false).await
 }
 
-/// The same for admins alone, so that it can be closed off in front of the server.
+/// A socket for admins only, with its own path, so that a proxy can restrict access to it.
 async fn admin_socket(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     upgrade(api, request, true).await
 }
 
 async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
-    // Browsers and SDKs cannot read why an upgrade is refused, and `connect` may bring a better token: so it answers.
+    // A 401 is not sent here but in the reply to `connect`. Browsers and SDKs cannot read the response to a refused
+    // upgrade, and `connect` may contain another token.
     let principal = match identify(&api, &mut parts).await {
         Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => Err(problem),
         identified => Ok(identified?),
@@ -60,11 +62,11 @@ async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Respon
         ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &api).await.map_err(|_| Problem::internal())?;
     let mut upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &api).await.map_err(|refusal| {
         Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(format!(
-            "{}; without a WebSocket, GET /v1/live gives the same as server-sent events",
+            "{}. Connect with a WebSocket, or use GET /v1/live for server-sent events.",
             refusal.body_text()
         ))
     })?;
-    // A browser gives up where none of the protocols it offered comes back.
+    // A browser closes the connection if the server selects none of the subprotocols that it offered.
     let offers = parts.headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let offers: Vec<_> = offers.flat_map(|offers| offers.split(',')).map(str::trim).collect();
     if offers.contains(&JSON_PROTOCOL) {
@@ -72,8 +74,9 @@ async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Respon
     } else if let Some(bearer) = bearer_protocol(&parts.headers) {
         upgrade = upgrade.protocols([bearer.to_owned()]);
     } else if offers.contains(&PROTOBUF_PROTOCOL) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "json-only", "JSON only")
-            .detail("the Centrifuge protocol is spoken in JSON here, not in Protobuf: use the SDK's JSON client"));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "json-only", "JSON only").detail(
+            "The server does not support the Protobuf form of the Centrifuge protocol. Use the JSON client of the SDK.",
+        ));
     }
     let read_limit = parts.extensions.remove::<ReadLimit>().unwrap_or_default();
     let handle = CloseHandle::default();

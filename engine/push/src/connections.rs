@@ -1,4 +1,4 @@
-//! The open connections of this process: who they belong to, how many there may be, and how they end from outside.
+//! The open connections of this process: their callers, their limits, and how the server closes them.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -13,29 +13,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{METRICS, Transport};
 
-/// How often every connection's token is looked at again.
+/// How often all connections are checked for revoked tokens, besides at every new revocation.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// In how many steps, and how far apart, the connections of a process that stops are told: their clients come back
-/// elsewhere, and shall not all come at once.
+/// A stopping process closes its connections in this many steps, with this pause between them, so that their clients do
+/// not reconnect to other processes all at once.
 const DRAIN_STEPS: usize = 20;
 const DRAIN_STEP: Duration = Duration::from_millis(50);
-/// How long connections may take to say goodbye.
+/// How long a stopping process waits for its connections to close.
 const GOODBYES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CloseReason {
-    /// More waited for it than may.
+    /// Too much was queued for the connection.
     Slow,
-    /// Something that it would be sent could not be made.
+    /// A change for the connection could not be published.
     Incomplete,
     /// The process stops.
     Shutdown,
-    /// Its token was revoked.
+    /// The connection's token was revoked.
     Revoked,
 }
 
-/// Closes a connection from anywhere in the process. The connection's task waits for it.
+/// Closes a connection from any task of the process. The connection's own task waits on it.
 #[derive(Clone, Default)]
 pub struct CloseHandle(Arc<Closing>);
 
@@ -46,7 +46,7 @@ struct Closing {
 }
 
 impl CloseReason {
-    /// The label of metrics.
+    /// Returns the value of the metric label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Slow => "slow",
@@ -58,26 +58,26 @@ impl CloseReason {
 }
 
 impl CloseHandle {
-    /// Asks the connection to close. The first reason counts.
+    /// Requests that the connection closes. Only the first reason counts.
     pub fn close(&self, why: CloseReason) {
         let _ = self.0.why.set(why);
         self.0.connection.wake();
     }
 
-    /// Whether it was asked to close.
+    /// Whether a close was requested.
     pub fn is_closed(&self) -> bool {
         self.0.why.get().is_some()
     }
 
-    /// Why it was asked to close, if it was.
+    /// Returns the reason of the close, if one was requested.
     pub fn why(&self) -> Option<CloseReason> {
         self.0.why.get().copied()
     }
 
-    /// Waits until it is asked to close.
+    /// Waits until a close is requested, and returns its reason.
     pub async fn closed(&self) -> CloseReason {
         poll_fn(|context| {
-            // Registered first: a close in between wakes this task.
+            // Registered before the check, so that a close in between wakes this task.
             self.0.connection.register(context.waker());
             self.0.why.get().map_or(Poll::Pending, |why| Poll::Ready(*why))
         })
@@ -85,16 +85,16 @@ impl CloseHandle {
     }
 }
 
-/// Which limit a connection has met.
+/// The connection limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Full {
-    /// Of its address.
+    /// Limit per client address.
     Address,
-    /// Of its subject.
+    /// Limit per token subject.
     Subject,
 }
 
-/// The connections; cheap to clone.
+/// The open connections of this process. Cheap to clone.
 #[derive(Clone)]
 pub struct Connections {
     open: Arc<Mutex<Open>>,
@@ -117,23 +117,23 @@ struct Entry {
     handle: CloseHandle,
 }
 
-/// A connection's slot among the open ones, given back when dropped.
+/// Registration of an open connection, which counts against the limits until it is dropped.
 pub struct ConnectionSlot {
     connections: Connections,
     id: u64,
 }
 
 impl Connections {
-    /// None yet. A limit of 0 is none.
+    /// Creates an empty registry. A limit of 0 means no limit.
     pub fn new(per_address_max: u32, per_subject_max: u32) -> Self {
         let limit = |max: u32| if max == 0 { usize::MAX } else { max as usize };
         Self { open: Arc::default(), per_address_max: limit(per_address_max), per_subject_max: limit(per_subject_max) }
     }
 
-    /// A slot for a connection of an address.
+    /// Registers a connection from an address.
     ///
     /// # Errors
-    /// The address has as many as it may.
+    /// [`Full::Address`] if the address has reached its limit.
     pub fn enter(&self, transport: Transport, address: IpAddr, handle: &CloseHandle) -> Result<ConnectionSlot, Full> {
         let mut open = self.lock();
         let count = open.addresses.entry(address).or_default();
@@ -148,18 +148,18 @@ impl Connections {
         Ok(ConnectionSlot { connections: self.clone(), id })
     }
 
-    /// How many there are.
+    /// Returns the number of open connections.
     pub fn len(&self) -> usize {
         self.lock().entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no open connections.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Ends the connections whose tokens are revoked, as soon as it is known, and all of them, step by step, when the
-    /// process stops. Returns when they have said goodbye, or have had the time to.
+    /// Closes connections whose tokens are revoked, until `stop`. Then closes all connections step by step, and returns
+    /// when all have ended, at the latest 5 s after the last step.
     pub async fn watch(self, authenticator: Authenticator, stop: CancellationToken) {
         let mut revoked = authenticator.revoked();
         loop {
@@ -183,7 +183,7 @@ impl Connections {
         }
         let goodbyes = async {
             while !self.is_empty() {
-                // Those that came while the others were told.
+                // Also closes connections that opened during the steps above.
                 self.lock().entries.values().for_each(|entry| entry.handle.close(CloseReason::Shutdown));
                 tokio::time::sleep(DRAIN_STEP).await;
             }
@@ -197,10 +197,10 @@ impl Connections {
 }
 
 impl ConnectionSlot {
-    /// Says whose connection it is, now or anew. Only customers are counted.
+    /// Sets or replaces the caller of the connection. Only customers count against the limit per subject.
     ///
     /// # Errors
-    /// The customer has as many as they may.
+    /// [`Full::Subject`] if the customer has reached the limit.
     pub fn belongs_to(&self, principal: &Principal) -> Result<(), Full> {
         let mut open = self.connections.lock();
         let open = &mut *open;
@@ -274,7 +274,7 @@ mod tests {
         let clerk = principal("clerk", Role::Staff);
         two.belongs_to(&clerk).unwrap();
         three.belongs_to(&clerk).unwrap();
-        // Promoted, and so counted no more.
+        // The role is now staff, so the connection no longer counts against the limit.
         one.belongs_to(&principal("ada", Role::Staff)).unwrap();
         drop(two);
         let four = enter().unwrap();

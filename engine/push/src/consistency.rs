@@ -1,4 +1,4 @@
-//! Reading your own writes: a query may ask for a read model that has reached a position.
+//! Reading one's own writes: a query can wait until the read model has reached a position.
 
 use std::time::{Duration, Instant};
 
@@ -12,32 +12,33 @@ use utoipa::IntoParams;
 use crate::api::QueryApi;
 use crate::problems::{invalid, unavailable};
 
-/// Names the position of the read model that an answer was made from.
+/// Response header with the position of the read model that the response was computed from.
 pub const DOCKET_POSITION: HeaderName = HeaderName::from_static("docket-position");
-/// Longest wait, in milliseconds, that a query may ask for.
+/// Greatest accepted `wait_ms`, in milliseconds.
 pub const WAIT_MS_MAX: u64 = 10_000;
-/// How often the log's head is read while a query waits for it.
+/// How often the log's head is read while a query waits for a position.
 const HEAD_CHECK: Duration = Duration::from_millis(20);
-/// Wait where `min_position` is given without `wait_ms`.
+/// Default of `wait_ms`, in milliseconds.
 const WAIT_MS: u64 = 1_000;
 
-/// The query parameters of a read that may ask for one's own writes, for a route that has no others.
+/// Query parameters for reading one's own writes, for a route without other parameters.
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Freshness {
-    /// Position that the read model must have reached, as a command answered it.
+    /// Position that the read model must have reached. Use the position from the response to a command.
     pub min_position: Option<i64>,
-    /// How long that may be waited for, in milliseconds: 1,000 where it is left out, 10,000 at most.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     pub wait_ms: Option<u64>,
 }
 
 impl QueryApi {
-    /// Waits until the read model has `min_position`, then runs a query. Gives its rows with the position that they are
-    /// not older than.
+    /// Waits until the read model has reached `min_position`, then runs a query. Returns the rows with a position; the
+    /// rows are not older than this position.
     ///
     /// # Errors
-    /// 503 `projection-behind` with both positions, when the wait is over; the database is away.
+    /// 503 `projection-behind` with both positions if the wait times out; 503 `store-unavailable` if the database does
+    /// not answer; 400 `invalid-query` for an invalid `wait_ms` or a query that the database rejects.
     pub async fn read_at<T, F: Future<Output = Result<T, Error>>>(
         &self,
         projection: &'static str,
@@ -53,7 +54,8 @@ impl QueryApi {
             }
             let read = self.progress.read_at(self.store.db(), projection, &query).await;
             let (position, rows) = read.map_err(unavailable)?;
-            // It may be less than was waited for: PostgreSQL crashed, and the read model went back.
+            // The position may be less than `min_position` again: a crash of PostgreSQL can reset the read model to an
+            // earlier position.
             match min_position.map_or(Ok(position), |wanted| reached(projection, position, wanted)) {
                 Ok(position) => return Ok((position, rows)),
                 Err(behind) if Instant::now() >= until => return Err(behind),
@@ -62,11 +64,11 @@ impl QueryApi {
         }
     }
 
-    /// Waits until the log has `min_position`, for an answer that is made from the log itself. Gives the position of its last
-    /// event.
+    /// Waits until the log has reached `min_position`, for responses that are computed from the log itself. Returns the
+    /// position of the log's last event.
     ///
     /// # Errors
-    /// As [`Self::read_at`].
+    /// The errors of [`Self::read_at`].
     pub async fn wait_for_position(&self, min_position: Option<i64>, wait_ms: Option<u64>) -> Result<i64, Problem> {
         let until = Instant::now() + wait_limit(wait_ms)?;
         let wanted = min_position.unwrap_or(0);
@@ -83,7 +85,7 @@ impl QueryApi {
 fn wait_limit(wait_ms: Option<u64>) -> Result<Duration, Problem> {
     match wait_ms.unwrap_or(WAIT_MS) {
         wait_ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(wait_ms)),
-        _ => Err(invalid("wait_ms", &format!("at most {WAIT_MS_MAX}"))),
+        _ => Err(invalid("wait_ms", &format!("Must be at most {WAIT_MS_MAX}."))),
     }
 }
 
@@ -91,14 +93,14 @@ fn reached(what: &str, position: i64, wanted: i64) -> Result<i64, Problem> {
     if position >= wanted {
         return Ok(position);
     }
-    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
-        .detail(format!("{what} is at position {position}, the query asks for {wanted}. Try again."))
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
+        .detail(format!("The position of {what} is {position}, but the query requires {wanted}. Try again."))
         .with("position", position)
         .with("min_position", wanted)
         .retry_after(1))
 }
 
-/// Adds the position that an answer was made from.
+/// Adds the `Docket-Position` header with the position that a response was computed from.
 pub fn with_position_header(position: i64, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     response.headers_mut().insert(DOCKET_POSITION, HeaderValue::from(position));

@@ -1,11 +1,11 @@
-//! Cursors: how far a listener has come in each checkpoint group, as text that any process can read.
+//! Cursors: a client's position in each checkpoint group, as text that any process can read.
 //!
-//! `2.EPOCH.GROUP=POSITION[+NAME]`, with a part `.GROUP=…` for each group that is listened to. Whatever lies at or before
-//! POSITION is known. The changes at one position are published in the byte order of their channels' names; `+NAME` says
-//! that the change at the next position is known on the channels up to that name. What could be mistaken for a separator
-//! is percent-encoded.
+//! The format is `2.EPOCH.GROUP=POSITION[+NAME]`, with one part `.GROUP=…` per subscribed group. The client has all
+//! changes at or before POSITION. Changes at one position are sent in the byte order of their channels' names. `+NAME`
+//! means that the client also has the change at the next position, on the channels up to that name. Characters that
+//! could be mistaken for separators are percent-encoded.
 //!
-//! Cursors of the first edition, `7.EPOCH` and `7+2.EPOCH`, are read for ever: see [`Known::Kinds`].
+//! Cursors of format 1, `7.EPOCH` and `7+2.EPOCH`, stay readable for ever: see [`Known::Kinds`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,54 +13,54 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use projection_engine::registry::CORE;
 
-/// The version of what is written.
+/// Format version of written cursors.
 const VERSION: &str = "2.";
-/// Longest text that is read.
+/// Longest accepted cursor, in bytes.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
-/// Groups that are read, at most.
+/// Most groups in an accepted cursor.
 const GROUPS_MAX: usize = 64;
-/// Longest epoch that is read.
+/// Longest accepted epoch, in bytes.
 const EPOCH_BYTES_MAX: usize = 64;
-/// What is not written as it is.
+/// Characters that are percent-encoded.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~').remove(b':');
 
-/// A kind of channel of the first edition.
+/// A kind of channel in cursors of format 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum OldKind {
-    /// Channels whose names begin so.
+    /// All channels with this prefix.
     Prefix(&'static str),
     /// The channel with this name.
     Name(&'static str),
 }
 
-/// How far a listener has come.
+/// A client's position in its checkpoint groups.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cursor {
     /// The log's incarnation.
     pub epoch: String,
-    /// Each group once.
+    /// Positions by group; each group at most once.
     pub groups: Vec<GroupCursor>,
 }
 
-/// How far a listener has come in a group.
+/// A client's position in one checkpoint group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupCursor {
-    /// The group's name.
+    /// Name of the group.
     pub group: String,
-    /// Whatever lies at or before it is known.
+    /// The client has all changes at or before this position.
     pub position: i64,
-    /// What is known of the change at the next position.
+    /// The channels on which the client also has the change at the next position.
     pub next: Known,
 }
 
-/// On which channels the change at a position is known.
+/// The channels on which a client has the change at a position.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Known {
-    /// On none.
+    /// No channel.
     Nothing,
-    /// On those whose names are not greater than this one.
+    /// All channels up to this name, in byte order.
     UpTo(String),
-    /// On so many kinds of channel of the first edition, in the order in which it published on them: `7+2` of then.
+    /// The first kinds of channel, this many, in the publishing order of format 1: the `2` of `7+2`.
     Kinds(usize),
 }
 
@@ -79,29 +79,30 @@ impl Known {
 }
 
 impl GroupCursor {
-    /// All up to a position is known.
+    /// Creates a cursor of a client that has all changes up to a position.
     pub fn at(group: &str, position: i64) -> Self {
         Self { group: group.to_owned(), position, next: Known::Nothing }
     }
 
-    /// Whatever lies at or before it is known on a channel. `old_kinds` are those of the first edition, in their order.
+    /// Returns the position up to which the client has all changes of a channel. `old_kinds` are the kinds of format 1,
+    /// in their order.
     pub fn position_on(&self, channel: &str, old_kinds: &[OldKind]) -> i64 {
         self.position.saturating_add(i64::from(self.next.includes(channel, old_kinds)))
     }
 }
 
 impl Cursor {
-    /// One group is known up to a position.
+    /// Creates a cursor of one group, of a client that has all changes up to a position.
     pub fn of_group(epoch: &str, group: &str, position: i64) -> Self {
         Self { epoch: epoch.to_owned(), groups: vec![GroupCursor::at(group, position)] }
     }
 
-    /// How far a group is known.
+    /// Returns the client's position in a group, if the cursor has the group.
     pub fn of(&self, group: &str) -> Option<&GroupCursor> {
         self.groups.iter().find(|known| known.group == group)
     }
 
-    /// A group is known up to a position, and of the change at the next one `next`.
+    /// Sets the position in a group, and the channels on which the client has the change at the next position.
     pub fn set(&mut self, group: &str, position: i64, next: Known) {
         match self.groups.iter_mut().find(|known| known.group == group) {
             Some(known) => (known.position, known.next) = (position, next),
@@ -109,7 +110,7 @@ impl Cursor {
         }
     }
 
-    /// A group is known up to a position, if that is further than before.
+    /// Sets the position in a group if it is greater than the present one.
     pub fn advance(&mut self, group: &str, position: i64) {
         if self.of(group).is_none_or(|known| known.position < position) {
             self.set(group, position, Known::Nothing);
@@ -126,7 +127,7 @@ impl fmt::Display for Cursor {
             match next {
                 Known::Nothing => {}
                 Known::UpTo(name) => write!(f, "+{}", encoded(name))?,
-                // No channel's name begins with a digit.
+                // Not ambiguous: no channel name begins with a digit.
                 Known::Kinds(count) => write!(f, "+{count}")?,
             }
         }
@@ -146,7 +147,7 @@ impl FromStr for Cursor {
                 let groups = groups.split('.').take(GROUPS_MAX + 1).map(group).collect::<Result<_, ()>>()?;
                 Self { epoch: decoded(epoch)?, groups }
             }
-            // The first edition had one group.
+            // Format 1 has one group.
             None => {
                 let (known, epoch) = text.split_once('.').ok_or(())?;
                 let (position, next) = known_up_to(known)?;
@@ -173,7 +174,7 @@ fn group(text: &str) -> Result<GroupCursor, ()> {
 }
 
 fn known_up_to(text: &str) -> Result<(i64, Known), ()> {
-    // In a query string that was not encoded, a plus sign is read as a blank.
+    // A plus sign becomes a blank when a client does not encode the cursor in a query string.
     let (position, next) = match text.split_once(['+', ' ']) {
         None => (text, Known::Nothing),
         Some((position, count)) if is_number(count) => (position, Known::Kinds(count.parse().map_err(|_| ())?)),
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Cursor {
-        text.parse().unwrap_or_else(|()| panic!("{text} is read"))
+        text.parse().unwrap_or_else(|()| panic!("could not parse {text}"))
     }
 
     #[test]
@@ -289,7 +290,7 @@ mod tests {
         }
         assert!(format!("2.{}.core=7", "e".repeat(65)).parse::<Cursor>().is_err());
         assert!(format!("2.e.core=7+{}", "n".repeat(TEXT_BYTES_MAX)).parse::<Cursor>().is_err());
-        // Of a later version: read as a position of another log.
+        // A cursor of a later format parses as a position with an unknown epoch, so its client gets snapshots.
         assert_eq!(read("3.e.core=7").epoch, "e.core=7");
     }
 }

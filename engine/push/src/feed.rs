@@ -1,5 +1,5 @@
-//! From the stream to the hub, for each checkpoint group. An event is published once the group's read models have it, so a
-//! listener that hears of a change and asks, sees it.
+//! The feed of a checkpoint group: reads the log and publishes to the hub. An event is published only after all read
+//! models of the group have applied it. So a client that receives a change and then sends a query sees the change.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,27 +16,29 @@ use crate::metrics::METRICS;
 use crate::publication::{Group, Publication};
 use crate::publisher::{AnyPublisher, LiveFold};
 
-/// Bytes of the aggregates that a group keeps in memory between changes; others are folded again from the log.
+/// Bytes of aggregates that a group keeps in memory between batches. Other aggregates are folded from the log again.
 const KEPT_BYTES_MAX: u64 = 10_000 * 4_096;
-/// How often the feed checks whether anybody listens.
+/// How often the feed checks whether the group has subscribers.
 const LISTENED_CHECK: Duration = Duration::from_millis(20);
-/// Changes, and bytes of them, that are queued before the connections get a chance to send them.
+/// Limits of one publish round, in changes and bytes. Connections can send between two rounds.
 const PUBLISHED_AT_ONCE: usize = 128;
 const BYTES_AT_ONCE: usize = 64 * 1024;
-/// Up to so many subscribers are reached in no time; for more of them, about what each takes, and the longest pause.
+/// Pause after a publish round. A round to fewer than `FEW` deliveries needs no pause; a larger one pauses for
+/// `SENT_WITHIN` per delivery, at most `PAUSE_MAX`.
 const FEW: usize = 200;
 const SENT_WITHIN: Duration = Duration::from_micros(10);
 const PAUSE_MAX: Duration = Duration::from_millis(25);
-/// How long changes wait for those who have not read the ones before, and how often that is checked.
+/// Longest wait for slow readers after one publish round, and the interval of its checks.
 const BACKPRESSURE_MAX: Duration = Duration::from_millis(20);
 const BACKPRESSURE_CHECK: Duration = Duration::from_millis(2);
-/// How long they wait in a row, and which part of the time: others must not notice it.
+/// Budget of such waits, so that slow readers do not noticeably delay the others: at most 100 ms in a row, refilled
+/// with one part in `THROTTLE_BUDGET_PART` of the elapsed time.
 const THROTTLE_BUDGET_MAX: Duration = Duration::from_millis(100);
 const THROTTLE_BUDGET_PART: u32 = 100;
-/// Wait after a failure.
+/// Wait after a failed read of the store.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// Feeds the hub with what a group publishes, until the process stops.
+/// Publishes the events of a group to the hub until the process stops.
 pub async fn run(api: QueryApi, group: Group) {
     let stop = api.stop.clone();
     tokio::select! {
@@ -50,8 +52,8 @@ async fn follow(api: &QueryApi, group: Group) {
     let bytes_max = KEPT_BYTES_MAX / publishers.len().max(1) as u64;
     let publisher_feeds = publishers.iter().map(|publisher| PublisherFeed::new(**publisher, bytes_max)).collect();
     let mut feed = Feed { api, group, publisher_feeds, throttle_budget: THROTTLE_BUDGET_MAX, counted: Instant::now() };
-    // A subscriber's snapshot holds at least what the read models had before the subscriber came. So while nobody
-    // listens, the feed need not read: it begins there.
+    // A new subscriber's snapshot contains at least the position that the read models had reached before it subscribed.
+    // So the feed reads nothing while the group has no subscribers, and starts from that position with the first one.
     let mut position = api.progress.slowest(group);
     loop {
         let now = api.progress.slowest(group);
@@ -62,12 +64,12 @@ async fn follow(api: &QueryApi, group: Group) {
             continue;
         }
         let mut stream = api.store.subscribe(position);
-        // One call is waited for across the checks, so that its own deadlines count.
+        // The checks do not cancel `next`, so that its own timeouts keep running.
         while let Some(events) = feed.while_listened(stream.next()).await {
             match events {
                 Ok(events) => position = feed.publish(events).await.unwrap_or(position),
                 Err(error) => {
-                    tracing::warn!(%error, "live updates wait for the store");
+                    tracing::warn!(%error, "Live updates are waiting for the store.");
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -79,21 +81,21 @@ struct Feed<'a> {
     api: &'a QueryApi,
     group: Group,
     publisher_feeds: Vec<PublisherFeed>,
-    /// How long readers may be waited for now, and when that was counted.
+    /// How long the feed may wait for slow readers now, and when this was last updated.
     throttle_budget: Duration,
     counted: Instant,
 }
 
-/// The events of one aggregate in a batch, on their way to publications.
+/// A publisher, with its events of the current batch.
 struct PublisherFeed {
     publisher: &'static dyn AnyPublisher,
     fold: Box<dyn LiveFold>,
     events: Vec<RecordedEvent>,
-    /// How many of them are folded.
+    /// Number of `events` that are folded.
     folded: usize,
-    /// Their publications that are not published yet.
+    /// Publications of the folded events that are not published yet.
     ready: VecDeque<Arc<Publication>>,
-    /// Streams of which a change could not be published.
+    /// Ids of streams with a change that was not published because a context's code panicked.
     panicked: Vec<CompactString>,
 }
 
@@ -109,7 +111,7 @@ impl PublisherFeed {
         }
     }
 
-    /// The next publication, folding as many events as it takes.
+    /// Returns the next publication. Folds events until there is one.
     fn peek(&mut self) -> Option<&Arc<Publication>> {
         while self.ready.is_empty() && self.folded < self.events.len() {
             let next = &self.events[self.folded..];
@@ -122,7 +124,7 @@ impl PublisherFeed {
 }
 
 impl Feed<'_> {
-    /// Waits for a future as long as somebody listens.
+    /// Waits for a future; gives up with `None` when the group has no subscribers.
     async fn while_listened<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         while !self.api.hub.is_empty(self.group) {
@@ -133,19 +135,19 @@ impl Feed<'_> {
         None
     }
 
-    /// Publishes a batch of events; the position that is published.
+    /// Publishes a batch of events. Returns the position of the last one.
     async fn publish(&mut self, events: Vec<RecordedEvent>) -> Option<i64> {
         let last = events.last()?.position;
         self.projected(last).await;
         self.sort_by_publisher(events);
         while let Err(error) = self.load().await {
-            tracing::warn!(%error, "live updates wait for the store");
+            tracing::warn!(%error, "Live updates are waiting for the store.");
             tokio::time::sleep(RETRY).await;
         }
         let mut spans = self.spans();
         let (mut round, mut bytes) = (Vec::new(), 0);
         while let Some(publication) = self.next() {
-            // Serialized outside of the hub's lock, and only if somebody gets it.
+            // Serialized here, outside of the hub's lock, and only if a subscriber will receive it.
             if self.api.hub.is_awaited(&publication) {
                 bytes += publication.data().len();
             }
@@ -170,7 +172,7 @@ impl Feed<'_> {
         Some(last)
     }
 
-    /// Gives each feed the events of its aggregate that somebody could listen for.
+    /// Distributes the events to their publishers. Drops events that cannot go to an open channel.
     fn sort_by_publisher(&mut self, events: Vec<RecordedEvent>) {
         for event in events {
             let is_of_type = |feed: &&mut PublisherFeed| event.aggregate_type == feed.publisher.aggregate_type();
@@ -185,7 +187,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Brings each stream to where it was before its first event in the batch.
+    /// Loads each stream's state before its first event in the batch.
     async fn load(&mut self) -> Result<(), event_store::error::Error> {
         for feed in self.publisher_feeds.iter_mut().filter(|feed| !feed.events.is_empty()) {
             let missing = feed.fold.prepare(&feed.events);
@@ -199,7 +201,7 @@ impl Feed<'_> {
         Ok(())
     }
 
-    /// The next publication of all publisher_feeds, in the order of the log.
+    /// Returns the next publication of all publishers, in log order.
     fn next(&mut self) -> Option<Arc<Publication>> {
         let mut first: Option<(i64, usize)> = None;
         for (at, feed) in self.publisher_feeds.iter_mut().enumerate() {
@@ -208,8 +210,8 @@ impl Feed<'_> {
             {
                 first = Some((publication.position, at));
             }
-            // What a context's code could not publish is missing on its channels. Whoever listens there must not hear of a
-            // later change as if nothing were missing.
+            // A change of these streams was not published. Their subscribers must not receive a later change as if
+            // nothing were missing.
             for stream_id in feed.panicked.drain(..) {
                 self.api.hub.cut_off(feed.publisher.interest(), &stream_id);
             }
@@ -217,7 +219,8 @@ impl Feed<'_> {
         self.publisher_feeds[first?.1].ready.pop_front()
     }
 
-    /// Spans of the events whose requests are traced, by position. Each ends when its event is published.
+    /// Creates spans for the events whose requests are traced, with their positions. Each span ends when its event is
+    /// published.
     fn spans(&self) -> Vec<(i64, trace::Span)> {
         let span = |event: &RecordedEvent| Some((event.position, trace::of_event("push", SpanKind::Consumer, event)?));
         self.wanted().filter_map(span).collect()
@@ -227,14 +230,15 @@ impl Feed<'_> {
         self.publisher_feeds.iter().flat_map(|feed| &feed.events)
     }
 
-    /// Lets the connections send what is queued. Meanwhile more changes gather, which then cost each of them one delivery.
+    /// Pauses so that the connections can send their queued deliveries. The changes that arrive in the meantime are
+    /// then queued together, as one delivery per channel. Waits longer for slow readers, within the throttle budget.
     async fn pace(&mut self, reached: usize) {
         match reached {
             0 => {}
             1..FEW => tokio::task::yield_now().await,
             many => tokio::time::sleep((SENT_WITHIN * many as u32).min(PAUSE_MAX)).await,
         }
-        // Changes fill a queue faster than a client can read them.
+        // A burst of changes can fill a queue faster than a client can read it.
         let now = Instant::now();
         self.throttle_budget =
             (self.throttle_budget + (now - self.counted) / THROTTLE_BUDGET_PART).min(THROTTLE_BUDGET_MAX);
@@ -246,25 +250,25 @@ impl Feed<'_> {
         self.counted = Instant::now();
     }
 
-    /// Waits until every read model of the group has a position.
+    /// Waits until every read model of the group has reached a position.
     async fn projected(&self, position: i64) {
         let mut changes = self.api.progress.changes();
         loop {
             // The sender lives as long as the process.
             let _ = changes.wait_for(|known| known.slowest(self.group) >= position).await;
-            // What is known may be of before a crash of PostgreSQL, which took read models back.
+            // The known positions may be from before a crash of PostgreSQL that reset read models to earlier positions.
             match self.api.progress.slowest_in(self.api.store.db(), self.group).await {
                 Ok(slowest) if slowest >= position => return,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "live updates wait for the store");
+                    tracing::warn!(%error, "Live updates are waiting for the store.");
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
 
-    /// Lines for whoever follows one request through the logs.
+    /// Logs one line per event, so that a request can be followed through the logs.
     fn log(&self) {
         if tracing::enabled!(tracing::Level::DEBUG) {
             for event in self.wanted() {
@@ -274,7 +278,7 @@ impl Feed<'_> {
                     aggregate.id = &*event.aggregate_id,
                     event.r#type = &*event.event_type,
                     event.position = event.position,
-                    "pushed"
+                    "Event pushed."
                 );
             }
         }

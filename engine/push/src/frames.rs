@@ -1,12 +1,12 @@
-//! The texts that transports send: frames of the Centrifuge protocol, and the events of streams and polls.
+//! The texts that transports send: frames of the Centrifuge protocol, and events of `/v1/live` and `/v1/poll`.
 
 use axum::body::Bytes;
 
 use crate::publication::Publication;
 
-/// Appends a push of the Centrifuge protocol with a publication.
+/// Appends a push with a publication, in the Centrifuge protocol.
 pub fn push_frame(text: &mut String, channel: &str, previous: i64, publication: &Publication, patched: bool) {
-    // No channel has a name that JSON escapes: see `Channels::find`.
+    // Channel names need no JSON escaping: see `Channels::find`.
     text.push_str(r#"{"push":{"channel":""#);
     text.push_str(channel);
     text.push_str(r#"","pub":"#);
@@ -14,8 +14,8 @@ pub fn push_frame(text: &mut String, channel: &str, previous: i64, publication: 
     text.push_str("}}");
 }
 
-/// Appends a publication of the Centrifuge protocol. `tags.prev` shows a client that it has missed nothing: it holds a
-/// position that is not before it.
+/// Appends a publication, in the Centrifuge protocol. A client whose position is at or after `tags.prev` has missed
+/// nothing.
 pub fn push_publication(text: &mut String, previous: i64, publication: &Publication, patched: bool) {
     let data = if patched { publication.patched() } else { publication.data() };
     text.push_str(r#"{"data":"#);
@@ -27,7 +27,7 @@ pub fn push_publication(text: &mut String, previous: i64, publication: &Publicat
     text.push_str(r#""}}"#);
 }
 
-/// A push of the Centrifuge protocol with what is in no log.
+/// Returns a push with an ephemeral event, in the Centrifuge protocol.
 pub fn ephemeral_frame(channel: &str, event: &str, data: &str) -> String {
     let field = if event == "pub" { "data" } else { "info" };
     format!(r#"{{"push":{{"channel":"{channel}","{event}":{{"{field}":{data}}}}}}}"#)
@@ -36,18 +36,18 @@ pub fn ephemeral_frame(channel: &str, event: &str, data: &str) -> String {
 const LINE: &str = "data: ";
 const END: &str = "\n\n";
 
-/// An event as streams and polls send it: a JSON object, which is also the `data` line of a server-sent event. Cheap to
-/// clone.
+/// An event of `/v1/live` and `/v1/poll`: the `data` line of a server-sent event, which contains the JSON object that a
+/// poll returns. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EventText {
-    /// The line, with the empty one after it.
+    /// The `data` line and the empty line after it.
     line: Bytes,
-    /// Where the member `data` begins in it.
+    /// Byte offset in `line` at which the value of the member `data` begins.
     data_at: usize,
 }
 
 impl EventText {
-    /// An event with JSON text as its data.
+    /// Creates an event with JSON text as its data.
     pub fn new(event: &str, channel: Option<&str>, offset: Option<i64>, previous: Option<i64>, data: &str) -> Self {
         let mut line = String::with_capacity(data.len() + channel.map_or(0, str::len) + 96);
         line.push_str(LINE);
@@ -59,19 +59,19 @@ impl EventText {
         Self { line: line.into(), data_at }
     }
 
-    /// The same change of a channel with another position before it.
+    /// Returns a copy of the change with another previous position.
     #[must_use]
     pub fn with_previous(&self, channel: &str, offset: i64, previous: i64) -> Self {
         let data = &self.line[self.data_at..self.line.len() - END.len() - 1];
         Self::new("pub", Some(channel), Some(offset), Some(previous), std::str::from_utf8(data).unwrap_or("null"))
     }
 
-    /// The last lines of a server-sent event.
+    /// Returns the last lines of the server-sent event: its `data` line and the empty line.
     pub fn data_line(&self) -> &Bytes {
         &self.line
     }
 
-    /// The JSON object.
+    /// Returns the JSON object.
     pub fn json(&self) -> Bytes {
         self.line.slice(LINE.len()..self.line.len() - END.len())
     }
@@ -104,7 +104,7 @@ mod tests {
         let json = r#"{"event":"pub","channel":"counter:17","offset":9,"prev":4,"data":{"a":1}}"#;
         assert_eq!(event.json(), json);
         assert_eq!(*event.data_line(), format!("data: {json}\n\n"));
-        assert_eq!(event.json().as_ptr(), event.data_line()[6..].as_ptr(), "the same bytes");
+        assert_eq!(event.json().as_ptr(), event.data_line()[6..].as_ptr(), "both share the same bytes");
         assert_eq!(event.with_previous("counter:17", 9, 2).json(), json.replace("\"prev\":4", "\"prev\":2"));
         let reset = EventText::new("reset", None, None, None, "{}");
         assert_eq!(reset.json(), r#"{"event":"reset","data":{}}"#);

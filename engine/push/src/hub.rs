@@ -1,5 +1,5 @@
-//! The hub: who listens to which channel, and how changes reach their queues. It never waits for a listener that does not
-//! read: one that does not keep up is cut off, and goes on from the log when it comes back.
+//! The hub: keeps the subscribers of each channel and queues changes for them. The hub never blocks on a slow client.
+//! It disconnects a client that falls too far behind; the client reconnects and resumes from the log.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -13,36 +13,36 @@ use crate::metrics::METRICS;
 use crate::publication::{Group, Interest, Publication};
 use crate::queue::{Delivery, Queue};
 
-/// Bytes that may wait in this process. What waits for many on one channel counts once. Beyond it, the connections that are
-/// furthest behind are cut off.
+/// Limit of queued bytes in this process. A batch that is queued for many subscribers counts once. Above the limit, the
+/// hub disconnects the connections that are furthest behind.
 pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// A kind of channel, as the hub knows it.
+/// A kind of channel: one channel, or all channels with a prefix.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kind {
-    /// The channel's name, or the prefix of its names.
+    /// The channel's name, or the prefix of the channels' names.
     pub name: &'static str,
-    /// The checkpoint group whose feed publishes on it.
+    /// Checkpoint group whose feed publishes on the channel.
     pub group: Group,
 }
 
-/// The channels of this process. Cheap to clone.
+/// The open channels of this process with their subscribers. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Hub(Arc<Center>);
 
 #[derive(Default)]
 struct Center {
     channels: Mutex<Channels>,
-    /// Bytes that wait in this process.
+    /// Queued bytes in this process.
     waiting: Arc<AtomicUsize>,
-    /// Whether much waited for somebody when something was queued last.
+    /// Whether a queue was long after the last delivery. A cheap pre-check of [`Hub::is_backpressured`].
     backpressured: AtomicBool,
 }
 
 #[derive(Default)]
 struct Channels {
     open: HashMap<Arc<str>, Channel>,
-    /// How many channels of a kind are open.
+    /// Number of open channels by kind.
     kinds: HashMap<&'static str, usize>,
     groups: HashMap<Group, GroupState>,
     next_id: u64,
@@ -50,9 +50,9 @@ struct Channels {
 
 #[derive(Default)]
 struct GroupState {
-    /// How many channels of the group are open.
+    /// Number of open channels of the group.
     open: usize,
-    /// Whatever lies at or before it has been queued to all who listened by then.
+    /// Position up to which all changes of the group have been queued for the subscribers of that time.
     through: watch::Sender<i64>,
 }
 
@@ -60,9 +60,9 @@ struct Channel {
     name: Arc<str>,
     kind: Kind,
     subscribers: HashMap<u64, Subscriber>,
-    /// Position of its last change, or one after which there was none.
+    /// Position of the channel's last change, or a later position with no change in between.
     last: i64,
-    /// Changes of the round that is being published.
+    /// Changes of the publish round in progress.
     round: Vec<Change>,
 }
 
@@ -71,7 +71,7 @@ struct Subscriber {
     staff: bool,
 }
 
-/// A place among a channel's subscribers, given up when dropped.
+/// A subscription of a queue to a channel. Dropping it unsubscribes.
 pub struct Subscription {
     hub: Hub,
     channel: Arc<str>,
@@ -79,15 +79,16 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The channel.
+    /// Returns the name of the channel.
     pub fn channel(&self) -> &Arc<str> {
         &self.channel
     }
 }
 
 impl Hub {
-    /// Attaches a connection's queue to a channel. From here on every change of the channel is queued, so a snapshot or
-    /// a part of the log that is read afterwards misses nothing.
+    /// Subscribes a connection's queue to a channel. Every later change of the channel is queued. So a snapshot or a
+    /// part of the log that is read after this call, together with the queue, misses nothing. `staff` subscribers also
+    /// receive ephemeral events that are for staff only.
     pub fn subscribe(&self, kind: Kind, name: &str, queue: &Queue, staff: bool) -> Subscription {
         let mut channels = self.lock();
         channels.next_id += 1;
@@ -115,17 +116,17 @@ impl Hub {
         Subscription { hub: self.clone(), channel, id }
     }
 
-    /// Whether nobody listens to a channel of a group.
+    /// Whether no channel of the group has subscribers.
     pub fn is_empty(&self, group: Group) -> bool {
         self.lock().groups.get(group).is_none_or(|group| group.open == 0)
     }
 
-    /// Whether somebody listens to a channel.
+    /// Whether the channel has subscribers.
     pub fn has(&self, channel: &str) -> bool {
         self.lock().open.contains_key(channel)
     }
 
-    /// Which of some streams have changes that could go to an open channel.
+    /// Returns for each stream id whether the stream's changes could go to an open channel.
     pub fn has_interest<'a>(&self, interest: &Interest, ids: impl Iterator<Item = &'a str>) -> Vec<bool> {
         let channels = self.lock();
         let all = interest.names.iter().any(|name| channels.open.contains_key(*name))
@@ -146,8 +147,9 @@ impl Hub {
         publication.channels.iter().any(|target| channels.open.contains_key(&*target.name))
     }
 
-    /// Queues a group's publications, in the order of the log, to every subscriber of their channels, and says that all of
-    /// the log is queued up to `through`. Gives to how many subscribers something was queued.
+    /// Queues publications of a group, in log order, for every subscriber of their channels. Then marks the group's log
+    /// as queued up to `through`. Returns the number of deliveries: the sum of the subscribers of each channel with
+    /// changes.
     pub fn publish(&self, group: Group, publications: &[Arc<Publication>], through: i64) -> usize {
         let mut reached = 0;
         let mut channels = self.lock();
@@ -164,7 +166,8 @@ impl Hub {
                 channel.last = publication.position;
             }
         }
-        // All batches of a round lie beside each other in a queue: the lock is held until the last one is queued.
+        // The lock is held until the last batch of the round is queued, so the batches of a round are adjacent in a
+        // queue.
         for name in touched {
             let Some(channel) = channels.open.get_mut(&name) else { continue };
             let changes = std::mem::take(&mut channel.round);
@@ -184,12 +187,13 @@ impl Hub {
         reached
     }
 
-    /// Nobody listened to a group until now: what lies at or before a position has been queued to all who did.
+    /// Marks a group's log as queued up to a position. Used while the group has no subscribers.
     pub fn skip_to(&self, group: Group, position: i64) {
         self.lock().groups.entry(group).or_default().through.send_replace(position);
     }
 
-    /// Whether much waits for somebody who reads.
+    /// Whether a queue is long although its reader is reading. Bytes count only when half of [`WAITING_BYTES_MAX`] is
+    /// used.
     pub fn is_backpressured(&self) -> bool {
         let bytes_count = self.0.waiting.load(Relaxed) > WAITING_BYTES_MAX / 2;
         let backpressured =
@@ -198,12 +202,12 @@ impl Hub {
         backpressured
     }
 
-    /// Follows how far the log has been queued to the listeners of a group.
+    /// Returns a watch on the position up to which the group's log has been queued.
     pub fn through(&self, group: Group) -> watch::Receiver<i64> {
         self.lock().groups.entry(group).or_default().through.subscribe()
     }
 
-    /// Queues something that is in no log, for all subscribers of a channel or for staff.
+    /// Queues an ephemeral event for the subscribers of a channel, or only for those that are staff.
     pub fn publish_ephemeral(&self, channel: &str, event: &'static str, data: String, staff_only: bool) {
         if let Some(channel) = self.lock().open.get(channel) {
             let ephemeral = Ephemeral::new(channel.name.clone(), event, data);
@@ -211,8 +215,8 @@ impl Hub {
         }
     }
 
-    /// Cuts off the listeners of every channel that a change of a stream can go to: they would miss one. They come back, and
-    /// go on from the log or from a snapshot.
+    /// Disconnects the subscribers of every channel that a change of the stream can go to, because they would miss a
+    /// change. Their clients reconnect, and resume from the log or from a snapshot.
     pub fn cut_off(&self, interest: &Interest, stream_id: &str) {
         let channels = self.lock();
         let concerned = channels.open.values().filter(|channel| interest.includes(&channel.name, stream_id));
@@ -231,7 +235,7 @@ impl Channels {
         self.open.values().flat_map(|channel| channel.subscribers.values().map(|subscriber| &subscriber.queue))
     }
 
-    /// Cuts off those who are furthest behind, until a quarter of what may wait is free.
+    /// Disconnects the connections that are furthest behind, until a quarter of [`WAITING_BYTES_MAX`] is free.
     fn evict_slowest(&self, waiting: &AtomicUsize) {
         let mut behind: Vec<_> = self.queues().filter_map(|queue| Some((queue.behind_at()?, queue))).collect();
         behind.sort_unstable_by_key(|(position, _)| *position);
@@ -245,7 +249,7 @@ impl Channels {
 }
 
 impl Channel {
-    /// Queues a delivery to the subscribers; whether much waits for one of them now.
+    /// Queues a delivery for the subscribers. Returns whether a subscriber's queue is long now.
     fn queue(&self, delivery: &Delivery, staff_only: bool) -> bool {
         let bytes = delivery.bytes();
         let subscribers = self.subscribers.values().filter(|subscriber| subscriber.staff || !staff_only);
@@ -319,7 +323,7 @@ mod tests {
         let [(_, unread), (_, mut late), (_, mut fine)] = queues;
         let closed = || handles.each_ref().map(CloseHandle::is_closed);
         let publish_large = |position| {
-            // A little less for the text around it.
+            // A little less, for the JSON around the payload.
             hub.publish(CORE, &[large("a", position, LARGE - 1024)], position);
         };
         for position in 1..=(WAITING_BYTES_MAX / LARGE) as i64 {
@@ -330,8 +334,8 @@ mod tests {
         assert_eq!(closed(), [false; 3]);
         publish_large(1_000);
         publish_large(1_001);
-        assert_eq!(closed(), [true, false, false], "who is furthest behind, alone");
-        assert!(unread.is_empty() && hub.0.waiting.load(Relaxed) <= 12 * LARGE, "its changes are let go");
+        assert_eq!(closed(), [true, false, false], "only the connection that is furthest behind is closed");
+        assert!(unread.is_empty() && hub.0.waiting.load(Relaxed) <= 12 * LARGE, "its queued changes are freed");
     }
 
     #[test]
@@ -345,7 +349,7 @@ mod tests {
         let publish = |times: usize| {
             for _ in 0..times {
                 hub.publish(CORE, &[created("a", 1), created("b", 2)], 2);
-                // Between two rounds there is something.
+                // Separates two publish rounds, which are counted as separate messages.
                 hub.publish_ephemeral("counters", "pub", "{}".to_owned(), false);
             }
         };
@@ -355,7 +359,7 @@ mod tests {
             end.try_next();
         }
         publish(1);
-        assert!(!handle.is_closed() && !other.is_closed(), "two messages went, and two came");
+        assert!(!handle.is_closed() && !other.is_closed(), "two messages were read and two were queued");
         publish(1);
         assert!(handle.is_closed() && !other.is_closed());
     }
@@ -371,10 +375,10 @@ mod tests {
         (1..QUEUE_MESSAGES_MAX as i64).for_each(publish);
         assert!(hub.is_backpressured());
         std::thread::sleep(READER_WAIT);
-        assert!(!hub.is_backpressured(), "it takes nothing");
+        assert!(!hub.is_backpressured(), "the reader reads nothing");
         end.try_next();
         publish(QUEUE_MESSAGES_MAX as i64);
-        assert!(hub.is_backpressured(), "it reads");
+        assert!(hub.is_backpressured(), "the reader reads again");
         while end.messages() > QUEUE_MESSAGES_MAX / 2 {
             end.try_next();
         }
@@ -390,7 +394,7 @@ mod tests {
         let _one = hub.subscribe(ONE, "counter:b", &queue, true);
         hub.publish(CORE, &[created("a", 8), created("b", 9)], 9);
         hub.publish(CORE, &[created("b", 12)], 12);
-        // A stream's first change has none before it.
+        // The first change of a stream has no previous change.
         assert_eq!(changes(end.try_next()), [(7, 8), (8, 9)]);
         assert_eq!(changes(end.try_next()), [(0, 9)]);
         assert_eq!(changes(end.try_next()), [(0, 12)]);
@@ -420,7 +424,7 @@ mod tests {
         assert!(hub.is_empty(CORE) && !hub.is_empty(OTHER.group));
         let stray = Arc::into_inner(created("a", 3)).expect("the only one").on("points");
         hub.publish(CORE, &[Arc::new(stray)], 3);
-        assert!(end.try_next().is_none(), "another group publishes on this channel");
+        assert!(end.try_next().is_none(), "a publication of another group than the channel's is ignored");
         assert_eq!((*hub.through(CORE).borrow(), *hub.through(OTHER.group).borrow()), (3, 0));
     }
 
@@ -442,7 +446,7 @@ mod tests {
         );
     }
 
-    /// However many streams and polls follow a channel, the text of a change on it is made once.
+    /// The text of a change is encoded once, for any number of streams and polls.
     #[test]
     fn a_change_is_encoded_once_for_all_subscribers() {
         let hub = Hub::default();
@@ -454,10 +458,10 @@ mod tests {
             .map(|(_, end)| {
                 let Some(Delivery::Changes(batch)) = end.try_next() else { panic!("a change") };
                 let change = Delivered::after(&batch, 0).next().expect("a change");
-                // A stream sends the line, a poll the object in it.
+                // A server-sent event contains the line; a poll contains the JSON object within it.
                 (change.event().data_line().as_ptr(), change.event().json().as_ptr())
             })
             .collect();
-        assert!(texts.iter().all(|text| *text == texts[0]), "the same bytes for all");
+        assert!(texts.iter().all(|text| *text == texts[0]), "all subscribers share the same bytes");
     }
 }

@@ -1,19 +1,20 @@
-//! Live updates, and what queries share with them. Which channels there are, who may listen and what they show is for the
-//! contexts to say; this crate knows no business term. It writes no events and no rows of read models.
+//! Live updates over WebSocket, server-sent events and long polls, and the parts that queries share with them. The
+//! contexts define the channels, their access rules and their contents; this crate contains no business term. It writes
+//! no events and no rows of read models.
 //!
-//! What listeners are shown, and how a listener that was away goes on, is in the log; so any process can serve any
-//! listener.
+//! Every change that a client sees, and everything that a client needs to resume, is in the log. So any process can
+//! serve any client.
 //!
-//! - [`api`]: what a context gives, its [`api::Channel`]s, and what it gets, the [`api::QueryApi`].
-//! - [`publisher`], [`publication`]: what a context makes of an aggregate's changes.
-//! - [`feed`]: from the log to the hub, a task for each checkpoint group.
-//! - [`hub`], [`queue`], [`batch`], [`frames`]: from the hub to connections.
-//! - [`session`], [`recovery`], [`merge`], [`cursor`]: how a listener begins, and goes on where it was.
+//! - [`api`]: the [`api::Channel`]s that a context provides, and the [`api::QueryApi`] that it receives.
+//! - [`publisher`], [`publication`]: a context's code that turns an aggregate's events into publications.
+//! - [`feed`]: moves events from the log to the hub, one task per checkpoint group.
+//! - [`hub`], [`queue`], [`batch`], [`frames`]: move publications from the hub to connections.
+//! - [`session`], [`recovery`], [`merge`], [`cursor`]: open channels, and resume them from a position.
 //! - [`centrifuge`], [`live`]: the transports.
-//! - [`connections`], [`access`], [`presence`], [`quota`]: who listens, and how much.
+//! - [`connections`], [`access`], [`presence`], [`quota`]: authentication of clients, presence and limits.
 //! - [`consistency`]: reading one's own writes.
 //! - [`cache`]: answers of queries in memory.
-//! - [`asyncapi`]: the document of live updates.
+//! - [`asyncapi`]: the AsyncAPI document of live updates.
 
 pub mod access;
 pub mod api;

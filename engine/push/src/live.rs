@@ -1,5 +1,5 @@
-//! Any set of channels over plain HTTP: as a stream of server-sent events ([`sse`]), or a piece a request ([`poll`]). Both
-//! are resumed by one cursor, which says how far a client has come in all of its channels.
+//! Any set of channels over plain HTTP: as server-sent events ([`sse`]), or by long polls ([`poll`]). A client resumes
+//! either with one cursor, which contains its position in all of its channels.
 
 mod pieces;
 pub mod poll;
@@ -31,46 +31,47 @@ use crate::publication::Group;
 use crate::queue::queue;
 use crate::session::{Opened, Session, Start, open};
 
-/// Channels of one request, at most.
+/// Most channels in one request.
 const CHANNELS_MAX: usize = 128;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-// Describes an [`EventText`].
-/// One thing that happened.
+// Schema of the JSON object that [`EventText`] writes.
+/// An event on a channel.
 #[derive(Debug, Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes what is written by hand")]
+#[allow(dead_code, reason = "the schema of hand-written JSON")]
 struct Event {
-    /// `snapshot`, `pub`, `join`, `leave`, or `reset`: what follows the cursor is not known, snapshots come.
+    /// `snapshot`, `pub`, `join`, `leave` or `reset`. After `reset`, snapshots replace the changes after the cursor,
+    /// which could not be recovered.
     event: &'static str,
-    /// The channel; none for a reset.
+    /// Name of the channel; absent for `reset`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     channel: Option<Arc<str>>,
-    /// Position of a change.
+    /// Position of the change, for `pub` from the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<i64>,
-    /// Position of the change before it on its channel.
+    /// Position of the previous change on the channel. A client whose position is at or after it has missed nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     prev: Option<i64>,
-    /// The change, or the snapshot.
+    /// The change or the snapshot. For `reset`, the channels whose snapshots follow, and the epoch.
     #[schema(value_type = Object)]
     data: Box<RawValue>,
 }
 
-/// What is sent to a listener.
+/// A message to a client.
 pub enum Message {
     /// A change.
     Change(Delivered),
-    /// What is in no log.
+    /// An ephemeral event, which is not in the log.
     Ephemeral(Arc<Ephemeral>),
     /// A snapshot of a channel, or a reset.
     Other {
         /// `snapshot` or `reset`.
         event: &'static str,
-        /// The channel of a snapshot.
+        /// Name of the channel of a snapshot; `None` for a reset.
         channel: Option<Arc<str>>,
-        /// The event.
+        /// Encoded event.
         text: EventText,
     },
 }
@@ -81,7 +82,7 @@ impl Message {
         Self::Other { event, channel, text }
     }
 
-    /// The event's name.
+    /// Returns the name of the event.
     pub fn event(&self) -> &'static str {
         match self {
             Self::Change(_) => "pub",
@@ -90,7 +91,7 @@ impl Message {
         }
     }
 
-    /// The channel.
+    /// Returns the name of the channel; `None` for a reset.
     pub fn channel(&self) -> Option<&Arc<str>> {
         match self {
             Self::Change(change) => Some(change.channel()),
@@ -99,12 +100,12 @@ impl Message {
         }
     }
 
-    /// The change, if it is one.
+    /// Returns the change, if the message is one.
     pub fn change(&self) -> Option<&Delivered> {
         if let Self::Change(change) = self { Some(change) } else { None }
     }
 
-    /// The event's text, made once for all who get it.
+    /// Returns the encoded event. It is encoded once for all subscribers.
     pub fn text(&self) -> &EventText {
         match self {
             Self::Change(change) => change.event(),
@@ -114,31 +115,32 @@ impl Message {
     }
 }
 
-/// A request for channels.
+/// A request to follow channels, by server-sent events or by a poll.
 pub struct LiveRequest {
-    /// Who asks.
+    /// The caller.
     pub principal: Principal,
-    /// `Last-Event-ID`.
+    /// Value of the header `Last-Event-ID`.
     pub last_event_id: Option<String>,
     /// Closes the connection.
     pub handle: CloseHandle,
-    /// Its slot among the open connections.
+    /// The connection's slot, which counts against the connection limits.
     pub slot: ConnectionSlot,
     parameters: Vec<(String, String)>,
 }
 
 impl LiveRequest {
-    /// Reads a request that may have the parameters `channel`, `ticket` and those that are `known`.
+    /// Reads and authenticates a request. It may have the parameters `channel`, `ticket` and those in `known`.
     ///
     /// # Errors
-    /// Credentials that are not accepted, a parameter that cannot be used, a limit of connections.
+    /// 401 or 403 for credentials or an origin that is not accepted, 400 for an invalid parameter, 429 for a connection
+    /// limit.
     pub async fn read(api: &QueryApi, request: Request, transport: Transport, known: &[&str]) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let principal = match identify(api, &mut parts).await? {
             Some(principal) => principal,
             None => api.authenticator.authenticate(&mut parts).map_err(|problem| {
                 problem.detail(
-                    "send the header Authorization: Bearer <JWT>, ?ticket= of POST /v1/tickets, or, from an allowed origin, the cookie docket_token",
+                    "Send the header Authorization: Bearer <JWT>, or a ticket from POST /v1/tickets as ?ticket=, or, from an allowed origin, the cookie docket_token.",
                 )
             })?,
         };
@@ -148,16 +150,17 @@ impl LiveRequest {
         let parameters: Vec<(String, String)> = form_urlencoded::parse(query).into_owned().collect();
         let is_known = |name: &str| name == "channel" || name == "ticket" || known.contains(&name);
         if let Some((unknown, _)) = parameters.iter().find(|(name, _)| !is_known(name)) {
-            return Err(invalid(unknown, "there is no such parameter"));
+            return Err(invalid(unknown, "This parameter does not exist."));
         }
         let mut once = HashSet::new();
         if let Some((doubled, _)) = parameters.iter().find(|(name, _)| name != "channel" && !once.insert(name)) {
-            return Err(invalid(doubled, "give it once"));
+            return Err(invalid(doubled, "Send this parameter once."));
         }
         let handle = CloseHandle::default();
         let slot = api.connections.enter(transport, peer.ip(), &handle).map_err(|_| too_many_connections())?;
         slot.belongs_to(&principal).map_err(|_| too_many_connections())?;
-        // A revocation before it was known whose connection this is has not closed it.
+        // A revocation between the authentication and `belongs_to` has not closed this connection, so it is checked
+        // here.
         if api.authenticator.has_revoked(&principal) {
             return Err(revoked());
         }
@@ -165,22 +168,25 @@ impl LiveRequest {
         Ok(Self { principal, parameters, last_event_id, handle, slot })
     }
 
-    /// A parameter of the query string.
+    /// Returns the value of a query parameter.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Opens the channels that are asked for.
+    /// Opens the requested channels.
     ///
     /// # Errors
-    /// A channel that is refused, or too many of them.
+    /// A refused channel, no channel, or more than 128 channels.
     pub async fn open(&self, api: &QueryApi, after: Option<&Cursor>) -> Result<(Merged, Session), Problem> {
         let mut names: Vec<&str> =
             self.parameters.iter().filter(|(name, _)| name == "channel").map(|(_, name)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         if !(1..=CHANNELS_MAX).contains(&names.len()) {
-            return Err(invalid("channel", &format!("give 1 to {CHANNELS_MAX} of them, each as channel=…")));
+            return Err(invalid(
+                "channel",
+                &format!("Send 1 to {CHANNELS_MAX} channels, each as its own parameter channel=…."),
+            ));
         }
         let (queue, deliveries) = queue(self.handle.clone());
         let opened = open(api, &self.principal, &names, after, &queue).await;
@@ -201,23 +207,24 @@ fn refuse(api: &QueryApi, name: &str, refused: Refused) -> Problem {
         Refused::Denied | Refused::Unknown => match found.as_ref().map(|channel| channel.refusal) {
             Ok(Refusal::Staff) => forbidden("staff"),
             Ok(Refusal::Admin) => forbidden("admin"),
-            Ok(Refusal::NotFound) => no_such_channel(format!("there is no channel {name}")),
+            Ok(Refusal::NotFound) => no_such_channel(format!("There is no channel {name}.")),
             Err(_) if name.contains(',') => {
-                no_such_channel(format!("there is no channel {name}: give each one as channel=…"))
+                no_such_channel(format!("There is no channel {name}. Send each channel as its own channel=…."))
             }
             Err(_) => {
                 let names: Vec<_> = api.channels.iter().map(|channel| channel.address("ID")).collect();
-                no_such_channel(format!("there is no channel {name}: there are {}", names.join(", ")))
+                no_such_channel(format!("There is no channel {name}. The channels are {}.", names.join(", ")))
             }
         },
         Refused::Behind => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is not there yet")
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
                 .detail(format!("The read model behind {name} is being rebuilt. Try again shortly."))
                 .retry_after(1)
         }
         Refused::TooMuch => {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "These channels begin with too much")
-                .detail("The snapshots of one request's channels may have 1 MiB together. Open fewer channels at once.")
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "The initial data is too large").detail(
+                "The snapshots of one request's channels can have at most 1 MiB together. Open fewer channels at once.",
+            )
         }
         Refused::Unavailable(error) => unavailable(error),
         Refused::Panicked => Problem::internal(),
@@ -228,19 +235,19 @@ fn no_such_channel(detail: String) -> Problem {
     not_found("channel-not-found", "There is no such channel").detail(detail)
 }
 
-/// What a listener gets first, in order.
+/// The first messages to a client, in order.
 pub struct InitialEvents {
-    /// The events.
+    /// The messages.
     pub messages: Vec<Message>,
-    /// Whether all of them are changes.
+    /// Whether all messages are changes; true for an empty list.
     pub are_changes: bool,
-    /// Whether there is something, and all of it is in no log.
+    /// Whether there are messages, and all are snapshots of channels that are not in the log.
     pub are_unlogged: bool,
 }
 
 impl InitialEvents {
-    /// What channels start with. `resuming` says that there was a cursor: then snapshots replace what could not be
-    /// recovered.
+    /// Creates the messages from the initial data of the channels. `resuming` means that the client sent a cursor; then
+    /// a `reset` precedes snapshots that replace changes that could not be recovered.
     pub fn new(epoch: &str, opened: Vec<Opened>, resuming: bool) -> Self {
         let (mut messages, mut changes, mut reset) = (Vec::new(), Vec::new(), Vec::new());
         for Opened { channel, start, is_logged, .. } in opened {
@@ -264,24 +271,25 @@ impl InitialEvents {
     }
 }
 
-/// How far a listener has come while changes are sent to it one after the other.
+/// Tracks the cursor of a client while changes are sent to it one after the other.
 pub struct CursorTracker {
-    /// How far.
+    /// The client's position after the last sent change.
     pub cursor: Cursor,
     /// The channels, sorted by group and name.
     channels: Vec<(Group, Arc<str>)>,
 }
 
 impl CursorTracker {
-    /// A listener that is at a cursor, of these channels.
+    /// Creates a tracker for a client with these channels that is at a cursor.
     pub fn new(cursor: Cursor, channels: &[Opened]) -> Self {
         let mut channels: Vec<_> = channels.iter().map(|opened| (opened.kind.group, opened.channel.clone())).collect();
         channels.sort_unstable();
         Self { cursor, channels }
     }
 
-    /// A change was sent, after which `next` comes from the same group. In between, the cursor names the last channel before
-    /// that of `next`: on all up to it the position is known, whether it was just sent or known before.
+    /// Moves the cursor past a sent change. `next` is the next change of the same group. If `next` has the same
+    /// position, the cursor names the last channel before the channel of `next`: on all channels up to that one, the
+    /// client has the change at this position, either sent just now or received earlier.
     pub fn sent(&mut self, change: &Delivered, next: Option<&Delivered>) {
         let (group, position) = (change.group(), change.position());
         match next.filter(|next| next.position() == position) {
@@ -311,7 +319,7 @@ mod tests {
         Opened { channel, kind, is_logged: true, has_presence: false, subscription: None, position, start }
     }
 
-    /// The id that a client has after each of the changes that it recovers.
+    /// Returns the id that a client has after each of its recovered changes.
     fn ids(cursor: &str, opened: Vec<Opened>) -> Vec<(String, i64, String)> {
         let mut tracker = CursorTracker::new(cursor.parse().expect("a cursor"), &opened);
         let changes: Vec<_> = InitialEvents::new("e", opened, true)
@@ -346,8 +354,8 @@ mod tests {
         assert_eq!(ids("2.e.core=7", opened), expected);
     }
 
-    /// After the first edition's cursor `7+1`, position 8 is known on the channel of the stream and not on the others, one
-    /// of which has a smaller name: no id in between may claim less than was known.
+    /// With the format 1 cursor `7+1`, the client has position 8 on the channel of the stream, but not on the others,
+    /// one of which has a smaller name. No id in between may claim less than the client already has.
     #[test]
     fn what_an_old_cursor_knew_in_the_middle_of_a_change_is_not_repeated() {
         let old_kinds = [OldKind::Prefix("one:"), OldKind::Prefix("by:"), OldKind::Name("ones")];
@@ -361,7 +369,7 @@ mod tests {
         let known = |cursor: &Cursor| {
             ["by:ada", "one:o-1", "ones"].map(|channel| cursor.groups[0].position_on(channel, &old_kinds))
         };
-        assert_eq!(known(&old), [7, 8, 7], "so two of them recover");
+        assert_eq!(known(&old), [7, 8, 7], "two channels recover position 8");
         let ids = ids("7+1.e", opened);
         assert_eq!(ids[0], ("by:ada".into(), 8, "2.e.core=7+one:o-1".into()));
         assert_eq!(known(&ids[0].2.parse().expect("a cursor")), [8, 8, 7]);

@@ -1,5 +1,5 @@
-//! The channels of one listener, live, as one sequence: within a group in the order of the log, so that one cursor says how
-//! far the listener has come in all of them.
+//! Merges the live channels of one client into one sequence. Within a group the sequence is in log order, so one cursor
+//! describes the client's position in all of its channels.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,37 +12,37 @@ use crate::publication::Group;
 use crate::queue::{Deliveries, Delivery};
 use crate::session::Opened;
 
-/// Live channels.
+/// The live channels of one client, as one sequence.
 pub struct Merged {
     deliveries: Deliveries,
-    /// How far each group has been queued.
+    /// Position up to which the hub has queued each group's log.
     through: HashMap<Group, watch::Receiver<i64>>,
-    /// Position of the last change of each channel.
+    /// Position of the last change that was read, by channel.
     last: HashMap<Arc<str>, i64>,
-    /// What has come of a round that is being queued.
+    /// The publish round that is being read; kept here so that `next` is cancel-safe.
     round: Option<Round>,
     _subscriptions: Vec<Subscription>,
 }
 
-/// What a group published together.
+/// The batches of one publish round.
 struct Round {
     first: Arc<Batch>,
-    /// What of it is new.
+    /// The changes that the client does not have yet.
     changes: Vec<Delivered>,
 }
 
-/// What comes next.
+/// The next item of the merged sequence.
 pub enum Next {
-    /// Changes of one group, in order.
+    /// Changes of one group, in log order.
     Changes(Vec<Delivered>),
-    /// What is in no log.
+    /// An ephemeral event, which is not in the log.
     Ephemeral(Arc<Ephemeral>),
-    /// Something is missing: the listener has to go on from the log.
+    /// A change is missing. The client must reconnect and resume from the log.
     Gap,
 }
 
 impl Merged {
-    /// Goes live with open channels, and takes their places in the hub.
+    /// Creates the sequence of some open channels. Moves their subscriptions out of `opened`.
     pub fn new(hub: &Hub, deliveries: Deliveries, opened: &mut [Opened]) -> Self {
         let last = opened.iter().map(|opened| (opened.channel.clone(), opened.position)).collect();
         let through = opened.iter().map(|opened| (opened.kind.group, hub.through(opened.kind.group))).collect();
@@ -50,8 +50,8 @@ impl Merged {
         Self { deliveries, through, last, round: None, _subscriptions: subscriptions }
     }
 
-    /// Waits for what comes next: what was published together, and no more, for the client may be slow to take it. Nothing
-    /// is lost when the wait is given up.
+    /// Waits for the next item: all changes of one publish round, or one ephemeral event. Returns no more than one
+    /// round, because the client may be slow and the rest should stay queued. Cancel-safe.
     pub async fn next(&mut self) -> Next {
         loop {
             let (group, position) = match &self.round {
@@ -66,8 +66,9 @@ impl Merged {
                     }
                 },
             };
-            // Its other channels are being queued, without a pause: other groups do not come in between, nor does one that
-            // has stopped hold this up. The hub lives as long as the process.
+            // Waits until the hub has queued the round's other batches. The hub queues a round under its lock, so the
+            // wait is short, batches of other groups do not come in between, and a stopped group cannot delay this one.
+            // `wait_for` does not fail, because the hub lives as long as the process.
             if let Some(through) = self.through.get_mut(group) {
                 let _ = through.wait_for(|through| *through >= position).await;
             }
@@ -76,7 +77,8 @@ impl Merged {
                 let Some(changes) = self.new_of(&batch) else { return Next::Gap };
                 round.changes.extend(changes);
             }
-            // Cut off in the middle of a round, the queue lacks what the hub says it has queued.
+            // If the connection was disconnected during the round, the queue misses batches that the hub counts as
+            // queued.
             if !self.deliveries.is_whole() {
                 return Next::Gap;
             }
@@ -87,9 +89,10 @@ impl Merged {
         }
     }
 
-    /// What is new in a batch; `None` where something is missing before it.
+    /// Returns the changes of a batch that the client does not have yet; `None` if a change before the batch is
+    /// missing.
     fn new_of(&mut self, batch: &Arc<Batch>) -> Option<Vec<Delivered>> {
-        // Every channel that is subscribed has its place here.
+        // `last` has an entry for every subscribed channel.
         let last = self.last.entry(batch.channel.clone()).or_default();
         if batch.follows() > *last {
             return None;
@@ -99,7 +102,8 @@ impl Merged {
         Some(new)
     }
 
-    /// Positions up to which everything has been handed out, of each group, if nothing waits.
+    /// Returns the position of each group up to which [`Self::next`] has returned everything; empty if deliveries are
+    /// queued.
     pub fn idle_at(&mut self) -> Vec<(Group, i64)> {
         let through: Vec<_> =
             self.through.iter_mut().map(|(group, through)| (*group, *through.borrow_and_update())).collect();
@@ -136,7 +140,7 @@ mod tests {
         (Merged::new(hub, deliveries, &mut opened), handle)
     }
 
-    /// A change of the other group.
+    /// Returns a publication of the other group.
     fn of_other(position: i64) -> Arc<Publication> {
         let mut publication = Arc::into_inner(created("a", position)).expect("the only one").on("points");
         publication.channels.retain(|target| target.name == "points");
@@ -158,7 +162,7 @@ mod tests {
         changes.iter().map(|(channel, position)| ((*channel).to_owned(), *position)).collect()
     }
 
-    /// The hub says that it has queued a round, of which this queue has not got everything.
+    /// The hub has marked a round as queued, but this queue was cut off and does not have all of it.
     #[tokio::test]
     async fn a_queue_that_was_cut_off_hands_nothing_out() {
         let hub = Hub::default();
@@ -176,7 +180,7 @@ mod tests {
         let (mut merged, _) = merged(&hub, &channels);
         hub.publish(CORE, &[created("a", 1), created("b", 2)], 2);
         let all = [("counter:a", 1), ("counters", 1), ("owner:ada", 1), ("counters", 2), ("owner:ada", 2)];
-        // What was known of the second change is not told again.
+        // `counter:b` was opened at position 2, so it does not receive the second change again.
         assert_eq!(next(&mut merged).await, told(&all));
         assert_eq!(merged.idle_at(), [(CORE, 2)]);
     }
@@ -191,19 +195,19 @@ mod tests {
             idle.sort_unstable();
             idle
         };
-        // The other group is not projected any more; this one goes on.
+        // The other group has stopped; this group continues.
         for position in 101..=103 {
             hub.publish(CORE, &[created("a", position)], position);
             assert_eq!(next(&mut merged).await, told(&[("counters", position)]));
             assert_eq!(idle(&mut merged), [(CORE, position), (OTHER.group, 50)]);
         }
-        // It comes back, and what it published meanwhile is neither lost nor late for the first one.
+        // The other group resumes. Its changes are not lost and do not delay the first group.
         hub.publish(OTHER.group, &[of_other(60), of_other(70)], 80);
         hub.publish(CORE, &[created("b", 104)], 104);
         assert_eq!(next(&mut merged).await, told(&[("points", 60), ("points", 70)]));
         assert_eq!(next(&mut merged).await, told(&[("counters", 104)]));
         assert_eq!(idle(&mut merged), [(CORE, 104), (OTHER.group, 80)]);
-        assert_eq!(next(&mut merged).await, told(&[]), "nothing more");
+        assert_eq!(next(&mut merged).await, told(&[]), "no more changes");
     }
 
     #[tokio::test]

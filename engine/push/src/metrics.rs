@@ -1,4 +1,4 @@
-//! What the push layer counts.
+//! Metrics of live updates.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ pub(crate) struct Metrics {
     delay: Histogram<f64>,
 }
 
-/// How a connection listens.
+/// Transport of a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Transport {
     /// `/ws`.
@@ -54,29 +54,29 @@ impl Metrics {
                 .build(),
             channels: meter
                 .u64_gauge("docket.push.channels")
-                .with_description("Channels that somebody listens to here.")
+                .with_description("Channels with subscribers in this process.")
                 .build(),
             subscriptions: meter
                 .i64_up_down_counter("docket.push.subscriptions")
                 .with_description("Subscriptions of all connections.")
                 .build(),
-            changes: meter.u64_counter("docket.push.changes").with_description("Changes that were published.").build(),
+            changes: meter.u64_counter("docket.push.changes").with_description("Published changes.").build(),
             deliveries: meter
                 .u64_counter("docket.push.deliveries")
-                .with_description("Changes queued to subscribers, counted for each.")
+                .with_description("Changes queued to subscribers, counted once per subscriber.")
                 .build(),
             closed: meter
                 .u64_counter("docket.push.closed")
-                .with_description("Connections closed by the server, or left by their clients, by reason.")
+                .with_description("Connections closed by the server or by their clients, by reason.")
                 .build(),
             recoveries: meter
                 .u64_counter("docket.push.recoveries")
-                .with_description("Channels resumed from a position: recovered from the log, or with a fresh snapshot.")
+                .with_description("Channels resumed from a position, from the log or with a snapshot.")
                 .build(),
             delay: meter
                 .f64_histogram("docket.push.delay")
                 .with_unit("s")
-                .with_description("Time from an event's recording to its queueing to subscribers.")
+                .with_description("Time from the recording of an event until it is queued to subscribers.")
                 .with_boundaries(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0])
                 .build(),
         };
@@ -84,33 +84,33 @@ impl Metrics {
         metrics
     }
 
-    /// Lets counters begin at 0, before anybody comes.
+    /// Registers the metrics, so that counters are exported with 0 before the first connection.
     pub(crate) fn begin() {
         LazyLock::force(&METRICS);
     }
 
-    /// A connection has come.
+    /// Counts a new connection.
     pub(crate) fn opened(&self, transport: Transport) {
         self.connections.add(1, &[transport.label()]);
     }
 
-    /// It has gone.
+    /// Removes an ended connection from the gauge.
     pub(crate) fn gone(&self, transport: Transport) {
         self.connections.add(-1, &[transport.label()]);
     }
 
-    /// Why it went.
+    /// Counts an ended socket or stream by its reason.
     pub(crate) fn closed(&self, reason: &'static str) {
         self.closed.add(1, &[KeyValue::new("reason", reason)]);
     }
 
-    /// A channel was resumed from a position: out of the log, or with a snapshot.
+    /// Counts a channel that was resumed from a position: from the log, or with a snapshot.
     pub(crate) fn resumed(&self, is_recovered: bool) {
         let result = if is_recovered { "recovered" } else { "snapshot" };
         self.recoveries.add(1, &[KeyValue::new("result", result)]);
     }
 
-    /// Changes were queued to those who listen.
+    /// Counts published events, and records the delay of each.
     pub(crate) fn published<'a>(&self, events: impl Iterator<Item = &'a RecordedEvent>) {
         let now = now_us();
         let mut count = 0;

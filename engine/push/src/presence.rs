@@ -1,5 +1,5 @@
-//! Who listens to a channel, for staff. Every process knows its own clients and tells the others of them, over NATS where
-//! there are others. What is not heard again is forgotten; nothing is stored.
+//! Presence: the users and clients that are subscribed to a channel, for staff. Every process sends its clients to the
+//! other processes, over NATS if there are others. Entries that are not sent again expire. Nothing is stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,22 +16,22 @@ use uuid::Uuid;
 
 use crate::hub::Hub;
 
-/// The message between processes.
+/// Topic of the messages between processes.
 const TOPIC: &str = "presence";
-/// How often a process tells of its clients.
+/// How often a process sends all of its clients.
 const GOSSIP_EVERY: Duration = Duration::from_secs(5);
-/// After which silence the clients of another process are no longer there.
+/// Time without a message after which the clients of another process expire.
 const SILENCE: Duration = Duration::from_secs(12);
-/// How long somebody is still shown, who may come back.
+/// How long a user without clients is still shown, because the user may reconnect.
 const GRACE: Duration = Duration::from_secs(15);
-/// How often it is looked who has gone.
+/// Longest time between two checks for changes.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// Between two looks.
+/// Shortest time between two checks for changes.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Clients in one message.
+/// Most clients in one message.
 const ENTRIES_PER_MESSAGE_MAX: usize = 2_000;
 
-/// A client of a channel.
+/// A client on a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct PresenceEntry {
     channel: Arc<str>,
@@ -39,42 +39,42 @@ struct PresenceEntry {
     user: Arc<str>,
 }
 
-/// What a process tells the others.
+/// A message between processes.
 #[derive(Default, Serialize, Deserialize)]
 struct PresenceGossip {
     process: Uuid,
-    /// Its clients, or those that just came.
+    /// All clients of the process, or those that have just subscribed.
     here: Vec<PresenceEntry>,
-    /// Those that just left.
+    /// Clients that have just left.
     left: Vec<PresenceEntry>,
-    /// A process that just started asks the others for theirs.
+    /// True in the first message of a process: the others should send their clients now.
     asks: bool,
 }
 
-/// Who is where; cheap to clone.
+/// Presence of clients on channels. Cheap to clone.
 #[derive(Clone)]
 pub struct Presence(Arc<Inner>);
 
 struct Inner {
     process: Uuid,
     entries: Mutex<Entries>,
-    /// Somebody came or left.
+    /// Notified when a client of this process subscribes or leaves.
     moved: Notify,
 }
 
-/// The user of each client; of another process's client, until when it is believed to be there.
+/// User by client. The instant is the expiry of a client of another process; `None` for clients of this process.
 type Clients = HashMap<Arc<str>, (Arc<str>, Option<Instant>)>;
 
 #[derive(Default)]
 struct Entries {
     channels: HashMap<Arc<str>, Clients>,
-    /// What the other processes have not been told: of each client of a channel, whether it is there.
+    /// Clients of this process whose change is not sent yet; true if the client is present, false if it has left.
     unsent: HashMap<PresenceEntry, bool>,
-    /// The users that are shown, and since when they are gone.
+    /// Users that are shown, by channel. The instant is set while a user has no client: since when.
     shown: HashMap<Arc<str>, HashMap<Arc<str>, Option<Instant>>>,
 }
 
-/// A client's place on a channel; leaves it when dropped.
+/// Presence of a client on a channel. Dropping it removes the client.
 pub struct Present {
     presence: Presence,
     entry: PresenceEntry,
@@ -87,7 +87,7 @@ impl Default for Presence {
 }
 
 impl Presence {
-    /// A client of a user comes to a channel.
+    /// Adds a client of a user to a channel.
     pub fn enter(&self, channel: &Arc<str>, client: &Arc<str>, user: &str) -> Present {
         let entry = PresenceEntry { channel: channel.clone(), client: client.clone(), user: user.into() };
         let mut entries = self.lock();
@@ -98,7 +98,7 @@ impl Presence {
         Present { presence: self.clone(), entry }
     }
 
-    /// The clients of a channel, on all processes, as the Centrifuge protocol has them.
+    /// Returns the clients of a channel on all processes, in the format of the Centrifuge protocol.
     pub fn of(&self, channel: &str) -> Value {
         let entries = self.lock();
         let clients = entries.channels.get(channel).into_iter().flatten();
@@ -108,7 +108,7 @@ impl Presence {
         json!(clients.map(info).collect::<BTreeMap<_, _>>())
     }
 
-    /// The numbers of a channel's clients and users.
+    /// Returns the number of clients and the number of users of a channel.
     pub fn count(&self, channel: &str) -> (usize, usize) {
         let entries = self.lock();
         let Some(clients) = entries.channels.get(channel) else { return (0, 0) };
@@ -116,7 +116,7 @@ impl Presence {
         (clients.len(), users.len())
     }
 
-    /// Tells the other processes and listens to them, and shows who comes and goes, until the process stops.
+    /// Exchanges clients with the other processes, and publishes `join` and `leave`, until the process stops.
     pub async fn run(self, store: Store, hub: Hub, stop: CancellationToken) {
         let mut gossip = store.listen(TOPIC).await;
         let mut send_at = Instant::now();
@@ -124,7 +124,7 @@ impl Presence {
         loop {
             tokio::select! {
                 Some(message) = gossip.next() => {
-                    // All that have come: others may tell more often than this looks.
+                    // Reads all waiting messages, because other processes may send more often than this loop runs.
                     let mut next = Some(message);
                     while let Some(message) = next {
                         if let Ok(message) = serde_json::from_slice::<PresenceGossip>(&message) && message.process != self.0.process {
@@ -144,7 +144,7 @@ impl Presence {
             for (channel, event, user) in self.changes() {
                 hub.publish_ephemeral(&channel, event, json!({"client": "", "user": user}).to_string(), true);
             }
-            // Many may come at once; one look is enough for them.
+            // Clients may subscribe in bursts; one iteration handles a burst.
             tokio::time::sleep(PAUSE).await;
         }
         for message in self.goodbye() {
@@ -159,7 +159,7 @@ impl Presence {
         gossip.left.iter().for_each(|entry| entries.leave(entry));
     }
 
-    /// What the others have to be told now: what changed, and, every few seconds, all.
+    /// Returns the messages to send now: the unsent changes, and at `send_at` all clients of this process.
     fn unsent(&self, send_at: &mut Instant) -> Vec<PresenceGossip> {
         let mut entries = self.lock();
         let mut gossip = PresenceGossip::default();
@@ -173,17 +173,18 @@ impl Presence {
         in_parts(gossip)
     }
 
-    /// That all clients of this process leave.
+    /// Returns messages that say that all clients of this process have left.
     fn goodbye(&self) -> Vec<PresenceGossip> {
         in_parts(PresenceGossip { left: self.lock().own(), ..PresenceGossip::default() })
     }
 
     fn encode(&self, gossip: PresenceGossip) -> Vec<u8> {
-        // Texts always serialize.
+        // Strings always serialize.
         serde_json::to_vec(&PresenceGossip { process: self.0.process, ..gossip }).unwrap_or_default()
     }
 
-    /// Who came and who left since the last look: users, not clients, and only those who stay away.
+    /// Returns the joins and leaves since the last call, per user rather than per client. A user leaves after [`GRACE`]
+    /// without a client.
     fn changes(&self) -> Vec<(Arc<str>, &'static str, Arc<str>)> {
         let now = Instant::now();
         let mut guard = self.lock();
@@ -253,7 +254,7 @@ impl Entries {
         }
     }
 
-    /// The clients of this process.
+    /// Returns the clients of this process.
     fn own(&self) -> Vec<PresenceEntry> {
         let entries =
             self.channels.iter().flat_map(|(channel, clients)| clients.iter().map(move |entry| (channel, entry)));

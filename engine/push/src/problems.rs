@@ -1,41 +1,44 @@
-//! The answers to requests that cannot be answered, as every query gives them.
+//! The problem responses that queries and live updates share.
 
 use axum::http::StatusCode;
 use event_store::error::Error;
 use platform::problem::Problem;
 
-/// 404. A resource that does not exist and one of somebody else get the same answer.
+/// Returns a 404. A resource that does not exist and a resource of another customer have the same answer.
 pub fn not_found(slug: &'static str, title: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, slug, title)
 }
 
-/// 503 where the database does not answer; 400 where it refuses a text of the request.
+/// Returns a 503 if the database does not answer, and a 400 if the database rejects a value of the request.
 pub fn unavailable(error: Error) -> Problem {
     if error.is_about_the_data() {
         return Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
-            .detail("The database takes no such text: it may hold a NUL, or be too long.");
+            .detail("The database rejects a text in the query. Send texts without NUL characters, or shorter texts.");
     }
-    tracing::error!(%error, "query");
+    tracing::error!(%error, "Could not run a query.");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "The database cannot be reached")
         .detail("Try again in a moment.")
         .retry_after(1)
 }
 
-/// 400 for a parameter of the query string.
+/// Returns a 400 for an invalid query parameter. `message` is a sentence that says what is valid.
 pub fn invalid(parameter: &str, message: &str) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
         .detail(format!("{parameter}: {message}"))
         .error(format!("/{parameter}"), message)
 }
 
-/// 401 for a token that was revoked.
+/// Returns a 401 for a revoked token.
 pub fn revoked() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked").detail("the token was revoked")
+    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked")
+        .detail("The token was revoked. Use another token.")
 }
 
-/// 429 for an address or a customer that has all the connections it may have.
+/// Returns a 429 for an address or a customer that has reached its connection limit.
 pub fn too_many_connections() -> Problem {
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-connections", "Too many connections")
-        .detail("close some of the connections that are open, or ask the operator for more")
+        .detail(
+            "The limit of open connections is reached. Close some connections, or ask the operator to raise the limit.",
+        )
         .retry_after(5)
 }

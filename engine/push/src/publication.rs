@@ -1,4 +1,5 @@
-//! A change of an aggregate as listeners are shown it. It knows no transport: how it is framed is in [`crate::frames`].
+//! A change of an aggregate, in the form that clients see. It is independent of transports; [`crate::frames`] does the
+//! framing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -11,23 +12,24 @@ use projection_engine::state::{Versioned, occurred_at, rfc3339};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Name of a checkpoint group: its read models move together, and it has its own feed and its own part of a cursor. A group
-/// that stops does not hold up the others.
+/// Name of a checkpoint group. The read models of a group advance together. Each group has its own feed and its own
+/// part of a cursor, so a group that stops does not delay the others.
 pub type Group = &'static str;
 
-/// Which channels a change of a stream can go to, as far as that is known before the stream is folded.
+/// The channels that a change of a stream can go to, as far as they can be determined before the stream is folded.
 #[derive(Debug, Clone, Copy)]
 pub struct Interest {
-    /// Channels of every stream, by their names.
+    /// Names of channels that every stream can publish on.
     pub names: &'static [&'static str],
-    /// Channels of one stream: what comes before the stream's id in their names.
+    /// Prefixes of channels of one stream; the stream's id follows the prefix.
     pub by_stream: &'static [&'static str],
-    /// Prefixes of channels whose id follows from the state, such as that of an owner: any open one counts.
+    /// Prefixes of channels whose id depends on the state, such as the owner's id. Every channel with such a prefix
+    /// counts as a possible target.
     pub by_prefix: &'static [&'static str],
 }
 
 impl Interest {
-    /// Whether a channel is one of those that a stream's change can go to.
+    /// Whether a change of the stream can go to the channel.
     pub fn includes(&self, channel: &str, stream_id: &str) -> bool {
         self.names.contains(&channel)
             || self.by_stream.iter().any(|prefix| channel.strip_prefix(prefix) == Some(stream_id))
@@ -35,16 +37,16 @@ impl Interest {
     }
 }
 
-/// Where a view is written: as text, or as a value from which a patch is made.
+/// Output of a view: text that clients receive, or a value from which a patch is computed.
 pub enum Json {
-    /// JSON text, appended.
+    /// JSON text; views are appended to it.
     Text(Vec<u8>),
-    /// A value.
+    /// A JSON value; a view replaces it.
     Value(Value),
 }
 
 impl Json {
-    /// Writes a view. What cannot be serialized becomes null.
+    /// Writes a view. A view that cannot be serialized becomes null.
     pub fn write(&mut self, view: &impl Serialize) {
         match self {
             Self::Text(text) => {
@@ -80,25 +82,25 @@ impl Json {
     }
 }
 
-/// Writes the view of an aggregate that clients see.
+/// Function that writes the view of an aggregate that clients see.
 pub type WriteView<A> = fn(&Versioned<A>, &mut Json);
 
 /// One event of a stream, with the aggregate before and after it.
 pub struct Step<'a, A: Aggregate> {
-    /// The aggregate before the event; `None` before the first one.
+    /// The aggregate before the event; `None` for the first event of a stream.
     pub before: Option<&'a Arc<Versioned<A>>>,
-    /// The aggregate after the event. It exists.
+    /// The aggregate after the event. The aggregate always exists.
     pub after: &'a Arc<Versioned<A>>,
-    /// The event.
+    /// The decoded event.
     pub event: &'a A::Event,
-    /// The event as the log has it.
+    /// The event as stored in the log.
     pub recorded: &'a RecordedEvent,
     pub(crate) id_member: &'static str,
     pub(crate) view: WriteView<A>,
 }
 
 impl<A: Aggregate> Step<'_, A> {
-    /// A publication of this change, on no channel yet. `payload` is the event's content as clients see it.
+    /// Creates a publication of this change, without channels. `payload` is the event's content as clients see it.
     pub fn publication(&self, payload: Value) -> Publication {
         let states = States { before: self.before.cloned(), after: self.after.clone(), view: self.view };
         Publication {
@@ -122,33 +124,33 @@ impl<A: Aggregate> Step<'_, A> {
 /// A channel that a publication goes to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// Its name.
+    /// Name of the channel.
     pub name: CompactString,
-    /// Position of the publication before this one on the channel, where the stream knows it by itself; 0 before the
-    /// first one.
+    /// Position of the previous publication on the channel; 0 for the first one. Set only where it follows from the
+    /// stream alone.
     pub previous: Option<i64>,
 }
 
-/// A change, on its way to channels. What it shows is serialized when somebody is there to see it, and then once.
+/// A change of an aggregate, with the channels that it goes to. It is serialized lazily and at most once.
 pub struct Publication {
-    /// Position of the event.
+    /// Position of the event in the log.
     pub position: i64,
-    /// The aggregate's version after it.
+    /// The aggregate's version after the event.
     pub version: i64,
     /// Stream of the event.
     pub stream: StreamId,
     /// Name of the event.
     pub event_type: CompactString,
-    /// When it happened, in microseconds since 1970.
+    /// When the event happened, in microseconds since 1970.
     pub occurred_at: i64,
     /// Content of the event, as clients see it.
     pub payload: Value,
-    /// The channels that it goes to, each once.
+    /// The channels of the publication, each once.
     pub channels: Vec<Target>,
     /// Member of `data` that holds the stream's id.
     id_member: &'static str,
     previous_of_stream: i64,
-    /// Bytes that the aggregate takes.
+    /// Size of the aggregate in bytes.
     weight: usize,
     views: Box<dyn Views>,
     data: OnceLock<String>,
@@ -156,31 +158,32 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Also on a channel of several streams.
+    /// Adds a channel that several streams publish on.
     #[must_use]
     pub fn on(mut self, channel: impl Into<CompactString>) -> Self {
         self.channels.push(Target { name: channel.into(), previous: None });
         self
     }
 
-    /// Also on a channel of this stream alone, whose publications are all changes of the stream.
+    /// Adds a channel of this stream alone. The channel must receive every change of the stream.
     #[must_use]
     pub fn on_own(mut self, channel: impl Into<CompactString>) -> Self {
         self.channels.push(Target { name: channel.into(), previous: Some(self.previous_of_stream) });
         self
     }
 
-    /// How it goes to a channel; `None` where it does not.
+    /// Returns the target with this channel name; `None` if the publication does not go to the channel.
     pub fn target(&self, channel: &str) -> Option<&Target> {
         self.channels.iter().find(|target| target.name == channel)
     }
 
-    /// JSON text of `data`, with the aggregate after the event as `view`.
+    /// Returns the JSON text of `data`, with the aggregate after the event as `view`.
     pub fn data(&self) -> &str {
         self.data.get_or_init(|| self.encode("view", |json| self.views.after(json)))
     }
 
-    /// JSON text of `data` with, in place of `view`, the merge patch (RFC 7396) from the view before to the view after.
+    /// Returns the JSON text of `data` with `patch` in place of `view`: the merge patch (RFC 7396) from the view before
+    /// the event to the view after it.
     pub fn patched(&self) -> &str {
         self.patched.get_or_init(|| {
             let value = |write: &dyn Fn(&mut Json)| {
@@ -195,17 +198,18 @@ impl Publication {
         })
     }
 
-    /// About how many bytes it holds: its text, and the aggregate from which that was made.
+    /// Returns the approximate size in bytes: the serialized text and the aggregate behind it.
     pub fn bytes(&self) -> usize {
         self.data().len() + self.weight
     }
 
-    /// About how many bytes its text has, or will have.
+    /// Returns the length of the serialized text in bytes, or an estimate before it is serialized.
     pub fn bytes_expected(&self) -> usize {
         self.data.get().map_or(self.weight, String::len)
     }
 
-    /// What `write` panics at becomes null: the fault is in a context, and the other listeners go on.
+    /// Serializes `data`, with `write` for the last member. If `write` panics, the member becomes null: the fault is in
+    /// a context's code, and must not stop other channels.
     fn encode(&self, member: &str, write: impl FnOnce(&mut Json)) -> String {
         let mut json = Json::Text(Vec::with_capacity(256 + self.weight));
         json.member("{\"", "type", &*self.event_type);
@@ -217,7 +221,7 @@ impl Publication {
         json.raw(&[",\"", member, "\":"]);
         let end = json.len();
         if catch_unwind(AssertUnwindSafe(|| write(&mut json))).is_err() {
-            tracing::error!(stream = %self.stream, position = self.position, member, "a view panicked");
+            tracing::error!(stream = %self.stream, position = self.position, member, "A view function panicked. Clients receive null in its place.");
             json.truncate(end);
             json.raw(&["null"]);
         }
@@ -232,7 +236,7 @@ impl Publication {
 
 /// The views of an aggregate before and after a change.
 trait Views: Send + Sync {
-    /// Writes nothing where there was no aggregate.
+    /// Writes nothing if the aggregate did not exist before the change.
     fn before(&self, json: &mut Json);
     fn after(&self, json: &mut Json);
 }
@@ -255,7 +259,8 @@ impl<A: Aggregate> Views for States<A> {
     }
 }
 
-/// The patch of RFC 7396 that makes `after` of `before`. A null in `after` counts as absent: the RFC cannot express it.
+/// Returns the RFC 7396 merge patch from `before` to `after`. A null in `after` counts as absent, because a merge patch
+/// cannot express it.
 fn merge_patch(before: &Value, after: &Value) -> Value {
     let (Value::Object(before), Value::Object(after)) = (before, after) else { return after.clone() };
     let mut patch = Map::new();
@@ -283,7 +288,7 @@ mod tests {
     use super::*;
     use crate::testing::{added, publication_of};
 
-    /// What a client does with a patch: the algorithm of RFC 7396, section 2.
+    /// Applies a patch as a client does: the algorithm of RFC 7396, section 2.
     fn apply(target: Value, patch: &Value) -> Value {
         let Value::Object(patch) = patch else { return patch.clone() };
         let mut target = match target {
@@ -313,7 +318,7 @@ mod tests {
         ];
         for (before, after) in cases {
             let patch = merge_patch(&before, &after);
-            assert_eq!(apply(before.clone(), &patch), after, "{before} by {patch}");
+            assert_eq!(apply(before.clone(), &patch), after, "{before} patched with {patch}");
         }
         assert_eq!(merge_patch(&json!({"a": 1, "b": 2}), &json!({"a": 1, "b": 3})), json!({"b": 3}));
     }

@@ -1,5 +1,6 @@
-//! Publishers: what a context makes of the changes of an aggregate. They are typed where they are written, and erased once
-//! for each aggregate: the feed and the recovery call them for many events at a time.
+//! Publishers: a context's code that turns events of an aggregate into publications. A [`Publisher`] is typed by its
+//! aggregate. [`AnyPublisher`] erases the type; the feed and the recovery call it with many events at a time, so that
+//! dynamic dispatch costs little.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,9 +15,9 @@ use quick_cache::sync::Cache;
 
 use crate::publication::{Group, Interest, Publication, Step, WriteView};
 
-/// What is published of an aggregate's changes, in one checkpoint group.
+/// Turns the changes of an aggregate into publications, in one checkpoint group.
 pub struct Publisher<A: Aggregate> {
-    /// The group whose read models have a change before it is published.
+    /// Checkpoint group. A change is published after all read models of this group have applied it.
     pub group: Group,
     /// Member of `data` that holds the aggregate's id, e.g. `counter_id`.
     pub id_member: &'static str,
@@ -24,7 +25,7 @@ pub struct Publisher<A: Aggregate> {
     pub interest: Interest,
     /// Writes the aggregate as clients see it.
     pub view: WriteView<A>,
-    /// The publication of a change, with its channels; `None` where it is not shown.
+    /// Creates the publication of a change, with its channels; `None` if clients do not see the change.
     pub publish: fn(&Step<'_, A>) -> Option<Publication>,
 }
 
@@ -36,57 +37,60 @@ impl<A: Aggregate> Clone for Publisher<A> {
 
 impl<A: Aggregate> Copy for Publisher<A> {}
 
-/// A publisher of any aggregate.
+/// A publisher with its aggregate type erased.
 pub trait AnyPublisher: Send + Sync {
-    /// Type of its aggregate in the log.
+    /// Returns the aggregate's type name in the log.
     fn aggregate_type(&self) -> &'static str;
-    /// Its group.
+    /// Returns the checkpoint group.
     fn group(&self) -> Group;
-    /// Member of `data` that holds the aggregate's id.
+    /// Returns the member of `data` that holds the aggregate's id.
     fn id_member(&self) -> &'static str;
-    /// The channels that changes can go to.
+    /// Returns the channels that changes can go to.
     fn interest(&self) -> &Interest;
-    /// Folds what happens now; it keeps aggregates of so many bytes together between batches.
+    /// Creates a fold of new events. It keeps up to `bytes_max` bytes of aggregates in memory between batches.
     fn live(&self, bytes_max: u64) -> Box<dyn LiveFold>;
-    /// Folds what has happened to some streams.
+    /// Creates a fold that replays whole streams from the log.
     fn replay(&self) -> Box<dyn ReplayFold>;
 }
 
-/// Folds an aggregate's events, batch by batch.
+/// Folds new events of an aggregate type, batch by batch. The call order per batch is `prepare`, `load`, `fold`,
+/// `finish`.
 pub trait LiveFold: Send + Sync {
-    /// Looks up the streams of a batch; gives those that have to be loaded from the log.
+    /// Looks up the streams of a batch in memory. Returns the ids of streams whose history must be loaded from the log.
     fn prepare(&mut self, events: &[RecordedEvent]) -> Vec<String>;
-    /// Takes the events of those streams that came before the batch.
+    /// Folds the events before the batch of the streams that [`Self::prepare`] returned.
     fn load(&mut self, history: &[RecordedEvent], discarded: &Discarded);
-    /// Folds events until their publications have about `bytes_max` bytes; how many it took, one at least.
+    /// Folds events until their publications have about `bytes_max` bytes. Returns the number of folded events, at
+    /// least one.
     fn fold(&mut self, events: &[RecordedEvent], bytes_max: usize, out: &mut VecDeque<Arc<Publication>>) -> usize;
-    /// The batch has ended: only what is kept between batches stays in memory.
+    /// Ends the batch: frees everything that is not kept between batches.
     fn finish(&mut self);
-    /// Streams of which a change could not be published because a context's code panicked, since the last call.
+    /// Returns the ids of streams with a change that was not published because a context's code panicked, since the
+    /// last call.
     fn take_panicked(&mut self) -> Vec<CompactString>;
 }
 
 /// Folds the events of whole streams, one stream after the other.
 pub trait ReplayFold: Send + Sync {
-    /// Folds the next events; false where more was missed than is handed out.
+    /// Folds the next events, and adds publications to `missed`. Returns false when a limit of `missed` is exceeded.
     fn fold(&mut self, events: &[RecordedEvent], of: &Replayed<'_>, missed: &mut Missed) -> bool;
 }
 
-/// Of which changes a replay makes publications.
+/// Selects the changes that a replay publishes.
 pub struct Replayed<'a> {
-    /// Of those after this position.
+    /// Only changes after this position.
     pub after: i64,
-    /// Of those that go to this channel.
+    /// Only changes that go to this channel.
     pub channel: &'a str,
-    /// Of events with these names; of all where there are none.
+    /// Only events with these names; empty means all events.
     pub event_types: &'a [&'a str],
-    /// Events that operators have discarded.
+    /// Events that operators have discarded; they are skipped.
     pub discarded: &'a Discarded,
 }
 
-/// The publications that a listener missed.
+/// Publications that a client missed, with limits on their number and size.
 pub struct Missed {
-    /// Each with the position before it on its channel, where its stream knows that.
+    /// Each publication with the position of the previous one on its channel, where that follows from the stream alone.
     pub publications: Vec<(Option<i64>, Arc<Publication>)>,
     bytes: usize,
     count_max: usize,
@@ -94,7 +98,8 @@ pub struct Missed {
 }
 
 impl Missed {
-    /// None yet. One publication is handed out however large it is.
+    /// Creates an empty list that accepts up to `count_max` publications of `bytes_max` bytes together. A single
+    /// publication may exceed `bytes_max`.
     pub fn new(count_max: usize, bytes_max: usize) -> Self {
         Self { publications: Vec::new(), bytes: 0, count_max, bytes_max }
     }
@@ -136,7 +141,7 @@ impl<A: Aggregate> AnyPublisher for Publisher<A> {
 }
 
 impl<A: Aggregate> Publisher<A> {
-    /// Applies an event, and makes its publication.
+    /// Applies an event and creates its publication.
     fn step(
         &self,
         before: Option<Arc<Versioned<A>>>,
@@ -156,7 +161,7 @@ impl<A: Aggregate> Publisher<A> {
                 .iter()
                 .flat_map(|publication| &publication.channels)
                 .all(|target| self.interest.includes(&target.name, &recorded.aggregate_id)),
-            "a channel of {recorded:?} is not among those that its publisher names"
+            "the interest of the publisher does not include a channel of {recorded:?}"
         );
         Ok((publication, after))
     }
@@ -164,9 +169,9 @@ impl<A: Aggregate> Publisher<A> {
 
 struct Live<A: Aggregate> {
     publisher: Publisher<A>,
-    /// Aggregates as of their last batch.
+    /// Aggregates as of the last batch that contained them.
     kept: Cache<CompactString, Arc<Versioned<A>>, ByWeight>,
-    /// Those of the present batch, each before its next event in it.
+    /// Aggregates of the current batch, each in its state before its next event.
     current: HashMap<CompactString, Arc<Versioned<A>>>,
     panicked: Vec<CompactString>,
 }
@@ -198,10 +203,11 @@ impl<A: Aggregate> LiveFold for Live<A> {
                 state.skip(event);
                 continue;
             }
-            // The events after it do not apply either: nothing of this stream is published, the others go on.
+            // If one event does not apply, the later events of its stream do not apply either. So nothing of this
+            // stream is published; other streams are not affected.
             match catch_unwind(AssertUnwindSafe(|| state.apply(event))) {
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::error!(%error, "not published"),
+                Ok(Err(error)) => tracing::error!(%error, "Could not apply an event. Its stream is not published."),
                 Err(_) => self.panicked.push(event.aggregate_id.clone()),
             }
         }
@@ -222,10 +228,14 @@ impl<A: Aggregate> LiveFold for Live<A> {
                         out.push_back(Arc::new(publication));
                     }
                 }
-                // The read models have parked its stream, and the stream's later events with it.
-                Ok(Err(error)) => tracing::error!(%error, "not published"),
+                // The read models have parked the stream at this event, so its later events are not published either.
+                Ok(Err(error)) => tracing::error!(%error, "Could not apply an event. Its stream is not published."),
                 Err(_) => {
-                    tracing::error!(stream = %stream(event), event.position = event.position, "a publisher panicked");
+                    tracing::error!(
+                        stream = %stream(event),
+                        event.position = event.position,
+                        "A publisher panicked. The subscribers of this stream's channels are disconnected."
+                    );
                     self.panicked.push(event.aggregate_id.clone());
                 }
             }
@@ -251,8 +261,8 @@ fn stream(event: &RecordedEvent) -> String {
 
 struct Replay<A: Aggregate> {
     publisher: Publisher<A>,
-    /// The present stream's aggregate; `None` after an event that does not apply: the read models have parked the stream
-    /// there.
+    /// The current stream's aggregate; `None` after an event that does not apply, because the read models have parked
+    /// the stream at that event.
     current: Option<Option<Arc<Versioned<A>>>>,
 }
 
@@ -275,7 +285,7 @@ impl<A: Aggregate> ReplayFold for Replay<A> {
                 }
                 continue;
             }
-            // Nobody needs the state before it, so it is changed in place.
+            // This event is not published, so the state before it is not needed, and the aggregate is changed in place.
             let mut state = before.map_or_else(Versioned::default, Arc::unwrap_or_clone);
             let applied = if of.discarded.holds(event) {
                 state.skip(event);
@@ -310,7 +320,7 @@ mod tests {
         assert_eq!(replay(&events, &of(1, "others")), []);
         let others = Replayed { event_types: &["Removed"], ..of(0, "counters") };
         assert_eq!(replay(&events, &others), []);
-        // A gap in a stream: what follows it is parked.
+        // A gap in a stream: the events after the gap are parked.
         assert_eq!(replay(&[added("a", 1, 1, 1), added("a", 3, 6, 1)], &of(0, "counters")), [(None, 1)]);
     }
 
@@ -320,7 +330,10 @@ mod tests {
         let discarded = Discarded::default();
         let of = Replayed { after: 0, channel: "counters", event_types: &[], discarded: &discarded };
         assert!(!PUBLISHER.replay().fold(&events, &of, &mut Missed::new(10, usize::MAX)));
-        assert!(PUBLISHER.replay().fold(&events[..1], &of, &mut Missed::new(10, 1)), "one, however large it is");
+        assert!(
+            PUBLISHER.replay().fold(&events[..1], &of, &mut Missed::new(10, 1)),
+            "a single publication may exceed the byte limit"
+        );
         assert!(!PUBLISHER.replay().fold(&events[..2], &of, &mut Missed::new(10, 1)));
     }
 
@@ -329,11 +342,11 @@ mod tests {
         let (mut live, mut out) = (PUBLISHER.live(1 << 20), VecDeque::new());
         let first = [added("a", 1, 1, 1), added("b", 1, 2, 1), added("a", 2, 3, 1)];
         assert_eq!(live.prepare(&first), Vec::<String>::new());
-        assert_eq!(live.fold(&first, 1, &mut out), 1, "until it has enough");
+        assert_eq!(live.fold(&first, 1, &mut out), 1, "the byte limit stops the fold after one event");
         assert_eq!(live.fold(&first[1..], usize::MAX, &mut out), 2);
         live.finish();
         let second = [added("a", 3, 4, 5), added("c", 2, 5, 1)];
-        assert_eq!(live.prepare(&second), ["c"], "which is not in memory");
+        assert_eq!(live.prepare(&second), ["c"], "stream c is not in memory");
         live.load(&[added("c", 1, 3, 7)], &Discarded::default());
         live.fold(&second, usize::MAX, &mut out);
         let shown: Vec<_> = out.iter().map(|publication| (publication.position, publication.version)).collect();

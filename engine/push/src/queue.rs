@@ -1,4 +1,4 @@
-//! The queue of a connection: bounded, and never waited for by the hub.
+//! The queue of a connection. It is bounded, and writing to it never blocks the hub.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -11,24 +11,25 @@ use futures::task::AtomicWaker;
 use crate::batch::{Batch, Ephemeral};
 use crate::connections::{CloseHandle, CloseReason};
 
-/// Messages that may wait for one connection. What was published together counts as one.
+/// Limit of queued messages of one connection. All batches of a publish round count as one message.
 pub const QUEUE_MESSAGES_MAX: usize = 256;
-/// Where so many bytes wait for one connection, and half of what may wait in the process, its reader is waited for.
+/// Queued bytes of one connection above which the feed waits for its reader. Applies only while half of the
+/// process-wide limit of queued bytes is used.
 const BACKPRESSURE_BYTES: usize = 1024 * 1024;
-/// How long a reader is waited for that takes nothing.
+/// How long the feed waits for a reader that reads nothing.
 pub const READER_WAIT: Duration = Duration::from_millis(40);
 
-/// What is queued for a connection.
+/// An item in a connection's queue.
 #[derive(Clone)]
 pub enum Delivery {
     /// Changes from the log.
     Changes(Arc<Batch>),
-    /// Something that is in no log.
+    /// An ephemeral event, which is not in the log.
     Ephemeral(Arc<Ephemeral>),
 }
 
 impl Delivery {
-    /// Bytes that wait with it.
+    /// Returns the approximate size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Changes(batch) => batch.bytes(),
@@ -36,17 +37,17 @@ impl Delivery {
         }
     }
 
-    /// Whether it was published together with the one after it.
+    /// Whether this delivery and the next one belong to one publish round.
     fn is_of_one_round_with(&self, next: Option<&Self>) -> bool {
         matches!((self, next), (Self::Changes(this), Some(Self::Changes(next))) if is_of_one_round(this, next))
     }
 }
 
-/// The end of a connection's queue that the hub writes to.
+/// The write end of a connection's queue, for the hub.
 #[derive(Clone)]
 pub struct Queue(Arc<Shared>);
 
-/// The end of a connection's queue that the connection reads; dropped, it takes nothing more.
+/// The read end of a connection's queue. Dropping it closes the queue.
 pub struct Deliveries(Arc<Shared>);
 
 struct Shared {
@@ -60,13 +61,14 @@ struct Waiting {
     deliveries: VecDeque<Delivery>,
     messages: usize,
     bytes: usize,
-    /// Since when the hub waits for its reader, who has taken nothing since.
+    /// Since when the feed waits for the reader; `None` after the reader has read something.
     awaited: Option<Instant>,
-    /// Nobody reads it any more.
+    /// True when the read end was dropped or the connection was disconnected. Deliveries are then discarded.
     closed: bool,
 }
 
-/// A connection's queue, bounded by the messages that wait in it: a connection that lets more wait is closed.
+/// Creates the queue of a connection. `close` closes the connection when more than [`QUEUE_MESSAGES_MAX`] messages are
+/// queued.
 pub fn queue(close: CloseHandle) -> (Queue, Deliveries) {
     let shared = Arc::new(Shared { waiting: Mutex::default(), connection: AtomicWaker::new(), close });
     (Queue(shared.clone()), Deliveries(shared))
@@ -97,7 +99,7 @@ impl Waiting {
 }
 
 impl Queue {
-    /// Queues a delivery; whether much waits now.
+    /// Queues a delivery. Returns whether the queue is long now.
     pub fn push(&self, delivery: Delivery, bytes: usize) -> bool {
         let mut waiting = self.0.lock();
         if waiting.closed {
@@ -119,14 +121,14 @@ impl Queue {
         is_much
     }
 
-    /// Closes the connection and drops what waits for it: from here on something is missing, so nothing more may come.
+    /// Closes the connection and discards its queue. The client has missed a change, so it must not receive later ones.
     pub fn cut_off(&self, reason: CloseReason) {
         self.0.close.close(reason);
         self.0.lock().close();
         self.0.connection.wake();
     }
 
-    /// Position of the first change that waits.
+    /// Returns the position of the first queued change.
     pub fn behind_at(&self) -> Option<i64> {
         self.0.lock().deliveries.iter().find_map(|delivery| match delivery {
             Delivery::Changes(batch) => Some(batch.first()),
@@ -134,7 +136,8 @@ impl Queue {
         })
     }
 
-    /// Whether much waits for its reader, and the reader has taken something within [`READER_WAIT`].
+    /// Whether the queue is long and its reader has read something within [`READER_WAIT`]. `bytes_count` says whether
+    /// queued bytes count, besides queued messages.
     pub fn is_backpressured(&self, bytes_count: bool) -> bool {
         let mut waiting = self.0.lock();
         waiting.is_much(bytes_count) && waiting.awaited.get_or_insert_with(Instant::now).elapsed() < READER_WAIT
@@ -142,22 +145,22 @@ impl Queue {
 }
 
 impl Deliveries {
-    /// The next one; never comes where nothing more is queued.
+    /// Waits for the next delivery. Cancel-safe. Never returns after the queue is closed.
     pub async fn next(&mut self) -> Delivery {
         poll_fn(|context| {
-            // Registered first: what is queued in between wakes this task.
+            // Registered before the check, so that a delivery queued in between wakes this task.
             self.0.connection.register(context.waker());
             self.try_next().map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }
 
-    /// The next one, if there is one.
+    /// Returns the next delivery, if there is one.
     pub fn try_next(&mut self) -> Option<Delivery> {
         self.0.lock().take()
     }
 
-    /// The next one, if a group published it together with `batch`.
+    /// Returns the next delivery if it is a batch of the same publish round as `batch`.
     pub fn try_next_of_round(&mut self, batch: &Batch) -> Option<Arc<Batch>> {
         let mut waiting = self.0.lock();
         match waiting.deliveries.front() {
@@ -170,12 +173,13 @@ impl Deliveries {
         }
     }
 
-    /// Whether nothing that was meant for it may be missing.
+    /// Whether the queue is complete: false when the connection was asked to close, because deliveries may then be
+    /// missing.
     pub fn is_whole(&self) -> bool {
         !self.0.close.is_closed()
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.0.lock().deliveries.is_empty()
     }
@@ -192,7 +196,7 @@ impl Drop for Deliveries {
     }
 }
 
-/// Whether a group published both together.
+/// Whether two batches belong to one publish round of one group.
 fn is_of_one_round(this: &Batch, other: &Batch) -> bool {
     (this.group, this.round) == (other.group, other.round)
 }

@@ -1,4 +1,5 @@
-//! How much of the past is folded for a customer who comes back: it costs a server far more than the client.
+//! Replay quota: limits the events that the server folds to resume the channels of a customer. A replay costs the
+//! server far more than it costs the client.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,16 +7,16 @@ use std::time::Instant;
 
 use platform::auth::Principal;
 
-/// Events that are folded to resume one channel, at most.
+/// Most events that are folded to resume one channel.
 pub const FOLDED_MAX: i64 = 10_000;
-/// Events of a customer's quota.
+/// Full quota of a customer, in events.
 const EVENTS_MAX: f64 = 20_000.0;
-/// Events a second by which it is filled up.
+/// Refill rate of a quota, in events per second.
 const EVENTS_PER_SECOND: f64 = 2_000.0;
-/// Customers that are remembered before those with a full quota are forgotten.
+/// Number of tracked customers above which customers with a full quota are dropped.
 const CUSTOMERS_MAX: usize = 10_000;
 
-/// What customers may still have folded. Staff and admins have no limit. Cheap to clone.
+/// The replay quotas of all customers. Staff and admins have no limit. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct ReplayQuota(Arc<Mutex<HashMap<String, (f64, Instant)>>>);
 
@@ -59,6 +60,6 @@ mod tests {
         let quota = ReplayQuota::default();
         let times = |who: &Principal| (0..20).filter(|_| quota.charge(who, 9_000)).count();
         assert_eq!((times(&ada), times(&bob), times(&clerk)), (2, 2, 20));
-        assert!(quota.charge(&ada, 500), "what is small still goes");
+        assert!(quota.charge(&ada, 500), "a small replay still fits");
     }
 }

@@ -1,5 +1,5 @@
-//! What a listener missed, out of the log: the streams that changed are folded, and their changes published again to it
-//! alone.
+//! Recovers the changes that one client missed: folds the changed streams from the log, and publishes their changes to
+//! that client alone.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,24 +16,25 @@ use crate::publication::Publication;
 use crate::publisher::{Missed, Replayed};
 use crate::quota::FOLDED_MAX;
 
-/// Changes that are handed out of the log at once. Whoever missed more gets a fresh snapshot.
+/// Most changes that are recovered for one channel. A client that missed more gets a snapshot.
 pub const RECOVERED_MAX: i64 = 300;
-/// Bytes of such changes.
+/// Most bytes that are recovered for one channel.
 const RECOVERED_BYTES_MAX: usize = 256 * 1024;
-/// Events that are folded before others get their turn.
+/// Events that are folded before the task yields to others.
 const FOLDED_AT_ONCE: usize = 500;
 
-/// A channel, by its kind, its name and the id in the name.
+/// A channel with its name and the id in the name.
 pub struct Named<'a> {
-    /// The kind.
+    /// Definition of the channel.
     pub channel: &'a Channel,
-    /// The whole name.
+    /// Full name of the channel.
     pub name: String,
-    /// The id; empty where there is none.
+    /// The id in the name; empty for a channel without an id.
     pub id: String,
 }
 
-/// The changes of a channel after one position up to another; `None` where they are too many, too expensive, or not known.
+/// Returns the changes of a channel after position `after` up to position `until`. Returns `None` if a limit is
+/// exceeded, the caller's replay quota is exhausted, or the changes cannot be determined.
 ///
 /// # Errors
 /// The database does not answer.
@@ -53,7 +54,7 @@ pub async fn recover(
     }
     let streams = match channel.find_changed(api, id, after, until).await {
         Ok(Some(streams)) => streams,
-        // Where a context has a fault, a snapshot may still do.
+        // If a context's function panics here, its snapshot may still work.
         Ok(None) | Err(Refused::Panicked) => return Ok(None),
         Err(refused) => return Err(refused),
     };
@@ -69,7 +70,11 @@ pub async fn recover(
     let mut missed = Missed::new(RECOVERED_MAX as usize, RECOVERED_BYTES_MAX);
     for (aggregate_type, ids) in by_type(streams) {
         let Some(publisher) = api.publisher(&aggregate_type, channel.group) else {
-            tracing::error!(channel = channel.name, aggregate_type, "nobody publishes this aggregate");
+            tracing::error!(
+                channel = channel.name,
+                aggregate_type,
+                "No publisher for this aggregate type. The client gets a snapshot."
+            );
             return Ok(None);
         };
         let mut replay = publisher.replay();
@@ -80,7 +85,11 @@ pub async fn recover(
                 Ok(true) => tokio::task::yield_now().await,
                 Ok(false) => return Ok(None),
                 Err(_) => {
-                    tracing::error!(channel = channel.name, aggregate_type, "a publisher panicked");
+                    tracing::error!(
+                        channel = channel.name,
+                        aggregate_type,
+                        "A publisher panicked. The client gets a snapshot."
+                    );
                     return Ok(None);
                 }
             }
@@ -96,7 +105,7 @@ pub async fn recover(
     Ok(Some(publications.into_iter().map(change).collect()))
 }
 
-/// Ids by the types of their aggregates.
+/// Groups stream ids by aggregate type.
 fn by_type(streams: Vec<ChangedStream>) -> BTreeMap<String, Vec<String>> {
     let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for ChangedStream { stream, .. } in streams {
@@ -105,9 +114,9 @@ fn by_type(streams: Vec<ChangedStream>) -> BTreeMap<String, Vec<String>> {
     types
 }
 
-/// Ids of the aggregates of a type with events of some names (of any where there are none) after one position up to
-/// another, found by reading the log; `None` where that is more than `events_max` events, or leads to more changes than are
-/// handed out.
+/// Reads the log after position `after` up to position `until`, and returns the ids of the aggregates of a type that
+/// have events with one of `event_types`; empty means any event. Returns `None` if the range has more than `events_max`
+/// events, or more than [`RECOVERED_MAX`] of them match.
 ///
 /// # Errors
 /// The database does not answer.

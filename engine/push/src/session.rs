@@ -1,5 +1,5 @@
-//! Opens a listener's channels, over whatever transport: from a snapshot or from the log, with no race between that and the
-//! live changes that could lose a change or repeat it.
+//! Opens a client's channels, for every transport: from a snapshot, or from the log. No race between this and the live
+//! changes can lose or repeat a change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,53 +18,55 @@ use crate::publication::Group;
 use crate::queue::Queue;
 use crate::recovery::{Named, recover};
 
-/// Bytes of the first answers of several channels of one request.
+/// Limit of the initial data of one request with several channels, in bytes. A single channel may exceed it.
 const START_BYTES_MAX: usize = 1024 * 1024;
-/// How often a snapshot is read again because another generation began to serve meanwhile.
+/// Attempts to open the channels of one request. An attempt fails, for example, when a generation switch happens while
+/// the snapshots are read.
 const SNAPSHOTS_MAX: u32 = 3;
 
 /// An open channel.
 pub struct Opened {
-    /// Its name.
+    /// Name of the channel.
     pub channel: Arc<str>,
-    /// Its kind.
+    /// Kind of the channel.
     pub kind: Kind,
-    /// Whether it shows what is in the log.
+    /// Whether the channel's changes are in the log, so that it can be resumed.
     pub is_logged: bool,
-    /// Whether staff see who listens to it.
+    /// Whether staff can see who is subscribed to the channel.
     pub has_presence: bool,
-    /// Its place in the hub, until somebody takes it.
+    /// The subscription in the hub, until the caller moves it out.
     pub subscription: Option<Subscription>,
-    /// Whatever lies at or before it is part of `start`, or was known before.
+    /// All changes at or before this position are part of `start`, or the client already had them.
     pub position: i64,
-    /// What the listener gets first.
+    /// The initial data of the channel.
     pub start: Start,
 }
 
-/// What a listener gets first.
+/// The initial data of a channel.
 pub enum Start {
-    /// How it is now: JSON text.
+    /// The current state, as JSON text.
     Snapshot(String),
-    /// What was missed, in order.
+    /// The changes that the client missed, in log order.
     Recovered(Arc<Batch>),
 }
 
-/// Channels that somebody listens to from now on.
+/// The opened channels of a client.
 pub struct Session {
-    /// The channels, in the order in which they were asked for.
+    /// The channels, in the order of the request.
     pub channels: Vec<Opened>,
-    /// How far the listener has come once it has got what each channel starts with.
+    /// The client's position after it has received the initial data of all channels.
     pub cursor: Cursor,
 }
 
-/// Opens channels for somebody, all of a group at one position: with what follows `after`, or, without it or where that is
-/// too much or of another log, with snapshots.
+/// Opens channels for a client, all channels of a group at one position. Each channel starts with the changes after the
+/// cursor `after`. It starts with a snapshot if there is no cursor, the cursor belongs to another log, or the missed
+/// changes exceed a limit.
 ///
-/// First the queue is attached, then the log or the read models are read. What happens in between is in the queue, and
-/// what is in both is known by its position.
+/// The queue is subscribed first; then the log or the read models are read. So a change that happens in between is in
+/// the queue. A change that is in both is recognized by its position and sent once.
 ///
 /// # Errors
-/// The first channel that is refused.
+/// Names and reason of the first refused channel, or of all channels if the reason concerns them together.
 pub fn open<'a>(
     api: &'a QueryApi,
     principal: &'a Principal,
@@ -72,7 +74,7 @@ pub fn open<'a>(
     after: Option<&'a Cursor>,
     queue: &'a Queue,
 ) -> BoxFuture<'a, Result<Session, (String, Refused)>> {
-    // Boxed: connections are many, and few of them are being opened.
+    // Boxed to keep the tasks of connections small: there are many connections, and few are opening channels.
     open_all(api, principal, names, after, queue).boxed()
 }
 
@@ -103,13 +105,13 @@ async fn open_all(
     let mut opened = Vec::with_capacity(channels.len());
     for ((named, subscription), First { position, start }) in channels.iter().zip(subscriptions).zip(started.firsts) {
         let (kind, name) = (named.channel.kind(), subscription.channel().clone());
-        // A cursor is not further than the slowest of a group's channels.
+        // The cursor of a group is the lowest position of the group's channels.
         let known = cursor.of(kind.group).map_or(position, |known| known.position.min(position));
         cursor.set(kind.group, known, Known::Nothing);
         let (position, start) = match (start, started.resumed.get(kind.group)) {
             (FirstAnswer::Snapshot(data), _) => (position, Start::Snapshot(data)),
             (FirstAnswer::Recovered(changes), resumed) => {
-                // A change may be known on this channel and not on others.
+                // The client may have the next change on this channel but not on others.
                 let known = resumed.map_or(position, |resumed| resumed.position_on(&named.name, api.old_kinds));
                 let recovered = Batch::recovered(name.clone(), kind.group, changes);
                 (position.max(known), Start::Recovered(Arc::new(recovered)))
@@ -126,7 +128,7 @@ async fn open_all(
         });
     }
     for resumed in started.resumed.into_values() {
-        // Nothing was added to what the listener knew, part of a change perhaps.
+        // The position of the group has not moved. So the client keeps its part of the next change, if it has one.
         if cursor.of(&resumed.group).is_some_and(|known| known.position == resumed.position) {
             cursor.set(&resumed.group, resumed.position, resumed.next);
         }
@@ -134,10 +136,10 @@ async fn open_all(
     Ok(Session { channels: opened, cursor })
 }
 
-/// What channels start with, in their order.
+/// The initial data of all channels, in their order.
 struct Started {
     firsts: Vec<First>,
-    /// The groups that went on from a cursor.
+    /// The groups that were resumed, with their positions in the client's cursor.
     resumed: BTreeMap<Group, GroupCursor>,
 }
 
@@ -151,7 +153,7 @@ enum FirstAnswer {
     Recovered(Vec<Change>),
 }
 
-/// What each channel gets first. The subscriptions exist already.
+/// Reads the initial data of each channel. The subscriptions must exist already.
 async fn start(
     api: &QueryApi,
     principal: &Principal,
@@ -165,8 +167,8 @@ async fn start(
             Some(known) if is_of_this_log(api, after, known, group).await? => Some(known.clone()),
             _ => None,
         };
-        // Another process may be further than this one, and the listener may come from there. What lies beyond is in the
-        // queue.
+        // The client may come from a process that is ahead of this one, so its position counts too. Changes after
+        // `until` are in the queue.
         let projected = api.progress.slowest_in(api.store.db(), group).await?;
         let queued = *api.hub.through(group).borrow();
         until.insert(group, projected.max(queued).max(known.as_ref().map_or(0, |known| known.position)));
@@ -175,7 +177,7 @@ async fn start(
     'again: for _ in 0..SNAPSHOTS_MAX {
         let mut firsts = Vec::new();
         let mut bytes = 0;
-        // Opened for the first snapshot: all are of one state of the database.
+        // A transaction, begun for the first snapshot. All snapshots are read from one state of the database.
         let mut seen = None;
         for named in channels {
             let (channel, group) = (named.channel, named.channel.group);
@@ -184,7 +186,7 @@ async fn start(
             {
                 bytes += changes.iter().map(|change| change.publication.data().len()).sum::<usize>();
                 if bytes > START_BYTES_MAX && channels.len() > 1 {
-                    // Snapshots may be less than what was missed.
+                    // Too many bytes. Snapshots may be smaller than the missed changes.
                     resumed.clear();
                     continue 'again;
                 }
@@ -194,7 +196,8 @@ async fn start(
             let is_logged = channel.missed.is_some();
             let partly = resumed.get(group).filter(|known| known.next != Known::Nothing);
             if is_logged && partly.is_some_and(|known| known.position == until[group]) {
-                // A cursor cannot say that the next change is known on the others and not in this snapshot.
+                // A cursor cannot express that the client has the next change on some channels, but not in this
+                // snapshot.
                 resumed.remove(group);
                 continue 'again;
             }
@@ -209,10 +212,11 @@ async fn start(
             let serving = channel.projection.and_then(|name| serves.get(name));
             let mut position = serving.map_or(0, |serving| serving.position);
             if !is_logged {
-                // It holds nobody's cursor back.
+                // A channel that is not in the log must not lower the group's position in the cursor.
                 position = position.max(until[group]);
             } else if position < until[group] {
-                // A snapshot before what others recover would take their cursor back, and repeat their changes.
+                // A snapshot that is older than the recovered changes of other channels would lower the cursor, and the
+                // client would later receive those changes again.
                 return Err(Refused::Behind);
             }
             let (field, shown) = channel.take_snapshot(api, &mut tx, &named.id).await?;
@@ -230,15 +234,16 @@ async fn start(
         }
         let Some((tx, serves)) = seen else { return Ok(Started { firsts, resumed }) };
         drop(tx);
-        // PostgreSQL finds tables by what is committed, whatever the transaction sees of their rows: a generation that
-        // began to serve in between would be read as it was before that.
+        // PostgreSQL resolves table names by the latest commit, even in an older snapshot of the rows. So after a
+        // generation switch during the reads, the transaction would see the new tables with the rows of an earlier
+        // time.
         let now = serving_now(api.store.db()).await?;
         let same = |name: &str| now.get(name).map(|now| now.generation) == serves.get(name).map(|s| s.generation);
         if !channels.iter().filter_map(|named| named.channel.projection).all(same) {
             continue;
         }
-        // One position for all of a group: what was recovered must reach as far as what was read, or a cursor before it
-        // would bring back what the snapshots hold.
+        // All channels of a group need one position. So the recovered changes must reach the position of the snapshots.
+        // Otherwise the cursor would be before the snapshots, and the client would receive their changes again.
         let mut read_at: BTreeMap<Group, i64> = BTreeMap::new();
         for (first, named) in firsts.iter().zip(channels) {
             let furthest = read_at.entry(named.channel.group).or_default();
@@ -270,7 +275,7 @@ fn groups_of(channels: &[Named<'_>]) -> Vec<Group> {
     groups
 }
 
-/// Whether a group can go on from a position.
+/// Whether the client's position in a group is a position of this log.
 async fn is_of_this_log(
     api: &QueryApi,
     cursor: Option<&Cursor>,

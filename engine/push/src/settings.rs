@@ -1,23 +1,23 @@
-//! Settings that operators choose.
+//! Settings of live updates and CORS.
 
 use axum::http::HeaderName;
 use serde::{Deserialize, Serialize};
 
-/// The settings of live updates, and of pages of other origins.
+/// Settings of live updates, and of access from pages of other origins (CORS).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Origins whose pages may call the API and listen, besides that of the server itself: `https://shop.example`, several
-    /// separated by commas; `loopback` is any port of this machine.
+    /// Origins whose pages may call the API and subscribe, besides the server's own origin, separated by commas.
+    /// Example: `https://shop.example`. `loopback` allows any port of this machine.
     pub allowed_origins: String,
-    /// Request headers that those pages may send, besides the usual ones; separated by commas.
+    /// Request headers that pages of other origins may send, besides the built-in ones, separated by commas.
     pub cors_request_headers: String,
-    /// Answer headers that those pages may read, besides the usual ones; separated by commas.
+    /// Response headers that pages of other origins may read, besides the built-in ones, separated by commas.
     pub cors_answer_headers: String,
-    /// Sockets, streams and polls of one address at a time; 0 is no limit. Behind a proxy that is not
-    /// trusted all come from its address.
+    /// Limit of concurrent sockets, streams and polls per client address; 0 means no limit. Behind a proxy that is not
+    /// trusted, all clients have the proxy's address.
     pub push_connections_per_address_max: u32,
-    /// Sockets, streams and polls of one customer at a time; 0 is no limit.
+    /// Limit of concurrent sockets, streams and polls per customer; 0 means no limit.
     pub push_connections_per_customer_max: u32,
 }
 
@@ -34,13 +34,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks that every origin is one that a browser can send, and every header name is valid.
+    /// Checks that a browser can send every origin, and that every header name is valid.
     ///
     /// # Errors
-    /// The setting at fault, and a correct example.
+    /// A text with the invalid setting and a correct example.
     pub fn check(&self) -> Result<(), String> {
         let is_origin = |entry: &str| match entry.split_once("://") {
-            // Browsers leave out the port that a scheme has anyway.
+            // Browsers omit the default port of a scheme, so such an entry would never match.
             Some(("https", host)) if host.ends_with(":443") => false,
             Some(("http", host)) if host.ends_with(":80") => false,
             Some((scheme, host)) => !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '*', '?', '#']),
@@ -51,23 +51,24 @@ impl Settings {
         {
             header_names(names).map_err(|name| {
                 format!(
-                    "{setting}: `{name}` is no header's name: give names separated by commas, e.g. x-tenant, x-version"
+                    "{setting}: `{name}` is not a valid header name. Separate names with commas, for example: x-tenant, x-version"
                 )
             })?;
         }
         match self.allowed_origins.split(',').map(str::trim).find(|entry| !entry.is_empty() && !is_origin(entry)) {
             None => Ok(()),
             Some(entry) => Err(format!(
-                "allowed_origins: `{entry}` is no origin that a browser sends: give each as https://shop.example, without a path or the port of its scheme, or loopback"
+                "allowed_origins: `{entry}` is not an origin that a browser sends. Write each origin as https://shop.example, without a path and without the default port of its scheme, or write loopback."
             )),
         }
     }
 }
 
-/// Parses the header names that a setting lists.
+/// Parses a comma-separated list of header names.
 ///
 /// # Errors
-/// The first name that is not valid. `*` is not: browsers read it as the name of a header where they send credentials.
+/// The first invalid name. `*` is invalid, because browsers treat it as a literal header name in requests with
+/// credentials.
 pub fn header_names(list: &str) -> Result<Vec<HeaderName>, &str> {
     let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| name.parse().ok().filter(|_| name != "*").ok_or(name)).collect()

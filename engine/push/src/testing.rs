@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a counter, as a context would write one.
+//! Shared test fixtures: a counter aggregate with a publisher, as a context would define them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::publisher::{AnyPublisher, Publisher};
 pub(crate) const ONE: Kind = Kind { name: "counter:", group: CORE };
 pub(crate) const ALL: Kind = Kind { name: "counters", group: CORE };
 pub(crate) const OWNED: Kind = Kind { name: "owner:", group: CORE };
-/// A second group, of a foreign module.
+/// A channel of a second checkpoint group, as an external module would define it.
 pub(crate) const OTHER: Kind = Kind { name: "points", group: "loyalty" };
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -115,13 +115,13 @@ pub(crate) static PUBLISHER: Publisher<Counter> = Publisher {
 };
 
 fn view(counter: &Versioned<Counter>, json: &mut Json) {
-    assert_ne!(counter.id, "panics", "a view with a fault");
+    assert_ne!(counter.id, "panics", "a faulty view function");
     json.write(&json!({"id": &*counter.id, "total": counter.state.total}));
 }
 
 fn publish(step: &Step<'_, Counter>) -> Option<Publication> {
     let Event::Added { by, note } = step.event;
-    assert_ne!(*by, 666, "a publisher with a fault");
+    assert_ne!(*by, 666, "a faulty publisher");
     let payload = if note.is_empty() { json!({"by": by}) } else { json!({"by": by, "note": note}) };
     let own = step.publication(payload).on_own(format!("counter:{}", step.after.id));
     Some(own.on("owner:ada").on("counters"))
@@ -146,7 +146,7 @@ pub(crate) fn noted(id: &str, sequence: i64, position: i64, by: i64, note: &str)
     }
 }
 
-/// The publication of the last of some events of a stream.
+/// Returns the publication of the last of some events of a stream.
 pub(crate) fn publication_of(events: &[RecordedEvent]) -> Arc<Publication> {
     let (mut fold, mut out) = (PUBLISHER.live(1 << 20), VecDeque::new());
     fold.prepare(events);
@@ -154,12 +154,12 @@ pub(crate) fn publication_of(events: &[RecordedEvent]) -> Arc<Publication> {
     out.pop_back().expect("a publication")
 }
 
-/// The first change of a stream.
+/// Returns the publication of a stream's first event.
 pub(crate) fn created(id: &str, position: i64) -> Arc<Publication> {
     publication_of(&[added(id, 1, position, 1)])
 }
 
-/// The same, with so many bytes in it.
+/// Returns the publication of a stream's first event, with a payload text of `bytes` bytes.
 pub(crate) fn large(id: &str, position: i64, bytes: usize) -> Arc<Publication> {
     publication_of(&[noted(id, 1, position, 1, &"x".repeat(bytes))])
 }

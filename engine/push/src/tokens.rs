@@ -1,19 +1,19 @@
-//! How long a token counts.
+//! Remaining lifetime of tokens.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use platform::auth::{LEEWAY_SECONDS, Principal};
 
-/// As far as timers reach, in seconds.
+/// Longest lifetime that is returned, in seconds, so that timers do not overflow.
 const TTL_MAX: i64 = 10 * 365 * 86_400;
 
-/// How long a token is still accepted: a few seconds past its end, because clocks differ.
+/// Returns how long a token is still accepted: until a few seconds after its expiry, because clocks differ.
 pub fn token_lifetime(principal: &Principal) -> Duration {
     Duration::from_secs(seconds_until(principal.expires_at + LEEWAY_SECONDS as i64))
 }
 
-/// Seconds until a token ends.
+/// Returns the seconds until a token expires; 0 if it has expired.
 pub fn ttl(principal: &Principal) -> u64 {
     seconds_until(principal.expires_at)
 }

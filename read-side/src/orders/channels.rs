@@ -1,4 +1,4 @@
-//! `order:ID` and `orders`, and how the log tells which orders changed.
+//! The channels `order:ID` and `orders`, and the search for orders that changed between two positions.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use push::recovery::{RECOVERED_MAX, changed_in_log};
 
 use crate::json::text;
 
-/// Followed by an order's id.
+/// Prefix of the channel of one order; the order's id follows.
 pub const ORDER_PREFIX: &str = "order:";
-/// Every order, for staff.
+/// Name of the channel of all orders, for staff.
 pub const ORDERS: &str = "orders";
 
-/// How long a subscription waits for the read model of an order that is not in it.
+/// How long a subscription to an order that is not in the read model waits for the read model to catch up.
 const PROJECTED_WITHIN: Duration = Duration::from_secs(1);
 
-/// The changes of one order.
+/// Returns the channel with the changes of one order.
 pub fn order() -> Channel {
     Channel {
         name: ORDER_PREFIX,
@@ -48,7 +48,7 @@ pub fn order() -> Channel {
     }
 }
 
-/// The changes of every order.
+/// Returns the channel with the changes of every order.
 pub fn orders() -> Channel {
     Channel {
         name: ORDERS,
@@ -75,8 +75,8 @@ async fn may_see(api: &QueryApi, principal: &Principal, id: &str) -> Result<bool
     if is_visible().await? {
         return Ok(true);
     }
-    // It may have been created a moment ago. An order of somebody else waits like one that does not exist: neither the
-    // answer nor its time says which it is.
+    // The order may have been created a moment ago. An order of another customer waits like an order that does not
+    // exist, so neither the answer nor its time reveals whether the order exists.
     let head = api.store.head().await?;
     api.progress.wait_for(name, head, PROJECTED_WITHIN).await;
     let (position, is_visible) = api.progress.read_at(api.store.db(), name, is_visible).await?;
@@ -91,7 +91,7 @@ async fn snapshot_of_order(tx: &mut Tx, id: &str) -> Result<Shown, Error> {
     Ok(("view", order.map_or_else(|| "null".to_owned(), |order| order.view)))
 }
 
-/// The orders placed last.
+/// Returns the 50 orders that were placed last.
 async fn snapshot_of_orders(tx: &mut Tx) -> Result<Shown, Error> {
     let query = summaries::Query {
         status: None,
@@ -110,7 +110,8 @@ async fn snapshot_of_orders(tx: &mut Tx) -> Result<Shown, Error> {
     Ok(("items", text(&summaries::list(tx, &query).await?.0)))
 }
 
-/// Orders with events of some names after one position up to another, found by reading at most so many events of the log.
+/// Reads the log after position `after` up to position `until`, at most `events_max` events, and returns the orders
+/// that have events with one of `event_types`; empty means any event. Returns `None` if a limit is exceeded.
 pub(crate) async fn changed_in_log_of(
     api: &QueryApi,
     after: i64,
@@ -122,8 +123,9 @@ pub(crate) async fn changed_in_log_of(
     Ok(find_changed(api, after, until, find).await?.1)
 }
 
-/// Those of the orders that are found which changed after one position up to another, with how many events they have, and
-/// the position of the read model that says so.
+/// Runs `find` for candidate order ids, and returns those that changed after position `after`, with their numbers of
+/// events. Also returns the position of the read model behind this. If that position is before `until`, all candidates
+/// are returned.
 pub(crate) async fn find_changed<F: Future<Output = Result<Option<Vec<String>>, Error>>>(
     api: &QueryApi,
     after: i64,
@@ -136,12 +138,12 @@ pub(crate) async fn find_changed<F: Future<Output = Result<Option<Vec<String>>, 
         let lengths = summaries::lengths(db, &ids).await?;
         Ok(Some((ids, lengths)))
     };
-    // The position and the rows belong together: after a crash of PostgreSQL both go back.
+    // Reads the position together with the rows, because a crash of PostgreSQL can reset both.
     let (projected, found) = api.progress.read_at(db, summaries::PROJECTION.name, read).await?;
     let Some((ids, lengths)) = found else { return Ok((projected, None)) };
     let stream = |id: &str, events| ChangedStream { stream: StreamId::new(Order::TYPE, id), events };
     let streams = if projected >= until {
-        // The read model knows them all, and when each changed last.
+        // The read model contains all of these orders, with the position of each one's last change.
         let changed = lengths.iter().filter(|order| order.position > after);
         changed.map(|order| stream(&order.order_id, order.version)).collect()
     } else {

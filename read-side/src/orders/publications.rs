@@ -1,4 +1,4 @@
-//! What is published of an order's changes.
+//! Publications of orders.
 
 use compact_str::format_compact;
 use domain::order::Order;
@@ -11,14 +11,14 @@ use crate::customers::CUSTOMER_PREFIX;
 use crate::orders::channels::{ORDER_PREFIX, ORDERS};
 use crate::reports::SALES;
 
-/// Orders as they change: to who looks at one, to its customer, and to staff.
+/// Publishes the changes of orders on the order's own channel, its customer's channel and the channels for staff.
 pub static PUBLISHER: Publisher<Order> = Publisher {
     group: CORE,
     id_member: "order_id",
     interest: Interest {
         names: &[ORDERS, SALES],
         by_stream: &[ORDER_PREFIX],
-        // An order's owner is not known before it is folded.
+        // The owner of an order is unknown until the order is folded.
         by_prefix: &[CUSTOMER_PREFIX],
     },
     view: |order, json| json.write(&OrderView(order)),

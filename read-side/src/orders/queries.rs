@@ -1,4 +1,4 @@
-//! Orders: the list, one order now or as of a point, its history.
+//! Order queries: the list of orders, one order (now, or as of a version or time), and an order's history.
 
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, ETAG};
@@ -29,46 +29,46 @@ use push::api::QueryApi;
 use push::consistency::with_position_header;
 use push::problems::{invalid, not_found, unavailable};
 
-/// Events read at once.
+/// Events that are read from the log at once.
 const EVENTS_PAGE: i64 = 1_000;
 
-/// The routes.
+/// Returns the routes of the order queries.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(order)).routes(routes!(history))
 }
 
-/// Filters, order and page of the list.
+/// Filters, sort order and page of the order list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// `draft`, `confirmed` or `cancelled`.
+    /// Only orders with this status: `draft`, `confirmed` or `cancelled`.
     status: Option<String>,
-    /// Orders of this customer; customers see only their own in any case.
+    /// Only orders of this customer. Customers see only their own orders in any case.
     customer_id: Option<String>,
-    /// With a line of this category.
+    /// Only orders that have a line of this category.
     category: Option<String>,
-    /// Placed at or after, RFC 3339.
+    /// Only orders placed at or after this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     placed_from: Option<Timestamp>,
-    /// Placed before, RFC 3339.
+    /// Only orders placed before this time, RFC 3339.
     #[param(value_type = Option<String>, format = DateTime)]
     placed_to: Option<Timestamp>,
-    /// Costing at least, a decimal string.
+    /// Only orders with at least this total, a decimal string.
     min_total: Option<String>,
-    /// Costing at most, a decimal string.
+    /// Only orders with at most this total, a decimal string.
     max_total: Option<String>,
-    /// With this text in an id, a SKU or a product's name.
+    /// Only orders with this text in an id, a SKU or a product's name.
     q: Option<String>,
-    /// `placed_at`, `total` or `updated_at`, with `-` for the largest first; `-placed_at` where it is left out.
+    /// Sort key: `placed_at`, `total` or `updated_at`; with `-` in front, largest first. Default: `-placed_at`.
     sort: Option<String>,
-    /// Orders in the page, 1 to 200; 50 where it is left out.
+    /// Number of orders in a page, 1 to 200. Default: 50.
     limit: Option<i64>,
-    /// `next_cursor` of the page before, with the same `sort`.
+    /// `next_cursor` of the previous page. Requires the same `sort`.
     cursor: Option<String>,
-    /// Wait until the read model has this position.
+    /// Wait until the read model has reached this position.
     min_position: Option<i64>,
-    /// Longest wait in milliseconds, at most 10 000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
@@ -76,11 +76,11 @@ pub struct ListQuery {
 #[derive(Debug, Serialize, ToSchema)]
 struct Page {
     items: Vec<OrderSummary>,
-    /// Give it as `cursor` for the next page; null on the last one.
+    /// Send it as `cursor` for the next page. Null on the last page.
     next_cursor: Option<String>,
 }
 
-/// The list of orders.
+/// Lists orders.
 #[utoipa::path(get, path = "/v1/orders", tag = "queries", params(ListQuery),
     responses((status = 200, body = Page), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(
@@ -92,7 +92,7 @@ async fn list(
     let mut query = read_query(query)?;
     if !principal.is_staff() {
         if query.customer_id.as_ref().is_some_and(|id| *id != principal.subject) {
-            // Another customer's list is empty, whoever they are.
+            // The list of another customer is empty, whether or not that customer exists.
             query.limit = 0;
         }
         query.customer_id = Some(principal.subject);
@@ -112,11 +112,11 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
     if let Some(status) = &query.status
         && !["draft", "confirmed", "cancelled"].contains(&status.as_str())
     {
-        return Err(invalid("status", "draft, confirmed or cancelled"));
+        return Err(invalid("status", "Must be draft, confirmed or cancelled."));
     }
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
-        return Err(invalid("limit", "1 to 200"));
+        return Err(invalid("limit", "Must be 1 to 200."));
     }
     let sort = query.sort.as_deref().unwrap_or("-placed_at");
     let (descending, name) = match sort.strip_prefix('-') {
@@ -127,12 +127,12 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
         "placed_at" => Sort::PlacedAt,
         "total" => Sort::Total,
         "updated_at" => Sort::UpdatedAt,
-        _ => return Err(invalid("sort", "placed_at, total or updated_at, with `-` in front for the largest first")),
+        _ => return Err(invalid("sort", "Must be placed_at, total or updated_at; `-` in front sorts descending.")),
     };
     let after = query.cursor.as_deref().map(|text| cursor(text, sort, descending)).transpose()?;
     for (name, text) in [("q", &query.q), ("category", &query.category)] {
         if text.as_ref().is_some_and(|text| text.chars().count() > 100 || text.chars().any(char::is_control)) {
-            return Err(invalid(name, "at most 100 characters, none of them a control character"));
+            return Err(invalid(name, "Must have at most 100 characters and no control characters."));
         }
     }
     Ok(order_summaries::Query {
@@ -154,41 +154,41 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
 fn cursor(text: &str, sort: Sort, descending: bool) -> Result<Cursor, Problem> {
     let read = URL_SAFE_NO_PAD.decode(text).ok().and_then(|json| parse::<Cursor>(&json, "").ok());
     read.filter(|cursor| (cursor.sort, cursor.descending) == (sort, descending))
-        .ok_or_else(|| invalid("cursor", "give next_cursor of the page before, with the same sort"))
+        .ok_or_else(|| invalid("cursor", "Send next_cursor of the previous page, with the same sort."))
 }
 
-/// A decimal string in thousandths.
+/// Converts a decimal string to thousandths.
 fn milli(parameter: &str, text: Option<String>) -> Result<Option<i64>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(decimals) || decimals.len() > 3 {
-        return Err(invalid(parameter, "a decimal number with at most 3 decimals, e.g. 2.55"));
+        return Err(invalid(parameter, "Must be a decimal number with at most 3 decimals, for example 2.55."));
     }
-    format!("{whole}{decimals:0<3}").parse().map(Some).map_err(|_| invalid(parameter, "too large"))
+    format!("{whole}{decimals:0<3}").parse().map(Some).map_err(|_| invalid(parameter, "The number is too large."))
 }
 
-/// Which state of the order.
+/// Query parameters for one order.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct OrderQuery {
-    /// A version, or a time in RFC 3339: the order as it was then.
+    /// Version, or time in RFC 3339, of the order state to return. Default: the current state.
     as_of: Option<String>,
-    /// Wait until the read model has this position.
+    /// Wait until the read model has reached this position; with `as_of`, until the log has reached it.
     min_position: Option<i64>,
-    /// Longest wait in milliseconds, at most 10 000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
 fn no_such_order() -> Problem {
-    not_found("order-not-found", "There is no such order").detail("there is no such order")
+    not_found("order-not-found", "There is no such order").detail("The order does not exist, or you may not see it.")
 }
 
-/// One order with its lines: now, or as of a version or time.
+/// Returns an order with its lines: the current state, or the state as of a version or time.
 #[utoipa::path(get, path = "/v1/orders/{id}", tag = "queries",
-    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that are known already, or *")),
-    responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match names the present version"),
+    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that the client already has, or *")),
+    responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match contains the current version"),
               (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn order(
     State(api): State<QueryApi>,
@@ -209,7 +209,7 @@ async fn order(
     Ok(with_position_header(position, view(&headers, order.view, order.version)))
 }
 
-/// An order's JSON with its version as `ETag`, or 304 where the client has it.
+/// Returns an order's JSON with its version as `ETag`, or a 304 if the client has this version.
 fn view(request: &HeaderMap, json: String, version: i64) -> Response {
     if if_none_match(request).is_some_and(|known| known.include(version)) {
         return (StatusCode::NOT_MODIFIED, [(ETAG, etag(version))]).into_response();
@@ -221,13 +221,13 @@ fn view(request: &HeaderMap, json: String, version: i64) -> Response {
     response
 }
 
-/// The order's JSON and version as of a point.
+/// Returns an order's JSON and version, as of a version or time.
 async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
     let is_version = as_of.bytes().all(|byte| byte.is_ascii_digit());
     let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
         (Ok(version), _) if is_version && version > 0 => (version, i64::MAX),
         (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
-        _ => return Err(invalid("as_of", "a version (1, 2, …) or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z")),
+        _ => return Err(invalid("as_of", "Must be a version or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z.")),
     };
     let discarded = dead_letters::discarded(api.store.db(), CORE).await.map_err(unavailable)?;
     let mut order = Versioned::<Order>::default();
@@ -252,33 +252,33 @@ async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &st
     }
     if to != i64::MAX && order.version < to {
         return Err(not_found("version-not-found", "The order has no such version")
-            .detail(format!("The order is at version {}.", order.version)));
+            .detail(format!("The current version of the order is {}.", order.version)));
     }
     let json = serde_json::to_string(&OrderView(&order)).map_err(|e| unreadable(e.to_string()))?;
     Ok((json, order.version))
 }
 
 fn unreadable(error: impl std::fmt::Display) -> Problem {
-    tracing::error!(%error, "history");
+    tracing::error!(%error, "Could not read the history of an order.");
     Problem::internal()
 }
 
-/// Which part of the history.
+/// Query parameters of an order's history.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct HistoryQuery {
-    /// After this version; from the first event where it is left out.
+    /// Only events after this version. Default: from the first event.
     after: Option<i64>,
-    /// How many, 1 to 200; 50 where it is left out.
+    /// Number of events in a page, 1 to 200. Default: 50.
     limit: Option<i64>,
-    /// Wait until the log has this position.
+    /// Wait until the log has reached this position.
     min_position: Option<i64>,
-    /// Wait at most so long, in milliseconds; 1000 where it is left out, at most 10000.
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
     wait_ms: Option<u64>,
 }
 
-/// What happened to an order.
+/// An event of an order.
 #[derive(Debug, Serialize, ToSchema)]
 struct HistoryEvent {
     version: i64,
@@ -286,18 +286,18 @@ struct HistoryEvent {
     #[serde(rename = "type")]
     event_type: String,
     occurred_at: String,
-    /// Amounts of money are decimal strings. Null where the event cannot be read.
+    /// Content of the event; amounts of money are decimal strings. Null if the event cannot be read.
     payload: Value,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 struct History {
     items: Vec<HistoryEvent>,
-    /// Give it as `after` for the next page; null on the last one.
+    /// Send it as `after` for the next page. Null on the last page.
     next_after: Option<i64>,
 }
 
-/// An order's events, oldest first.
+/// Lists the events of an order, oldest first.
 #[utoipa::path(get, path = "/v1/orders/{id}/events", tag = "queries", params(("id" = String, Path), HistoryQuery),
     responses((status = 200, body = History), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn history(
@@ -308,10 +308,10 @@ async fn history(
 ) -> Result<Response, Problem> {
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
-        return Err(invalid("limit", "1 to 200"));
+        return Err(invalid("limit", "Must be 1 to 200."));
     }
     let position = api.wait_for_position(query.min_position, query.wait_ms).await?;
-    // The first event names the owner and the currency, which never change.
+    // The first event contains the owner and the currency, which never change.
     let first = api.store.read_stream(Order::TYPE, &id, 0, 1, 1).await.map_err(unavailable)?;
     let mut order = Versioned::<Order>::default();
     if !first.first().is_some_and(|first| order.apply(first).is_ok() && order.exists())

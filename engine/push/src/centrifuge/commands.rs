@@ -1,4 +1,4 @@
-//! What a client's commands do.
+//! Executes the commands of a client.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,23 +24,23 @@ use crate::queue::{Delivery, Queue};
 use crate::session::{Opened, Start, open};
 use crate::tokens::ttl;
 
-/// Channels of one connection, at most.
+/// Most channels of one connection.
 const CHANNELS_MAX: usize = 128;
-/// Time between pings.
+/// Interval of pings.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(25);
 /// How long a connection stays open with an expired token, so that the client can refresh it.
 pub(super) const EXPIRY_GRACE: Duration = Duration::from_secs(25);
 
-/// `Err(None)`: the client is gone. `Err(Some(…))`: the connection closes for this reason.
+/// `Err(None)`: the client has disconnected. `Err(Some(…))`: the server closes the connection with this reason.
 pub(super) type Handled<T> = Result<T, Option<Close>>;
 
-/// Who connects, before it is known.
+/// The caller of a connection before its `connect` command.
 pub(super) struct Caller {
-    /// Who it is by the credentials of the upgrade, or why those are not accepted.
+    /// The caller by the credentials of the upgrade request, or the reason why these are not accepted.
     pub(super) principal: Result<Option<Principal>, Problem>,
     /// Whether only admins may connect.
     pub(super) admins: bool,
-    /// What may still come before the next message is whole.
+    /// Limit of received bytes until the next complete message.
     pub(super) read_limit: ReadLimit,
 }
 
@@ -51,24 +51,24 @@ pub(super) struct Client {
     pub(super) caller: Caller,
     pub(super) principal: Option<Principal>,
     slot: ConnectionSlot,
-    /// When the token has been expired for longer than a client needs to refresh it.
+    /// When the connection closes unless the client refreshes its token: the token's expiry plus [`EXPIRY_GRACE`].
     pub(super) expires: Option<Instant>,
     pub(super) channels: HashMap<Arc<str>, Subscribed>,
     queue: Queue,
-    /// Frames that follow the reply to a command.
+    /// Pushes to send after the reply to the current command.
     pub(super) notices: Vec<String>,
 }
 
 pub(super) struct Subscribed {
     _subscription: Subscription,
-    /// Whatever lies at or before it has been sent.
+    /// All changes at or before this position have been sent.
     position: i64,
     patched: bool,
     _present: Option<Present>,
 }
 
 impl Client {
-    /// A client that has not said `connect`.
+    /// Creates a client that has not sent `connect` yet.
     pub(super) fn new(api: QueryApi, caller: Caller, slot: ConnectionSlot, queue: Queue) -> Self {
         Self {
             api,
@@ -83,7 +83,7 @@ impl Client {
         }
     }
 
-    /// The reply's field, as JSON text.
+    /// Executes a command. Returns the reply's member, as JSON text.
     pub(super) async fn command(&mut self, command: Command) -> Handled<Result<String, Code>> {
         if let Some(Object(connect)) = command.connect {
             if self.principal.is_some() {
@@ -119,7 +119,7 @@ impl Client {
             }));
         }
         Ok(Err(if command.publish.is_some() || command.rpc.is_some() {
-            // Changes come from commands over HTTP, and from nowhere else.
+            // Changes are made only by commands over HTTP.
             code::DENIED
         } else if command.history.is_some() {
             code::NOT_AVAILABLE
@@ -130,7 +130,7 @@ impl Client {
 
     fn connect(&mut self, token: &str) -> Handled<Result<Value, Code>> {
         if !token.is_empty() {
-            // It counts in place of whatever came before, also where it is not believed.
+            // This token replaces the credentials of the upgrade request, even if it is invalid.
             self.caller.principal = self.api.authenticator.verify(token).map(Some);
         }
         let principal = match &self.caller.principal {
@@ -160,11 +160,12 @@ impl Client {
 
     fn belongs_to(&self, principal: &Principal) -> Handled<()> {
         self.slot.belongs_to(principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
-        // What was revoked before it was known whose connection this is has passed it by.
+        // A revocation before `belongs_to` has not closed this connection, so it is checked here.
         if self.api.authenticator.has_revoked(principal) { Err(Some(close::REVOKED)) } else { Ok(()) }
     }
 
-    /// A fresh token of the same subject. Its role may be another one: channels that it does not allow are left.
+    /// Replaces the token with a new one of the same subject. If the role differs, channels that the new role does not
+    /// allow are unsubscribed.
     async fn refresh(&mut self, principal: &Principal, token: &str) -> Handled<Result<Value, Code>> {
         let fresh = match self.api.authenticator.verify(token) {
             Ok(fresh) => fresh,
@@ -194,7 +195,8 @@ impl Client {
                     r#"{{"push":{{"channel":"{name}","unsubscribe":{{"code":2000,"reason":"permission denied"}}}}}}"#
                 ));
             } else if let Some(channel) = self.channels.get_mut(&name) {
-                // Attached again before the old place is left: nothing is missed, and nothing counts twice.
+                // The new subscription is created before the old one is dropped, so no change is missed. A change that
+                // both receive is sent once, because `position` filters it.
                 channel._subscription = self.api.hub.subscribe(kind, &name, &self.queue, principal.is_staff());
             }
         }
@@ -233,7 +235,7 @@ impl Client {
             Refused::Behind | Refused::Panicked => code::INTERNAL,
             Refused::TooMuch => code::LIMIT,
             Refused::Unavailable(error) => {
-                tracing::warn!(%error, channel, "subscribe");
+                tracing::warn!(%error, channel, "Could not open a channel. The client gets a temporary error.");
                 code::INTERNAL
             }
         })?;
@@ -253,7 +255,7 @@ impl Client {
             METRICS.resumed(matches!(start, Start::Recovered(_)));
         }
         let mut reply = format!(r#"{{"was_recovering":{recover}"#);
-        // A client resumes from the position that it is given here.
+        // The client resumes from this position.
         if is_logged {
             let epoch = json!(self.api.store.incarnation());
             reply += &format!(r#","recoverable":true,"positioned":true,"epoch":{epoch},"offset":{position}"#);
@@ -274,15 +276,21 @@ impl Client {
         Ok(reply)
     }
 
-    /// What a client has not got of a delivery, as a frame.
+    /// Returns the part of a delivery that the client does not have yet, as a frame.
     pub(super) fn frame(&mut self, delivery: &Delivery) -> Handled<Option<Utf8Bytes>> {
         match delivery {
             Delivery::Changes(batch) => {
                 let Some(channel) = self.channels.get_mut(&batch.channel) else { return Ok(None) };
                 let position = channel.position;
                 if batch.follows() > position {
-                    // Never silently: the client comes back and gets what is missing from the log.
-                    tracing::error!(channel = &*batch.channel, position, follows = batch.follows(), "a gap");
+                    // A gap must not pass silently. The client reconnects and receives the missing changes from the
+                    // log.
+                    tracing::error!(
+                        channel = &*batch.channel,
+                        position,
+                        follows = batch.follows(),
+                        "A change is missing in a subscription. The connection is closed, and the client resumes from the log."
+                    );
                     return Err(Some(close::INSUFFICIENT_STATE));
                 }
                 channel.position = batch.last().max(position);
@@ -301,7 +309,7 @@ impl Client {
     }
 }
 
-/// Why a token ends the connection.
+/// Returns the close reason for a refused token.
 fn why_refused(problem: &Problem) -> Close {
     match problem.slug() {
         "token-expired" => close::EXPIRED,

@@ -1,4 +1,4 @@
-//! A connection: its loop of commands, deadlines and deliveries.
+//! The main loop of a connection: commands, deadlines and deliveries.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,31 +15,31 @@ use crate::connections::{CloseHandle, CloseReason, ConnectionSlot};
 use crate::metrics::METRICS;
 use crate::queue::{Deliveries, Delivery, queue};
 
-/// Bytes of changes after which commands and deadlines get their turn.
+/// Bytes of deliveries that are sent before commands and deadlines are processed again.
 const DELIVERED_AT_ONCE: usize = 256 * 1024;
-/// How long a client may take to send `connect`.
+/// Time limit for the `connect` command.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long a pong may take.
+/// Time limit for the answer to a ping.
 const PONG_WITHIN: Duration = Duration::from_secs(10);
-/// How long a client may take to read why it is cut off, and to say goodbye.
+/// Time limit for the closing handshake, in which the client reads the close reason.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
-/// Commands that a client may send at once, and how many more a second.
+/// Rate limit of a client's commands: the burst, and the refill per second.
 const COMMANDS_BURST: f64 = 512.0;
 const COMMANDS_PER_SECOND: f64 = 64.0;
-/// Commands of one connection that are refused because there were too many; one more ends it.
+/// Commands of one connection that may be refused by the rate limit. One more closes the connection.
 const REFUSALS_MAX: usize = 10_000;
 
 struct Connection {
     client: Client,
     next_ping: Instant,
     pong_by: Option<Instant>,
-    /// Commands that may be sent now, and when that was counted.
+    /// Commands that the rate limit allows now, and when this was last updated.
     throttle_budget: (f64, Instant),
-    /// Commands beyond that.
+    /// Number of commands that the rate limit has refused.
     refusals: usize,
 }
 
-/// Serves a socket until it closes, and closes it with the reason.
+/// Serves a socket until it ends, and closes it with a reason.
 pub(super) async fn run(
     mut socket: WebSocket,
     api: QueryApi,
@@ -58,7 +58,8 @@ pub(super) async fn run(
     };
     let served = tokio::select! {
         biased;
-        // Also while a frame waits for a client that does not read.
+        // Polled beside `serve`, so that a close takes effect even while `serve` is blocked on a client that does not
+        // read.
         reason = handle.closed() => Some(match reason {
             CloseReason::Slow => close::SLOW,
             CloseReason::Incomplete => close::INSUFFICIENT_STATE,
@@ -68,14 +69,14 @@ pub(super) async fn run(
         Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
     };
     METRICS.closed(served.map_or("client", close::reason));
-    // Nothing more is queued for it, and what was is let go.
+    // Unsubscribes and frees the queue before the closing handshake.
     connection.client.channels.clear();
     drop(deliveries);
     if let Some((code, reason)) = served {
         let frame = CloseFrame { code, reason: reason.into() };
         let goodbye = async {
             if socket.send(Message::Close(Some(frame))).await.is_ok() {
-                // The client answers with its own Close; what it had sent before is read and dropped.
+                // Reads until the client's own Close; discards messages that it sent before.
                 while let Some(Ok(_)) = socket.recv().await {}
             }
         };
@@ -84,7 +85,8 @@ pub(super) async fn run(
 }
 
 impl Connection {
-    /// `Err(None)`: the client is gone. `Err(Some(…))`: it is to be told why.
+    /// Runs until the connection ends. `Err(None)`: the client has disconnected. `Err(Some(…))`: close with this
+    /// reason.
     async fn serve(
         &mut self,
         socket: &mut WebSocket,
@@ -102,14 +104,14 @@ impl Connection {
                 message = socket.recv() => match message {
                     Some(Ok(Message::Text(text))) => {
                         self.client.caller.read_limit.set(MESSAGE_BYTES_SENT_MAX);
-                        // Boxed: connections are many, and most of them are silent.
+                        // Boxed to keep the tasks of connections small: there are many, and most of them are idle.
                         Box::pin(self.commands(socket, &text, deliveries)).await?;
                     }
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.may_send_another() => {}
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
                     Some(Ok(Message::Close(_))) => {
-                        // The answer to it is written already, and goes out.
+                        // The library has already buffered the answering Close; flush it.
                         let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
                         return Err(None);
                     }
@@ -121,7 +123,7 @@ impl Connection {
         }
     }
 
-    /// A deadline has passed.
+    /// Handles the deadlines that have passed.
     async fn due(&mut self, socket: &mut WebSocket) -> Handled<()> {
         let now = Instant::now();
         if self.client.principal.is_none() {
@@ -141,12 +143,12 @@ impl Connection {
         Ok(())
     }
 
-    /// One frame of commands, answered in order, in one frame or, where the answers are large, in several.
+    /// Executes the commands of one frame. The replies are in the order of the commands, in one frame or in several.
     async fn commands(&mut self, socket: &mut WebSocket, frame: &str, queued: &mut Deliveries) -> Handled<()> {
         let mut replies = String::new();
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
             if line.trim() == "{}" {
-                // One for each ping is asked for.
+                // A pong that answers a ping is free; additional ones count against the rate limit.
                 if self.pong_by.take().is_none() && !self.may_send_another() {
                     self.refuse()?;
                 }
@@ -185,7 +187,7 @@ impl Connection {
                 replies.push('\n');
                 replies.push_str(&notice);
             }
-            // What happens meanwhile does not wait for the rest of the frame, or it would pile up.
+            // Sends queued deliveries between the commands of a long frame, so that the queue does not overflow.
             let delivery = queued.try_next();
             if replies.len() >= FRAME_BYTES_MAX || delivery.is_some() {
                 send(socket, std::mem::take(&mut replies).into()).await?;
@@ -197,7 +199,7 @@ impl Connection {
         if replies.is_empty() { Ok(()) } else { send(socket, replies.into()).await }
     }
 
-    /// Charges one command to the client's budget; false when it is exhausted.
+    /// Charges one command to the client's rate limit; false when it is exhausted.
     fn may_send_another(&mut self) -> bool {
         let (left, counted) = self.throttle_budget;
         let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
@@ -206,7 +208,8 @@ impl Connection {
         allowed
     }
 
-    /// One command too many. Who has not said who it is gets no more than those, nor who does not listen to the refusals.
+    /// Counts a command that the rate limit refuses. Closes the connection if the client has not connected yet, or has
+    /// exceeded [`REFUSALS_MAX`].
     fn refuse(&mut self) -> Handled<()> {
         self.refusals += 1;
         if self.client.principal.is_none() || self.refusals > REFUSALS_MAX {
@@ -216,8 +219,8 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued: written one after the other, flushed once; not so much that commands and deadlines would have
-    /// to wait.
+    /// Sends queued deliveries with one flush. Stops after [`DELIVERED_AT_ONCE`] bytes, so that commands and deadlines
+    /// do not wait too long.
     async fn deliver(&mut self, socket: &mut WebSocket, first: Delivery, queued: &mut Deliveries) -> Handled<()> {
         let mut next = Some(first);
         let mut bytes = 0;
@@ -232,8 +235,8 @@ impl Connection {
     }
 }
 
-/// A client that takes nothing holds this up until its queue is full, or until the connection has waited too long to
-/// write.
+/// Sends a frame. Blocks while the client reads nothing, until its queue is full or the connection's write timeout ends
+/// it.
 async fn send(socket: &mut WebSocket, frame: Utf8Bytes) -> Handled<()> {
     socket.send(Message::Text(frame)).await.map_err(|_| None)
 }

@@ -1,4 +1,4 @@
-//! The Centrifuge protocol: what a client may send and how much, and the codes of errors and closes.
+//! The Centrifuge protocol: the commands of clients, their size limits, and the error and close codes.
 
 use std::error::Error;
 use std::fmt;
@@ -11,23 +11,25 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 
-/// Longest message taken from a client, in bytes, in one frame or in fragments; also about how much is sent in one.
+/// Longest accepted message, in bytes, in one frame or in fragments. Also the approximate size at which a frame of
+/// replies is sent.
 pub(super) const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// What a client may send from one message to the next: headers of frames, fragments without content and pings among it.
+/// Most bytes that a client may send from one complete message to the next, including frame headers, empty fragments
+/// and pings.
 pub(super) const MESSAGE_BYTES_SENT_MAX: usize = 4 * FRAME_BYTES_MAX;
-/// What each connection holds for reading and writing, however idle it is; larger frames take more while they are sent.
+/// Buffers of each connection, including idle ones. A larger frame uses more memory while it is sent.
 const READ_BUFFER_BYTES: usize = 512;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
-/// What a subscriber says in `data.delta` to get patches in place of whole views.
+/// Value of `data.delta` with which a subscriber requests patches in place of views.
 pub(super) const MERGE_PATCH: &str = "merge-patch";
 
-/// Close codes: SDKs come back after 3000 to 3499 and 4000 to 4499, and stay away after the others.
+/// Close codes. SDKs reconnect after 3000 to 3499 and 4000 to 4499, and do not reconnect after the others.
 pub(super) mod close {
-    /// Of WebSocket itself.
+    // Codes below 3000 are those of RFC 6455.
     pub const PROTOCOL: (u16, &str) = (1002, "protocol error");
     pub const NO_UTF_8: (u16, &str) = (1007, "a text must be UTF-8");
     pub const NO_MESSAGE: (u16, &str) = (1008, "too many frames without a whole message");
-    pub const TOO_LONG: (u16, &str) = (1009, "a message may have 64 KiB");
+    pub const TOO_LONG: (u16, &str) = (1009, "a message can have at most 64 KiB");
     pub const SHUTDOWN: (u16, &str) = (3001, "shutdown");
     pub const SLOW: (u16, &str) = (3008, "slow");
     pub const INSUFFICIENT_STATE: (u16, &str) = (3010, "insufficient state");
@@ -43,7 +45,7 @@ pub(super) mod close {
     pub const FORBIDDEN: (u16, &str) = (4503, "forbidden");
     pub const REVOKED: (u16, &str) = (4503, "token revoked");
 
-    /// As metrics have it.
+    /// Returns the value of the metric label `reason`.
     pub fn reason(close: (u16, &str)) -> &'static str {
         match close {
             SHUTDOWN => "shutdown",
@@ -60,7 +62,7 @@ pub(super) mod close {
 
 /// Error codes of replies.
 pub(super) mod code {
-    /// SDKs try again by themselves.
+    /// SDKs retry automatically.
     pub const INTERNAL: (u32, &str) = (100, "internal server error");
     pub const UNAUTHORIZED: (u32, &str) = (101, "unauthorized");
     pub const UNKNOWN_CHANNEL: (u32, &str) = (102, "unknown channel");
@@ -70,9 +72,9 @@ pub(super) mod code {
     pub const LIMIT: (u32, &str) = (106, "limit exceeded");
     pub const BAD_REQUEST: (u32, &str) = (107, "bad request");
     pub const NOT_AVAILABLE: (u32, &str) = (108, "not available");
-    /// SDKs ask for a fresh token, and connect with it.
+    /// SDKs request a new token and connect with it.
     pub const TOKEN_EXPIRED: (u32, &str) = (109, "token expired");
-    /// SDKs try again by themselves.
+    /// SDKs retry automatically.
     pub const TOO_MANY_REQUESTS: (u32, &str) = (111, "too many requests");
 }
 
@@ -81,7 +83,7 @@ pub(super) type Close = (u16, &'static str);
 /// The code and the message of an error.
 pub(super) type Code = (u32, &'static str);
 
-/// What a command needs so that it can be answered.
+/// The id of a command, parsed first so that an otherwise invalid command can be answered.
 #[derive(serde::Deserialize)]
 pub(super) struct Numbered {
     #[serde(default)]
@@ -130,7 +132,7 @@ pub(super) struct SubscribeData {
     pub(super) delta: Option<String>,
 }
 
-/// A `T` from a JSON object: serde would take an array for the members in their order, too.
+/// A `T` that deserializes from a JSON object only. By itself, serde also accepts an array of the members in order.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -151,7 +153,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// What every socket has: small buffers, and a limit to what it takes.
+/// Configures a socket: small buffers, and a limit on the length of messages.
 pub fn set_up(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
     upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
@@ -161,7 +163,7 @@ pub fn set_up(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketU
         .max_frame_size(message_bytes_max)
 }
 
-/// How a connection is closed on which nothing more can be read; `None` where there is nobody left to be told.
+/// Returns the close code and reason for a read error; `None` if the client has disconnected.
 pub fn violation(error: &axum::Error) -> Option<(u16, &'static str)> {
     match error.source().and_then(|cause| cause.downcast_ref()) {
         Some(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => None,

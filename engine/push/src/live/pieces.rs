@@ -1,13 +1,13 @@
-//! Text that is ready to be sent, in pieces: small texts are joined, large ones are shared with other listeners.
+//! Output text in pieces: small texts are copied together, large ones are shared with other clients without a copy.
 
 use std::collections::VecDeque;
 
 use axum::body::Bytes;
 
-/// Up to so many bytes, a text is copied beside its neighbours. A larger one is handed out as it is.
+/// Longest text that is copied, in bytes. A larger text becomes a piece of its own, which shares its bytes.
 const COPIED_BYTES_MAX: usize = 4 * 1024;
 
-/// What is ready.
+/// Text that is ready to be sent, in pieces.
 #[derive(Default)]
 pub(super) struct Pieces {
     whole: VecDeque<Bytes>,
@@ -15,12 +15,12 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// The end of the last piece, to write on.
+    /// Returns the last piece, to append to.
     pub(super) fn text(&mut self) -> &mut String {
         &mut self.text
     }
 
-    /// Appends a text that others get, too.
+    /// Appends a text that is shared with other clients.
     pub(super) fn share(&mut self, bytes: &Bytes) {
         match std::str::from_utf8(bytes) {
             Ok(text) if text.len() <= COPIED_BYTES_MAX => self.text.push_str(text),
@@ -31,7 +31,7 @@ impl Pieces {
         }
     }
 
-    /// The next piece, of at most so many bytes.
+    /// Removes and returns the next piece, of at most `bytes_max` bytes.
     pub(super) fn next(&mut self, bytes_max: usize) -> Option<Bytes> {
         if self.whole.is_empty() {
             self.flush();
@@ -43,7 +43,7 @@ impl Pieces {
         self.whole.pop_front()
     }
 
-    /// Bytes of all pieces.
+    /// Returns the total bytes of all pieces.
     pub(super) fn len(&self) -> usize {
         self.text.len() + self.whole.iter().map(Bytes::len).sum::<usize>()
     }
@@ -69,7 +69,7 @@ mod tests {
         assert_eq!(pieces.len(), 3 * small.len() + large.len());
         let shown: Vec<_> = std::iter::from_fn(|| pieces.next(usize::MAX)).collect();
         assert_eq!(shown, ["data: 1\n\ndata: 1\n\n".into(), large.clone(), small]);
-        assert_eq!(shown[1].as_ptr(), large.as_ptr(), "the same bytes");
+        assert_eq!(shown[1].as_ptr(), large.as_ptr(), "the large text is not copied");
         pieces.share(&large);
         let parts: Vec<_> = std::iter::from_fn(|| pieces.next(COPIED_BYTES_MAX)).map(|part| part.len()).collect();
         assert_eq!(parts, [COPIED_BYTES_MAX, 1]);

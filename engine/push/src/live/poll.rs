@@ -1,4 +1,4 @@
-//! `GET /v1/poll`: channels, a piece a request.
+//! `GET /v1/poll`: channels by long polls.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -27,45 +27,45 @@ use crate::metrics::Transport;
 use crate::problems::{invalid, revoked};
 use crate::tokens::token_lifetime;
 
-/// Wait of a poll, in seconds.
+/// Default and longest wait of a poll, in seconds.
 const WAIT: u64 = 25;
 const WAIT_MAX: u64 = 60;
-/// How often a poll shows again what is in no log.
+/// Longest wait of a poll with a cursor whose channels are all not in the log. Each such poll returns a new snapshot.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(1);
-/// Of a large answer, what is handed out at once.
+/// Piece size of a large response, in bytes.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The route. A poll counts for the rate of requests.
+/// Returns the route of polls. Polls count against the request rate limit.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(poll))
 }
 
-/// Which channels, from where, how long.
+/// Query parameters of a poll.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[allow(dead_code, reason = "describes the parameters; they are read one by one, because a channel may come often")]
+#[allow(dead_code, reason = "the schema of parameters that are parsed by hand, because `channel` may be repeated")]
 struct PollQuery {
-    /// A channel; as often as there are channels.
+    /// Name of a channel. Repeat the parameter for each channel.
     channel: Vec<String>,
-    /// The cursor of the answer before; without it, the answer holds snapshots.
+    /// The cursor of the previous response. Without it, the response contains snapshots.
     cursor: Option<String>,
-    /// Seconds to wait for a change, 0 to 60; 25 where it is left out.
+    /// Seconds to wait for a change, 0 to 60. Default: 25.
     wait: Option<u64>,
-    /// A ticket of `POST /v1/tickets`, for clients that cannot send `Authorization`.
+    /// A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
     ticket: Option<String>,
 }
 
-/// What happened on the channels.
+/// Events on the channels.
 #[derive(Debug, Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes what is written by hand")]
+#[allow(dead_code, reason = "the schema of hand-written JSON")]
 struct Polled {
-    /// For the next request: everything up to here is known.
+    /// The client's position after these events. Send it with the next request.
     cursor: String,
-    /// In the order of the log.
+    /// The events, in log order.
     events: Vec<Event>,
 }
 
-/// What follows the cursor on the channels, or, where nothing does, the next change within `wait` seconds.
+/// Returns the events after the cursor. If there are none, waits up to `wait` seconds for the next change.
 #[utoipa::path(get, path = "/v1/poll", tag = "live updates", params(PollQuery),
     responses((status = 200, body = Polled), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {
@@ -73,7 +73,7 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
     let wait = match asked.parameter("wait").map(str::parse) {
         None => WAIT,
         Some(Ok(wait @ 0..=WAIT_MAX)) => wait,
-        Some(_) => return Err(invalid("wait", &format!("0 to {WAIT_MAX} seconds"))),
+        Some(_) => return Err(invalid("wait", &format!("Must be 0 to {WAIT_MAX} seconds."))),
     };
     let now = Instant::now();
     let until = now + Duration::from_secs(wait).min(token_lifetime(&asked.principal));
@@ -81,13 +81,14 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
         None | Some("") => None,
         Some(text) => Some(
             text.parse()
-                .map_err(|()| invalid("cursor", "give the cursor of the answer before, or none for snapshots"))?,
+                .map_err(|()| invalid("cursor", "Send the cursor of the previous response, or none for snapshots."))?,
         ),
     };
     let (mut merged, session) = asked.open(&api, after.as_ref()).await?;
     let mut cursor = session.cursor;
     let initial = InitialEvents::new(api.store.incarnation(), session.channels, after.is_some());
-    // What is in no log comes as a snapshot every time: not sooner than it may have changed.
+    // A channel that is not in the log returns a snapshot at every poll. The poll waits first, so that a client does
+    // not poll in a tight loop.
     let only_unlogged = after.is_some() && initial.are_unlogged;
     let mut events: Vec<_> = initial.messages.into_iter().map(Shown::from).collect();
     let until = if only_unlogged { until.min(now + UNLOGGED_EVERY) } else { until };
@@ -103,7 +104,8 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
         };
         match next {
             Some(Next::Changes(changes)) => {
-                // Between the client's cursor and where it was opened there was nothing.
+                // No change is between the client's cursor and the position at which the channels were opened. So a
+                // `prev` in between is replaced by the client's position, which the client can compare with its cursor.
                 let group = changes.first().map_or("", |change| change.group());
                 let opened = cursor.of(group).map_or(0, |known| known.position);
                 let known = after.as_ref().and_then(|after| after.of(group)).map_or(opened, |known| known.position);
@@ -119,11 +121,11 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
                 }
             }
             Some(Next::Ephemeral(ephemeral)) => {
-                // It is newer than the snapshot.
+                // The ephemeral event is newer than the channel's snapshot, and replaces it.
                 events.retain(|event| event.message.channel() != Some(&ephemeral.channel));
                 events.push(Message::Ephemeral(ephemeral).into());
             }
-            // The cursor stays where it is, and the next poll reads the log.
+            // The cursor is unchanged, so the next poll reads the missing change from the log.
             Some(Next::Gap) => {}
             None => merged.idle_at().into_iter().for_each(|(group, position)| cursor.advance(group, position)),
         }
@@ -132,10 +134,10 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
     Ok((json, held_until_sent(answer(&cursor, &events), asked.slot)).into_response())
 }
 
-/// An event of the answer.
+/// An event of the response.
 struct Shown {
     message: Message,
-    /// What is said in place of the text that others get.
+    /// Text for this client, in place of the text that is shared with other clients.
     other_text: Option<EventText>,
 }
 
@@ -145,10 +147,10 @@ impl From<Message> for Shown {
     }
 }
 
-/// The answer: its events' texts are those that other listeners get.
+/// Builds the response body. The events' texts are shared with other clients.
 fn answer(cursor: &Cursor, events: &[Shown]) -> Pieces {
     let mut pieces = Pieces::default();
-    // A cursor holds nothing that JSON escapes.
+    // A cursor contains no characters that need JSON escaping.
     let _ = write!(pieces.text(), r#"{{"cursor":"{cursor}","events":["#);
     for (at, event) in events.iter().enumerate() {
         pieces.text().push_str(if at > 0 { "," } else { "" });
@@ -158,7 +160,8 @@ fn answer(cursor: &Cursor, events: &[Shown]) -> Pieces {
     pieces
 }
 
-/// A body during which a client has its slot: a client that does not read its answers must not get many.
+/// Returns a body that keeps the connection slot until it is sent. So a client that does not read its responses cannot
+/// collect many of them. A short body is returned at once, without the slot.
 fn held_until_sent(mut pieces: Pieces, slot: ConnectionSlot) -> Body {
     if pieces.len() <= PIECE_BYTES {
         let pieces: Vec<_> = std::iter::from_fn(|| pieces.next(PIECE_BYTES)).collect();

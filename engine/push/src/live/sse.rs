@@ -1,4 +1,4 @@
-//! `GET /v1/live`: channels as server-sent events, those of
+//! `GET /v1/live`: channels as server-sent events, as specified in
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 
 use std::fmt::Write;
@@ -26,37 +26,38 @@ use crate::merge::{Merged, Next};
 use crate::metrics::{METRICS, Transport};
 use crate::tokens::token_lifetime;
 
-/// How often a silent stream says that it is alive.
+/// Interval of keep-alive comments on an idle stream.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
-/// When a client whose stream ended comes back, in milliseconds; spread, so that not all come at once.
+/// Reconnect delay that a client is given, in milliseconds. Random within the range, so that clients do not reconnect
+/// all at once.
 const RETRY_MS: std::ops::Range<u64> = 500..1_500;
-/// The same where it has to wait for something.
+/// Reconnect delay after a 503 or 429, in milliseconds.
 const COME_BACK_MS: u64 = 2_000;
 
-/// Tells nginx to pass on what it gets.
+/// Header that disables response buffering in nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// The route. It is limited by the number of open streams.
+/// Returns the route of event streams. It is limited by the number of open connections, not by the request rate.
 pub fn router() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(live))
 }
 
-/// Which channels, from where.
+/// Query parameters of a stream.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[allow(dead_code, reason = "describes the parameters; they are read one by one, because a channel may come often")]
+#[allow(dead_code, reason = "the schema of parameters that are parsed by hand, because `channel` may be repeated")]
 struct LiveQuery {
-    /// A channel; as often as there are channels.
+    /// Name of a channel. Repeat the parameter for each channel.
     channel: Vec<String>,
-    /// Where to go on, for clients that cannot send `Last-Event-ID`.
+    /// The id of the last received event, for clients that cannot send `Last-Event-ID`.
     last_event_id: Option<String>,
-    /// A ticket of `POST /v1/tickets`, for clients that cannot send `Authorization`.
+    /// A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
     ticket: Option<String>,
 }
 
-/// Follows channels as server-sent events: `snapshot` first, or what followed `Last-Event-ID`; then `pub` for each
-/// change; `reset` before snapshots that had to replace what was missed; `auth_expired` before the stream ends with its
-/// token.
+/// Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
+/// `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
+/// be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
 #[utoipa::path(get, path = "/v1/live", tag = "live updates", params(LiveQuery),
     responses((status = 200, body = String, content_type = "text/event-stream"),
         (status = "4XX", body = Problem, content_type = "application/problem+json")))]
@@ -69,8 +70,8 @@ async fn live(State(api): State<QueryApi>, request: Request) -> Result<Response,
     })
 }
 
-/// An `EventSource` gives up for good where the answer is not a stream. So it gets one that ends, and comes back with the id
-/// that it has.
+/// Returns an event stream that ends at once. An `EventSource` gives up for good when the response is not an event
+/// stream; after this response it reconnects with the id of its last event.
 fn come_back(problem: &Problem) -> Response {
     let text = format!("retry: {COME_BACK_MS}\n: {}\n\n", problem.slug());
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store, no-transform")], text).into_response()
@@ -80,7 +81,8 @@ async fn follow(api: QueryApi, request: Request) -> Result<Response, Problem> {
     let mut asked = LiveRequest::read(&api, request, Transport::Sse, &["last_event_id"]).await?;
     let header = asked.last_event_id.take();
     let after = header.or_else(|| asked.parameter("last_event_id").map(str::to_owned));
-    // An id that is not a cursor is answered by a reset: an EventSource cannot be made to forget its id.
+    // An id that is not a cursor leads to a reset, not to an error: an EventSource would send the same id again and
+    // again.
     let after: Option<Option<Cursor>> = after.filter(|id| !id.is_empty()).map(|id| id.parse().ok());
     let (merged, session) = asked.open(&api, after.as_ref().and_then(Option::as_ref)).await?;
     let mut from = after.clone().flatten().unwrap_or_else(|| session.cursor.clone());
@@ -109,23 +111,23 @@ async fn follow(api: QueryApi, request: Request) -> Result<Response, Problem> {
         .into_response())
 }
 
-/// An open stream of events.
+/// An open event stream.
 struct Live {
     merged: Merged,
     ready: Pieces,
-    /// How far everything has been sent.
+    /// Position up to which everything has been written.
     tracker: CursorTracker,
     comment_at: Instant,
     expires: Instant,
     handle: CloseHandle,
-    /// Why it ends; unless something else sets it, because its client went.
+    /// Why the stream ends, for metrics; `client` unless the server ends it.
     why: &'static str,
     _slot: ConnectionSlot,
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // A stream that was cut off while it was writing was not polled any more.
+        // A stream that was closed while its client did not read is dropped without another poll, so `why` was not set.
         METRICS.closed(if self.why == "client" {
             self.handle.why().map_or(self.why, CloseReason::as_str)
         } else {
@@ -135,8 +137,8 @@ impl Drop for Live {
 }
 
 impl Live {
-    /// The events that come first, after which the client is at a cursor. Changes each have their id; among snapshots only
-    /// with the last event the client knows what lies before it on all channels.
+    /// Writes the first events, after which the client is at `cursor`. If all of them are changes, each has its id. If
+    /// there are snapshots, only the last event has an id, because before it the client does not have all channels.
     fn start(&mut self, initial: InitialEvents, cursor: Cursor) {
         let spread = u64::from(uuid::Uuid::new_v4().as_bytes()[0]) * (RETRY_MS.end - RETRY_MS.start) / 256;
         let _ = write!(self.ready.text(), "retry: {}\n\n", RETRY_MS.start + spread);
@@ -167,7 +169,7 @@ impl Live {
         self.ready.share(message.text().data_line());
     }
 
-    /// Moves the id of the client on, without an event.
+    /// Writes a keep-alive comment that advances the client's id without an event.
     fn write_cursor(&mut self) {
         let _ = writeln!(self.ready.text(), ": alive\nid: {}\n", self.tracker.cursor);
     }
@@ -188,7 +190,7 @@ impl Live {
         })
     }
 
-    /// Makes ready what is sent next; an error is the last of it.
+    /// Waits for the next item and writes it. An error ends the stream, with a last event if it contains one.
     async fn next(&mut self) -> Result<(), Option<Bytes>> {
         let next = tokio::select! {
             biased;
@@ -206,7 +208,7 @@ impl Live {
         };
         self.comment_at = Instant::now() + COMMENT_EVERY;
         match next {
-            // The client comes back with its cursor, and gets what is missing from the log.
+            // The client reconnects with its cursor, and receives the missing changes from the log.
             Some(Next::Gap) => {
                 self.why = "error";
                 return Err(None);

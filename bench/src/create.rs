@@ -1,4 +1,4 @@
-//! The case `create`: how many orders a second, and how long each takes.
+//! The case `create`: measures the rate at which orders are created, and the latency of each request.
 
 use std::time::Duration;
 
@@ -12,36 +12,37 @@ use crate::generator::{self, Load, Outcome, Target};
 use crate::systems::{Peer, Stock, docket, settled};
 use crate::table::{self, median};
 
-/// What to run.
+/// Settings of the case.
 #[derive(Debug)]
 pub struct Settings {
-    /// Keep-alive connections.
+    /// Number of keep-alive connections.
     pub connections: u32,
-    /// Load before each measurement.
+    /// Duration of the load before each measurement.
     pub warm_up: Duration,
-    /// Each measurement.
+    /// Duration of each measurement.
     pub measured: Duration,
-    /// How often each peer runs.
+    /// Number of rounds.
     pub rounds: u32,
-    /// Who runs, in this order, in each round.
+    /// Peers that run in each round, in this order.
     pub peers: Vec<Peer>,
 }
 
-/// One run of one peer.
+/// Result of one run of a peer.
 struct Run {
     peer: Peer,
     requests_per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
     errors: u64,
-    /// From the last answer until every read model had every order; NaN for stock, where it is done by then.
+    /// Time from the last response until every read model contained every order. NaN for stock, which updates its read
+    /// model before it responds.
     settle_seconds: f64,
 }
 
 /// Runs the peers in turn, each time on fresh data, and prints the medians.
 ///
 /// # Errors
-/// When a system does not start, a request is refused, or an acknowledged order is not there afterwards.
+/// A system does not start, a request is refused, or an acknowledged order is missing afterwards.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let load = Load { connections: settings.connections, warm_up: settings.warm_up, measured: settings.measured };
     let mut runs = vec![];
@@ -61,7 +62,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     }
     print(settings, &runs);
     let errors: u64 = runs.iter().map(|run| run.errors).sum();
-    ensure!(errors == 0, "{errors} requests were refused");
+    ensure!(errors == 0, "{errors} requests were refused.");
     Ok(())
 }
 
@@ -71,7 +72,7 @@ async fn measure(peer: Peer, load: Load) -> anyhow::Result<Run> {
         Some(mode) => with_docket(&docket(mode, &[]).await?, load).await?,
     };
     if let Some(first) = &outcome.first_error {
-        eprintln!("the first refusal:\n{first}");
+        eprintln!("First refused request:\n{first}");
     }
     Ok(Run {
         peer,
@@ -89,16 +90,25 @@ async fn stock(load: Load) -> anyhow::Result<Outcome> {
     let outcome = tokio::task::spawn_blocking(move || generator::run(&target, load)).await??;
     let counts = stock.counts().await?;
     let acknowledged = outcome.acknowledged;
-    ensure!(counts == (acknowledged, acknowledged), "{acknowledged} acknowledged, (events, orders) are {counts:?}");
+    ensure!(
+        counts == (acknowledged, acknowledged),
+        "{acknowledged} requests were acknowledged, but (events, orders) are {counts:?}."
+    );
     Ok(outcome)
 }
 
-/// Loads a system, and checks that nothing acknowledged is missing; with the seconds until its read models had it all.
+/// Loads a system, and checks that no acknowledged order is missing. Also returns the seconds after the load until all
+/// read models had caught up.
 ///
 /// # Errors
-/// When something is missing.
+/// A request fails, or an acknowledged order is missing.
 pub async fn with_docket(system: &TestSystem, load: Load) -> anyhow::Result<(Outcome, f64)> {
-    let address = system.writer().base().strip_prefix("http://").context("an http address")?.to_owned();
+    let address = system
+        .writer()
+        .base()
+        .strip_prefix("http://")
+        .context("the URL of the writer does not begin with http://")?
+        .to_owned();
     let (token, body_end) = (Some(token("bench", "staff")), r#","currency":"USD"}"#);
     let target = Target { address, path: "/v1/orders", token, body_end };
     let outcome = tokio::task::spawn_blocking(move || generator::run(&target, load)).await??;
@@ -107,7 +117,7 @@ pub async fn with_docket(system: &TestSystem, load: Load) -> anyhow::Result<(Out
     let acknowledged = outcome.acknowledged;
     ensure!(
         (head, orders) == (acknowledged, acknowledged),
-        "{acknowledged} acknowledged, but {head} events and {orders} orders are there"
+        "{acknowledged} requests were acknowledged, but there are {head} events and {orders} orders."
     );
     Ok((outcome, settle.as_secs_f64()))
 }
@@ -145,7 +155,7 @@ fn median_of(runs: &[Run], peer: Peer, value: fn(&Run) -> f64) -> f64 {
     median(runs.iter().filter(|run| run.peer == peer).map(value))
 }
 
-/// A dash stands for what there is not.
+/// Formats a number; "-" for NaN, a missing value.
 fn number(value: f64, decimals: usize) -> String {
     if value.is_nan() { "-".to_owned() } else { format!("{value:.decimals$}") }
 }

@@ -1,5 +1,5 @@
-//! The load: a minimal HTTP/1.1 client on one thread. It shares the machine with the server it loads, so it does no more
-//! than send prepared bytes and read the status and the length of each answer; that costs the same for every peer.
+//! The load generator: a minimal HTTP/1.1 client on one thread. It runs on the same machine as the server, so it only
+//! sends prepared bytes and reads the status and the length of each response. That costs the same for every peer.
 
 use std::time::{Duration, Instant};
 
@@ -8,52 +8,52 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// Customers that the orders are spread over.
+/// Number of customers among which the orders are distributed.
 const CUSTOMERS: u32 = 10_000;
-/// How long one answer may take, and how long a connection.
+/// How long to wait for one response.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// Longest answer, head and body.
+/// Longest response, head and body, in bytes.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
-/// One `POST` that creates an order, over and over.
+/// A `POST` request that creates an order. The load repeats it.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Where the server listens, `host:port`.
+    /// Address of the server, `host:port`.
     pub address: String,
-    /// The path with its leading slash.
+    /// Path, with its leading slash.
     pub path: &'static str,
-    /// Sent as a bearer token.
+    /// Bearer token; None for no authentication.
     pub token: Option<String>,
-    /// The body's end, after the customer: `}` or `,"currency":"USD"}`.
+    /// End of the body, after the customer: `}` or `,"currency":"USD"}`.
     pub body_end: &'static str,
 }
 
-/// How much load, and for how long.
+/// Amount and duration of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Connections, each with one request on its way.
+    /// Number of connections, each with one request in flight.
     pub connections: u32,
-    /// Load before the measurement.
+    /// Duration of the load before the measurement.
     pub warm_up: Duration,
-    /// The measurement.
+    /// Duration of the measurement.
     pub measured: Duration,
 }
 
-/// What came of a load.
+/// Result of a load.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Answers with 2xx, the warm-up and the last requests on their way included.
+    /// Number of 2xx responses, including those of the warm-up and those that arrived after the measurement.
     pub acknowledged: u64,
-    /// Answers with any other status, at any time.
+    /// Number of other responses, including those of the warm-up.
     pub errors: u64,
-    /// The first of them.
+    /// The first error response.
     pub first_error: Option<String>,
-    /// Microseconds of each acknowledged request that was answered while measured; sorted.
+    /// Latencies, in microseconds, of the acknowledged requests that were answered during the measurement. Sorted.
     pub latencies_us: Vec<u32>,
 }
 
 impl Outcome {
-    /// Milliseconds that this share (0.0 to 1.0) of the measured requests took at most.
+    /// Returns the latency quantile for a share from 0.0 to 1.0, in milliseconds; NaN when nothing was measured.
     pub fn quantile_ms(&self, share: f64) -> f64 {
         let last = self.latencies_us.len().saturating_sub(1);
         let rank = (last as f64 * share).round() as usize;
@@ -68,10 +68,10 @@ impl Outcome {
     }
 }
 
-/// Runs the load on this thread until it is over and every request is answered.
+/// Runs the load on this thread until its time is over and every request is answered.
 ///
 /// # Errors
-/// When a connection fails or an answer can't be read; a refusal is counted instead.
+/// A connection fails, or a response cannot be read. A refused request is not an error; it is counted.
 pub fn run(target: &Target, load: Load) -> anyhow::Result<Outcome> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut connections = JoinSet::new();
@@ -91,7 +91,7 @@ pub fn run(target: &Target, load: Load) -> anyhow::Result<Outcome> {
 }
 
 async fn connection(address: String, mut request: Request, begin: Instant, end: Instant) -> anyhow::Result<Outcome> {
-    let mut stream = TcpStream::connect(&address).await.with_context(|| format!("connect to {address}"))?;
+    let mut stream = TcpStream::connect(&address).await.with_context(|| format!("cannot connect to {address}"))?;
     stream.set_nodelay(true)?;
     let mut outcome = Outcome::default();
     let mut buffer = Vec::with_capacity(4096);
@@ -102,7 +102,7 @@ async fn connection(address: String, mut request: Request, begin: Instant, end: 
         }
         stream.write_all(request.next()).await?;
         let answer = tokio::time::timeout(ANSWER_DEADLINE, read_answer(&mut stream, &mut buffer)).await;
-        let status = answer.with_context(|| format!("no answer in {ANSWER_DEADLINE:?}"))??;
+        let status = answer.with_context(|| format!("no response within {ANSWER_DEADLINE:?}"))??;
         let answered = Instant::now();
         if (200..300).contains(&status) {
             outcome.acknowledged += 1;
@@ -117,45 +117,45 @@ async fn connection(address: String, mut request: Request, begin: Instant, end: 
     }
 }
 
-/// Reads one whole answer into `buffer` and gives its status.
+/// Reads one whole response into `buffer` and returns its status.
 async fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> anyhow::Result<u16> {
     buffer.clear();
     loop {
-        ensure!(stream.read_buf(buffer).await? > 0, "the server closed the connection");
+        ensure!(stream.read_buf(buffer).await? > 0, "The server closed the connection.");
         if let Some((status, length)) = parse_head(buffer)? {
             while buffer.len() < length {
-                ensure!(stream.read_buf(buffer).await? > 0, "the server closed the connection in an answer");
+                ensure!(stream.read_buf(buffer).await? > 0, "The server closed the connection within a response.");
             }
-            ensure!(buffer.len() == length, "more came than one answer");
+            ensure!(buffer.len() == length, "The server sent more than one response.");
             return Ok(status);
         }
-        ensure!(buffer.len() <= ANSWER_MAX_BYTES, "the head of an answer is longer than {ANSWER_MAX_BYTES} bytes");
+        ensure!(buffer.len() <= ANSWER_MAX_BYTES, "The head of a response is longer than {ANSWER_MAX_BYTES} bytes.");
     }
 }
 
-/// The status and the length of the whole answer, once its head is there.
+/// Returns the status and the length of the whole response; None until its head is complete.
 fn parse_head(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
     let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
-    let text = std::str::from_utf8(&bytes[..head]).context("the head of an answer")?;
+    let text = std::str::from_utf8(&bytes[..head]).context("the head of a response is not UTF-8")?;
     let mut lines = text.split("\r\n");
     let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok());
-    let status: u16 = status.with_context(|| format!("no status in {text}"))?;
+    let status: u16 = status.with_context(|| format!("no status in the response {text}"))?;
     let length =
         lines.filter_map(|line| line.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     let body: usize = match length {
-        Some((_, value)) => value.trim().parse().with_context(|| format!("content-length in {text}"))?,
+        Some((_, value)) => value.trim().parse().with_context(|| format!("invalid content-length: {text}"))?,
         None if status == 204 => 0,
-        None => bail!("an answer without content-length: {text}"),
+        None => bail!("The response has no content-length: {text}"),
     };
     let whole = head + 4 + body;
-    ensure!(whole <= ANSWER_MAX_BYTES, "an answer of {whole} bytes");
+    ensure!(whole <= ANSWER_MAX_BYTES, "A response of {whole} bytes is too long.");
     Ok(Some((status, whole)))
 }
 
-/// The bytes of a request, of which only the customer's number changes.
+/// The bytes of a request. Only the customer's number changes.
 struct Request {
     bytes: Vec<u8>,
-    /// Where the number's six digits stand.
+    /// Offset of the six digits of that number.
     digits: usize,
     customer: u32,
 }

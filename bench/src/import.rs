@@ -1,4 +1,4 @@
-//! The case `import`: a whole file through `docket import`, and whether the reports are right to the cent afterwards.
+//! The case `import`: measures `docket import` of a whole file, and checks that the reports are exact afterwards.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,21 +14,23 @@ use tests::verify::list_orders;
 use crate::systems::{Peer, docket, peak_memory_mib, settled};
 use crate::table;
 
-/// `docket import` exits with this when it went through and some lines were refused, as some of real files are.
+/// Exit code of `docket import` when it finished but some lines were rejected. Real files have such lines.
 const EXIT_REJECTED: i32 = 3;
 /// The currency of the files.
 const CURRENCY: &str = "USD";
 
-/// Imports the file into each peer, on fresh data, and prints a table.
+/// Imports the file into each peer, on an empty store, and prints a table.
 ///
 /// # Errors
-/// When a system or the import fails, or a report differs from `expected`; each difference is on stderr.
+/// A system or the import fails, or a report differs from `expected`. Each difference is printed on stderr.
 pub async fn run(file: &Path, expected: &Path, peers: &[Peer]) -> anyhow::Result<()> {
-    let modes = peers.iter().map(|&peer| Ok((peer, peer.mode().context("stock has no import")?)));
+    let modes =
+        peers.iter().map(|&peer| Ok((peer, peer.mode().context("stock has no import; leave it out of --peers")?)));
     let modes: Vec<(Peer, Mode)> = modes.collect::<anyhow::Result<_>>()?;
-    let text = std::fs::read_to_string(expected).with_context(|| format!("read {}", expected.display()))?;
-    let expected: Value = serde_json::from_str(&text).with_context(|| format!("parse {}", expected.display()))?;
-    let file = file.canonicalize().with_context(|| format!("find {}", file.display()))?;
+    let text = std::fs::read_to_string(expected).with_context(|| format!("cannot read {}", expected.display()))?;
+    let expected: Value =
+        serde_json::from_str(&text).with_context(|| format!("cannot parse {}", expected.display()))?;
+    let file = file.canonicalize().with_context(|| format!("cannot find {}", file.display()))?;
     let (mut rows, mut differences) = (vec![], 0);
     for (peer, mode) in modes {
         let (row, different) = measure(peer, mode, &file, &expected).await.with_context(|| format!("{peer:?}"))?;
@@ -39,7 +41,7 @@ pub async fn run(file: &Path, expected: &Path, peers: &[Peer]) -> anyhow::Result
     println!("import: {}, {} lines", file.file_name().unwrap_or_default().display(), expected["lines"]);
     let heads = ["peer", "mode", "seconds", "lines/s", "peak MiB", "settle s", "differences"];
     table::print(&heads, &rows);
-    ensure!(differences == 0, "{differences} figures differ from those expected");
+    ensure!(differences == 0, "{differences} figures differ from the expected ones.");
     Ok(())
 }
 
@@ -52,11 +54,11 @@ async fn measure(peer: Peer, mode: Mode, file: &Path, expected: &Value) -> anyho
     let seconds = started.elapsed().as_secs_f64();
     ensure!(
         matches!(output.status.code(), Some(0 | EXIT_REJECTED)),
-        "docket import: {}\n{}",
+        "docket import failed: {}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    let summary: Value = serde_json::from_slice(&output.stdout).context("the summary of docket import")?;
+    let summary: Value = serde_json::from_slice(&output.stdout).context("cannot parse the summary of docket import")?;
     let (_, settle) = settled(&system).await?;
     let peak = peak_memory_mib()?;
     let differences = differences(&system, &summary, expected).await;
@@ -71,14 +73,14 @@ async fn measure(peer: Peer, mode: Mode, file: &Path, expected: &Value) -> anyho
     Ok((peer.title().into_iter().chain(numbers).collect(), differences))
 }
 
-/// A figure, as it is and as it must be.
+/// A figure: its actual and its expected value.
 struct Figure {
     name: String,
     is: Value,
     must: Value,
 }
 
-/// Every figure that is not as `expected` has it, in words.
+/// Returns a text for every figure that differs from `expected`.
 async fn differences(system: &TestSystem, summary: &Value, expected: &Value) -> Vec<String> {
     let mut figures = vec![];
     let mut add = |name: &str, is: Value, must: Value| figures.push(Figure { name: name.to_owned(), is, must });
@@ -108,7 +110,7 @@ async fn differences(system: &TestSystem, summary: &Value, expected: &Value) -> 
     add("largest_order", largest_order(system).await, expected["largest_order"].clone());
     add("top_products", top_products(system).await, expected["top_products"].clone());
     let wrong = figures.into_iter().filter(|figure| figure.is != figure.must);
-    wrong.map(|Figure { name, is, must }| format!("{name} is {is}, must be {must}")).collect()
+    wrong.map(|Figure { name, is, must }| format!("{name} is {is}, expected {must}")).collect()
 }
 
 async fn report(system: &TestSystem, by: &str) -> Report {
@@ -135,7 +137,7 @@ fn sum(report: &Report) -> (u64, u64, u64) {
     report.values().fold((0, 0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1, sum.2 + row.2))
 }
 
-/// A report in the form of the expected file, which has one currency.
+/// Returns a report in the form of the expected file. All its rows have one currency.
 fn by_key(report: &Report) -> Value {
     let rows = report.iter().map(|((key, currency), &(orders, quantity, revenue))| {
         (key.clone(), json!({"orders": orders, "quantity": quantity, "revenue": money(revenue, currency)}))

@@ -1,6 +1,8 @@
-//! `docket-bench`: loads Docket and its peer through their front doors and prints tables. The only place that measures.
+//! `docket-bench`: measures Docket and comparable systems through their public interfaces, and prints tables. All
+//! benchmarks are in this program.
 //!
-//! It never links a Docket crate: the harness of the crate `tests` starts the systems, `generator` speaks HTTP to them.
+//! It links none of Docket's own crates. The test harness (crate `tests`) starts the systems, and `generator` sends
+//! HTTP requests to them.
 
 mod create;
 mod generator;
@@ -26,8 +28,8 @@ use crate::systems::Peer;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXAMPLES: &str = "Examples:
-  docket-bench create                             stock, embedded and scaled in turn, three rounds, medians
-  docket-bench create --peers stock --rounds 1    the peer alone
+  docket-bench create                             run stock, embedded and scaled in turn, three rounds, medians
+  docket-bench create --peers stock --rounds 1    run only stock
   docket-bench import tests/data/grocery-orders-sample.csv --expected tests/data/grocery-orders-sample.expected.json
   docket-bench rebuild log.ndjson.gz
   docket-bench push
@@ -35,14 +37,14 @@ const EXAMPLES: &str = "Examples:
   docket-bench operations
   docket-bench all orders.csv.gz --expected orders.expected.json
 
-Build first: cargo build --profile dist -p server -p bench; for `react` also -p loyalty -p toy";
+First build the programs: cargo build --profile dist -p server -p bench; for `react` also -p loyalty -p toy";
 
 const EXIT_CODES: &str = "Exit codes:
-  0  measured, and every check held
+  0  success: every check passed
   1  a request failed, a count or a report was wrong, or a system did not start
-  2  the command line cannot be used";
+  2  the command line is invalid";
 
-/// Measures Docket against an order API on stock axum, cqrs-es and postgres-es.
+/// Compares Docket with an order API on stock axum, cqrs-es and postgres-es.
 #[derive(Debug, Parser)]
 #[command(name = "docket-bench", bin_name = "docket-bench", version, before_help = EXAMPLES, after_help = EXIT_CODES)]
 struct Cli {
@@ -52,34 +54,34 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Case {
-    /// Creates orders over keep-alive connections, each sending its next request when the last one is answered.
+    /// Measure how fast orders are created over keep-alive connections, each with one request in flight.
     #[command(
         before_help = "Examples:\n  docket-bench create --seconds 20\n  docket-bench create --peers stock,scaled --connections 128"
     )]
     Create(Create),
-    /// Imports a file with `docket import`, times it, and compares the reports with what they must be.
+    /// Measure `docket import` with a whole file, and compare the reports with the expected figures.
     #[command(
         before_help = "Examples:\n  docket-bench import orders.csv.gz --expected orders.expected.json\n  docket-bench import orders.csv.gz --expected orders.expected.json --peers scaled"
     )]
     Import(Import),
-    /// Rebuilds read models from a whole log in PostgreSQL, beside the rate at which COPY reads the same rows.
+    /// Measure rebuilds of read models from a whole log in PostgreSQL, and compare them with COPY of the same rows.
     #[command(
         before_help = "Examples:\n  docket events export --output log.ndjson.gz\n  docket-bench rebuild log.ndjson.gz"
     )]
     Rebuild {
-        /// What `docket events export` wrote, plain or gzip.
+        /// File that `docket events export` has written, plain or gzip.
         log: PathBuf,
     },
-    /// Live updates: what idle sockets cost, how long a change takes to everybody, and how many deliveries a second hold.
+    /// Measure live updates: memory per idle socket, latency of a change to all subscribers, and deliveries per second.
     #[command(before_help = "Examples:\n  docket-bench push\n  docket-bench push --sockets 1000 --seconds 3")]
     Push(Push),
-    /// Reactors: how long a reaction takes from its event at a steady load, and what idle reactors cost.
+    /// Measure reactors: latency of reactions at a steady load, and the cost of idle reactors.
     #[command(before_help = "Examples:\n  docket-bench react\n  docket-bench react --events 2000 --seconds 60")]
     React(React),
-    /// The load of `create` with logs, metrics and traces off, and with all of them on.
+    /// Measure the load of `create` with logs, metrics and traces off, with each one on, and with all on.
     #[command(before_help = "Examples:\n  docket-bench operations --rounds 5")]
     Operations(Operations),
-    /// Create and import with their defaults.
+    /// Run `create` and `import` with their defaults.
     #[command(before_help = "Examples:\n  docket-bench all orders.csv.gz --expected orders.expected.json")]
     All {
         #[command(flatten)]
@@ -95,13 +97,13 @@ struct Create {
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Seconds of load before each run is measured.
+    /// Seconds of load before each measurement.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
     warm_up: u64,
-    /// How often each peer runs, in turn.
+    /// Number of rounds; in each round every peer runs once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
-    /// Who runs, in this order.
+    /// Peers to run, in this order.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "stock,embedded,scaled")]
     peers: Vec<Peer>,
 }
@@ -114,14 +116,14 @@ struct Operations {
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// How often each runs, in turn.
+    /// Number of rounds; in each round every variant runs once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
 }
 
 #[derive(Debug, Args)]
 struct React {
-    /// Events per second in the log, those of the reactions included.
+    /// Events per second in the log, including the events of the reactions.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=20_000))]
     events: u32,
     /// Measured seconds of each run.
@@ -131,16 +133,17 @@ struct React {
 
 #[derive(Debug, Args)]
 struct Push {
-    /// Idle sockets, and subscribers of the fan-out; each takes a file handle here and one in the server.
+    /// Number of idle sockets, and of subscribers of the fan-out. Each needs a file handle in the bench and one in the
+    /// server.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     sockets: u32,
-    /// Subscribers while as much is published as they take.
+    /// Number of subscribers in the sustained measurement.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     subscribers: u32,
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// How often each runs, in turn.
+    /// Number of rounds; in each round every variant runs once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
 }
@@ -149,16 +152,16 @@ struct Push {
 struct Import {
     #[command(flatten)]
     input: Input,
-    /// Who runs, in this order; stock has no import.
+    /// Peers to run, in this order. Stock has no import.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "embedded,scaled")]
     peers: Vec<Peer>,
 }
 
 #[derive(Debug, Args)]
 struct Input {
-    /// CSV as `docket import` takes it, plain or gzip.
+    /// File for `docket import`, plain or gzip.
     file: PathBuf,
-    /// What the reports must say after it.
+    /// JSON file with the figures that the reports must show after the import.
     #[arg(long, value_name = "JSON")]
     expected: PathBuf,
 }

@@ -1,5 +1,5 @@
-//! The case `operations`: what logs, metrics and traces cost. The same load as `create`, with all of it off, with each alone, and
-//! with all of it on.
+//! The case `operations`: measures what logs, metrics and traces cost. It runs the load of `create` with all of them
+//! off, with each one on, and with all of them on.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::generator::Load;
 use crate::systems::{Peer, docket};
 use crate::table::{self, median};
 
-/// How often metrics are read while they are on: more often than any Prometheus does.
+/// Interval between scrapes of the metrics, shorter than that of a usual Prometheus.
 const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
-/// What is on.
+/// The part that is turned on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum On {
     Nothing,
@@ -30,10 +30,10 @@ enum On {
 
 const ALL: [On; 5] = [On::Nothing, On::Metrics, On::Logs, On::Traces, On::Everything];
 
-/// Measures them in turn, embedded and scaled, and prints the medians.
+/// Measures each variant in turn, embedded and scaled, and prints the medians.
 ///
 /// # Errors
-/// When a system does not start, or an acknowledged order is not there afterwards.
+/// A system does not start, or an acknowledged order is missing afterwards.
 pub async fn run(load: Load, rounds: u32) -> anyhow::Result<()> {
     let receiver = receiver().await?;
     let mut rates: HashMap<(usize, usize), Vec<f64>> = HashMap::new();
@@ -64,8 +64,9 @@ pub async fn run(load: Load, rounds: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Requests a second. Logs are the access log and all else as JSON into a file that rotates, and errors into another one;
-/// metrics are scraped; a tenth of the requests is traced.
+/// Returns requests per second. With logs on, the access log and all other lines are written as JSON to a rotating
+/// file, and errors also to a second file. With metrics on, they are scraped. With traces on, a tenth of the requests
+/// is sampled.
 async fn measure(mode: Mode, on: On, receiver: &str, load: Load) -> anyhow::Result<f64> {
     let folder = tempfile::tempdir()?;
     let file = |name: &str| folder.path().join(name).display().to_string();
@@ -90,7 +91,7 @@ async fn measure(mode: Mode, on: On, receiver: &str, load: Load) -> anyhow::Resu
         false => load_it.await?,
         true => tokio::select! {
             outcome = load_it => outcome?,
-            () = scrape(&system) => unreachable!("it never ends"),
+            () = scrape(&system) => unreachable!("scrape never returns"),
         },
     };
     Ok(outcome.latencies_us.len() as f64 / load.measured.as_secs_f64())
@@ -103,9 +104,9 @@ async fn scrape(system: &TestSystem) {
     }
 }
 
-/// Takes whatever is sent, and forgets it; its URL.
+/// Starts an OTLP receiver that discards what it receives. Returns its URL.
 async fn receiver() -> anyhow::Result<String> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("a free port")?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("cannot bind a free port")?;
     let url = format!("http://{}", listener.local_addr()?);
     let app = Router::new().route("/v1/traces", post(async |_: Bytes| {}));
     tokio::spawn(async move { axum::serve(listener, app).await });

@@ -1,5 +1,5 @@
-//! The case `push`: what idle sockets cost, how long one change takes to everybody, and how many deliveries a second hold,
-//! beside a bare broadcast of the same bytes.
+//! The case `push`: measures the memory of idle sockets, the time until a change has reached all sockets, and the
+//! sustained rate of deliveries, compared with a bare broadcast of the same bytes.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -16,39 +16,40 @@ use tokio::time::Instant;
 use crate::sockets::Sockets;
 use crate::table;
 
-/// Changes of the fan-out, one after the other.
+/// Number of changes in the fan-out, one after another.
 const CHANGES: usize = 20;
-/// How long a change may take to everybody.
+/// How long to wait until a change has reached all sockets.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
-/// Changes that are published at once in the sustained part, and that may be on their way to the slowest.
+/// In the sustained measurement: changes that are published at a time, and changes that the slowest socket may lag
+/// behind.
 const AT_ONCE: u64 = 64;
 const ON_THE_WAY: u64 = 192;
-/// Sockets that do not read, and the bursts of changes that they are measured with.
+/// Number of sockets that do not read; number of bursts, changes per burst, and interval of the bursts.
 const SILENT: usize = 10;
 const BURSTS: usize = 200;
 const BURST: u64 = 16;
 const BURST_EVERY: Duration = Duration::from_millis(50);
-/// What a subscriber of the bare broadcast sends.
+/// First message of a subscriber of the bare broadcast.
 const BARE_HELLO: &str = r#"{"id":1}"#;
-/// Orders whose changes are published.
+/// Number of orders whose changes are published.
 const ORDERS: usize = 16;
 
-/// What to measure with.
+/// Settings of the case.
 pub struct Settings {
-    /// Idle sockets, which are also those of the fan-out.
+    /// Number of idle sockets, and of subscribers of the fan-out.
     pub sockets: usize,
-    /// Sockets of the sustained part.
+    /// Number of subscribers in the sustained measurement.
     pub subscribers: usize,
-    /// How long that lasts, each.
+    /// Duration of each sustained measurement.
     pub measured: Duration,
-    /// How often, in turn.
+    /// Number of rounds.
     pub rounds: u32,
 }
 
-/// Measures, and prints a table.
+/// Runs the measurements, and prints tables.
 ///
 /// # Errors
-/// When a socket is refused or closed.
+/// A socket is refused or closed, or a change is not delivered exactly once.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let system = TestSystem::builder(Mode::Embedded).durable().start().await;
     let docket = Docket::prepare(&system).await?;
@@ -60,7 +61,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let sockets = Sockets::open(&bare.address, settings.sockets, BARE_HELLO).await?;
     rows.push(fan_out("bare broadcast", &sockets, || bare.publish(1, &message)).await?);
     drop(sockets);
-    println!("\nfan-out: one change to {} subscribers, from the command's send, in ms:", settings.sockets);
+    println!("\nfan-out: one change to {} subscribers, time from the sending of the command, in ms:", settings.sockets);
     table::print(&["who", "p50", "p99", "last"], &rows);
     docket.beside_silent(settings.subscribers).await?;
     let mut rows = vec![];
@@ -74,7 +75,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         let sockets = Sockets::open(&docket.address, settings.subscribers, &docket.hello).await?;
         rows.push(("docket", sustained(&sockets, settings.measured, |count| docket.publish(count)).await?));
     }
-    println!("\nsustained, {} subscribers of one channel, {} bytes a change:", settings.subscribers, message.len());
+    println!("\nsustained: {} subscribers of one channel, {} bytes per change:", settings.subscribers, message.len());
     let of = |name: &str| table::median(rows.iter().filter(|row| row.0 == name).map(|row| row.1));
     let bare = of("bare broadcast");
     let cells: Vec<Vec<String>> = ["bare broadcast", "docket"]
@@ -95,7 +96,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Deliveries a second, while as many changes are published as the slowest socket takes.
+/// Returns deliveries per second. Publishes as many changes as the slowest socket can receive.
 async fn sustained<F: Future<Output = anyhow::Result<()>>>(
     sockets: &Sockets,
     measured: Duration,
@@ -114,15 +115,19 @@ async fn sustained<F: Future<Output = anyhow::Result<()>>>(
     let rate = sockets.delivered() as f64 / started.elapsed().as_secs_f64();
     let until = Instant::now() + DELIVERED_WITHIN;
     while sockets.slowest()? < before + published {
-        ensure!(Instant::now() < until, "{} of {published} changes reached the slowest", sockets.slowest()? - before);
+        ensure!(
+            Instant::now() < until,
+            "Only {} of {published} changes reached the slowest socket.",
+            sockets.slowest()? - before
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let (got, sent) = (sockets.delivered(), published * sockets.counters.len() as u64);
-    ensure!(got == sent, "{got} deliveries of {sent}: something came twice, or what came was not counted");
+    ensure!(got == sent, "There were {got} deliveries instead of {sent}.");
     Ok(rate)
 }
 
-/// How long one change takes to every socket: a row of the table.
+/// Measures the time from the sending of a change until each socket has received it. Returns a row of the table.
 async fn fan_out<F: Future<Output = anyhow::Result<()>>>(
     name: &str,
     sockets: &Sockets,
@@ -134,7 +139,7 @@ async fn fan_out<F: Future<Output = anyhow::Result<()>>>(
         publish().await?;
         let until = Instant::now() + DELIVERED_WITHIN;
         while sockets.slowest()? < number {
-            ensure!(Instant::now() < until, "a change did not reach every socket");
+            ensure!(Instant::now() < until, "A change did not reach every socket.");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         times.extend(sockets.counters.iter().map(|counter| counter.last_us.load(Relaxed).saturating_sub(sent)));
@@ -167,7 +172,7 @@ impl<'a> Docket<'a> {
         Ok(docket)
     }
 
-    /// Adds pieces to orders.
+    /// Publishes `count` changes: adds items to orders.
     async fn publish(&self, count: u64) -> anyhow::Result<()> {
         let line = |number: u64| {
             let order = format!("o-{}", number as usize % ORDERS);
@@ -183,19 +188,19 @@ impl<'a> Docket<'a> {
         Ok(())
     }
 
-    /// Idle sockets, and what they cost.
+    /// Opens idle sockets, and prints the server's memory for each.
     async fn idle(&self, count: usize) -> anyhow::Result<Sockets> {
-        // One socket first: what is made once does not count.
+        // A first socket lets the server allocate what it needs only once, which must not be counted.
         drop(Sockets::open(&self.address, 1, &self.hello).await?);
         let before = self.memory_kib();
         let sockets = Sockets::open(&self.address, count, &self.hello).await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let each = (self.memory_kib() - before) / count as f64;
-        println!("idle: {count} sockets, {each:.1} KiB of the server's memory each");
+        println!("idle: {count} sockets, {each:.1} KiB of the server's memory per socket");
         Ok(sockets)
     }
 
-    /// What clients that do not read cost the others, and the server.
+    /// Measures how clients that do not read affect the other clients and the server's memory.
     async fn beside_silent(&self, subscribers: usize) -> anyhow::Result<()> {
         let sockets = Sockets::open(&self.address, subscribers, &self.hello).await?;
         let cut_before = self.cut_off().await;
@@ -207,7 +212,7 @@ impl<'a> Docket<'a> {
                 let (before, started) = (sockets.slowest()?, Instant::now());
                 self.publish(BURST).await?;
                 while sockets.slowest()? < before + BURST {
-                    ensure!(started.elapsed() < DELIVERED_WITHIN, "a change did not reach every socket that reads");
+                    ensure!(started.elapsed() < DELIVERED_WITHIN, "A change did not reach every socket that reads.");
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 times.push(started.elapsed().as_secs_f64() * 1_000.0);
@@ -219,31 +224,31 @@ impl<'a> Docket<'a> {
             rows.push(vec![format!("{silent} sockets that do not read"), at(0.5), at(0.99), format!("{most:.0}")]);
         }
         let cut = self.cut_off().await - cut_before;
-        ensure!(cut == SILENT as u64, "{cut} of {SILENT} that do not read were cut off as slow");
+        ensure!(cut == SILENT as u64, "The server cut off {cut} instead of {SILENT} slow sockets.");
         println!(
-            "\n{BURST} changes to {subscribers} subscribers, until the last has them, in ms; the server's memory in MiB:"
+            "\n{BURST} changes to {subscribers} subscribers, time until the last one has received all, in ms; server memory in MiB:"
         );
         table::print(&["beside", "p50", "p99", "memory"], &rows);
-        println!("{cut} were cut off as slow");
+        println!("The server cut off {cut} slow sockets.");
         Ok(())
     }
 
-    /// The memory that the server holds now, in KiB.
+    /// Returns the current memory of the server, in KiB.
     fn memory_kib(&self) -> f64 {
         self.system.dockets[0].memory_kib() as f64
     }
 
-    /// Connections that were ended as slow.
+    /// Returns the number of connections that the server has cut off as slow.
     async fn cut_off(&self) -> u64 {
         let sample = r#"docket_push_closed_total{reason="slow"}"#;
         self.system.dockets[0].metric(sample).await.unwrap_or(0.0) as u64
     }
 
-    /// A frame as subscribers get it.
+    /// Returns the frame of one change, as a subscriber receives it.
     async fn one_message(&self) -> anyhow::Result<String> {
         let path = "/v1/poll?channel=orders&wait=10";
         let first: Value = self.system.get(path).send().await.expect(200).json();
-        let cursor = first["cursor"].as_str().context("a cursor")?;
+        let cursor = first["cursor"].as_str().context("the answer has no cursor")?;
         self.publish(1).await?;
         let polled: Value = self.system.get(&format!("{path}&cursor={cursor}")).send().await.expect(200).json();
         let event = &polled["events"][0];
@@ -262,11 +267,11 @@ struct Bare {
 
 impl Bare {
     async fn start(bytes: usize) -> anyhow::Result<Self> {
-        ensure!(bytes < 60_000, "one message is {bytes} bytes");
+        ensure!(bytes < 60_000, "A message of {bytes} bytes is too long.");
         let program = profile_directory().join("docket-bench-bare");
         ensure!(
             program.is_file(),
-            "{} is missing; build it with: cargo build --profile dist -p bench",
+            "{} is missing. Build it with: cargo build --profile dist -p bench",
             program.display()
         );
         let directory = tempfile::Builder::new().prefix("docket-bench-").tempdir()?;

@@ -1,4 +1,4 @@
-//! The case `react`: how long a reaction takes from an event, and what idle reactors cost.
+//! The case `react`: measures the latency from an event to its reaction, and the cost of idle reactors.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,29 +13,29 @@ use tests::system::{Mode, TestSystem};
 use crate::systems::{Peer, settled};
 use crate::table;
 
-/// Requests under way at once.
+/// Number of concurrent senders.
 const SENDERS: u32 = 32;
-/// Events that one order leads to: created, an item, confirmed; points granted, their expiry scheduled.
+/// Events per order: created, item added, confirmed, points granted, expiry scheduled.
 const EVENTS_AN_ORDER: f64 = 5.0;
-/// The program whose reactors are measured, and one whose reactors are idle.
+/// The program whose reactions are measured, and the program whose reactors are idle.
 const LOYALTY: &str = "docket-loyalty";
 const TOY: &str = "docket-toy";
-/// The variable that gives the second program idle reactors.
+/// The environment variable that sets the number of idle reactors of the second program.
 const IDLE: &str = "TOY_IDLE_REACTORS";
 
-/// What to run.
+/// Settings of the case.
 #[derive(Debug)]
 pub struct Settings {
-    /// Events per second in the log.
+    /// Rate of events in the log, per second.
     pub events_per_second: u32,
-    /// Measured time.
+    /// Duration of each measurement.
     pub measured: Duration,
 }
 
-/// Measures both, and prints two tables.
+/// Measures latency and idle cost, and prints two tables.
 ///
 /// # Errors
-/// When a system does not start, a request is refused, or a reaction is missing.
+/// A system does not start, a request is refused, or a reaction is missing.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for peer in [Peer::Embedded, Peer::Scaled] {
@@ -72,7 +72,7 @@ async fn latency(peer: Peer, settings: &Settings) -> anyhow::Result<Vec<String>>
         .map(|sender| {
             let client = client.clone();
             tokio::spawn(async move {
-                // Spread over the pause, so that orders come one by one.
+                // The senders start at different times within the pause, so that orders arrive evenly.
                 tokio::time::sleep(pause * sender / SENDERS).await;
                 let mut next = Instant::now();
                 for number in 0.. {
@@ -98,7 +98,7 @@ async fn latency(peer: Peer, settings: &Settings) -> anyhow::Result<Vec<String>>
         if of("PointsGranted") == of("OrderConfirmed") && of("ExpiryScheduled") == of("OrderConfirmed") {
             break events;
         }
-        ensure!(waited.elapsed() < Duration::from_secs(30), "reactions are missing");
+        ensure!(waited.elapsed() < Duration::from_secs(30), "Reactions are missing.");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     let metrics = system.dockets[0].metrics().await;
@@ -131,14 +131,14 @@ async fn events(system: &TestSystem) -> anyhow::Result<Vec<Value>> {
     log.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// From the recording of each event that was reacted to, to the recording of what it led to.
+/// Returns the time from the recording of each event to the recording of each event that it caused, in milliseconds.
 fn latencies_ms(events: &[Value]) -> anyhow::Result<Vec<f64>> {
     let time = |event: &Value| -> anyhow::Result<i64> {
-        Ok(event["time"].as_str().context("a time")?.parse::<Timestamp>()?.as_microsecond())
+        Ok(event["time"].as_str().context("an event has no time")?.parse::<Timestamp>()?.as_microsecond())
     };
     let mut recorded = HashMap::new();
     for event in events {
-        recorded.insert(event["id"].as_str().context("an id")?, time(event)?);
+        recorded.insert(event["id"].as_str().context("an event has no id")?, time(event)?);
     }
     let mut latencies = Vec::new();
     for event in events {
@@ -150,7 +150,7 @@ fn latencies_ms(events: &[Value]) -> anyhow::Result<Vec<f64>> {
     Ok(latencies)
 }
 
-/// The share of reactions that were durable within so many seconds, as the server counts them.
+/// Returns the share of reactions that were durable within `seconds`, from the server's own histogram.
 fn share_within(metrics: &str, seconds: f64) -> f64 {
     let sum = |of: &dyn Fn(&str) -> bool| -> f64 {
         let lines = metrics.lines().filter(|line| line.starts_with("docket_reaction_latency_seconds_") && of(line));
@@ -163,7 +163,7 @@ fn share_within(metrics: &str, seconds: f64) -> f64 {
 
 async fn idle(peer: Peer, reactors: u32, measured: Duration) -> anyhow::Result<Vec<String>> {
     let system = start(peer, TOY, reactors).await?;
-    // What a start does is over by then.
+    // By then the work of the start is done.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = system.dockets[0].cpu_time();
     tokio::time::sleep(measured).await;

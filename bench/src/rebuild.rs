@@ -1,4 +1,4 @@
-//! The case `rebuild`: a projection from the whole log, beside the rate at which PostgreSQL hands out the same rows.
+//! The case `rebuild`: measures rebuilds from a whole log, and the rate at which PostgreSQL returns the same rows.
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,15 +13,16 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::systems::peak_kib;
 use crate::table;
 
-/// What is rebuilt, one run each.
+/// Arguments of `docket replay`, one run each.
 const RUNS: [&[&str]; 2] = [&["order_summaries"], &["--all"]];
 
-/// Imports a log that `docket events export` wrote into PostgreSQL, reads it once by `COPY`, rebuilds, and prints a table.
+/// Imports a file of `docket events export` into PostgreSQL, reads the log once with `COPY`, rebuilds, and prints a
+/// table.
 ///
 /// # Errors
-/// When the import or a rebuild fails.
+/// The import or a rebuild fails.
 pub async fn run(log: &Path) -> anyhow::Result<()> {
-    let log = log.canonicalize().with_context(|| format!("find {}", log.display()))?;
+    let log = log.canonicalize().with_context(|| format!("cannot find {}", log.display()))?;
     let system = TestSystem::builder(Mode::Scaled).durable().stopped().await;
     system.cli(&["events", "import", log.to_str().context("the file's name is not UTF-8")?]).await;
     let mut connection = PgConnection::connect(system.database_url()).await?;
@@ -49,29 +50,29 @@ fn row(what: &str, of: &str, events: i64, seconds: f64, peak_mib: Option<f64>, c
     ]
 }
 
-/// Seconds in which `COPY` hands out every row, to a reader that drops them.
+/// Returns the seconds that `COPY` needs to return every row to a reader that discards them.
 async fn copy(url: &str) -> anyhow::Result<f64> {
     let started = Instant::now();
     let mut child = tokio::process::Command::new("psql")
         .args([url, "--no-psqlrc", "--quiet", "--command", "copy events to stdout"])
         .stdout(std::process::Stdio::null())
         .spawn()
-        .context("psql comes with PostgreSQL's client programs")?;
-    ensure!(child.wait().await?.success(), "psql failed");
+        .context("cannot run psql; install the client programs of PostgreSQL")?;
+    ensure!(child.wait().await?.success(), "psql failed.");
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Seconds that the command took, as it says itself, and the most memory that it held, in MiB.
+/// Runs `docket replay`. Returns the seconds that it reports, and its peak memory in MiB.
 async fn rebuild(system: &TestSystem, what: &[&str]) -> anyhow::Result<(f64, f64)> {
     let mut child = system.spawn_cli(&[&["replay", "--json"], what].concat());
-    let id = child.id().context("it runs")?;
-    let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
+    let id = child.id().context("docket replay has ended already")?;
+    let mut lines = BufReader::new(child.stdout.take().context("stdout is not piped")?).lines();
     let (mut peak, mut seconds) = (0.0_f64, None);
     while let Some(line) = lines.next_line().await? {
         peak = peak.max(peak_kib(format!("/proc/{id}")).unwrap_or(0.0));
         let line: Value = serde_json::from_str(&line)?;
         seconds = line["seconds"].as_f64().or(seconds);
     }
-    ensure!(child.wait().await?.success(), "docket replay {what:?} failed");
-    Ok((seconds.context("no summary")?, peak / 1024.0))
+    ensure!(child.wait().await?.success(), "docket replay {what:?} failed.");
+    Ok((seconds.context("docket replay printed no summary")?, peak / 1024.0))
 }

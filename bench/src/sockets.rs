@@ -1,4 +1,4 @@
-//! Many WebSockets that only count: each change they are sent, and when it came.
+//! Many WebSockets that only count the changes that they receive, and record when the last one arrived.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -15,36 +15,36 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-/// How long a socket may take to open.
+/// How long to wait until a socket is open.
 const OPEN_WITHIN: Duration = Duration::from_secs(60);
-/// Sockets that are opened at one time.
+/// Number of sockets that are being opened at a time.
 const OPENED_AT_ONCE: usize = 64;
-/// Threads that read, and how long each lets arrivals gather before it looks again. On the same cores as the server, a
-/// reader that is woken for each arrival would mostly measure that; this way a change is seen late by that much, never
-/// early.
+/// Number of reader threads, and how long a reader sleeps so that arrivals accumulate. The readers share the processors
+/// with the server: a reader that wakes for each arrival would mostly measure the wake-ups. With the sleep, a change is
+/// seen late by at most this time, and never early.
 const READERS: usize = 2;
 const GATHER: Duration = Duration::from_millis(1);
-/// A masked text frame `{}` with a mask of zeros: the answer to a ping.
+/// The pong of the Centrifuge protocol: a text frame `{}`, masked with zeros (RFC 6455, section 5.3).
 const PONG: &[u8] = &[0x81, 0x82, 0, 0, 0, 0, b'{', b'}'];
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 * 1024]);
 }
 
-/// What one socket has been sent.
+/// What one socket has received.
 #[derive(Default)]
 pub struct Counter {
-    /// Changes.
+    /// Number of changes.
     pub changes: AtomicU64,
-    /// When the last of them came, in microseconds since the sockets were opened.
+    /// When the last change arrived, in microseconds since [`Sockets::started`].
     pub last_us: AtomicU64,
 }
 
-/// Open sockets; closed when dropped.
+/// Open sockets. They are closed when this value is dropped.
 pub struct Sockets {
-    /// One a socket.
+    /// One counter per socket.
     pub counters: Arc<Vec<Counter>>,
-    /// When the clock of the counters began.
+    /// Start of the counters' clock.
     pub started: Instant,
     closed: Arc<AtomicBool>,
     readers: Option<Runtime>,
@@ -59,11 +59,11 @@ impl Drop for Sockets {
 }
 
 impl Sockets {
-    /// Opens `count` sockets on `address`, such as `127.0.0.1:8080`, sends each of them `hello`, one command a line, and
-    /// waits for a reply to each.
+    /// Opens `count` sockets on `address`, such as `127.0.0.1:8080`. On each socket it sends the lines of `hello`, one
+    /// command per line, and waits for a reply to each.
     ///
     /// # Errors
-    /// When one cannot be opened.
+    /// A socket cannot be opened.
     pub async fn open(address: &str, count: usize, hello: &str) -> anyhow::Result<Self> {
         let counters: Arc<Vec<Counter>> = Arc::new((0..count).map(|_| Counter::default()).collect());
         let (started, closed) = (Instant::now(), Arc::new(AtomicBool::new(false)));
@@ -73,12 +73,13 @@ impl Sockets {
         let mut opening = JoinSet::new();
         for number in 0..count {
             if opening.len() == OPENED_AT_ONCE {
-                let (number, stream) = opening.join_next().await.context("some are opening")???;
+                let (number, stream) = opening.join_next().await.context("no socket is being opened")???;
                 readers.spawn(read(stream, number, counters.clone(), started, closed.clone()));
             }
             let (address, hello) = (address.to_owned(), hello.to_owned());
             let opened = async move {
-                let stream = timeout(OPEN_WITHIN, open(&address, &hello)).await.context("a socket does not open")??;
+                let stream =
+                    timeout(OPEN_WITHIN, open(&address, &hello)).await.context("a socket was not open in time")??;
                 anyhow::Ok((number, stream))
             };
             opening.spawn_on(opened, readers.handle());
@@ -90,28 +91,28 @@ impl Sockets {
         Ok(Self { counters, started, closed, readers: Some(readers) })
     }
 
-    /// Opens sockets that are never read from.
+    /// Opens sockets that never read.
     ///
     /// # Errors
-    /// When one cannot be opened.
+    /// A socket cannot be opened.
     pub async fn open_silent(address: &str, count: usize, hello: &str) -> anyhow::Result<Vec<TcpStream>> {
         let mut silent = vec![];
         for _ in 0..count {
-            silent.push(timeout(OPEN_WITHIN, open(address, hello)).await.context("a socket does not open")??);
+            silent.push(timeout(OPEN_WITHIN, open(address, hello)).await.context("a socket was not open in time")??);
         }
         Ok(silent)
     }
 
-    /// Changes that the slowest socket has got.
+    /// Returns the number of changes that the slowest socket has received.
     ///
     /// # Errors
-    /// When a socket was closed.
+    /// A socket was closed.
     pub fn slowest(&self) -> anyhow::Result<u64> {
-        ensure!(!self.closed.load(Relaxed), "a socket was closed");
+        ensure!(!self.closed.load(Relaxed), "A socket was closed.");
         Ok(self.counters.iter().map(|counter| counter.changes.load(Relaxed)).min().unwrap_or(0))
     }
 
-    /// Changes that all sockets together have got.
+    /// Returns the number of changes that all sockets together have received.
     pub fn delivered(&self) -> u64 {
         self.counters.iter().map(|counter| counter.changes.load(Relaxed)).sum()
     }
@@ -151,18 +152,18 @@ async fn open(address: &str, hello: &str) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Where in the frames of a server a reader is: RFC 6455, section 5.2, unmasked.
+/// State of a parser of unmasked WebSocket frames (RFC 6455, section 5.2).
 #[derive(Default)]
 struct Frames {
     head: Vec<u8>,
     left: u64,
     length: u64,
-    /// Text frames that have ended.
+    /// Number of text frames that have ended.
     ended: u64,
 }
 
 impl Frames {
-    /// Goes through bytes, and hands over the parts of payloads.
+    /// Parses bytes, and calls `payload` with each part of a payload.
     fn read(&mut self, mut bytes: &[u8], mut payload: impl FnMut(&[u8])) {
         while !bytes.is_empty() {
             if self.left > 0 {

@@ -1,6 +1,6 @@
-//! Aligned tables that are Markdown too, and medians.
+//! Aligned Markdown tables, and medians.
 
-/// Prints a table on stdout; the first two columns are text, the others numbers.
+/// Prints a table on stdout. The first two columns are text (left-aligned), the others numbers (right-aligned).
 pub fn print(heads: &[&str], rows: &[Vec<String>]) {
     let widths: Vec<usize> = heads
         .iter()
@@ -25,7 +25,7 @@ pub fn print(heads: &[&str], rows: &[Vec<String>]) {
     rows.iter().for_each(|row| line(row));
 }
 
-/// The middle value, or the mean of the two in the middle; NaN of nothing.
+/// Returns the median: the middle value, or the mean of the two middle values; NaN when there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

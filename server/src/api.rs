@@ -1,4 +1,4 @@
-//! The API of all roles in one document, and its page.
+//! The routes by role, the OpenAPI document of all roles, and its page.
 
 use axum::Router;
 use axum::http::HeaderValue;
@@ -16,17 +16,17 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::overview;
 use crate::program::Program;
 
-/// What stands over the paths.
+/// The OpenAPI document without paths.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Docket", description = "An event-sourced order backend.", license(name = "Apache-2.0")),
     modifiers(&Bearer),
     security(("bearer" = [])),
     tags(
-        (name = "commands", description = "What changes orders."),
-        (name = "queries", description = "What read models answer."),
-        (name = "live updates", description = "What is pushed; `/ws` is described in `/asyncapi.json`."),
-        (name = "operations", description = "For admins."),
+        (name = "commands", description = "Commands that change orders."),
+        (name = "queries", description = "Queries on read models."),
+        (name = "live updates", description = "Live updates. `/ws` is described in `/asyncapi.json`."),
+        (name = "operations", description = "Operations, for admins."),
     )
 )]
 struct Docket;
@@ -40,13 +40,13 @@ impl utoipa::Modify for Bearer {
     }
 }
 
-/// The command API.
+/// Returns the routes of the command API.
 pub fn commands(program: &Program) -> OpenApiRouter<CommandApi> {
     let routes = program.modules().iter().filter_map(|module| module.commands);
     routes.fold(OpenApiRouter::new(), |all, routes| all.merge(routes()))
 }
 
-/// The query API, and of the push layer what is asked and answered.
+/// Returns the routes of the query API, and the request-response routes of the push layer.
 pub fn queries(program: &Program) -> OpenApiRouter<QueryApi> {
     let routes = program.modules().iter().filter_map(|module| module.queries);
     routes
@@ -56,18 +56,19 @@ pub fn queries(program: &Program) -> OpenApiRouter<QueryApi> {
         .merge(live::poll::router())
 }
 
-/// What every process answers, whatever its roles.
+/// Returns the routes that every process has, whatever its roles.
 pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
     platform::telemetry::level::router().merge(platform::limits::router())
 }
 
-/// What stays open: limited by how many there may be. When a process ends, all of its listeners come to another one at
-/// once, many of them from one address; a rate would lock them out.
+/// Returns the routes of long-lived connections. They are limited by number, not by rate: when a process ends, all of
+/// its listeners reconnect to another process at once, many of them from one address, and a rate limit would refuse
+/// them.
 pub fn connections() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().merge(live::sse::router()).merge(centrifuge::router())
 }
 
-/// The document, whatever roles a process has.
+/// Returns the OpenAPI document. It is the same in every process, whatever its roles.
 pub fn document(program: &Program) -> utoipa::openapi::OpenApi {
     let mut document = Docket::openapi();
     document.merge(commands(program).into_openapi());
@@ -78,19 +79,19 @@ pub fn document(program: &Program) -> utoipa::openapi::OpenApi {
     document
 }
 
-/// What the page at `/docs` may do: run its own scripts, ask its own server, and show itself in no other page. Its styles
-/// stand in its elements, and its icons are `data:`.
+/// Content security policy of the page at `/docs`: it may run its own scripts and call its own server, and no other
+/// page may embed it. The page has inline styles, and its icons are `data:` URLs.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// `/openapi.json` and the page at `/docs`, which loads nothing from elsewhere.
+/// Returns the routes of `/openapi.json` and of the page at `/docs`, which loads nothing from other origins.
 pub fn docs(program: &Program) -> Router {
     let router: Router = SwaggerUi::new("/docs").url("/openapi.json", document(program)).into();
     router.layer(map_response(async |mut answer: Response| {
         if answer.status().is_success() {
             let headers = answer.headers_mut();
             headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
-            // The same for everybody, and large.
+            // The answer is large and does not depend on the caller.
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
         }
         answer
@@ -99,7 +100,7 @@ pub fn docs(program: &Program) -> Router {
 
 #[cfg(test)]
 mod tests {
-    /// The documents in `schemas` are the contract that clients read: they move with the code or not at all.
+    /// The documents in `schemas` are the contract that clients read, so they must match the code.
     #[test]
     fn the_document_is_checked_in() {
         let program = crate::program::Program::new(crate::modules::modules()).unwrap();

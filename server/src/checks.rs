@@ -9,14 +9,14 @@ use projection_engine::progress::Progress;
 use crate::program::Program;
 use crate::settings::Roles;
 
-/// Behind by more, a read model is called degraded.
+/// A read model with a larger lag makes the process degraded.
 const LAG_SECONDS_MAX: f64 = 30.0;
 
-/// The checks of a process with these roles, and those of its modules.
+/// Returns the health checks of a process with these roles, and those of its modules.
 pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Roles) -> Health {
     let health = Health::new();
     let (projecting, progress) = (store.clone(), progress.clone());
-    // What is behind is served as it is; `min_position` says so to whom it matters.
+    // Not required: a read model that lags still answers queries. Clients that need a position send `min_position`.
     health.register(
         "projections",
         move || {
@@ -26,8 +26,11 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
                 match status.iter().find(|one| one.state == "failed" || one.lag_seconds > LAG_SECONDS_MAX) {
                     None => Ok(()),
                     Some(one) => Err(match &one.last_error {
-                        Some(error) => format!("{} failed: {error}", one.name),
-                        None => format!("{} is {:.0} s behind: see `docket projections`", one.name, one.lag_seconds),
+                        Some(error) => format!("Projection {} failed: {error}", one.name),
+                        None => format!(
+                            "Projection {} is {:.0} s behind. Run `docket projections`.",
+                            one.name, one.lag_seconds
+                        ),
                     }),
                 }
             }
@@ -45,7 +48,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
     );
     if roles.write {
         let appending = store.clone();
-        // A database that only answers queries takes no commands.
+        // The check `database` only reads. It passes on a database that refuses writes.
         health.register(
             "append",
             move || {
@@ -56,7 +59,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
         );
     }
     let (reacting, reactors) = (store.clone(), program.reactors());
-    // What waits in a backlog holds up nothing else.
+    // Not required: events in a backlog delay no other key.
     health.register(
         "reactors",
         move || {
@@ -75,7 +78,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
     health.register(
         "durability",
         move || {
-            let lost = "PostgreSQL runs with fsync or full_page_writes off: a power loss takes acknowledged commands";
+            let lost = "PostgreSQL runs with fsync or full_page_writes off. A power loss can lose acknowledged commands. Turn both on.";
             std::future::ready(if syncing.is_durable() { Ok(()) } else { Err(lost.to_owned()) })
         },
         false,
@@ -88,7 +91,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
         health.register("storage", probe, true);
     }
     let parked = store.clone();
-    // Everything but the parked streams goes on.
+    // Not required: only the parked streams are affected.
     health.register(
         "dead_letters",
         move || {
@@ -99,7 +102,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
                 match parked.iter().map(|letter| letter.age_seconds).reduce(f64::max) {
                     None => Ok(()),
                     Some(oldest) => Err(format!(
-                        "{} parked, the oldest for {oldest:.0} s: see `docket dead-letters list`",
+                        "{} parked, the oldest for {oldest:.0} s. Run `docket dead-letters list`.",
                         match parked.len() {
                             1 => "1 stream is".to_owned(),
                             streams => format!("{streams} streams are"),
@@ -116,7 +119,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
     }
     if store.nats_connected().is_some() {
         let store = store.clone();
-        // Commands and queries do without NATS.
+        // Not required: commands and queries work without NATS.
         health.register("nats", move || std::future::ready(store.nats_trouble().map_or(Ok(()), Err)), false);
     }
     health

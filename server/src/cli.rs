@@ -1,4 +1,4 @@
-//! The command line. Data on stdout, the rest on stderr.
+//! The command line. Commands print data on stdout and everything else on stderr.
 
 mod admin;
 mod dev;
@@ -21,31 +21,31 @@ use crate::module::Module;
 use crate::program::Program;
 use crate::settings::Settings;
 
-/// Something failed; stderr says what.
+/// The command failed; stderr gives the reason.
 pub const EXIT_FAILED: u8 = 1;
-/// The command line or the settings cannot be used.
+/// The command line or the settings are invalid.
 pub const EXIT_USAGE: u8 = 2;
-/// `docket import`: the file was read to its end, and some of its lines were refused.
+/// `docket import` finished, but some lines of the file were rejected.
 pub const EXIT_REJECTED: u8 = 3;
 
 const EXAMPLES: &str = "Examples:
-  docket dev                                      one process, SQLite in ./data, prints a token and a curl line
-  docket import orders.csv --token \"$TOKEN\"       orders from a file, through the running server
-  docket serve --config docket.toml               as production runs it
-  docket token --sub c-1 --role customer          a token for a customer
-  docket replay --all                             rebuild every read model from the log, at any hour
+  docket dev                                      run everything in one process; print a token and a curl command
+  docket import orders.csv --token \"$TOKEN\"       import orders from a file through the running server
+  docket serve --config docket.toml               run a server with production settings
+  docket token --sub c-1 --role customer          print a token for a customer
+  docket replay --all                             rebuild every read model from the log
   docket verify                                   compare every read model with the log
-  docket events export > log.ndjson               the whole log, for another store";
+  docket events export > log.ndjson               export the whole log, to import it into another store";
 
 const EXIT_CODES: &str = "Exit codes:
-  0  done
-  1  failed; stderr says why
-  2  the command line or the settings cannot be used
-  3  import: done, but some lines were refused (they are listed)
+  0  success
+  1  failure; stderr gives the reason
+  2  the command line or the settings are invalid
+  3  `docket import` finished, but some lines were rejected; stdout lists them
 
-Of `verify`, 1 says that a read model differs from the log.";
+`docket verify` exits with 1 when it finds mismatches.";
 
-/// An event-sourced order backend: commands in, events kept, read models and live updates out.
+/// An event-sourced order backend. It accepts commands, stores events, and serves read models and live updates.
 #[derive(Debug, Parser)]
 #[command(name = "docket", version, before_help = EXAMPLES, after_help = EXIT_CODES, propagate_version = true)]
 struct Cli {
@@ -55,15 +55,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything in one process, nothing to configure: SQLite in ./data, on the loopback interface only.
+    /// Run everything in one process, without configuration: SQLite in ./data, on the loopback interface only.
     #[command(before_help = "Examples:\n  docket dev\n  docket dev --listen 127.0.0.1:9000 --data /tmp/docket")]
     Dev(Dev),
-    /// As production runs it: settings from docket.toml, DOCKET_… variables and flags.
+    /// Run a server as in production: settings come from docket.toml, DOCKET_… variables and flags.
     #[command(
         before_help = "Examples:\n  docket serve --config docket.toml\n  DOCKET_DATABASE_URL=postgres://docket@db/docket DOCKET_NATS_URL=nats://bus:4222 docket serve --roles write"
     )]
     Serve(Serve),
-    /// Bring the database's schema up to date, also that of an existing cqrs-es database.
+    /// Migrate the database to the schema of this release. Also accepts the database of a cqrs-es program.
     #[command(
         before_help = "Examples:\n  docket migrate\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket migrate\n  DOCKET_DATABASE_URL=postgres://docket_owner@db/docket docket migrate --grant-to docket"
     )]
@@ -73,70 +73,71 @@ enum Command {
         before_help = "Examples:\n  docket token --sub c-1 --role customer --ttl 8h\n  TOKEN=$(docket token --sub me --role admin)"
     )]
     Token(Token),
-    /// Send orders from a CSV or NDJSON file to a running server; running it again doubles nothing.
+    /// Import orders from a CSV or NDJSON file through a running server. A repeated import creates no duplicates.
     #[command(
         before_help = "Examples:\n  docket import tests/data/grocery-orders-sample.csv --token \"$TOKEN\"\n  docket import orders.csv.gz --url http://127.0.0.1:9000 --dry-run",
-        after_help = "Columns (CSV) or fields (NDJSON), a line each: order_ref, customer_ref, store_id, placed_at, sku, product_name,\ndepartment, quantity, unit_price. Lines of one order stand together. An order goes over in one piece, its good lines\nconfirmed, its bad ones listed; an order without a good line stays an empty draft. A name that ends in .gz is unpacked."
+        after_help = "Each line is one item of an order. Columns (CSV) or fields (NDJSON): order_ref, customer_ref, store_id, placed_at,\nsku, product_name, department, quantity, unit_price. The lines of one order must be adjacent. Each order is created with\nits valid lines and then confirmed; its invalid lines are listed. An order without a valid line stays an empty draft.\nA file whose name ends in .gz is decompressed."
     )]
     Import(Import),
-    /// Rebuild read models from the log beside the ones that serve, then switch; beside a running server or without one.
+    /// Rebuild read models from the log, then switch to the new generations. Servers may run meanwhile.
     #[command(
         before_help = "Examples:\n  docket replay --all\n  docket replay sales products\n  docket replay sales --rollback\n  docket replay --all --prune",
-        after_help = "A new generation is filled from the log, catches up, is compared with the one that serves, and takes its place in one\ntransaction. A rebuild that was killed goes on where it stopped. The generation that served before stays until the next\nrebuild, for --rollback."
+        after_help = "A rebuild fills a new generation from the log, catches up, compares it with the generation that serves, and switches to\nit in one transaction. Run the command again to resume an interrupted rebuild. The previous generation is kept until\nthe next rebuild, for --rollback."
     )]
     Replay(Replay),
-    /// Compare read models with the log, without writing and without stopping anything; exit code 1 where they differ.
+    /// Compare read models with the log and count mismatches. Writes nothing and stops nothing. Exits with 1 when there
+    /// are mismatches.
     #[command(before_help = "Examples:\n  docket verify\n  docket verify order_details --sample 1000")]
     Verify(Verify),
-    /// How far each read model has come.
+    /// List the read models: generation, position, lag and state.
     #[command(before_help = "Examples:\n  docket projections\n  docket projections --json")]
     Projections(Listing),
-    /// The modules of this program, and read models of modules that are gone.
+    /// List the modules of this program, and what removed modules have left in the database.
     #[command(before_help = "Examples:\n  docket modules\n  docket modules --json\n  docket modules --prune loyalty")]
     Modules(Modules),
-    /// Events that no projector can apply, and the orders that are parked at them.
+    /// Show or settle dead letters: events that cannot be projected, and the streams that are parked at them.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
-    /// Reactors and process managers: how far they have come, and what waits in their backlogs.
+    /// Show or control reactors and process managers: their positions and their backlogs.
     #[command(subcommand)]
     Reactors(Reactors),
-    /// The log as it is.
+    /// Export, import or follow the log, or mark it as restored from a backup.
     #[command(subcommand)]
     Events(Events),
-    /// Check or show the settings.
+    /// Check or print the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Ask a running server whether it is ready; exit code 1 where it is not.
+    /// Check whether a running server is ready. Exits with 1 when it is not.
     #[command(before_help = "Examples:\n  docket health\n  docket health --url http://127.0.0.1:9000")]
     Health {
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:8080")]
         url: String,
     },
-    /// Print a completion script.
+    /// Print a completion script for a shell.
     #[command(before_help = "Examples:\n  docket completions bash > /etc/bash_completion.d/docket")]
     Completions {
-        /// For this shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Settings file; docket.toml here, if it is there, where none is named.
+    /// Settings file. Without this option, docket.toml in the current folder is read if it exists.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of a store in SQLite, as `docket dev --data` names it.
+    /// Folder of a SQLite store, as given to `docket dev --data`.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct Dev {
-    /// Loopback address and port.
+    /// Loopback address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// Folder for the database and the key.
+    /// Folder of the database and of the signing key.
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 }
@@ -145,10 +146,10 @@ struct Dev {
 struct Serve {
     #[command(flatten)]
     common: Common,
-    /// Address and port.
+    /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// What this process does: write, react, project, read, separated by commas.
+    /// Roles of this process, separated by commas: write, react, project, read.
     #[arg(long, value_name = "ROLES")]
     roles: Option<String>,
 }
@@ -157,8 +158,8 @@ struct Serve {
 struct Migrate {
     #[command(flatten)]
     common: Common,
-    /// Then give this role of PostgreSQL, which servers connect as, what they need and nothing else: it can append events,
-    /// and neither change nor remove them. To be repeated with each release.
+    /// After the migration, grant this PostgreSQL role exactly the privileges that a server needs: servers that connect
+    /// with it can append events, but not change or delete them. Repeat this with each release.
     #[arg(long, value_name = "ROLE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     grant_to: Option<String>,
 }
@@ -167,13 +168,13 @@ struct Migrate {
 struct Token {
     #[command(flatten)]
     common: Common,
-    /// Who it is for; a customer's id for the role customer.
+    /// Subject of the token; for the role customer, the customer's id.
     #[arg(long)]
     sub: String,
-    /// What they may do.
+    /// Role of the token.
     #[arg(long, value_enum)]
     role: RoleName,
-    /// How long it is valid, e.g. 30m, 8h, 7d.
+    /// How long the token is valid, e.g. 30m, 8h, 7d.
     #[arg(long, default_value = "1h", value_parser = parse_ttl)]
     ttl: Duration,
 }
@@ -187,15 +188,15 @@ enum RoleName {
 
 #[derive(Debug, Args)]
 struct Import {
-    /// CSV or NDJSON, plain or gzip.
+    /// CSV or NDJSON file, plain or gzip.
     file: PathBuf,
-    /// The server.
+    /// URL of the server.
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// A token of the role staff or admin.
+    /// Token with the role staff or admin.
     #[arg(long, env = "DOCKET_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Read and check the file, send nothing.
+    /// Read and check the file, but send nothing.
     #[arg(long)]
     dry_run: bool,
     /// Print the summary as JSON.
@@ -207,25 +208,26 @@ struct Import {
 struct Replay {
     #[command(flatten)]
     common: Common,
-    /// Which; `docket replay --all` for every one.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    /// Names of read models; --all selects every read model.
+    #[arg(value_name = "PROJECTION|--all", required_unless_present = "all", conflicts_with = "all")]
     projections: Vec<String>,
-    /// Every read model.
+    /// Select every read model.
     #[arg(long)]
     all: bool,
-    /// Say what would be done, change nothing.
+    /// Print what would be done, but change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Begin at the first event, whatever a killed rebuild has left: something before has been mended.
+    /// Start at the first event instead of resuming an interrupted rebuild. Use this after stored events were
+    /// corrected.
     #[arg(long, conflicts_with_all = ["prune", "rollback"])]
     fresh: bool,
-    /// Go back to the generation that served before, brought up to date.
+    /// Switch back to the previous generation, after it has caught up with the log.
     #[arg(long, conflicts_with = "prune")]
     rollback: bool,
     /// Remove generations that do not serve.
     #[arg(long)]
     prune: bool,
-    /// Progress and result as lines of JSON.
+    /// Print progress and result as lines of JSON.
     #[arg(long, conflicts_with_all = ["prune", "dry_run"])]
     json: bool,
 }
@@ -234,15 +236,16 @@ struct Replay {
 struct Verify {
     #[command(flatten)]
     common: Common,
-    /// Which; every one where none is named.
+    /// Names of read models; without names, every read model is verified.
     projections: Vec<String>,
-    /// Check only so many orders, drawn by lot: quick, whatever the length of the log. Sums cannot be checked so.
-    #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Check only this many streams, drawn at random. This is fast for a log of any length, but cannot check read
+    /// models that are sums over many streams.
+    #[arg(long, value_name = "STREAMS", value_parser = clap::value_parser!(u32).range(1..))]
     sample: Option<u32>,
-    /// Print so many differences of each read model.
+    /// Print at most this many mismatches of each read model.
     #[arg(long, value_name = "N", default_value_t = 10)]
     first: usize,
-    /// The result as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -251,7 +254,7 @@ struct Verify {
 struct Listing {
     #[command(flatten)]
     common: Common,
-    /// As JSON.
+    /// Print as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -260,26 +263,26 @@ struct Listing {
 struct Modules {
     #[command(flatten)]
     common: Common,
-    /// As JSON.
+    /// Print as JSON.
     #[arg(long, conflicts_with = "prune")]
     json: bool,
-    /// Remove the read models, checkpoints and dead letters of a module that this program does not have.
+    /// Remove what a module that this program does not have has left: read models, reactors, checkpoints, dead letters.
     #[arg(long, value_name = "MODULE")]
     prune: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum DeadLetters {
-    /// Every one, the first in the log first.
+    /// List the dead letters in the order of the log.
     #[command(before_help = "Examples:\n  docket dead-letters list --json")]
     List(Listing),
-    /// One, with the events of its order that wait.
+    /// Show one dead letter, with the events of its stream that wait.
     #[command(before_help = "Examples:\n  docket dead-letters show 4711")]
     Show(DeadLetter),
-    /// Have the projector try again, once what was wrong is mended.
+    /// Project the parked stream again. Use this after the cause was corrected.
     #[command(before_help = "Examples:\n  docket dead-letters retry 4711")]
     Retry(DeadLetter),
-    /// Do without the event for good; the order goes on after it, here and in every rebuild.
+    /// Leave the event out of the read models and of every rebuild for good. Its stream continues after it.
     #[command(before_help = "Examples:\n  docket dead-letters discard 4711")]
     Discard(DeadLetter),
 }
@@ -288,30 +291,30 @@ enum DeadLetters {
 struct DeadLetter {
     #[command(flatten)]
     common: Common,
-    /// Position of the event.
+    /// Position of the event in the log.
     position: i64,
 }
 
 #[derive(Debug, Subcommand)]
 enum Reactors {
-    /// Every reactor: its position, its backlog, whether it is held.
+    /// List the reactors: position, lag, backlog, and whether each one is held.
     #[command(before_help = "Examples:\n  docket reactors list\n  docket reactors list --json")]
     List(Listing),
-    /// The backlog of one reactor: the first event of each key, why it failed, and when it is tried again.
+    /// Show the backlog of a reactor: the first event of each key, why it failed, and when it is retried.
     #[command(before_help = "Examples:\n  docket reactors show loyalty-points")]
     Show(OneReactor),
-    /// Do without the first event of a key for good; the events behind it are tried now.
+    /// Skip the first event of a key for good. The next event of the key is tried now.
     #[command(before_help = "Examples:\n  docket reactors skip loyalty-points --key c-1 --position 4711")]
     Skip(Skipped),
-    /// Try the backlog again now: the first event of each key, and those behind it when it succeeds.
+    /// Retry the backlog now: the first event of each key, and after it has succeeded the events behind it.
     #[command(
         before_help = "Examples:\n  docket reactors retry loyalty-points\n  docket reactors retry loyalty-points --key c-1"
     )]
     Retry(Retried),
-    /// Stop a reactor: it takes nothing until it is released. Events wait in the log.
+    /// Hold a reactor: it handles no event until it is released. Events wait in the log.
     #[command(before_help = "Examples:\n  docket reactors hold loyalty-points --reason 'the provider is down'")]
     Hold(Held),
-    /// Let a held reactor go on from its checkpoint.
+    /// Release a held reactor. It resumes from its checkpoint.
     #[command(
         before_help = "Examples:\n  docket reactors release loyalty-points\n  docket reactors release loyalty-points --at-head"
     )]
@@ -322,9 +325,9 @@ enum Reactors {
 struct OneReactor {
     #[command(flatten)]
     common: Common,
-    /// Its name, as `docket reactors list` prints it.
+    /// Name of the reactor, as `docket reactors list` prints it.
     reactor: String,
-    /// As lines of JSON.
+    /// Print as lines of JSON.
     #[arg(long)]
     json: bool,
 }
@@ -333,9 +336,9 @@ struct OneReactor {
 struct Retried {
     #[command(flatten)]
     common: Common,
-    /// Its name, as `docket reactors list` prints it.
+    /// Name of the reactor, as `docket reactors list` prints it.
     reactor: String,
-    /// Only the events of this key.
+    /// Retry only the events of this key.
     #[arg(long)]
     key: Option<String>,
 }
@@ -344,12 +347,12 @@ struct Retried {
 struct Skipped {
     #[command(flatten)]
     common: Common,
-    /// Its name, as `docket reactors list` prints it.
+    /// Name of the reactor, as `docket reactors list` prints it.
     reactor: String,
-    /// The key, as `docket reactors show` prints it.
+    /// Key of the event, as `docket reactors show` prints it.
     #[arg(long)]
     key: String,
-    /// Position of the event.
+    /// Position of the event in the log.
     #[arg(long)]
     position: i64,
 }
@@ -358,9 +361,9 @@ struct Skipped {
 struct Released {
     #[command(flatten)]
     common: Common,
-    /// Its name, as `docket reactors list` prints it.
+    /// Name of the reactor, as `docket reactors list` prints it.
     reactor: String,
-    /// Go on at the end of the log: nothing that it has not taken is taken, and its backlog is emptied.
+    /// Resume at the end of the log: skip all events that the reactor has not handled, and empty its backlog.
     #[arg(long)]
     at_head: bool,
 }
@@ -369,33 +372,33 @@ struct Released {
 struct Held {
     #[command(flatten)]
     common: Common,
-    /// Its name, as `docket reactors list` prints it.
+    /// Name of the reactor, as `docket reactors list` prints it.
     reactor: String,
-    /// Why, for whoever lists the reactors.
+    /// Reason for the hold; `docket reactors list` prints it.
     #[arg(long, default_value = "an operator holds it")]
     reason: String,
 }
 
 #[derive(Debug, Subcommand)]
 enum Events {
-    /// Print the log, or write it to a file: a CloudEvents 1.0 envelope a line.
+    /// Export the log to stdout or to a file, one CloudEvents 1.0 envelope per line.
     #[command(
         before_help = "Examples:\n  docket events export > log.ndjson\n  docket events export --output log.ndjson.gz"
     )]
     Export(Export),
-    /// Read an exported log into an empty store, positions kept: the way from embedded to scaled.
+    /// Import an exported log into an empty store. Positions are kept. Use this to move from SQLite to PostgreSQL.
     #[command(
         before_help = "Examples:\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket events import log.ndjson.gz",
-        after_help = "An import that was cut off goes on where it stopped. No server may run on the store. Read models are built from the\nlog when a server starts. Idempotency keys and snapshots are not part of an export."
+        after_help = "Run the command again to resume an interrupted import. No server may run on the store. A server builds the read models\nfrom the log when it starts. An export contains no idempotency keys and no snapshots."
     )]
     Import(Restore),
-    /// Say that the log was restored from a backup, so that no listener goes on from a position of what is lost.
+    /// Mark the log as restored from a backup, so that no client resumes at a position of the lost log.
     #[command(
         before_help = "Examples:\n  docket events restored --config docket.toml",
-        after_help = "The log gets a new incarnation: whoever listened before it was restored begins with what is there now. Where nats_url is\nset, the JetStream stream of before is removed. No server may run on the store."
+        after_help = "The log gets a new incarnation: a client that resumes with a cursor of an earlier one gets a fresh snapshot. When\nnats_url is set, the JetStream stream of the lost log is removed. No server may run on the store."
     )]
     Restored(Restored),
-    /// Print events as they come.
+    /// Print the last events of the log; with --follow also new events as they are appended.
     #[command(before_help = "Examples:\n  docket events tail --follow\n  docket events tail --after 4711")]
     Tail(Tail),
 }
@@ -404,7 +407,7 @@ enum Events {
 struct Export {
     #[command(flatten)]
     common: Common,
-    /// A file in place of stdout; a name that ends in .gz is packed.
+    /// Write to this file instead of stdout. A file whose name ends in .gz is compressed.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -413,7 +416,7 @@ struct Export {
 struct Restore {
     #[command(flatten)]
     common: Common,
-    /// What `docket events export` wrote, plain or gzip.
+    /// File that `docket events export` has written, plain or gzip.
     file: PathBuf,
 }
 
@@ -421,7 +424,8 @@ struct Restore {
 struct Restored {
     #[command(flatten)]
     common: Common,
-    /// Delete the JetStream stream though it is of another incarnation: this store was restored before.
+    /// Delete the JetStream stream even if it belongs to another incarnation. Use this when the store was restored
+    /// before.
     #[arg(long)]
     delete_stream: bool,
 }
@@ -430,20 +434,20 @@ struct Restored {
 struct Tail {
     #[command(flatten)]
     common: Common,
-    /// After this position; the last ten events where it is left out.
+    /// Print the events after this position. Without this option, print the last ten events.
     #[arg(long)]
     after: Option<i64>,
-    /// Go on as events come.
+    /// Keep running, and print new events as they are appended.
     #[arg(long)]
     follow: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Exit 0 where the settings can be used, else say what is wrong.
+    /// Check the settings. Exits with 0 when they are valid; otherwise prints what is wrong.
     #[command(before_help = "Examples:\n  docket config check --config docket.toml\n  docket config check --connect")]
     Check(ConfigCheck),
-    /// Print every setting with its value, as TOML; secrets are left out.
+    /// Print every setting with its value as TOML, without secrets.
     #[command(before_help = "Examples:\n  docket config show > docket.toml.new")]
     Show(Common),
 }
@@ -452,12 +456,12 @@ enum ConfigCommand {
 struct ConfigCheck {
     #[command(flatten)]
     common: Common,
-    /// Connect to the database and to NATS, too, and print what an operator should know of them.
+    /// Also connect to the database and to NATS, and print notes about them for the operator.
     #[arg(long)]
     connect: bool,
 }
 
-/// Parses the command line and runs it; gives the exit code.
+/// Parses the command line, runs the command, and returns the exit code.
 pub async fn main(of: Vec<Module>) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -501,7 +505,7 @@ pub async fn main(of: Vec<Module>) -> u8 {
         Command::Config(ConfigCommand::Show(common)) => admin::config_show(&program, common),
         Command::Health { url } => admin::health(&url).await,
         Command::Completions { shell } => {
-            // Not to stdout: it panics where nobody reads that to its end.
+            // Not written to stdout directly: `generate` panics when stdout is closed.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "docket", &mut script);
             say(String::from_utf8_lossy(&script).trim_end());
@@ -514,7 +518,7 @@ pub async fn main(of: Vec<Module>) -> u8 {
     })
 }
 
-/// An error with its causes, without those that it has named already.
+/// Returns the text of an error with its causes. Leaves out a cause whose text is already there.
 fn told_once(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
         if !text.contains(&cause) {
@@ -525,7 +529,7 @@ fn told_once(error: &anyhow::Error) -> String {
     })
 }
 
-/// Settings or arguments that cannot be used.
+/// Invalid settings or arguments: the exit code is [`EXIT_USAGE`].
 #[derive(Debug)]
 struct Usage(anyhow::Error);
 
@@ -537,12 +541,12 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Prints a line on stdout. A reader that has seen enough ends the program, and is no failure.
+/// Prints a line on stdout. When the reader has closed stdout, the program ends with exit code 0.
 fn say(line: impl std::fmt::Display) {
     if let Err(error) = writeln!(std::io::stdout(), "{line}") {
         let broken = error.kind() == std::io::ErrorKind::BrokenPipe;
         if !broken {
-            eprintln!("docket: cannot write: {error}");
+            eprintln!("docket: cannot write to stdout: {error}");
         }
         std::process::exit(if broken { 0 } else { EXIT_FAILED.into() });
     }
@@ -557,7 +561,7 @@ fn load(program: &Program, common: &Common, flags: &[(&str, String)]) -> anyhow:
     Settings::load(common.config.as_deref(), &flags, &program.settings()).map_err(|error| Usage(error).into())
 }
 
-/// The program with the modules that the settings choose, each with its settings.
+/// Returns the program with the modules that the settings select, and applies the settings of these modules.
 fn selected(program: Program, settings: &Settings) -> anyhow::Result<Program> {
     let usage = |reason: String| Usage(anyhow!(reason));
     let program = program.select(&settings.server.modules, settings.server.roles()?).map_err(usage)?;
@@ -566,7 +570,7 @@ fn selected(program: Program, settings: &Settings) -> anyhow::Result<Program> {
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let help = || "a number and a unit, e.g. 30m, 8h, 7d".to_owned();
+    let help = || "give a number and a unit, e.g. 30m, 8h, 7d".to_owned();
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(help)?;
     let number: u64 = number.parse().map_err(|_| help())?;
     let seconds = match unit {
@@ -580,5 +584,5 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         .checked_mul(seconds)
         .filter(|s| (1..=366 * 86_400).contains(s))
         .map(Duration::from_secs)
-        .ok_or_else(|| "from 1 second to 366 days".to_owned())
+        .ok_or_else(|| "give a duration from 1 second to 366 days".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Which pages may call the API.
+//! CORS: which web pages may call the API.
 
 use std::time::Duration;
 
@@ -9,22 +9,23 @@ use push::access;
 use push::settings::header_names;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// Headers that pages of other origins may send: those that mean something here, and those that libraries of pages send by
-/// themselves, such as tracing agents and replacements of `EventSource`.
+/// Request headers that pages of other origins may send: the headers that the API reads, and headers that browser
+/// libraries add, such as tracing agents and replacements of `EventSource`.
 const REQUEST_HEADERS: &str = "authorization, baggage, cache-control, content-type, idempotency-key, if-match, if-none-match, \
      last-event-id, pragma, prefer, sentry-trace, traceparent, tracestate, x-request-id, x-requested-with";
-/// Headers that they may read.
+/// Response headers that pages of other origins may read.
 const ANSWER_HEADERS: &str = "allow, docket-position, etag, idempotency-replayed, location, ratelimit, ratelimit-policy, \
      retry-after, www-authenticate, x-request-id";
 
-/// Lets pages of the allowed origins call the API and read what it answers.
+/// Returns the CORS layer for the allowed origins; None when no origin is allowed.
 pub fn cors(settings: &push::settings::Settings) -> anyhow::Result<Option<CorsLayer>> {
     let allowed_origins = settings.allowed_origins.clone();
     if allowed_origins.is_empty() {
         return Ok(None);
     }
     let names = |ours: &str, theirs: &str| {
-        header_names(&format!("{ours},{theirs}")).map_err(|name| anyhow!("`{name}` is no header's name"))
+        header_names(&format!("{ours},{theirs}"))
+            .map_err(|name| anyhow!("cors_request_headers, cors_answer_headers: `{name}` is not a header name."))
     };
     let is_allowed = move |origin: &HeaderValue, _: &Parts| {
         origin.to_str().is_ok_and(|origin| access::is_allowed(&allowed_origins, origin, None))

@@ -1,10 +1,10 @@
-//! Docket as a library: modules in, a program out.
+//! Docket as a library: builds a program from a list of modules.
 //!
-//! `docket` is [`main`] over [`modules::modules`]. A program of one's own adds its modules to that list. The crate holds no
-//! business logic: it gathers what the modules give, wires it by role, and gives operators their commands. What a command
-//! line does is in its file under `cli`, what a server runs in `run.rs`.
+//! `docket` calls [`main`] with [`modules::modules`]. Another program adds its own modules to that list. This crate has
+//! no business logic: it collects what the modules provide, wires it by role, and implements the operators' commands.
+//! Each command is in its file under `cli`; the server is in `run.rs`.
 
-/// Prints a line on stderr. In place of std's, which panics where nobody reads that any more (`docket … 2>&1 | head -1`).
+/// Prints a line on stderr. Replaces the macro of std, which panics when stderr is closed (`docket … 2>&1 | head -1`).
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -29,17 +29,17 @@ use std::process::ExitCode;
 
 use crate::module::Module;
 
-/// Runs the command line of a program made of these modules.
+/// Runs the command line of a program with these modules and returns its exit code.
 pub fn main(modules: Vec<Module>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("docket: the runtime does not start: {error}");
+            eprintln!("docket: cannot start the async runtime: {error}");
             return ExitCode::from(cli::EXIT_FAILED);
         }
     };
     let code = runtime.block_on(cli::main(modules));
-    // Blocking reads of a terminal or a pipe must not hold the exit up.
+    // A blocking read of a terminal or a pipe must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ExitCode::from(code)
 }

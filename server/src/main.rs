@@ -1,4 +1,4 @@
-//! `docket`: the program of the built-in modules.
+//! `docket`: the program with the built-in modules.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The SQL files of the schema, embedded in the binary.
+//! The schema migrations, embedded in the binary as SQL files.
 
 use event_store::migrations::Migrations;
 use sqlx::migrate::Migrator;
@@ -8,7 +8,7 @@ static SQLITE_READ: Migrator = sqlx_macros::migrate!("../migrations/sqlite/read"
 static POSTGRES_LOG: Migrator = sqlx_macros::migrate!("../migrations/postgres/log");
 static POSTGRES_READ: Migrator = sqlx_macros::migrate!("../migrations/postgres/read");
 
-/// The migrations that this release knows.
+/// The migrations of this release.
 pub const MIGRATIONS: Migrations = Migrations {
     sqlite_log: &SQLITE_LOG,
     sqlite_read: &SQLITE_READ,

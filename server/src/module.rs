@@ -1,4 +1,4 @@
-//! What a context gives to a program.
+//! The interface through which a context adds its parts to a program.
 
 use command_engine::api::CommandApi;
 use command_engine::bulk::lines::BulkLines;
@@ -12,77 +12,77 @@ use push::api::{Channel, QueryApi};
 use push::publisher::AnyPublisher;
 use utoipa_axum::router::OpenApiRouter;
 
-/// A context: everything that it gives to a program, as one value. A field that is empty is not given.
+/// A context with all its parts, as one value. An empty field means that the context has no such part.
 pub struct Module {
-    /// Its name: lower-case letters, digits and hyphens.
+    /// Name of the module: lower-case letters, digits and hyphens.
     pub name: &'static str,
-    /// The group of its read models: [`CORE`] for built-in modules, else its own name.
+    /// Checkpoint group of its read models: [`CORE`] for built-in modules, otherwise the module's name.
     pub group: &'static str,
-    /// Names of modules that it does not work without.
+    /// Names of the modules that this module requires.
     pub needs: Vec<&'static str>,
-    /// Its aggregates.
+    /// Its aggregate types.
     pub aggregates: Vec<&'static dyn AnyAggregate>,
-    /// The routes of its commands.
+    /// Returns the routes of its commands.
     pub commands: Option<fn() -> OpenApiRouter<CommandApi>>,
-    /// Its commands in bulk.
+    /// Its bulk commands: lines of `POST /v1/commands`.
     pub bulk: Option<BulkLines>,
     /// Its reactors and process managers.
     pub reactors: Vec<&'static dyn Reactor>,
     /// Its read models.
     pub projections: Vec<&'static dyn AnyProjection>,
-    /// Who is called with what its group projects for the first time.
+    /// Observers, called with the events that its group projects for the first time.
     pub observers: Vec<&'static dyn AnyObserver>,
-    /// The routes of its queries.
+    /// Returns the routes of its queries.
     pub queries: Option<fn() -> OpenApiRouter<QueryApi>>,
     /// Its channels of live updates.
     pub channels: Vec<Channel>,
-    /// What is published of its aggregates.
+    /// Publishers of its aggregates: they define the publications of live updates.
     pub publishers: Vec<&'static dyn AnyPublisher>,
-    /// Its settings; their names begin with the module's, unless the module is built in.
+    /// Its settings. Their names begin with the module's name, unless the module is built in.
     pub settings: Vec<Setting>,
     /// Its health checks.
     pub checks: Vec<Check>,
-    /// Its metrics, with what each one tells.
+    /// Its metrics: name and description.
     pub metrics: Vec<(&'static str, &'static str)>,
-    /// Measures what no event tells, now and then, in processes that project.
+    /// Measures values that do not follow from events. Called periodically in processes with the role `project`.
     pub measure: Option<Measure>,
 }
 
-/// See [`Module::measure`].
+/// The type of [`Module::measure`].
 pub type Measure = fn(Store) -> BoxFuture<'static, Result<(), Error>>;
 
-/// A setting of a module: a text in `docket.toml`, or in the environment as `DOCKET_` and its name in capitals.
+/// A setting of a module: a string in `docket.toml`, or in the environment as `DOCKET_` and its name in capitals.
 #[derive(Clone, Copy)]
 pub struct Setting {
-    /// Its name.
+    /// Name of the setting.
     pub name: &'static str,
-    /// Its value where none is given.
+    /// Value when the setting is not given.
     pub default: &'static str,
-    /// What it sets.
+    /// Description for operators.
     pub help: &'static str,
-    /// Takes the value at start, before anything runs.
+    /// Applies the value at start, before anything runs.
     ///
     /// # Errors
-    /// Why the value cannot be used, and which can.
+    /// The value cannot be used. The text says why, and which values are valid.
     pub apply: fn(&str) -> Result<(), String>,
 }
 
 /// A health check of a module.
 #[derive(Clone, Copy)]
 pub struct Check {
-    /// Its name.
+    /// Name of the check.
     pub name: &'static str,
-    /// Whether the process is not ready while it fails; otherwise it is degraded.
+    /// True when a failure makes the process not ready; otherwise a failure makes it degraded.
     pub required: bool,
-    /// Looks.
+    /// Runs the check.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The check failed. The text says why.
     pub run: fn(Store) -> BoxFuture<'static, Result<(), String>>,
 }
 
 impl Module {
-    /// A module with nothing in it, in a group of its own.
+    /// Returns an empty module whose checkpoint group has the module's name.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -104,12 +104,12 @@ impl Module {
         }
     }
 
-    /// The same in the group of the built-in modules.
+    /// Returns an empty module in the checkpoint group of the built-in modules.
     pub(crate) fn built_in(name: &'static str) -> Self {
         Self { group: CORE, ..Self::new(name) }
     }
 
-    /// Whether it is part of Docket.
+    /// Whether the module is part of Docket.
     pub fn is_built_in(&self) -> bool {
         self.group == CORE
     }

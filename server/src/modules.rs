@@ -1,16 +1,16 @@
-//! The built-in contexts, in one list.
+//! The list of built-in modules.
 
 use command_engine::bulk;
 use projections::orders;
 
 use crate::module::Module;
 
-/// Every built-in module.
+/// Returns the built-in modules.
 pub fn modules() -> Vec<Module> {
     vec![orders(), operations()]
 }
 
-/// Orders, and what is reported of them.
+/// Orders, with their reports.
 fn orders() -> Module {
     Module {
         aggregates: orders::aggregates(),
@@ -27,7 +27,7 @@ fn orders() -> Module {
     }
 }
 
-/// What operators ask and do.
+/// Routes and channels for operators, and the route of bulk commands.
 fn operations() -> Module {
     Module {
         commands: Some(bulk::router),

@@ -1,4 +1,4 @@
-//! What is measured by looking.
+//! Metrics that are sampled periodically.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use crate::module::Measure;
 use crate::settings::Roles;
 
-/// How often positions and lag are measured, and how often modules measure.
+/// Interval between measurements of positions and lag, and least interval between measurements of a module.
 const OBSERVE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// How long a module may measure.
+/// How long one measurement of a module may take.
 const MEASURE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Measures, now and then, what nobody else measures by the way.
+/// Periodically measures the positions of the log, the lag of read models and the state of reactors, until `stop`.
 pub async fn observe(
     store: Store,
     progress: Progress,
@@ -39,7 +39,7 @@ pub async fn observe(
             Ok::<_, Error>(())
         };
         if let Err(error) = outcome.await {
-            tracing::debug!(%error, "not measured");
+            tracing::debug!(%error, "Could not measure positions and lag.");
         }
         tokio::select! {
             () = tokio::time::sleep(OBSERVE_EVERY) => {}
@@ -48,7 +48,8 @@ pub async fn observe(
     }
 }
 
-/// Lets a module measure, now and then. What fails or panics in it stops nobody else's measuring.
+/// Periodically runs a module's measurement, until `stop`. A failure or a panic in it does not affect other
+/// measurements.
 pub async fn measure(store: Store, measure: Measure, stop: CancellationToken) {
     loop {
         let started = Instant::now();
@@ -56,11 +57,11 @@ pub async fn measure(store: Store, measure: Measure, stop: CancellationToken) {
         let work = tokio::spawn(async move { measure(store).await });
         match tokio::time::timeout(MEASURE_WITHIN, work).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::debug!(%error, "a module did not measure"),
-            Ok(Err(error)) => tracing::error!(%error, "a module failed to measure"),
-            Err(_) => tracing::warn!("a module has measured for a minute"),
+            Ok(Ok(Err(error))) => tracing::debug!(%error, "The measurement of a module failed."),
+            Ok(Err(error)) => tracing::error!(%error, "The measurement of a module panicked."),
+            Err(_) => tracing::warn!("The measurement of a module did not finish within a minute."),
         }
-        // However much there is to count, it takes a hundredth of the time.
+        // The measurement takes at most a hundredth of the time, however much there is to count.
         tokio::select! {
             () = tokio::time::sleep((started.elapsed() * 100).max(MEASURE_EVERY)) => {}
             () = stop.cancelled() => return,

@@ -1,4 +1,5 @@
-//! The modules as operators see them: what each one gives, and what is in the database of modules that are not there.
+//! The modules as operators see them: the parts of each module, and the read models that removed modules have left in
+//! the database.
 
 use std::sync::Arc;
 
@@ -16,20 +17,20 @@ use utoipa_axum::routes;
 
 use crate::program::{Program, own_routes};
 
-/// A module, and what it gives.
+/// A module and its parts.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModuleView {
-    /// Its name.
+    /// Name of the module.
     name: &'static str,
-    /// The group that its read models follow the log with.
+    /// Checkpoint group of its read models.
     group: &'static str,
-    /// Modules that it does not work without.
+    /// Names of the modules that this module requires.
     needs: Vec<&'static str>,
-    /// Types of its aggregates.
+    /// Its aggregate types.
     aggregates: Vec<&'static str>,
-    /// Method and path of each route.
+    /// Its routes: method and path.
     routes: Vec<String>,
-    /// Its commands in bulk.
+    /// Its bulk commands.
     bulk: Vec<&'static str>,
     /// Its reactors and process managers.
     reactors: Vec<&'static str>,
@@ -37,33 +38,33 @@ pub struct ModuleView {
     projections: Vec<&'static str>,
     /// Its channels of live updates.
     channels: Vec<String>,
-    /// Its settings, with what each one sets.
+    /// Its settings, each with a description.
     settings: Vec<Documented>,
-    /// Its metrics, with what each one tells.
+    /// Its metrics, each with a description.
     metrics: Vec<Documented>,
     /// Its health checks.
     checks: Vec<&'static str>,
 }
 
-/// A name, and what it is for.
+/// A name with its description.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Documented {
     /// The name.
     name: &'static str,
-    /// What it is for.
+    /// The description.
     help: &'static str,
 }
 
-/// Every module, and read models of modules that are not there.
+/// Every module, and the read models of modules that this program does not have.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Modules {
     /// The modules of this process.
     items: Vec<ModuleView>,
-    /// Read models of modules that this process does not have; `docket modules --prune NAME` removes them.
+    /// Read models of modules that this process does not have. `docket modules --prune NAME` removes them.
     unclaimed: Vec<Unclaimed>,
 }
 
-/// The modules of a program.
+/// Returns the modules of a program with their parts.
 pub fn views(program: &Program) -> Vec<ModuleView> {
     let view = |module: &crate::module::Module| ModuleView {
         name: module.name,
@@ -82,15 +83,15 @@ pub fn views(program: &Program) -> Vec<ModuleView> {
     program.modules().iter().map(view).collect()
 }
 
-/// The same with what the database holds besides.
+/// Returns the modules of a program, and the read models in the database that belong to no module of it.
 ///
 /// # Errors
-/// The database is away.
+/// The database is unavailable.
 pub async fn modules(program: &Program, store: &Store) -> Result<Modules, Error> {
     Ok(Modules { items: views(program), unclaimed: unclaimed(store.db(), program.registry()).await? })
 }
 
-/// What the route works with.
+/// State of the route.
 #[derive(Clone)]
 pub struct Overview {
     program: Arc<Program>,
@@ -99,7 +100,7 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Over the modules of a process.
+    /// Returns the state for a program and its store.
     pub fn new(program: Arc<Program>, store: Store, authenticator: Authenticator) -> Self {
         Self { program, store, authenticator }
     }
@@ -111,12 +112,12 @@ impl FromRef<Overview> for Authenticator {
     }
 }
 
-/// The route.
+/// Returns the route `GET /v1/modules`.
 pub fn router() -> OpenApiRouter<Overview> {
     OpenApiRouter::new().routes(routes!(list))
 }
 
-/// The modules of the process that answers, and read models of modules that it does not have.
+/// Lists the modules of the process that answers, and the read models of modules that this process does not have.
 #[utoipa::path(get, path = "/v1/modules", tag = "operations",
     responses((status = 200, body = Modules), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
 async fn list(State(overview): State<Overview>, principal: Principal) -> Result<Response, Problem> {

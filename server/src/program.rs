@@ -1,4 +1,4 @@
-//! The modules of a program, checked: each name is used once, and every module finds what it needs.
+//! The modules of a program. Checks that names are unique and that every module finds the modules that it requires.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,17 +10,17 @@ use push::api::Lists;
 use crate::module::{Module, Setting};
 use crate::settings::Roles;
 
-/// Names of the health checks that belong to no module.
+/// Names of the server's own health checks. Modules cannot use them.
 const CHECKS: &[&str] =
     &["projections", "reactors", "database", "append", "durability", "storage", "dead_letters", "nats"];
 
-/// What a program is made of.
+/// A program: its modules, and the registry of their read models.
 pub struct Program {
     modules: Vec<Module>,
     registry: Registry,
 }
 
-/// Names of one kind, each with the module that has it.
+/// Names of one kind, each with the module that declares it.
 struct Names {
     kind: &'static str,
     owners: BTreeMap<String, &'static str>,
@@ -34,18 +34,18 @@ impl Names {
     fn take(&mut self, name: &str, module: &'static str) -> Result<(), String> {
         match self.owners.insert(name.to_owned(), module) {
             None => Ok(()),
-            Some(_) if self.kind == "name" => Err(format!("two modules have the name {name}")),
-            Some(other) if other == module => Err(format!("the module {module} has two {} {name}", self.kind)),
-            Some(other) => Err(format!("the modules {other} and {module} both have the {} {name}", self.kind)),
+            Some(_) if self.kind == "name" => Err(format!("Two modules have the name {name}. Rename one of them.")),
+            Some(other) if other == module => Err(format!("The module {module} has the {} {name} twice.", self.kind)),
+            Some(other) => Err(format!("The modules {other} and {module} both have the {} {name}.", self.kind)),
         }
     }
 }
 
 impl Program {
-    /// Checks the modules, and puts their read models into groups.
+    /// Checks the modules, and puts their read models into checkpoint groups.
     ///
     /// # Errors
-    /// What cannot be, with the names of the modules that it is about.
+    /// The modules do not fit together. The text names the modules and says why.
     pub fn new(modules: Vec<Module>) -> Result<Self, String> {
         check_names(&modules)?;
         check_needs(&modules)?;
@@ -58,7 +58,7 @@ impl Program {
                 Some(group) => group,
                 None => {
                     groups.push(Group { name: module.group, projections: Vec::new(), observers: Vec::new() });
-                    groups.last_mut().ok_or("there is no group")?
+                    groups.last_mut().ok_or("The list of checkpoint groups is empty.")?
                 }
             };
             group.projections.extend(&module.projections);
@@ -73,7 +73,7 @@ impl Program {
             let kind = projection.aggregate().aggregate_type();
             if !known.contains(kind) {
                 return Err(format!(
-                    "the read model {} of the module {} folds the aggregate {kind}, which no module has",
+                    "The read model {} of the module {} folds the aggregate {kind}, which no module has. Add the aggregate.",
                     projection.name(),
                     module.name
                 ));
@@ -81,11 +81,11 @@ impl Program {
         }
         for (module, reactor) in modules.iter().flat_map(|module| module.reactors.iter().map(move |r| (module, r))) {
             let types = reactor.subscriptions().iter().map(|subscription| subscription.aggregate_type);
-            let of_module = format!("the reactor {} of the module {}", reactor.name(), module.name);
+            let of_module = format!("The reactor {} of the module {}", reactor.name(), module.name);
             if let Some(unknown) = types.chain(reactor.process()).find(|kind| !known.contains(kind)) {
                 return Err(format!(
-                    "{of_module} takes events of the aggregate {unknown}, which no module has: add `kind_of` of it to the \
-                     module's aggregates"
+                    "{of_module} uses the aggregate {unknown}, which no module has. Add `kind_of` of it to the module's \
+                     aggregates."
                 ));
             }
             let kinds = || modules.iter().flat_map(|module| &module.aggregates);
@@ -96,14 +96,14 @@ impl Program {
                 let names: Vec<_> = kind.events().iter().map(|(name, _)| *name).collect();
                 if let Some(unknown) = subscription.events.iter().find(|event| !names.contains(event)) {
                     return Err(format!(
-                        "{of_module} takes the event {unknown} of the aggregate {}, which has {}",
+                        "{of_module} subscribes to the unknown event {unknown} of the aggregate {}. Its events are {}.",
                         subscription.aggregate_type,
                         names.join(", ")
                     ));
                 }
             }
             if reactor.process().is_some() && reactor.acts() == Acts::Outside {
-                return Err(format!("{of_module} runs a process, so it must act in the log alone"));
+                return Err(format!("{of_module} runs a process, so it must act only in the log."));
             }
         }
         let program = Self { registry: Registry::new(groups)?, modules };
@@ -111,11 +111,11 @@ impl Program {
         Ok(program)
     }
 
-    /// The modules that a setting names, separated by commas; all where it is empty.
+    /// Keeps the modules that the setting `modules` names, separated by commas; all modules when it is empty.
     ///
     /// # Errors
-    /// A name that is no module; a module that needs another one; a part of the built-in modules where read models are
-    /// built, because they are one group.
+    /// A name is not a module; a selected module requires one that is not selected; or the process has the role
+    /// `project` and only some of the built-in modules are selected, which share one checkpoint group.
     pub fn select(self, names: &str, roles: Roles) -> Result<Self, String> {
         let wanted: Vec<&str> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
         if wanted.is_empty() {
@@ -123,7 +123,7 @@ impl Program {
         }
         if let Some(unknown) = wanted.iter().find(|name| self.modules.iter().all(|module| module.name != **name)) {
             let known: Vec<_> = self.modules.iter().map(|module| module.name).collect();
-            return Err(format!("modules: `{unknown}` is no module; there are {}", known.join(", ")));
+            return Err(format!("modules: `{unknown}` is not a module. The modules are {}.", known.join(", ")));
         }
         let (running, left): (Vec<_>, Vec<_>) =
             self.modules.into_iter().partition(|module| wanted.contains(&module.name));
@@ -133,28 +133,28 @@ impl Program {
             && let (Some(one), Some(other)) = (built_in(&running), built_in(&left))
         {
             return Err(format!(
-                "modules: a process with the role project runs all built-in modules or none: add {other}, or leave {one} out"
+                "modules: A process with the role project must run all built-in modules or none. Add {other}, or remove {one}."
             ));
         }
         Self::new(running).map_err(|reason| format!("modules: {reason}"))
     }
 
-    /// The modules.
+    /// Returns the modules.
     pub fn modules(&self) -> &[Module] {
         &self.modules
     }
 
-    /// Their reactors.
+    /// Returns the reactors of all modules.
     pub fn reactors(&self) -> Vec<&'static dyn Reactor> {
         self.modules.iter().flat_map(|module| &module.reactors).copied().collect()
     }
 
-    /// Their read models.
+    /// Returns the read models of all modules, in checkpoint groups.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Their channels and publishers.
+    /// Returns the channels and publishers of all modules.
     pub fn live_updates(&self) -> Lists {
         let modules = self.modules.iter();
         Lists {
@@ -164,15 +164,15 @@ impl Program {
         }
     }
 
-    /// The settings of modules.
+    /// Returns the settings of all modules.
     pub fn settings(&self) -> Vec<Setting> {
         self.modules.iter().flat_map(|module| &module.settings).copied().collect()
     }
 
-    /// Hands each module its settings.
+    /// Applies to each module its settings; a setting without a value gets its default.
     ///
     /// # Errors
-    /// A value that cannot be used, with the name of its setting.
+    /// A value is invalid. The text begins with the name of the setting.
     pub fn apply(&self, values: &BTreeMap<&'static str, String>) -> Result<(), String> {
         for setting in self.settings() {
             let value = values.get(setting.name).map_or(setting.default, String::as_str);
@@ -181,14 +181,14 @@ impl Program {
         Ok(())
     }
 
-    /// How stored events of older versions become events of the present one.
+    /// Returns the upcasters of all aggregates.
     pub fn upcasters(&self) -> Upcasters {
         let kinds = self.modules.iter().flat_map(|module| &module.aggregates);
         kinds.fold(Upcasters::default(), |all, kind| all.merge(&kind.upcasters()))
     }
 }
 
-/// Whether a name of a module or of a kind of aggregate can be one.
+/// Whether a text is a valid name of a module, an aggregate type or a reactor.
 fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
@@ -203,20 +203,24 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
     for module in modules {
         let name = module.name;
         if !is_name(name) || name == CORE && !module.is_built_in() {
-            return Err(format!("`{name}` can be no module's name: take lower-case letters, digits and hyphens"));
+            return Err(format!(
+                "`{name}` is not a valid module name. Use lower-case letters, digits and hyphens; `core` is reserved."
+            ));
         }
         names.take(name, name)?;
         for kind in &module.aggregates {
             let kind_name = kind.aggregate_type();
             if !is_name(kind_name) {
                 return Err(format!(
-                    "the aggregate `{kind_name}` of the module {name} must be lower-case letters, digits and hyphens"
+                    "The name of the aggregate `{kind_name}` of the module {name} must be lower-case letters, digits and hyphens."
                 ));
             }
             aggregates.take(kind_name, name)?;
             let mut events = BTreeSet::new();
             if let Some((twice, _)) = kind.events().iter().find(|(event, _)| !events.insert(*event)) {
-                return Err(format!("the aggregate {kind_name} of the module {name} has two events {twice}"));
+                return Err(format!(
+                    "The aggregate {kind_name} of the module {name} declares the event {twice} twice."
+                ));
             }
         }
         for projection in &module.projections {
@@ -227,7 +231,7 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
         for reactor in &module.reactors {
             if !is_name(reactor.name()) {
                 return Err(format!(
-                    "the reactor `{}` of the module {name} must be lower-case letters, digits and hyphens",
+                    "The name of the reactor `{}` of the module {name} must be lower-case letters, digits and hyphens.",
                     reactor.name()
                 ));
             }
@@ -240,7 +244,8 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
     Ok(())
 }
 
-/// Method and path of each route; what stands for an id has no name.
+/// Returns method and path of each route of a module. Path parameters are written as `{}`, so that routes with
+/// different parameter names are compared as equal.
 pub(crate) fn own_routes(module: &Module) -> Vec<String> {
     let documents =
         [module.commands.map(|routes| routes().into_openapi()), module.queries.map(|routes| routes().into_openapi())];
@@ -260,13 +265,13 @@ pub(crate) fn own_routes(module: &Module) -> Vec<String> {
     routes
 }
 
-/// Every need is there, and none leads back to where it began.
+/// Checks that every required module is there, and that no chain of requirements is a cycle.
 fn check_needs(modules: &[Module]) -> Result<(), String> {
     for module in modules {
         for need in &module.needs {
             if modules.iter().all(|known| known.name != *need) {
                 return Err(format!(
-                    "the module {} needs the module {need}, which is not there: add {need}",
+                    "The module {} requires the module {need}, which is missing. Add {need}.",
                     module.name
                 ));
             }
@@ -276,7 +281,7 @@ fn check_needs(modules: &[Module]) -> Result<(), String> {
             if name == module.name {
                 let by = modules.iter().find(|one| one.needs.contains(&module.name) && seen.contains(one.name));
                 let by = by.map_or(module.name, |one| one.name);
-                return Err(format!("the modules {} and {by} need each other", module.name));
+                return Err(format!("The modules {} and {by} require each other.", module.name));
             }
             if seen.insert(name) {
                 next.extend(modules.iter().filter(|one| one.name == name).flat_map(|one| &one.needs));
@@ -286,14 +291,14 @@ fn check_needs(modules: &[Module]) -> Result<(), String> {
     Ok(())
 }
 
-/// A table belongs to the module whose name it begins with, so no module's name may begin another's.
+/// Checks that no module name is the beginning of another one: a table belongs to the module whose name it begins with.
 fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
     for (at, one) in modules.iter().enumerate() {
         for other in &modules[at + 1..] {
             let begins = |one: &str, other: &str| other.strip_prefix(one).is_some_and(|rest| rest.starts_with('-'));
             if begins(one.name, other.name) || begins(other.name, one.name) {
                 return Err(format!(
-                    "the names of the modules {} and {} begin alike, so that what they own cannot be told apart: rename one",
+                    "The names of the modules {} and {} begin alike, so their tables cannot be told apart. Rename one of them.",
                     one.name, other.name
                 ));
             }
@@ -302,22 +307,26 @@ fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
     Ok(())
 }
 
-/// What a foreign module owns has its name in front, so that it can be told and removed.
+/// Checks that the names of everything a foreign module owns begin with the module's name. By these prefixes `docket
+/// modules` finds what a removed module has left.
 fn check_foreign(module: &Module) -> Result<(), String> {
     let name = module.name;
     if module.group != name {
-        return Err(format!("the module {name} must have its own group, not {}", module.group));
+        return Err(format!("The module {name} must have its own checkpoint group, not {}.", module.group));
     }
     let prefix = format!("{}_", name.replace('-', "_"));
     for projection in &module.projections {
         if !projection.name().starts_with(&prefix) {
-            return Err(format!("the read model {} of the module {name} must begin with {prefix}", projection.name()));
+            return Err(format!(
+                "The name of the read model {} of the module {name} must begin with {prefix}.",
+                projection.name()
+            ));
         }
         for table in projection.tables() {
             let rest = table.name.strip_prefix(projection.name());
             if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_')) {
                 return Err(format!(
-                    "the table {} of the module {name} must begin with the name of its read model, {}",
+                    "The name of the table {} of the module {name} must begin with the name of its read model, {}.",
                     table.name,
                     projection.name()
                 ));
@@ -325,20 +334,25 @@ fn check_foreign(module: &Module) -> Result<(), String> {
         }
     }
     if let Some(reactor) = module.reactors.iter().find(|reactor| !is_named_after(reactor.name(), name)) {
-        return Err(format!("the reactor {} of the module {name} must begin with {name}-", reactor.name()));
+        return Err(format!(
+            "The name of the reactor {} of the module {name} must begin with {name}-.",
+            reactor.name()
+        ));
     }
     let groups = module.channels.iter().map(|channel| (channel.name, channel.group));
     let publishers = module.publishers.iter().map(|publisher| (publisher.aggregate_type(), publisher.group()));
     if let Some((what, group)) = groups.chain(publishers).find(|(_, group)| *group != module.group) {
-        return Err(format!("what the module {name} publishes of or on `{what}` must be in its group, not in {group}"));
+        return Err(format!(
+            "The channel or publisher `{what}` of the module {name} must be in its checkpoint group, not in {group}."
+        ));
     }
     if let Some(setting) = module.settings.iter().find(|setting| !setting.name.starts_with(&prefix)) {
-        return Err(format!("the setting {} of the module {name} must begin with {prefix}", setting.name));
+        return Err(format!("The name of the setting {} of the module {name} must begin with {prefix}.", setting.name));
     }
     Ok(())
 }
 
-/// Whether a reactor's name is the module's, or begins with it and a hyphen.
+/// Whether a reactor's name is the module's name, or begins with it and a hyphen.
 pub(crate) fn is_named_after(reactor: &str, module: &str) -> bool {
     reactor.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

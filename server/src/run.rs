@@ -1,4 +1,4 @@
-//! A running server: the store, the roles' tasks, one listener.
+//! Runs a server: opens the store, starts the tasks of its roles, and serves HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,18 +34,19 @@ use crate::overview::{self, Overview};
 use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
 
-/// Where Prometheus looks for it, in scaled mode.
+/// Default address of `/metrics` in scaled mode.
 const METRICS_LISTEN: &str = "127.0.0.1:9464";
-/// Connections to its own listener, and files that everything but connections may have open.
+/// Limit of connections to the metrics listener, and number of file handles reserved for everything but client
+/// connections.
 const OPERATORS_CONNECTIONS_MAX: usize = 100;
 const OTHER_FILES: usize = 500;
 
-/// Serves until SIGTERM or SIGINT, then answers what was taken, within 10 s, and ends its tasks, within
-/// `shutdown_seconds`. `ready` is told the address
-/// once requests are answered; `reload` reads the settings anew when SIGHUP asks for it.
+/// Serves until SIGTERM or SIGINT. Then it answers the accepted requests within 10 s, and stops its tasks within
+/// `shutdown_seconds`. Calls `ready` with the address once it answers requests. Calls `reload` on SIGHUP to read the
+/// settings again.
 ///
 /// # Errors
-/// Settings that cannot work, a port in use, a database that is away.
+/// The settings are invalid, a port is in use, or the database is unavailable.
 pub async fn serve(
     program: Program,
     settings: Settings,
@@ -59,17 +60,17 @@ pub async fn serve(
     let connections_max = connections_max(settings.server.http_connections_max);
     let authenticator = Authenticator::new(&settings.auth)?;
     if settings.store.database_url.starts_with("sqlite:") && roles != Roles::ALL {
-        tracing::warn!("with SQLite no other process can have the roles that this one has not");
+        tracing::warn!("With SQLite, no other process can run the roles that this process does not have.");
     }
     let listener = TcpListener::bind(&settings.server.listen).await.with_context(|| {
-        format!("cannot listen on {}: take another one with --listen or DOCKET_LISTEN", settings.server.listen)
+        format!("cannot listen on {}; choose another address with --listen or DOCKET_LISTEN", settings.server.listen)
     })?;
     let address = listener.local_addr()?;
     let metrics_listener = metrics_listener(&settings).await?;
     let shutdown = Shutdown::new();
     shutdown.listen()?;
     on_hangup(reload)?;
-    // The store outlives the requests: it stops when they are answered.
+    // The store stops after the requests have been answered, so it has its own token.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
     let store = open(settings.store, MIGRATIONS, program.upcasters(), store_stop.clone(), shutdown.tracker.clone())
@@ -130,7 +131,7 @@ pub async fn serve(
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);
-            // It tells that the process is draining, until that is done.
+            // This listener reports that the process is draining, so it stays open until the requests are answered.
             let drained = Shutdown { token: store_stop.clone(), tracker: shutdown.tracker.clone() };
             let serve = http::serve(listener, app, Proxies::default(), OPERATORS_CONNECTIONS_MAX, drained);
             shutdown.tracker.spawn(serve);
@@ -150,7 +151,7 @@ pub async fn serve(
         shutdown.tracker.spawn(observe::measure(store.clone(), measure, shutdown.token.clone()));
     }
     health.set_started();
-    tracing::info!(%address, roles = settings.server.roles, "listening");
+    tracing::info!(%address, roles = settings.server.roles, "Listening for requests.");
     ready(address);
 
     let draining = health.clone();
@@ -160,21 +161,21 @@ pub async fn serve(
         draining.set_draining();
     });
     http::serve(listener, app, proxies, connections_max, shutdown.clone()).await;
-    // Every request is answered or cut off: now the tasks behind them may end, and finish what they took.
+    // Every request has been answered or cut off. Now the background tasks may finish their work and end.
     store_stop.cancel();
-    // The appender ends with the last handle on the store, and the checks hold one.
+    // The appender ends when the last handle on the store is dropped. The health checks hold one.
     drop((store, health));
     if !shutdown.wait(Duration::from_secs(settings.server.shutdown_seconds)).await {
-        tracing::warn!("some tasks did not end in time");
+        tracing::warn!("Some tasks did not stop within the shutdown deadline.");
     }
-    tracing::info!("stopped");
+    tracing::info!("Server stopped.");
     Ok(())
 }
 
-/// As many connections as were asked for, if the system lets this process have as many files.
+/// Returns the limit of connections: `asked`, or fewer when the process may not open that many files.
 fn connections_max(asked: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // Only the softer of the two limits is in the way: it is for programs that use `select`.
+    // The soft limit exists for programs that use `select`, so it may be raised to the hard limit.
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let files = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
@@ -182,12 +183,16 @@ fn connections_max(asked: usize) -> usize {
     };
     let room = files.map_or(usize::MAX, |files| (files as usize).saturating_sub(OTHER_FILES).max(OTHER_FILES));
     if room < asked {
-        tracing::info!(files, connections_max = room, "takes as many connections as ulimit -n has room for");
+        tracing::info!(
+            files,
+            connections_max = room,
+            "The limit of open files (ulimit -n) allows fewer connections than http_connections_max."
+        );
     }
     asked.min(room)
 }
 
-/// Where `/metrics` has an address of its own.
+/// Binds the listener of `/metrics`; None when `/metrics` is served with the API or not at all.
 async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListener>> {
     let asked = &settings.server.metrics_listen;
     if asked.is_empty() && settings.store.nats_url.is_empty() {
@@ -196,18 +201,18 @@ async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListe
     let listen = if asked.is_empty() { METRICS_LISTEN } else { asked };
     match TcpListener::bind(listen).await {
         Ok(listener) => {
-            tracing::info!(address = listen, "metrics");
+            tracing::info!(address = listen, "Listening for metrics requests.");
             Ok(Some(listener))
         }
         Err(error) if asked.is_empty() => {
-            tracing::warn!(%error, address = listen, "no metrics: give this process its own metrics_listen");
+            tracing::warn!(%error, address = listen, "Could not listen for metrics requests. Give this process its own metrics_listen.");
             Ok(None)
         }
         Err(error) => Err(error).with_context(|| format!("metrics_listen: cannot listen on {listen}")),
     }
 }
 
-/// At each SIGHUP: reads the log level anew, and opens the log files again.
+/// On each SIGHUP, reads the log level from the settings again, and reopens the log files.
 fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
@@ -217,7 +222,7 @@ fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> 
                 .and_then(|settings| Ok(telemetry::set_level(&settings.log.log_level, &settings.log.log_filter)?));
             if let Err(error) = outcome {
                 let error = format!("{error:#}");
-                tracing::warn!(error, "SIGHUP: the log level stays");
+                tracing::warn!(error, "Could not reload the log level on SIGHUP. The log level is unchanged.");
             }
         }
     });

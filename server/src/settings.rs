@@ -1,7 +1,7 @@
-//! Settings gathered from each crate: `docket.toml`, then `DOCKET_…` variables, then flags.
+//! Settings of all crates. Sources, each overriding the one before: `docket.toml`, `DOCKET_…` variables, flags.
 //!
-//! Every setting has one flat name, the same in the file and, in capitals behind `DOCKET_`, in the environment. Each
-//! crate owns its own settings; here they are only found by name and handed over.
+//! Every setting has one flat name: as it is in the file, and in capitals after `DOCKET_` in the environment. Each
+//! crate defines its own settings; this module reads them by name and passes them on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,26 +15,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::module::Setting;
 
-/// What the server itself is told.
+/// Settings of the server itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Address and port to listen on.
     pub listen: String,
-    /// What this process does: `write`, `react`, `project`, `read`, separated by commas.
+    /// Roles of this process, separated by commas: `write`, `react`, `project`, `read`.
     pub roles: String,
-    /// Folder for what Docket keeps beside the database: the key that `docket dev` makes.
+    /// Folder of the signing key that `docket dev` creates, and of temporary files of bulk commands.
     pub data: PathBuf,
-    /// How long tasks may take to end, after the requests (10 s at most), in seconds.
+    /// Deadline for tasks to stop at shutdown, in seconds. It begins after the requests have ended (10 s at most).
     pub shutdown_seconds: u64,
-    /// Address and port of `/metrics`; where it is empty, with the API in embedded mode, and on 127.0.0.1:9464 (if that is
-    /// free) in scaled mode.
+    /// Address and port of `/metrics`. When empty, `/metrics` is on the address of the API in embedded mode, and on
+    /// 127.0.0.1:9464 in scaled mode, if that port is free.
     pub metrics_listen: String,
-    /// Reverse proxies whose `X-Forwarded-For` is believed: addresses and networks, separated by commas.
+    /// Reverse proxies whose `X-Forwarded-For` is trusted: addresses and networks, separated by commas.
     pub trusted_proxies: String,
-    /// The modules that this process runs, separated by commas; empty: all.
+    /// Modules that this process runs, separated by commas. When empty, all modules.
     pub modules: String,
-    /// Connections of clients at a time, sockets and streams among them; one more is answered 503.
+    /// Limit of open client connections, including sockets and streams. Further connections are answered 503.
     pub http_connections_max: usize,
 }
 
@@ -53,83 +53,84 @@ impl Default for Server {
     }
 }
 
-/// All settings, each part for the crate that owns it.
+/// All settings, one field for each crate that defines settings.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// The server.
+    /// Settings of the server.
     pub server: Server,
-    /// The event store and its stream.
+    /// Settings of the event store and its JetStream stream.
     pub store: event_store::settings::Settings,
-    /// The pump.
+    /// Settings of the pump.
     pub pump: projection_engine::settings::Settings,
-    /// Who may ask.
+    /// Settings of authentication.
     pub auth: platform::auth::Settings,
-    /// How often.
+    /// Settings of rate limits.
     pub limits: platform::limits::Settings,
-    /// Commands in bulk.
+    /// Settings of commands and bulk commands.
     pub write: command_engine::settings::Settings,
-    /// Who may listen to live updates.
+    /// Settings of live updates.
     pub push: push::settings::Settings,
-    /// What is logged.
+    /// Settings of logs, metrics and traces.
     pub log: platform::telemetry::settings::Settings,
-    /// Those of modules, by name.
+    /// Values of the modules' settings, by name.
     pub of_modules: BTreeMap<&'static str, String>,
 }
 
-/// What a process does.
+/// The roles of a process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roles {
-    /// Takes commands, relays events to the stream.
+    /// Accepts commands, and relays events to JetStream.
     pub write: bool,
     /// Runs reactors and process managers.
     pub react: bool,
     /// Builds read models.
     pub project: bool,
-    /// Answers queries, pushes live updates.
+    /// Answers queries, and pushes live updates.
     pub read: bool,
 }
 
 impl Roles {
-    /// All there are.
+    /// Every role.
     pub const ALL: Self = Self { write: true, react: true, project: true, read: true };
     const NONE: Self = Self { write: false, react: false, project: false, read: false };
 
-    /// What to say of a path that this process does not know.
+    /// Returns a hint for answers about unknown paths: which role serves the paths that this process does not. It
+    /// begins with a space, or is empty.
     pub fn not_found_hint(self) -> &'static str {
         match self {
             Self { write: true, read: true, .. } => "",
-            Self { write: true, .. } => "; this process takes commands only, one with the role read answers queries",
-            Self { read: true, .. } => "; this process answers queries only, one with the role write takes commands",
-            _ => "; this process answers neither commands nor queries, others with the roles write and read do",
+            Self { write: true, .. } => " This process lacks the role read. Send queries to a process that has it.",
+            Self { read: true, .. } => " This process lacks the role write. Send commands to a process that has it.",
+            _ => " This process lacks the roles write and read. Send requests to a process that has them.",
         }
     }
 }
 
 impl Server {
-    /// Whether what is listened on names an address.
+    /// Checks that the addresses to listen on have the form ADDRESS:PORT.
     pub fn check_listen(&self) -> anyhow::Result<()> {
         for (name, listen) in [("listen", &self.listen), ("metrics_listen", &self.metrics_listen)] {
             match listen.rsplit_once(':') {
                 Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {}
                 None if name == "metrics_listen" && listen.is_empty() => {}
-                _ => bail!("{name}: `{listen}` must be ADDRESS:PORT, e.g. 127.0.0.1:8080 or [::1]:8080"),
+                _ => bail!("{name}: `{listen}` must be ADDRESS:PORT, e.g. 127.0.0.1:8080 or [::1]:8080."),
             }
         }
         Ok(())
     }
 
-    /// The proxies that are believed.
+    /// Parses the trusted proxies.
     ///
     /// # Errors
-    /// What is neither an address nor a network.
+    /// An entry is neither an address nor a network.
     pub fn proxies(&self) -> anyhow::Result<Proxies> {
         Proxies::parse(&self.trusted_proxies).map_err(|error| anyhow!("trusted_proxies: {error}"))
     }
 
-    /// The roles by name.
+    /// Parses the roles.
     ///
     /// # Errors
-    /// A name that is no role, or no role at all.
+    /// A name is not a role, or there is no name.
     pub fn roles(&self) -> anyhow::Result<Roles> {
         let mut roles = Roles::NONE;
         for name in self.roles.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -138,11 +139,11 @@ impl Server {
                 "react" => roles.react = true,
                 "project" => roles.project = true,
                 "read" => roles.read = true,
-                _ => bail!("roles: `{name}` is no role; take one or more of write, react, project, read"),
+                _ => bail!("roles: `{name}` is not a role. Use one or more of write, react, project, read."),
             }
         }
         if roles == Roles::NONE {
-            bail!("roles: give one or more of write, react, project, read");
+            bail!("roles: Give one or more of write, react, project, read.");
         }
         Ok(roles)
     }
@@ -150,14 +151,15 @@ impl Server {
 
 type Named = BTreeMap<String, Value>;
 
-/// Secrets have no default that could name them.
+/// Names of the settings of authentication. Listed here because secrets have no serialized default to take names from.
 const AUTH: [&str; 5] = ["jwt_secret", "jwt_key_file", "jwt_jwks_url", "jwt_issuer", "jwt_audience"];
 
 impl Settings {
-    /// Reads the file (`docket.toml` here, if it is there, where none is named), then the environment, then `flags`.
+    /// Reads the file, then the environment, then `flags`. Without `file`, reads `docket.toml` in the current folder if
+    /// it exists.
     ///
     /// # Errors
-    /// A file that cannot be read, a name that is no setting, a value that does not fit; each error names the setting.
+    /// The file cannot be read, a name is not a setting, or a value is invalid. The error names the setting.
     pub fn load(file: Option<&Path>, flags: &[(&str, String)], of_modules: &[Setting]) -> anyhow::Result<Self> {
         let mut builder = Config::builder();
         builder = match file {
@@ -169,7 +171,7 @@ impl Settings {
             builder = builder.set_override(*name, value.clone())?;
         }
         let mut named: Named = builder.build().context("settings")?.try_deserialize().context("settings")?;
-        // DOCKET_TOKEN is what `docket import` authenticates with, and no setting.
+        // DOCKET_TOKEN is the token of `docket import`, not a setting.
         named.remove("token");
         let settings = Self {
             server: part(&mut named, &names_of(&Server::default()))?,
@@ -183,7 +185,9 @@ impl Settings {
             of_modules: of_modules.iter().map(|setting| own(&mut named, setting)).collect::<Result<_, _>>()?,
         };
         if let Some(unknown) = named.keys().next() {
-            bail!("settings: `{unknown}` is no setting; `docket config show` lists them");
+            bail!(
+                "settings: `{unknown}` is not a setting. Correct or remove it; then `docket config show` lists all settings."
+            );
         }
         settings.server.roles()?;
         settings.server.check_listen()?;
@@ -195,7 +199,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Every setting with its value, secrets left out: valid TOML.
+    /// Returns every setting with its value as TOML, without secrets.
     pub fn show(&self) -> String {
         let mut lines = Vec::new();
         let parts = [
@@ -212,7 +216,7 @@ impl Settings {
                 "database_url" | "nats_url" | "otlp_endpoint" => {
                     serde_json::Value::from(without_password(value.as_str().unwrap_or_default()))
                 }
-                // Where vendors want their key.
+                // Vendors expect their API key in these headers.
                 "otlp_headers" if value != "" => serde_json::Value::from("***"),
                 _ => value,
             };
@@ -232,10 +236,10 @@ impl Settings {
     }
 }
 
-/// A URL as it may be shown.
+/// Returns a URL with its passwords and tokens replaced by `***`.
 pub fn without_password(url: &str) -> String {
     let shown = match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
-        // A name alone is a token there.
+        // A NATS user without a password is a token.
         Some(("nats", (token, host))) if !token.contains(':') => format!("nats://***@{host}"),
         Some((scheme, (user, host))) => format!("{scheme}://{}:***@{host}", user.split(':').next().unwrap_or_default()),
         None => url.to_owned(),
@@ -248,16 +252,16 @@ pub fn without_password(url: &str) -> String {
     format!("{place}?{}", query.split('&').map(parameter).collect::<Vec<_>>().join("&"))
 }
 
-/// A module's setting, as given or as it is where it is not given.
+/// Returns the value of a module's setting, or its default when it is not given.
 fn own(named: &mut Named, setting: &Setting) -> anyhow::Result<(&'static str, String)> {
     let value = match named.remove(setting.name) {
-        Some(value) => value.into_string().with_context(|| format!("{}: give a text", setting.name))?,
+        Some(value) => value.into_string().with_context(|| format!("{}: give a string", setting.name))?,
         None => setting.default.to_owned(),
     };
     Ok((setting.name, value))
 }
 
-/// The names of a crate's settings: those of its defaults.
+/// Returns the names of a crate's settings: the fields of its defaults.
 fn names_of(defaults: &impl Serialize) -> Vec<String> {
     match serde_json::to_value(defaults) {
         Ok(serde_json::Value::Object(fields)) => fields.keys().cloned().collect(),
@@ -265,7 +269,7 @@ fn names_of(defaults: &impl Serialize) -> Vec<String> {
     }
 }
 
-/// Takes a crate's settings out of all that were given.
+/// Removes a crate's settings from `named`, and parses them.
 fn part<T: DeserializeOwned>(named: &mut Named, names: &[String]) -> anyhow::Result<T> {
     let mut builder = Config::builder();
     for name in names {
@@ -290,7 +294,7 @@ mod tests {
         assert_eq!((settings.server.listen.as_str(), settings.store.append_queue_max), ("127.0.0.1:8", 7));
         std::fs::write(&file, "lissten = \"x\"\n").unwrap();
         let error = Settings::load(Some(&file), &[], &[]).unwrap_err().to_string();
-        assert!(error.contains("`lissten` is no setting"), "{error}");
+        assert!(error.contains("`lissten` is not a setting"), "{error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -1,5 +1,5 @@
-//! The least that could push: axum's WebSocket over tokio's broadcast, the same bytes to everybody. `POST /publish?count=N`
-//! publishes its body N times.
+//! The bare broadcast: a minimal push server with axum's WebSocket over `tokio::sync::broadcast`. It sends the same
+//! bytes to every client. `POST /publish?count=N` publishes its body N times.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -41,7 +41,7 @@ async fn socket(State(sender): State<Sender<Utf8Bytes>>, upgrade: WebSocketUpgra
             tokio::select! {
                 message = receiver.recv() => {
                     let Ok(mut message) = message else { return };
-                    // What waits is written together, as Docket does.
+                    // Waiting messages are written together, as in Docket.
                     loop {
                         if socket.feed(Message::Text(message)).await.is_err() {
                             return;
@@ -56,7 +56,7 @@ async fn socket(State(sender): State<Sender<Utf8Bytes>>, upgrade: WebSocketUpgra
                     }
                 }
                 message = socket.recv() => match message {
-                    // Every line is answered, as the client expects.
+                    // The client expects a reply to every line.
                     Some(Ok(Message::Text(_))) => {
                         if socket.send(Message::Text("{\"id\":1}".into())).await.is_err() {
                             return;

@@ -1,8 +1,8 @@
-//! The peer: an order API on stock axum, cqrs-es and postgres-es, put together as their documentation shows.
+//! The peer `stock`: an order API on stock axum, cqrs-es and postgres-es, composed as their documentation shows.
 //!
-//! `DATABASE_URL` names an empty PostgreSQL database, `LISTEN` the address. The read model is updated in the command
-//! path by `GenericQuery`. It has no authentication, limits, idempotency or telemetry: what it leaves out only makes it
-//! faster. Nothing of Docket is in it.
+//! `DATABASE_URL` names an empty PostgreSQL database, `LISTEN` the address to listen on. `GenericQuery` updates the
+//! read model in the command path. The program has no authentication, limits, idempotency or telemetry, which only
+//! makes it faster. It uses no code of Docket.
 
 use std::sync::Arc;
 
@@ -24,10 +24,10 @@ use uuid::Uuid;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Database connections; sqlx opens at most 10 by default.
+/// Number of database connections. The default of sqlx is 10.
 const POOL_CONNECTIONS: u32 = 16;
 
-/// As `db/init.sql` of postgres-es has them.
+/// The tables of `db/init.sql` of postgres-es.
 const SCHEMA: &str = "
 create table events (
     aggregate_type text not null,
@@ -179,7 +179,7 @@ struct App {
     views: Arc<Views>,
 }
 
-/// Why a request failed.
+/// The error of a request.
 struct Refusal(AggregateError<OrderError>);
 
 impl IntoResponse for Refusal {
@@ -229,13 +229,13 @@ async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Ord
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let url = std::env::var("DATABASE_URL").context("DATABASE_URL")?;
-    let listen = std::env::var("LISTEN").context("LISTEN")?;
+    let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
+    let listen = std::env::var("LISTEN").context("LISTEN is not set")?;
     let pool = PgPoolOptions::new().max_connections(POOL_CONNECTIONS).connect(&url).await?;
     sqlx::raw_sql(SCHEMA).execute(&pool).await?;
     let views = Arc::new(Views::new("order_view", pool.clone()));
     let mut query = GenericQuery::<Views, OrderView, Order>::new(views.clone());
-    query.use_error_handler(Box::new(|error| eprintln!("the read model was not updated: {error}")));
+    query.use_error_handler(Box::new(|error| eprintln!("Could not update the read model: {error}")));
     let cqrs = Arc::new(postgres_cqrs(pool, vec![Box::new(query)], ()));
     let app = Router::new()
         .route("/orders", post(create))

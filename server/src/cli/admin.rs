@@ -1,4 +1,4 @@
-//! What operators run: the server, its schema, tokens, settings.
+//! Commands around a server: run it, check its health, migrate its schema, print tokens and settings.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub async fn serve(program: Program, serve: Serve) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// For what has no curl: a container's health check.
+/// Checks the readiness of a server. Meant for health checks of containers without curl.
 pub async fn health(url: &str) -> anyhow::Result<u8> {
     let answer = reqwest::Client::builder()
         .timeout(Duration::from_secs(5))
@@ -35,7 +35,7 @@ pub async fn health(url: &str) -> anyhow::Result<u8> {
         .get(format!("{}/health/ready", url.trim_end_matches('/')))
         .send()
         .await
-        .with_context(|| format!("no server answers at {url}"))?;
+        .with_context(|| format!("no server answers at {url}; start one, or give its URL with --url"))?;
     let ready = answer.status().is_success();
     say(answer.text().await?);
     Ok(if ready { 0 } else { EXIT_FAILED })
@@ -51,15 +51,18 @@ pub async fn migrate(program: Program, migrate: Migrate) -> anyhow::Result<u8> {
         .await
         .with_context(|| format!("cannot open {database}"))?;
     match &migrate.grant_to {
-        // That role makes the tables of read models that are missing: then they are its own.
+        // A server creates missing tables of read models at its start, so the role owns them. They are not created
+        // here.
         Some(role) => {
             let tables: Vec<_> = registry.projections().flat_map(|projection| projection.tables()).copied().collect();
             store.grant_to(role, &tables).await?;
-            eprintln!("{role} may serve: it can append events, and neither change nor remove them.");
+            eprintln!(
+                "Granted the privileges of a server to {role}. It can append events, but not change or delete them."
+            );
         }
         None => prepare(&store, registry).await?,
     }
-    eprintln!("The schema is up to date; the log holds {} events.", store.head().await?);
+    eprintln!("The schema is up to date. The log has {} events.", store.head().await?);
     Ok(0)
 }
 
@@ -69,7 +72,7 @@ pub fn token(program: &Program, token: Token) -> anyhow::Result<u8> {
         let data = token.common.data.unwrap_or(settings.server.data);
         if !data.join("jwt-secret").exists() {
             let reason = anyhow!(
-                "no key to sign with: set DOCKET_JWT_SECRET, or name the folder of a `docket dev` with --data ({} has none)",
+                "There is no signing key: {} contains no `jwt-secret`. Set DOCKET_JWT_SECRET, or give the folder of `docket dev` with --data.",
                 data.display()
             );
             return Err(Usage(reason).into());
@@ -93,12 +96,12 @@ pub async fn config_check(program: Program, check: ConfigCheck) -> anyhow::Resul
     if check.connect {
         let database = without_password(&settings.store.database_url);
         let notes = event_store::store::check(&settings.store, MIGRATIONS).await;
-        for note in notes.with_context(|| format!("the store at {database} and its NATS cannot be used"))? {
+        for note in notes.with_context(|| format!("the store at {database} or its NATS is not usable"))? {
             eprintln!("{note}");
         }
     }
     if std::io::stderr().is_terminal() {
-        eprintln!("The settings can be used.");
+        eprintln!("The settings are valid.");
     }
     Ok(0)
 }

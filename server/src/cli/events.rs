@@ -1,4 +1,5 @@
-//! The log as lines: export, import, tail. A line is a CloudEvents 1.0 envelope in JSON.
+//! `docket events`: export, import and follow the log, and mark it as restored. A line is a CloudEvents 1.0 envelope in
+//! JSON.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read, Write};
@@ -30,12 +31,12 @@ use crate::cli::{Common, Export, Restore, Restored, Tail, load};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 
-/// Events read or written at once.
+/// Events that are read or written in one batch.
 const CHUNK: usize = 2_000;
-/// How often a tail looks for more.
+/// How often `tail --follow` looks for new events.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// A CloudEvents 1.0 envelope. Positions are text, because its integers end at 2^31.
+/// A CloudEvents 1.0 envelope. Positions are strings, because integers of CloudEvents have 32 bits.
 #[derive(Serialize, Deserialize)]
 pub struct Envelope {
     specversion: String,
@@ -52,8 +53,9 @@ pub struct Envelope {
     data: Data,
 }
 
-/// Payload and metadata as the log holds them, byte for byte, but for line feeds between members: an event is one line.
-/// What is no JSON, because somebody wrote into the table, is a text under another name.
+/// Payload and metadata, byte for byte as the log stores them, except that line breaks between members become spaces:
+/// an event is one line. A payload or metadata that is not JSON, because foreign code wrote into the table, is a string
+/// in the member `payload_text` or `metadata_text`.
 #[derive(Serialize, Deserialize)]
 struct Data {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,9 +68,9 @@ struct Data {
     metadata_text: Option<String>,
 }
 
-/// An event as a line.
+/// Returns the envelope of an event.
 pub fn envelope(event: &RecordedEvent) -> Envelope {
-    // A string of JSON holds no line feed as such.
+    // JSON strings contain no unescaped line breaks, so this changes only the space between members.
     let raw = |text: &str| RawValue::from_string(text.replace(['\n', '\r'], " ")).ok();
     let (payload, metadata) = (raw(&event.payload), raw(&event.metadata));
     Envelope {
@@ -95,20 +97,20 @@ impl Envelope {
     fn event(self) -> anyhow::Result<RecordedEvent> {
         ensure!(self.specversion == "1.0", "specversion is {}, not 1.0", self.specversion);
         let aggregate_type =
-            self.source.strip_prefix("/docket/").context("source must be /docket/ and the aggregate's type")?;
+            self.source.strip_prefix("/docket/").context("source must be /docket/ followed by the aggregate type")?;
         let stored = |raw: Option<Box<RawValue>>, text: Option<String>| {
             raw.map(|raw| raw.get().to_owned()).or(text).context("data must have payload and metadata")
         };
         Ok(RecordedEvent {
-            position: self.position.parse().context("position")?,
+            position: self.position.parse().context("invalid position")?,
             aggregate_type: aggregate_type.into(),
             aggregate_id: self.subject.into(),
-            sequence: self.sequence.parse().context("sequence")?,
+            sequence: self.sequence.parse().context("invalid sequence")?,
             event_type: self.event_type.into(),
             event_version: self.eventversion.into(),
             payload: stored(self.data.payload, self.data.payload_text)?,
             metadata: stored(self.data.metadata, self.data.metadata_text)?,
-            recorded_at: self.time.parse::<jiff::Timestamp>().context("time")?.as_microsecond(),
+            recorded_at: self.time.parse::<jiff::Timestamp>().context("invalid time")?.as_microsecond(),
         })
     }
 }
@@ -120,7 +122,7 @@ pub async fn export(program: &Program, export: Export) -> anyhow::Result<u8> {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
             let written = write_log(&store, &mut output).await.and_then(|head| Ok(output.flush().map(|()| head)?));
-            // Whoever read the lines has seen enough.
+            // The reader has closed the pipe. That is not a failure.
             if written.as_ref().is_err_and(is_broken_pipe) {
                 return Ok(0);
             }
@@ -128,18 +130,19 @@ pub async fn export(program: &Program, export: Export) -> anyhow::Result<u8> {
         }
         Some(path) => write_file(&store, path).await?,
     };
-    eprintln!("{head} events.");
+    eprintln!("Exported {head} events.");
     Ok(0)
 }
 
-/// Writes a log into a file, or into what is no file, such as a pipe.
+/// Writes the log to a regular file, or to a named pipe or a device. Returns the number of events.
 async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
     let cannot = || format!("cannot write {}", path.display());
     if path.metadata().is_ok_and(|about| !about.is_file()) {
         let file = File::options().write(true).open(path).with_context(cannot)?;
         return Ok(write_packed(store, file, is_packed(path)).await?.0);
     }
-    // A part of a log reads like a whole one: it has another name until it is whole, and what was there before stays.
+    // A partial export looks like a complete one. So it is written under another name until it is complete, and until
+    // then an existing file stays.
     let part = files::with_suffix(path, ".part");
     let file = files::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
     let written = async {
@@ -166,7 +169,7 @@ async fn write_packed(store: &Store, file: File, packed: bool) -> anyhow::Result
     }
 }
 
-/// Every event, a line each; their number.
+/// Writes every event as a line. Returns the number of events.
 async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64> {
     let head = store.head().await?;
     let mut position = 0;
@@ -183,11 +186,11 @@ async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64
 }
 
 fn gap(position: i64) -> String {
-    format!("the log has no event at position {position}: somebody has removed it from the table; a backup has it")
+    format!("The log has no event at position {position}: it was removed from the table. Restore it from a backup.")
 }
 
 fn line(event: &RecordedEvent) -> String {
-    // A struct of texts always serializes.
+    // A struct of strings always serializes.
     serde_json::to_string(&envelope(event)).unwrap_or_default() + "\n"
 }
 
@@ -195,7 +198,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// A store on which no server writes or projects, and none will as long as the leaderships are held.
+/// Opens a store on which no server relays, projects or reacts. No server can start to do so while the returned
+/// leaderships are held.
 async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec<Leadership>)> {
     let mut settings = load(program, common, &[])?.store;
     settings.nats_url.clear();
@@ -206,7 +210,7 @@ async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec
     for role in ["relay".to_owned(), "projections".to_owned()].into_iter().chain(reactors) {
         match store.try_lead(&role).await? {
             Some(leadership) => leaderships.push(leadership),
-            None => bail!("a server runs on this store: stop it first, every process of it"),
+            None => bail!("A server runs on this store. Stop all of its processes first."),
         }
     }
     let registrations: Vec<_> = program.reactors().into_iter().map(registration).collect();
@@ -218,19 +222,21 @@ pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u
     let common = restored.common;
     let (store, _leaderships) = alone(program, &common).await?;
     let head = store.head().await?;
-    ensure!(head > 0, "the log is empty: is database_url that of the store that was restored?");
+    ensure!(head > 0, "The log is empty. Check that database_url names the restored store.");
     let nats_url = load(program, &common, &[])?.store.nats_url;
     if !nats_url.is_empty() {
         let removed = store.remove_stream(&nats_url, restored.delete_stream).await;
-        match removed.context("the JetStream stream of before must go first")? {
-            true => eprintln!("The JetStream stream of before is removed; a new one is made after the log's end."),
-            false => eprintln!("There is no JetStream stream of before."),
+        match removed.context("cannot remove the JetStream stream of the lost log")? {
+            true => eprintln!(
+                "Removed the JetStream stream of the lost log. The relay creates a new one from the end of the log."
+            ),
+            false => eprintln!("There is no JetStream stream to remove."),
         }
     }
     let held = outside(program);
     store.reactions().hold_all(&held, "the log was restored from a backup").await?;
     tell_held(&held);
-    eprintln!("The log ends at {head}; its incarnation is {} from now on.", store.renew().await?);
+    eprintln!("The log ends at position {head}. Its new incarnation is {}.", store.renew().await?);
     Ok(0)
 }
 
@@ -251,8 +257,8 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
         }
     }
     take(program, &store, there, &mut events).await?;
-    ensure!(last > 0, "{} holds no events", path.display());
-    ensure!(last >= there, "the store holds {there} events, the file {last}: import into an empty store");
+    ensure!(last > 0, "{} contains no events.", path.display());
+    ensure!(last >= there, "The store has {there} events, but the file only {last}. Import into an empty store.");
     let is_held = |one: &ReactorCheckpoint| one.held.as_deref() == Some(IMPORT_INCOMPLETE);
     if store.reactions().checkpoints().await?.iter().any(is_held) {
         let held = outside(program);
@@ -260,17 +266,17 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
         store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
         tell_held(&held);
     }
-    eprintln!("{last} events; {} of them were there before.", there.min(last));
+    eprintln!("The file has {last} events; {} of them were already in the store.", there.min(last));
     Ok(0)
 }
 
-/// Reactors that act outside the log: what they did after the backup was taken is not known.
+/// Returns the names of the reactors that act outside the log. Their effects after the backup was taken are unknown.
 fn outside(program: &Program) -> Vec<&'static str> {
     let reactors = program.reactors();
     reactors.iter().filter(|reactor| reactor.acts() == Acts::Outside).map(|reactor| reactor.name()).collect()
 }
 
-/// The deadlines that the processes of a log wait for, made from their states.
+/// Computes the open deadlines of the processes that these reactors run, from the states of the processes in the log.
 pub(super) async fn deadlines(reactors: &[&'static dyn Reactor], store: &Store) -> anyhow::Result<Vec<Deadline>> {
     let (rows, decider) = (store.reactions(), Arc::new(Decider::new(store.clone())));
     let mut all = Vec::new();
@@ -290,22 +296,24 @@ pub(super) async fn deadlines(reactors: &[&'static dyn Reactor], store: &Store) 
 
 fn tell_held(reactors: &[&str]) {
     for reactor in reactors {
-        eprintln!("{reactor} acts outside the log, so it is held: `docket reactors release {reactor}` lets it run.");
+        eprintln!(
+            "{reactor} acts outside the log, so it is held. Run `docket reactors release {reactor}` to release it."
+        );
     }
 }
 
-/// The event of a line, which must follow that of the line before.
+/// Parses a line. The position of its event must follow `last`, the position of the previous line.
 fn parse(line: std::io::Result<String>, last: i64) -> anyhow::Result<RecordedEvent> {
-    let line = line.context("the file is damaged or cut off: export again")?;
-    let envelope = serde_json::from_str::<Envelope>(&line).context("this is no line of `docket events export`")?;
-    let event = envelope.event().context("this is no line of `docket events export`")?;
-    ensure!(event.position > last, "position {} comes after {last}: the file repeats itself", event.position);
-    ensure!(event.position == last + 1, "position {} comes after {last}: the file has a gap", event.position);
+    let line = line.context("the file is damaged or incomplete; export the log again")?;
+    let envelope = serde_json::from_str::<Envelope>(&line).context("this is not a line of `docket events export`")?;
+    let event = envelope.event().context("this is not a line of `docket events export`")?;
+    ensure!(event.position > last, "position {} follows position {last}: the file repeats events", event.position);
+    ensure!(event.position == last + 1, "position {} follows position {last}: the file lacks events", event.position);
     Ok(event)
 }
 
-/// Writes the events that the store has not, and compares the others: an import that was cut off goes on; a store with
-/// other events is none to import into.
+/// Writes the events that the store lacks, and compares the others with the events of the store. So an interrupted
+/// import resumes, and an import into a store with other events fails.
 async fn take(program: &Program, store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> anyhow::Result<()> {
     let new = events.partition_point(|event| event.position <= there);
     let missing = events.split_off(new);
@@ -313,19 +321,19 @@ async fn take(program: &Program, store: &Store, there: i64, events: &mut Vec<Rec
         let known = store.read_stored(first.position - 1, events.len() as i64).await?;
         if let Some((event, _)) = events.iter().zip(&known).find(|(event, known)| line(event) != line(known)) {
             let at = event.position;
-            bail!("event {at} of the file is not event {at} of the store: import into an empty store");
+            bail!("Event {at} of the file differs from event {at} of the store. Import into an empty store.");
         }
         events.clear();
     }
     if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
         let (first, last) = (first.position, last.position);
-        // Until the end: a server that starts on half of a log must not react to it.
+        // Held until the import is complete: a server that starts on a partial log must not react to its events.
         let all: Vec<_> = program.reactors().iter().map(|reactor| reactor.name()).collect();
         store.reactions().hold_all(&all, IMPORT_INCOMPLETE).await?;
         store.restore(missing).await.with_context(|| {
             format!(
-                "events {first} to {last} are not taken: each must be the next of its order, and PostgreSQL takes no payload \
-                 that is no JSON (payload_text); mend the rows where they come from, and export again"
+                "cannot write the events {first} to {last}: each must be the next event of its stream, and PostgreSQL accepts no \
+                 payload that is not JSON (payload_text); correct the rows in the source store and export it again"
             )
         })?;
     }
@@ -336,7 +344,7 @@ pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
     let store = open_without_appender(load(program, &tail.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
     let head = store.head().await?;
     let mut position = match tail.after {
-        Some(after) if after > head && !tail.follow => bail!("nothing is there yet: the log ends at {head}"),
+        Some(after) if after > head && !tail.follow => bail!("The log ends at position {head}. Add --follow to wait."),
         Some(after) => after.max(0),
         None => (head - 10).max(0),
     };
@@ -346,7 +354,7 @@ pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
         for event in &events {
             position = event.position;
             if let Err(error) = output.write_all(line(event).as_bytes()) {
-                // Whoever read the lines has seen enough.
+                // The reader has closed the pipe. That is not a failure.
                 return if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(0) } else { Err(error.into()) };
             }
         }

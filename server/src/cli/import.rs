@@ -1,8 +1,8 @@
-//! `docket import`: orders from a file, through `POST /v1/commands` of a running server.
+//! `docket import`: imports orders from a file through `POST /v1/commands` of a running server.
 //!
-//! An order goes over as one `create_order` with all its items, so that it is there in one piece or not at all, and
-//! once it is there it is confirmed. Items that the server refuses are reported with their line, left out, and the order is
-//! sent again without them. Run again, every order is found there already: nothing is doubled.
+//! Each order is sent as one `create_order` with all its items, so it is created completely or not at all. Then it is
+//! confirmed. Items that the server rejects are reported with their lines and removed, and the order is sent again
+//! without them. A repeated import finds every order there already and creates no duplicates.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -21,18 +21,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::cli::{EXIT_REJECTED, Import, Usage, say};
 
-/// Orders on their way at once.
+/// Most orders that are in flight at a time.
 const ORDERS_IN_FLIGHT: usize = 1_024;
-/// Bytes of a command, as the server takes it.
+/// Longest command that the server accepts, in bytes.
 const LINE_BYTES_MAX: usize = 1 << 20;
-/// How often one order is sent again after the server said 503.
+/// How often one order is retried after the server has answered 503 or 429.
 const TRIES_MAX: u32 = 20;
-/// How long the next result may take.
+/// How long to wait for the next result.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// Wait between two tries of one order; the others go on meanwhile.
+/// Delay before an order is retried. Other orders continue meanwhile.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
-/// How often the request is sent again where the server has no room for one more, and how long it waits where it does not
-/// say.
+/// How often the request is sent while the server has no capacity for it, and the delay before the next try when the
+/// answer has no `Retry-After`.
 const REQUESTS_MAX: u32 = 30;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -51,13 +51,13 @@ struct Row {
     unit_price: String,
 }
 
-/// An item and the line it stands in.
+/// An item with its line number in the file.
 struct Item {
     line: u64,
     json: Value,
 }
 
-/// An order as the file has it.
+/// An order of the file.
 struct Order {
     order_ref: String,
     customer_ref: String,
@@ -65,11 +65,11 @@ struct Order {
     placed_at: String,
     items: Vec<Item>,
     tries: u32,
-    /// One place among those in flight.
+    /// Permit among [`ORDERS_IN_FLIGHT`].
     _place: OwnedSemaphorePermit,
 }
 
-/// A line that is not in Docket, and why.
+/// A line that was not imported, and the reason.
 #[derive(Debug, Serialize)]
 struct Rejected {
     line: u64,
@@ -90,7 +90,7 @@ struct Summary {
     rejected: Vec<Rejected>,
 }
 
-/// A line of the server's answer.
+/// A line of the server's response: the result of one command.
 #[derive(Debug, Deserialize)]
 struct LineResult {
     #[serde(default)]
@@ -133,7 +133,7 @@ pub async fn import(arguments: Import) -> anyhow::Result<u8> {
         false => {
             let token = arguments.token.ok_or_else(|| {
                 Usage(anyhow!(
-                    "a token is missing, give --token or DOCKET_TOKEN; `docket token --sub me --role staff` makes one"
+                    "A token is missing. Give --token or set DOCKET_TOKEN. `docket token --sub me --role staff` prints one."
                 ))
             })?;
             Sender::new(&arguments.url, &token)?.send(read_orders).await?
@@ -160,7 +160,7 @@ fn print(summary: &Summary, as_json: bool) -> anyhow::Result<()> {
         }
     }
     eprintln!(
-        "{} orders in {} lines: {} confirmed, {} left as empty drafts, {} were there already, {} lines rejected. \
+        "{} orders in {} lines: {} confirmed, {} left as empty drafts, {} imported before, {} lines rejected. \
          {:.1} s, {} lines/s.",
         summary.orders,
         summary.lines,
@@ -194,7 +194,7 @@ fn show(bar: &ProgressBar, read: &AtomicU64, lines: u64, started: Instant) {
 
 // ---- reading ----
 
-/// Counts the bytes read of the file itself, whatever they unpack to.
+/// Counts the bytes that are read from the file, before decompression.
 struct Counted {
     file: File,
     read: Arc<AtomicU64>,
@@ -208,7 +208,7 @@ impl Read for Counted {
     }
 }
 
-/// A line's number and what it says, or why it cannot be read.
+/// The number of a line, and its row or the reason why it cannot be read.
 type NumberedRow = (u64, Result<Row, String>);
 type Rows = Box<dyn Iterator<Item = NumberedRow> + Send>;
 
@@ -224,14 +224,14 @@ fn rows(path: &Path, file: Counted) -> anyhow::Result<Rows> {
             .zip(1..)
             .filter(|(line, _)| !line.as_ref().is_ok_and(|l| l.trim().is_empty()));
         let mut broken = false;
-        // A reader that failed fails at every further call: its first failure is the last line.
+        // A reader that has failed fails again at every call, so the lines end after the first failure.
         let lines = lines.take_while(move |(line, _)| {
             let fails = line.as_ref().is_err_and(|error| error.kind() != std::io::ErrorKind::InvalidData);
             !std::mem::replace(&mut broken, fails)
         });
         return Ok(Box::new(lines.map(|(line, number)| {
             let row = line.map_err(|e| e.to_string()).and_then(|l| {
-                // Some programs begin a file with a byte order mark. The reader of CSV passes over it by itself.
+                // Some programs write a byte order mark at the start of a file. The CSV reader skips it by itself.
                 serde_json::from_str(l.strip_prefix('\u{feff}').unwrap_or(&l)).map_err(|e| e.to_string())
             });
             (number, row)
@@ -239,14 +239,14 @@ fn rows(path: &Path, file: Counted) -> anyhow::Result<Rows> {
     }
     if !name.ends_with(".csv") {
         bail!(Usage(anyhow!(
-            "{}: the name must end in .csv, .ndjson or .jsonl, and then may end in .gz",
+            "{}: The file name must end in .csv, .ndjson or .jsonl, optionally followed by .gz.",
             path.display()
         )));
     }
     let mut csv = csv::ReaderBuilder::new().from_reader(reader);
     let headers = csv.headers().with_context(|| format!("cannot read {}", path.display()))?.clone();
     let _: () = check_columns(&headers).map_err(|reason| Usage(anyhow!("{}: {reason}", path.display())))?;
-    // A row knows the line it begins in; one that does not parse is reported with it, too.
+    // A record has the number of its first line. A record that cannot be parsed is reported with that number, too.
     Ok(Box::new(csv.into_records().map(move |record| match record {
         Ok(record) => {
             let line = record.position().map_or(0, csv::Position::line);
@@ -269,12 +269,13 @@ fn check_columns(headers: &csv::StringRecord) -> Result<(), String> {
         "unit_price",
     ];
     match wanted.iter().find(|name| !headers.iter().any(|header| header == **name)) {
-        Some(missing) => Err(format!("the column `{missing}` is missing; the columns are {}", wanted.join(", "))),
+        Some(missing) => Err(format!("The column `{missing}` is missing. The columns must be {}.", wanted.join(", "))),
         None => Ok(()),
     }
 }
 
-/// Puts lines of one order together. Gives the number of lines and those that cannot be read.
+/// Groups adjacent lines into orders, and sends the orders to `orders`. Returns the number of lines, and the lines that
+/// were rejected.
 fn group(
     rows: Rows,
     orders: &mpsc::Sender<Order>,
@@ -298,14 +299,15 @@ fn group(
         };
         if current.as_ref().is_none_or(|order| order.order_ref != row.order_ref) {
             if !seen.insert(row.order_ref.clone()) {
-                let reason = "the order's other lines stand further up: put the lines of an order together".to_owned();
+                let reason =
+                    "The other lines of this order are further up. Put the lines of an order together.".to_owned();
                 unreadable.push(Rejected { line, order_ref: row.order_ref, reason });
                 continue;
             }
             if let Some(order) = current.take()
                 && orders.blocking_send(order).is_err()
             {
-                // The sender stopped, and says why.
+                // The sender has stopped and reports the reason.
                 return Ok((lines, unreadable));
             }
             let place = runtime.block_on(places.clone().acquire_owned())?;
@@ -330,7 +332,7 @@ fn group(
 }
 
 fn item(row: Row) -> Value {
-    // A quantity that is no number goes over as it is, so that the server says what is wrong with it.
+    // A quantity that is not a number is sent unchanged, so that the server reports what is wrong with it.
     let quantity = row.quantity.parse::<u64>().map_or(Value::from(row.quantity), Value::from);
     let mut item = json!({"sku": row.sku, "quantity": quantity, "unit_price": row.unit_price});
     for (name, text) in [("name", row.product_name), ("category", row.department)] {
@@ -351,7 +353,7 @@ async fn count(mut orders: mpsc::Receiver<Order>) -> Summary {
 
 // ---- sending ----
 
-/// What an order waits for.
+/// The command of an order that is sent or retried.
 enum Step {
     Create,
     Confirm { created: bool },
@@ -362,7 +364,7 @@ struct Sender {
     url: String,
     token: String,
     in_flight: HashMap<u64, (Order, Step)>,
-    /// Orders that are sent again, and when; the next one first.
+    /// Orders to retry, each with its time; the earliest first.
     again: VecDeque<(tokio::time::Instant, u64, Order, Step)>,
     summary: Summary,
 }
@@ -379,20 +381,20 @@ impl Sender {
         })
     }
 
-    /// Sends every order through one request, reads the results as they come, and sends again what has to be.
+    /// Sends every order through one request, reads the results as they arrive, and retries orders when necessary.
     async fn send(mut self, mut orders: mpsc::Receiver<Order>) -> anyhow::Result<Summary> {
         let (commands, response) = self.open().await?;
         if !response.status().is_success() {
             let status = response.status();
             let hint = match status {
-                reqwest::StatusCode::UNAUTHORIZED => ": `docket token --sub me --role staff` makes a token",
+                reqwest::StatusCode::UNAUTHORIZED => " Run `docket token --sub me --role staff` to get a token.",
                 reqwest::StatusCode::NOT_FOUND | reqwest::StatusCode::METHOD_NOT_ALLOWED => {
-                    ": is it a process with the role write?"
+                    " Use the URL of a process with the role write."
                 }
                 _ => "",
             };
             let problem: Problem = response.json().await.unwrap_or_default();
-            bail!("{} answered {status} ({}){hint}", self.url, problem.detail.unwrap_or_default());
+            bail!("{} answered {status}. {}{hint}", self.url, problem.detail.unwrap_or_default());
         }
         let mut results = Box::pin(lines(response.bytes_stream()));
         let mut more = true;
@@ -413,9 +415,9 @@ impl Sender {
                     None => more = false,
                 },
                 result = tokio::time::timeout(ANSWER_WITHIN, results.next()), if !self.in_flight.is_empty() => {
-                    let result = result.context("no answer for a minute; run the import again, nothing is doubled")?;
-                    let line = result.context("the server ended the answer early; run the import again, nothing is doubled")?
-                        .context("the connection broke; run the import again, nothing is doubled")?;
+                    let result = result.context("the server sent no result for a minute; run the import again, it creates no duplicates")?;
+                    let line = result.context("the server ended the response early; run the import again, it creates no duplicates")?
+                        .context("the connection was lost; run the import again, it creates no duplicates")?;
                     self.result(&commands, serde_json::from_slice(&line)?)?;
                 }
             }
@@ -423,7 +425,7 @@ impl Sender {
         Ok(self.summary)
     }
 
-    /// Begins the one request. A server that has no room for it is asked again.
+    /// Opens the request. Retries while the server has no capacity for it.
     async fn open(&self) -> anyhow::Result<(mpsc::UnboundedSender<String>, reqwest::Response)> {
         for request in 1.. {
             let (commands, body) = mpsc::unbounded_channel::<String>();
@@ -443,17 +445,17 @@ impl Sender {
                 .body(reqwest::Body::wrap_stream(body))
                 .send()
                 .await
-                .with_context(|| format!("no server answers at {}: start one, or name it with --url", self.url))?;
+                .with_context(|| format!("no server answers at {}; start one, or give its URL with --url", self.url))?;
             if !matches!(response.status().as_u16(), 429 | 503) || request == REQUESTS_MAX {
                 return Ok((commands, response));
             }
             let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
             tokio::time::sleep(after.map_or(RETRY_AFTER, Duration::from_secs)).await;
         }
-        bail!("{} has no room for the import; run it again later", self.url)
+        bail!("{} has no capacity for the import. Run the import again later.", self.url)
     }
 
-    /// Sends what an order waits for.
+    /// Sends the command of a step.
     fn command(
         &mut self,
         commands: &mpsc::UnboundedSender<String>,
@@ -475,7 +477,7 @@ impl Sender {
             "attributes": attributes, "occurred_at": order.placed_at, "history": true, "items": items,
         });
         if command.to_string().len() > LINE_BYTES_MAX {
-            self.reject(&order, "the order is longer than 1 MiB");
+            self.reject(&order, "The order is larger than 1 MiB.");
             return Ok(());
         }
         self.in_flight.insert(id, (order, Step::Create));
@@ -496,12 +498,12 @@ impl Sender {
         push(commands, &command)
     }
 
-    /// What a result means for its order, and what comes next.
+    /// Handles the result of a command, and sends the next command of its order.
     fn result(&mut self, commands: &mpsc::UnboundedSender<String>, result: LineResult) -> anyhow::Result<()> {
         let Some(id) = result.id else {
             let detail = result.problem.and_then(|problem| problem.detail).unwrap_or_default();
             bail!(
-                "the server reads no further ({}): {detail} Run the import again, nothing is doubled.",
+                "The server stopped reading the request ({}): {detail} Run the import again. It creates no duplicates.",
                 result.status
             );
         };
@@ -522,21 +524,21 @@ impl Sender {
             }
             (Step::Confirm { .. }, 200, _) => self.summary.confirmed += 1,
             (Step::Confirm { created: false }, _, "order-not-draft") => self.summary.already_there += 1,
-            // Confirmed by a try whose answer was lost.
+            // An earlier try has confirmed the order, but its answer was lost.
             (Step::Confirm { created: true }, _, "order-not-draft") if order.tries > 0 => self.summary.confirmed += 1,
             (_, 401, _) => bail!(
-                "the token is believed no more ({slug}): run the import again with a fresh one, nothing is doubled"
+                "The token is no longer valid ({slug}). Run the import again with a new token. It creates no duplicates."
             ),
-            (_, 403, _) => bail!("the token may not import: make one with `docket token --sub me --role staff`"),
+            (_, 403, _) => bail!("The token does not allow imports. Run `docket token --sub me --role staff`."),
             (_, status, _) => {
                 let detail = problem.and_then(|problem| problem.detail.clone()).unwrap_or_default();
-                self.reject(&order, &format!("the order was refused ({status} {slug}): {detail}"));
+                self.reject(&order, &format!("The server rejected the order ({status} {slug}): {detail}"));
             }
         }
         Ok(())
     }
 
-    /// Every line of an order.
+    /// Records all lines of an order as rejected.
     fn reject(&mut self, order: &Order, reason: &str) {
         self.summary.rejected.extend(order.items.iter().map(|item| Rejected {
             line: item.line,
@@ -545,7 +547,8 @@ impl Sender {
         }));
     }
 
-    /// Takes the items that the problem points at out of the order; false where it points at none.
+    /// Removes from the order the items that the problem points at, and records them as rejected. Returns false when
+    /// the problem points at no item.
     fn reject_items(&mut self, order: &mut Order, problem: &Problem) -> bool {
         let mut reasons: HashMap<usize, Vec<String>> = HashMap::new();
         for FieldError { pointer, message } in &problem.errors {
@@ -574,10 +577,10 @@ impl Sender {
 fn push(commands: &mpsc::UnboundedSender<String>, command: &Value) -> anyhow::Result<()> {
     commands
         .send(format!("{command}\n"))
-        .map_err(|_| anyhow!("the server stopped reading; run the import again, nothing is doubled"))
+        .map_err(|_| anyhow!("The server stopped reading the request. Run the import again. It creates no duplicates."))
 }
 
-/// Lines of the answer.
+/// Splits the response into lines.
 fn lines(
     bytes: impl futures::Stream<Item = reqwest::Result<impl AsRef<[u8]>>> + Unpin,
 ) -> impl futures::Stream<Item = reqwest::Result<Vec<u8>>> {

@@ -1,4 +1,5 @@
-//! `docket modules`: what this program is made of, and what is left of modules that are gone.
+//! `docket modules`: lists the modules of this program, and shows or removes what removed modules have left in the
+//! database.
 
 use anyhow::{Context, bail};
 use command_engine::reactions::reacting;
@@ -18,26 +19,28 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     if let Some(group) = wanted.prune {
         let is_own = program.modules().iter().any(|module| module.name == group);
         if is_own || program.registry().group(&group).is_some() {
-            bail!("this program has {group}, so its read models stay; `docket replay --prune` removes old generations");
+            bail!(
+                "This program has the module {group}, so nothing was removed. For old generations, run `docket replay --all --prune`."
+            );
         }
         let removed = match remove_unclaimed(&store, program.registry(), &group).await {
-            Err(Error::Busy) => bail!("a server still projects {group}, or rebuilds it: stop it, then prune"),
-            removed => removed.with_context(|| format!("the read models of {group} cannot be removed"))?,
+            Err(Error::Busy) => bail!("A server still projects or rebuilds {group}. Stop it, then try again."),
+            removed => removed.with_context(|| format!("cannot remove the read models of {group}"))?,
         };
         let reactors = unclaimed_reactors(&program, &store).await?;
         let reactors: Vec<_> = reactors.into_iter().filter(|reactor| is_named_after(reactor, &group)).collect();
         if removed.is_empty() && reactors.is_empty() {
-            bail!("a module `{group}` has left nothing: `docket modules` names what can be removed");
+            bail!("Nothing is left of a module `{group}`. Run `docket modules` to list what can be removed.");
         }
         for reactor in &reactors {
             if store.try_lead(&reacting(reactor)).await?.is_none() {
-                bail!("a server still runs the reactor {reactor}: stop it, then prune");
+                bail!("A server still runs the reactor {reactor}. Stop it, then try again.");
             }
             store.reactions().forget(reactor).await?;
-            say(format_args!("{reactor}: its checkpoint and its backlog are removed"));
+            say(format_args!("{reactor}: removed its checkpoint and its backlog."));
         }
         for row in &removed {
-            say(format_args!("{}: generation {} is removed", row.projection, row.generation));
+            say(format_args!("{}: removed generation {}.", row.projection, row.generation));
         }
         return Ok(0);
     }
@@ -66,25 +69,25 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
     let left = unclaimed(store.db(), program.registry()).await?;
     for row in &left {
         say(format_args!(
-            "No module of this program has {}: generation {} at position {}, group {}",
+            "No module of this program has the read model {}: generation {}, position {}, checkpoint group {}.",
             row.projection, row.generation, row.position, row.group
         ));
     }
     let reactors = unclaimed_reactors(&program, &store).await?;
     for reactor in &reactors {
-        say(format_args!("No module of this program has the reactor {reactor}"));
+        say(format_args!("No module of this program has the reactor {reactor}."));
     }
     if let (None, Some(reactor)) = (left.first(), reactors.first()) {
         let module = reactor.split('-').next().unwrap_or_default();
-        eprintln!("If no other program needs it, `docket modules --prune {module}` removes it.");
+        eprintln!("If no other program needs it, remove it with `docket modules --prune {module}`.");
     }
     if let Some(row) = left.first() {
-        eprintln!("If no other program needs it, `docket modules --prune {}` removes it.", row.group);
+        eprintln!("If no other program needs it, remove it with `docket modules --prune {}`.", row.group);
     }
     Ok(0)
 }
 
-/// Reactors that the store knows and the program does not.
+/// Returns the names of reactors that are registered in the store but are in no module of the program.
 async fn unclaimed_reactors(program: &Program, store: &Store) -> anyhow::Result<Vec<String>> {
     let own = program.reactors();
     let known = store.reactions().checkpoints().await?.into_iter().map(|checkpoint| checkpoint.reactor);

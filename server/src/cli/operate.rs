@@ -1,5 +1,5 @@
-//! Read models in operation: rebuild, verify, look, decide about dead letters. Each command works on the database itself,
-//! beside a running server or without one.
+//! Commands on read models: rebuild, verify, list, and settle dead letters. Each command works on the database
+//! directly, with or without a running server.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -22,10 +22,10 @@ use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 use crate::settings::Settings;
 
-/// How long the projector is waited for after a decision, and how often it is asked.
+/// How long a command waits until the projector has applied a decision, and how often it looks.
 const SEEN_WITHIN: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(100);
-/// How often a line of progress is printed where there is no terminal.
+/// Interval between lines of progress when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
@@ -36,14 +36,14 @@ async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Reg
     Ok((store, program.registry().clone(), settings))
 }
 
-/// Projections of one group.
+/// A checkpoint group with the selected ones of its projections.
 type OfGroup<'a> = (&'a Group, Vec<&'static dyn AnyProjection>);
 
-/// The projections with these names, by group; all where none is named.
+/// Returns the projections with these names, by checkpoint group; without names, all projections.
 fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<OfGroup<'a>>> {
     if let Some(unknown) = names.iter().find(|name| registry.find(name).is_none()) {
         let known: Vec<_> = registry.projections().map(|projection| projection.name()).collect();
-        return Err(Usage(anyhow!("`{unknown}` is no projection; there are {}", known.join(", "))).into());
+        return Err(Usage(anyhow!("`{unknown}` is not a projection. The projections are {}.", known.join(", "))).into());
     }
     let is_named = |projection: &&'static dyn AnyProjection| {
         names.is_empty() || names.iter().any(|name| name == projection.name())
@@ -52,7 +52,7 @@ fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<OfG
     Ok(registry.groups().iter().map(own).filter(|(_, projections)| !projections.is_empty()).collect())
 }
 
-/// A bar a projection on a terminal, else now and then a line.
+/// Shows progress: a bar for each projection on a terminal, otherwise a line every [`LINE_EVERY`].
 struct Meter {
     bars: MultiProgress,
     by_name: Vec<(String, ProgressBar)>,
@@ -60,7 +60,7 @@ struct Meter {
     printed: HashMap<String, Printed>,
 }
 
-/// Where and when something was first seen, and when it was told last.
+/// The first position shown of a projection, when that was, and when its last line was printed.
 struct Printed {
     from: i64,
     first: Instant,
@@ -132,11 +132,11 @@ pub async fn replay(program: Program, replay: Replay) -> anyhow::Result<u8> {
             removed.extend(prune(&store, group, projections, replay.dry_run).await?);
         }
         for (name, generation) in &removed {
-            let what = if replay.dry_run { "would be removed" } else { "is removed" };
-            say(format_args!("{name}: generation {generation} {what}"));
+            let what = if replay.dry_run { "would be removed" } else { "was removed" };
+            say(format_args!("{name}: generation {generation} {what}."));
         }
         if removed.is_empty() {
-            eprintln!("Every generation serves: there is none to remove.");
+            eprintln!("There is nothing to remove: every generation serves queries.");
         }
         return Ok(0);
     }
@@ -150,7 +150,7 @@ pub async fn replay(program: Program, replay: Replay) -> anyhow::Result<u8> {
         for (group, projections) in &groups {
             for planned in plan(&store, group, projections, from).await? {
                 say(format_args!(
-                    "{}: generation {} would be brought from position {} to {head}, and would serve",
+                    "{}: generation {} would be built from position {} to {head}, and would then serve queries.",
                     planned.name, planned.generation, planned.position
                 ));
             }
@@ -186,14 +186,14 @@ async fn rebuild_group(
     let Rebuilt { projections, events, missing: lost, position } = rebuilt;
     for projection in &projections {
         let differences = match projection.differences {
-            None => "not compared with the one before, which was of another version or had not come as far".to_owned(),
-            Some(0) => "the same rows as before".to_owned(),
-            Some(1) => "1 row is not as before".to_owned(),
-            Some(rows) => format!("{rows} rows are not as before"),
+            None => "not compared with the previous one, whose version or position differs".to_owned(),
+            Some(0) => "0 rows differ from the previous one".to_owned(),
+            Some(1) => "1 row differs from the previous one".to_owned(),
+            Some(rows) => format!("{rows} rows differ from the previous one"),
         };
-        eprintln!("{}: generation {} serves; {differences}", projection.name, projection.generation);
+        eprintln!("{}: generation {} serves queries now; {differences}.", projection.name, projection.generation);
     }
-    eprintln!("{events} events folded in {seconds:.1} s ({rate:.0} events/s), switched at position {position}.");
+    eprintln!("Folded {events} events in {seconds:.1} s ({rate:.0} events/s). Switched at position {position}.");
     if lost > 0 {
         eprintln!("{}", missing(lost));
     }
@@ -235,13 +235,13 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
         for projection in &found {
             match projection.checked {
                 true => say(format_args!(
-                    "{}: {} at position {} of {head}, {} not as the log says",
+                    "{}: {} at position {} of {head}, {} mismatches",
                     projection.name,
                     rows(projection.rows),
                     projection.position,
                     projection.differences
                 )),
-                false => say(format_args!("{}: not verified, a sample says nothing of sums", projection.name)),
+                false => say(format_args!("{}: not verified, because a sample cannot check sums", projection.name)),
             }
             for difference in &projection.first {
                 say(format_args!("  {} {}: {}", difference.table, difference.key, difference.what.join("; ")));
@@ -251,15 +251,18 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
     if !(verify.json || left_out.is_empty()) {
         let letters =
             if left_out.len() == 1 { "1 dead letter is" } else { &format!("{} dead letters are", left_out.len()) };
-        eprintln!("{letters} left out: see `docket dead-letters list`.");
+        eprintln!("{letters} left out. Run `docket dead-letters list` to list them.");
     }
     if differences > 0 {
         let wrong = found.iter().filter(|projection| projection.differences > 0).map(|projection| projection.name);
         let wrong = wrong.collect::<Vec<_>>().join(" ");
-        // Without its lost events the log is no better than the rows.
-        let mend =
-            if missing_events == 0 { format!("; `docket replay --fresh {wrong}` mends it") } else { String::new() };
-        eprintln!("Not as the log says: {}{mend}.", rows(differences));
+        // When events are missing from the log, a rebuild from it would not be correct either.
+        let mend = if missing_events == 0 {
+            format!(". Run `docket replay --fresh {wrong}` to rebuild")
+        } else {
+            String::new()
+        };
+        eprintln!("Mismatches: {}{mend}.", rows(differences));
     }
     if missing_events > 0 {
         eprintln!("{}", missing(missing_events));
@@ -267,23 +270,28 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
     if differences > 0 || missing_events > 0 {
         return Ok(EXIT_FAILED);
     }
-    ensure!(found.iter().any(|projection| projection.checked), "nothing was verified: leave --sample out");
+    ensure!(
+        found.iter().any(|projection| projection.checked),
+        "Nothing was verified, because a sample cannot check sums. Run the command without --sample."
+    );
     Ok(0)
 }
 
-/// What to do about an event that does not apply.
+/// Adds to the error of an event that cannot be applied what the operator can do.
 fn advice(error: projection_engine::error::Error) -> anyhow::Error {
     match &error {
         projection_engine::error::Error::Fold(failed) => {
             let position = failed.position;
-            anyhow!("{error}. Mend its row in `events`, or do without it: `docket dead-letters discard {position}`")
+            anyhow!(
+                "{error}. Correct its row in `events`, or discard it with `docket dead-letters discard {position}`."
+            )
         }
         _ => error.into(),
     }
 }
 
 fn missing(events: i64) -> String {
-    format!("The log lacks {events} of its events: somebody has removed them from the table. A backup has them.")
+    format!("The log lacks {events} of its events: they were removed from the table. Restore them from a backup.")
 }
 
 fn rows(number: usize) -> String {
@@ -311,11 +319,11 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
         let state = match (&item.last_error, &item.rebuild) {
             (Some(error), _) => format!("{}: {error}", item.state),
             (None, Some(rebuild)) if !running.contains(&item.group) => format!(
-                "{}, generation {} was left at {}: `docket replay {}` goes on",
+                "{}, the rebuild of generation {} stopped at {}: `docket replay {}` resumes it",
                 item.state, rebuild.generation, rebuild.position, item.name
             ),
             (None, Some(rebuild)) => {
-                format!("{}, generation {} is at {}", item.state, rebuild.generation, rebuild.position)
+                format!("{}, the rebuild of generation {} is at {}", item.state, rebuild.generation, rebuild.position)
             }
             (None, None) => item.state.to_owned(),
         };
@@ -324,7 +332,7 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
             item.name, item.group, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
         ));
     }
-    say(format_args!("The log ends at {head}."));
+    say(format_args!("The log ends at position {head}."));
     Ok(0)
 }
 
@@ -343,7 +351,7 @@ pub async fn dead_letters(program: Program, listing: Listing) -> anyhow::Result<
             letter.event_type,
             letter.aggregate_type,
             letter.aggregate_id,
-            letter.group.as_ref().map(|group| format!(" in {group}")).unwrap_or_default(),
+            letter.group.as_ref().map(|group| format!(" in the group {group}")).unwrap_or_default(),
             letter.parked_at,
             letter.attempts,
             letter.reason
@@ -376,7 +384,7 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
         Decided::NoSuch => bail!(no_such(position)),
         Decided::Done => {
             eprintln!(
-                "Event {position} is discarded: rebuilds leave it out. What was projected of it stays until then."
+                "Event {position} is discarded: rebuilds leave it out. Its changes stay in read models until the next one."
             );
             return Ok(0);
         }
@@ -391,11 +399,11 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
             continue;
         }
         if let Some(letter) = own.iter().find(|letter| letter.state == "parked") {
-            bail!("{}/{} is parked again: {}", letter.aggregate_type, letter.aggregate_id, letter.reason);
+            bail!("The stream {}/{} is parked again: {}", letter.aggregate_type, letter.aggregate_id, letter.reason);
         }
         match own.is_empty() {
-            true => eprintln!("The stream is brought up to date."),
-            false => eprintln!("Event {position} is discarded, and its stream goes on without it."),
+            true => eprintln!("The stream is up to date."),
+            false => eprintln!("Event {position} is discarded. Its stream continues without it."),
         }
         return Ok(0);
     }
@@ -404,10 +412,12 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
         let Some(group) = letter.group.as_ref().filter(|_| letter.state != "discarded") else { continue };
         match store.try_lead(&projecting(group)).await? {
             Some(_) => {
-                eprintln!("No projector of {group} runs: it will be done when a server with the role `project` starts.")
+                eprintln!(
+                    "No projector of {group} is running. The decision takes effect when a server with the role `project` starts."
+                )
             }
             None => eprintln!(
-                "The projector of {group} has not come to it yet; `docket dead-letters list` tells what becomes of it."
+                "The projector of {group} has not applied the decision yet. Run `docket dead-letters list` to see its state."
             ),
         }
     }
@@ -415,5 +425,5 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
 }
 
 fn no_such(position: i64) -> String {
-    format!("no stream is parked at position {position}: `docket dead-letters list` names those that are")
+    format!("No stream is parked at position {position}. Run `docket dead-letters list` to list the parked streams.")
 }

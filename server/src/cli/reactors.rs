@@ -1,7 +1,7 @@
-//! `docket reactors`: how far reactors have come, what waits in their backlogs, and what operators decide about it.
+//! `docket reactors`: shows positions and backlogs of reactors, and carries out the decisions of operators about them.
 //!
-//! Each command works on the database itself, beside a running server or without one. A change raises the fence of the
-//! reactor's checkpoint, so that the process that leads it reads everything again within a second.
+//! Each command works on the database directly, with or without a running server. A change raises the fence of the
+//! reactor's checkpoint, so that the process that leads the reactor reads its state again within a second.
 
 use anyhow::{anyhow, bail};
 use command_engine::reactions::reactor::{Acts, registration};
@@ -17,9 +17,9 @@ use crate::cli::{Common, Held, Listing, OneReactor, Released, Retried, Skipped, 
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 
-/// Rows of a backlog that are read at once.
+/// Rows of a backlog that one query reads.
 const CHUNK: i64 = 1_000;
-/// Characters of a key or a reason that are printed.
+/// Longest key or reason that is printed in full, in characters.
 const SHOWN_CHARS_MAX: usize = 300;
 
 struct Opened {
@@ -39,16 +39,19 @@ async fn opened(program: Program, common: &Common) -> anyhow::Result<Opened> {
 }
 
 impl Opened {
-    /// Makes sure that the store knows a reactor.
+    /// Returns an error unless the reactor is registered in the store.
     async fn find(&self, name: &str) -> anyhow::Result<()> {
         let known = self.rows.checkpoints().await?;
         if known.iter().any(|checkpoint| checkpoint.reactor == name) {
             return Ok(());
         }
         let names: Vec<_> = known.iter().map(|checkpoint| &*checkpoint.reactor).collect();
-        let there =
-            if names.is_empty() { "there are none".to_owned() } else { format!("there are {}", names.join(", ")) };
-        Err(Usage(anyhow!("`{name}` is no reactor of this store; {there}")).into())
+        let there = if names.is_empty() {
+            "It has no reactors.".to_owned()
+        } else {
+            format!("Its reactors are {}.", names.join(", "))
+        };
+        Err(Usage(anyhow!("`{name}` is not a reactor of this store. {there}")).into())
     }
 }
 
@@ -80,11 +83,12 @@ pub async fn list(program: Program, listing: Listing) -> anyhow::Result<u8> {
     }
     for item in &deadlines {
         let late = item["late_seconds"].as_f64().unwrap_or_default();
-        let late = if late > 0.0 { format!(", {late:.0} s late: see `docket reactors show`") } else { String::new() };
+        let late =
+            if late > 0.0 { format!(", {late:.0} s late; run `docket reactors show REACTOR`") } else { String::new() };
         let (process, next) = (text(item, "process"), text(item, "next"));
-        say(format_args!("Deadlines of {process}: {}, the next at {next}{late}", item["open"]));
+        say(format_args!("Deadlines of {process}: {}, the next one is due at {next}{late}.", item["open"]));
     }
-    say(format_args!("The log ends at {head}."));
+    say(format_args!("The log ends at position {head}."));
     Ok(0)
 }
 
@@ -126,7 +130,8 @@ async fn overview(opened: &Opened) -> anyhow::Result<(Vec<Value>, Vec<Value>, i6
     Ok((checkpoints.into_iter().map(item).collect(), deadlines.into_iter().map(deadline).collect(), head))
 }
 
-/// A text as a terminal may show it: what others have written must not command it.
+/// Returns a text that is safe to print on a terminal: it comes from others, so control characters are escaped. Long
+/// texts are cut.
 fn shown(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).map(escape).collect();
@@ -163,16 +168,16 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
                 continue;
             }
             let when = match entry.due_at {
-                Some(due_at) => format!("tried again at {}", time(due_at)),
+                Some(due_at) => format!("next attempt at {}", time(due_at)),
                 None => "parked".to_owned(),
             };
             say(format_args!(
-                "{}: event {}, {} behind it, {} attempts, {when}: {}",
+                "{}: event {}, {} events behind it, {} attempts, {when}: {}",
                 shown(&entry.event.key),
                 entry.event.position,
                 events - 1,
                 entry.attempts,
-                shown(entry.reason.as_deref().unwrap_or("it waits for a worker"))
+                shown(entry.reason.as_deref().unwrap_or("waits for a worker"))
             ));
         }
     }
@@ -190,13 +195,13 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
         match wanted.json {
             true => say(json!({"process": process, "id": id, "deadline": name, "due_at": due_at})),
             false => say(format_args!(
-                "{process}/{id}: the deadline {name} has been due since {due_at}; the log of the process that leads says \
-                 why it fails"
+                "{process}/{id}: the deadline {name} is overdue since {due_at}. The log of the process that leads the \
+                 reactor says why."
             )),
         }
     }
     if !any && !wanted.json {
-        eprintln!("The backlog of {} is empty, and no deadline is late.", wanted.reactor);
+        eprintln!("The backlog of {} is empty, and no deadline is overdue.", wanted.reactor);
     }
     Ok(0)
 }
@@ -207,12 +212,12 @@ pub async fn retry(program: Program, wanted: Retried) -> anyhow::Result<u8> {
     let keys = opened.rows.retry(&wanted.reactor, wanted.key.as_deref()).await?;
     if keys == 0 {
         match &wanted.key {
-            Some(key) => bail!("nothing of the key {key} is in the backlog: `docket reactors show {}`", wanted.reactor),
+            Some(key) => bail!("The backlog has no key {key}. Run `docket reactors show {}`.", wanted.reactor),
             None => eprintln!("The backlog of {} is empty.", wanted.reactor),
         }
         return Ok(0);
     }
-    eprintln!("{keys} {} tried again now, in order.", if keys == 1 { "key is" } else { "keys are" });
+    eprintln!("{keys} {} retried now, each with its events in order.", if keys == 1 { "key is" } else { "keys are" });
     Ok(0)
 }
 
@@ -222,14 +227,14 @@ pub async fn skip(program: Program, wanted: Skipped) -> anyhow::Result<u8> {
     let event = BacklogKey { key: wanted.key.as_str().into(), position: wanted.position };
     if !opened.rows.skip(&wanted.reactor, &event).await? {
         bail!(
-            "event {} is not the first of the key {} in the backlog: `docket reactors show {}` names the first ones",
+            "Event {} is not the first event of the key {} in the backlog. Run `docket reactors show {}` to list the first events.",
             wanted.position,
             wanted.key,
             wanted.reactor
         );
     }
     eprintln!(
-        "{} never reacts to event {}; the next event of {} is tried now.",
+        "{} skips event {} for good. The next event of the key {} is tried now.",
         wanted.reactor, wanted.position, wanted.key
     );
     Ok(0)
@@ -239,7 +244,7 @@ pub async fn hold(program: Program, wanted: Held) -> anyhow::Result<u8> {
     let opened = opened(program, &wanted.common).await?;
     opened.find(&wanted.reactor).await?;
     opened.rows.hold(&wanted.reactor, &wanted.reason).await?;
-    eprintln!("{} takes nothing until `docket reactors release {}`.", wanted.reactor, wanted.reactor);
+    eprintln!("{} is held. Run `docket reactors release {}` to release it.", wanted.reactor, wanted.reactor);
     Ok(0)
 }
 
@@ -251,17 +256,18 @@ pub async fn release(program: Program, wanted: Released) -> anyhow::Result<u8> {
         let process = opened.program.reactors().into_iter().filter(|one| one.name() == reactor).collect::<Vec<_>>();
         let deadlines = deadlines(&process, &opened.store).await?;
         opened.rows.release_at_head(reactor, &deadlines).await?;
-        eprintln!("{reactor} goes on at the end of the log, with an empty backlog.");
+        eprintln!("{reactor} resumes at the end of the log with an empty backlog.");
         return Ok(0);
     }
     let known = opened.rows.checkpoints().await?;
     if known.iter().any(|one| one.reactor == *reactor && one.held.as_deref() == Some(IMPORT_INCOMPLETE)) {
         bail!(
-            "{IMPORT_INCOMPLETE}, so {reactor} would react to what happened elsewhere: repeat `docket events import` with no \
-             server running; where that is refused, `docket reactors release {reactor} --at-head` goes on at the end of the log"
+            "Cannot release {reactor}: {IMPORT_INCOMPLETE}, and the reactor would react to events whose effects happened \
+             elsewhere. Stop all servers and run `docket events import` again. If that is refused, run `docket reactors \
+             release {reactor} --at-head` to resume at the end of the log."
         );
     }
     opened.rows.release(reactor).await?;
-    eprintln!("{reactor} goes on from its checkpoint.");
+    eprintln!("{reactor} resumes from its checkpoint.");
     Ok(0)
 }

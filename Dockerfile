@@ -9,9 +9,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:12.11-slim
 COPY --from=build /out/docket /usr/local/bin/docket
-# What TLS to NATS and to an OTLP receiver is checked against.
+# The root certificates for TLS connections to NATS and to an OTLP collector.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-# For embedded mode, whose databases lie in ./data.
+# The working directory. In embedded mode, the databases are in ./data.
 RUN install -d -m 700 -o 10001 -g 10001 /var/lib/docket
 WORKDIR /var/lib/docket
 USER 10001:10001

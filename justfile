@@ -1,34 +1,34 @@
-# Everyday commands. `just` lists them; https://just.systems installs it, as `cargo install just` does.
+# Everyday commands. `just` lists them. Install it from https://just.systems or with `cargo install just`.
 
 _list:
     @just --list --unsorted
 
-# One process on SQLite, data in ./data.
+# Runs one process on SQLite, with its data in ./data.
 dev *ARGS:
     cargo run --release -- dev {{ARGS}}
 
-# Before each commit: format, lints, and every test that starts no server. Under 90 seconds when warm.
+# Checks format and lints and runs every test that starts no server. Run it before each commit; it takes under 90 seconds after a first build.
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
     cargo nextest run --workspace --locked -E 'not (package(tests) or package(bench) or test(/^(embedded|scaled)::/) or test(scaled)) or test(/^(architecture|documents)::/)'
 
-# The stories with this in their names, both ways: `just story a_rolling_upgrade`.
+# Runs the stories whose names contain NAME, embedded and scaled: `just story a_rolling_upgrade`.
 story NAME *ARGS:
     cargo build --workspace --locked
     cargo nextest run --workspace --locked -E 'test({{NAME}})' {{ARGS}}
 
-# Every test, as CI runs them.
+# Runs every test as CI does.
 stories:
     tests/run
 
-# Writes the schemas of events and the documents of the API again.
+# Regenerates the event schemas and the API documents.
 schemas:
     UPDATE_SCHEMAS=1 cargo test -p domain --test schemas
     UPDATE_SCHEMAS=1 cargo test -p server document
     UPDATE_SCHEMAS=1 cargo test -p toy -p loyalty --bins
 
-# Measures: `just bench create --seconds 20`.
+# Runs a benchmark: `just bench create --seconds 20`.
 bench *ARGS:
     cargo build --profile dist --locked -p server -p bench -p loyalty -p toy
     target/dist/docket-bench {{ARGS}}

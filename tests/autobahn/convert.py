@@ -1,10 +1,10 @@
-"""Makes the fuzzing client of the Autobahn test suite 25.10.1 (Python 2) run on Python 3, with the autobahn 0.10.9 that it wants.
+"""Converts the fuzzing client of the Autobahn test suite 25.10.1 from Python 2 to Python 3, with the autobahn 0.10.9 that it needs.
 
 usage: convert.py SUITE AUTOBAHN TO    (two unpacked source archives, and the folder for the result)
 
-A `str` of Python 2 is bytes: here it becomes text in Latin-1, one character a byte, and turns into bytes at the one border where cases
-meet the protocol's code. The logic of the cases stays as it is. Left out: compression (groups 12 and 13), reports in HTML, TLS, the
-server. Each edit checks that it finds what it is made for.
+A `str` of Python 2 contains bytes. Here it becomes text in Latin-1, one character per byte, and is converted to bytes where the cases
+call the code of the protocol. The logic of the cases is not changed. Left out are compression (groups 12 and 13), reports in HTML, TLS
+and the server. Each edit checks that the text to replace exists.
 """
 import os
 import re
@@ -36,7 +36,7 @@ def sub(s, a, b, n=1):
 
 
 
-# --- autobahn 0.10.9: one py3 bug in the (testsuite only) payload_len path, and no wamp import side effects
+# --- autobahn 0.10.9: fixes one Python 3 bug in the payload_len path, which only the test suite uses
 p = f'{out}/autobahn/websocket/protocol.py'; s = open(p).read()
 write(p, sub(s, 'range(payload_len / len(payload))', 'range(payload_len // len(payload))'))
 

@@ -1,4 +1,4 @@
-"""Reads the suite's reports: names each case that is not simply good, and exits with 1 where one failed or was not run."""
+"""Reads the suite's reports, prints each case whose result is not plainly OK, and exits with 1 if a case failed or was not run."""
 import collections
 import json
 import pathlib
@@ -13,13 +13,13 @@ cases = {name: case for server in servers.values() for name, case in server.item
 failed = 0
 for name, case in cases.items():
     behavior, close = case["behavior"], case["behaviorClose"]
-    # NON-STRICT: it keeps the protocol, but not each of its recommendations.
+    # NON-STRICT: the server follows the protocol, but not all of its recommendations.
     good = behavior in ("OK", "NON-STRICT", "INFORMATIONAL") and close in ("OK", "INFORMATIONAL")
     failed += not good
     if (behavior, close) != ("OK", "OK"):
         print(f"{name:8} {behavior} / {close}{'' if good else '  FAILED'}")
 
-# Where the server dies, the suite passes over the rest without a word.
+# If the server crashes, the suite skips the remaining cases silently.
 wanted = int(re.search(r"will run (\d+) test", (folder / "log").read_text())[1])
 failed += wanted - len(cases)
 print(dict(collections.Counter(case["behavior"] for case in cases.values())))

@@ -1,6 +1,6 @@
-// A page in headless Chromium follows channels with the browser's own EventSource; prints a JSON line for each event.
+// Follows channels in a page in headless Chromium with the browser's own EventSource. Prints a JSON line for each event.
 // usage: node browser.mjs CHROMIUM http://HOST:PORT/v1/live TOKEN[,TOKEN…] CHANNEL…
-// The page comes from a server of another port, which gives the browser the token in a cookie that no script can read.
+// A server on another port delivers the page. It sends the token in a cookie that no script can read.
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -21,7 +21,7 @@ const page = `<!doctype html><title>live</title><script>
         last = lastEventId || last;
         report({ ...JSON.parse(data), event: kind, id: lastEventId });
       });
-    // With the old cookie the browser would be refused, and would not come back.
+    // A reconnect with the old cookie would be refused, and the browser would then give up.
     source.addEventListener('auth_expired', async () => {
       source.close();
       await fetch('/fresh');
@@ -54,6 +54,6 @@ server.listen(0, '127.0.0.1', () => {
     process.exit();
   };
   process.on('SIGTERM', end);
-  // The story that started this is gone.
+  // Standard input ends when the story that started this script ends.
   process.stdin.on('end', end).resume();
 });

@@ -1,6 +1,6 @@
-// Follows channels with the stock `centrifuge` client and prints a JSON line for each thing that it reports.
+// Follows channels with the stock `centrifuge` client and prints a JSON line for each event that the client reports.
 // usage: node follow.mjs ws://HOST:PORT/ws TOKEN[,TOKEN…] CHANNEL…
-// The tokens after the first are handed out when the client asks for a fresh one.
+// The first token is used to connect; the others are returned when the client asks for a fresh token.
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
 

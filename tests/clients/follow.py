@@ -1,7 +1,7 @@
-"""Follows channels with the stock centrifuge-python client and prints a JSON line for each thing that it reports.
+"""Follows channels with the stock centrifuge-python client and prints a JSON line for each event that the client reports.
 
 usage: python3 follow.py ws://HOST:PORT/ws TOKEN[,TOKEN...] CHANNEL...
-The tokens after the first are handed out when the client asks for a fresh one.
+The first token is used to connect; the others are returned when the client asks for a fresh token.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 // Follows channels with the stock `eventsource` client and prints a JSON line for each event.
 // usage: node stream.mjs http://HOST:PORT/v1/live TOKEN[,TOKEN…] CHANNEL…
-// The first token opens the stream; the others are for when it says that one has expired.
+// The first token opens the stream; the others replace a token after the event `auth_expired`.
 import { EventSource } from 'eventsource';
 
 const [url, tokens, ...channels] = process.argv.slice(2);
@@ -14,8 +14,8 @@ for (const kind of ['snapshot', 'pub', 'reset', 'auth_expired']) {
   source.addEventListener(kind, ({ data, lastEventId }) =>
     process.stdout.write(`${JSON.stringify({ ...JSON.parse(data), event: kind, id: lastEventId })}\n`));
 }
-// The stream ends after that, and the client comes back by itself.
+// The stream ends after this event, and the client reconnects automatically.
 source.addEventListener('auth_expired', () => (token = fresh.shift() ?? token));
 source.addEventListener('error', ({ message }) => process.stderr.write(`stream: ${message}\n`));
-// The client's own timer for coming back does not keep Node running.
+// The client's own reconnect timer does not keep Node running.
 setInterval(() => {}, 60_000);

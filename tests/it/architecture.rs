@@ -1,7 +1,8 @@
-//! The house keeps its shape: which crate may use which, no circle between files, and an engine that knows no business.
+//! Rules of the architecture: which crate may depend on which, no dependency cycles between files, and no business
+//! terms in the engine.
 //!
-//! Each check reads the sources as they are, so it fails on the commit that breaks a rule. What is not yet as it must be is
-//! in a list of exceptions; an exception that is not needed any more fails too, so the lists only shrink.
+//! Each check reads the current sources, so the commit that breaks a rule fails. Known violations are in lists of
+//! exceptions. An exception that is no longer needed fails too, so the lists can only shrink.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Which crates of ours a crate may depend on, besides those that only its tests need.
+/// The workspace crates that each crate may depend on. Dependencies that only tests need are not checked.
 const ARROWS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("platform", &[]),
@@ -40,26 +41,26 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bench", &["tests"]),
 ];
 
-/// Words of the business. The engine may not name anything by them.
+/// Business terms. The engine must not use them in names.
 const BUSINESS: &[&str] = &[
     "order", "orders", "sku", "payment", "payments", "product", "products", "sale", "sales", "checkout", "refund",
     "shipment",
 ];
 
-/// Engine files that name something by a word of the business which means something else there.
+/// Engine files that use a business term in another meaning.
 const BUSINESS_EXCEPTIONS: &[(&str, &str)] = &[
-    // The byte order mark.
+    // `order` is part of "byte order mark" here.
     ("platform/body.rs", "order"),
 ];
 
-/// Files that still use each other in a circle, in the order of their names.
+/// Groups of files that still depend on each other in a cycle; the files are sorted by name.
 const CIRCLE_EXCEPTIONS: &[&[&str]] = &[];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace folder").to_owned()
 }
 
-/// A crate of the workspace: its name, its folder, and the crates of the workspace that it is built from.
+/// A crate of the workspace: its name, its folder, and the workspace crates that it is built from.
 struct Crate {
     name: String,
     folder: PathBuf,
@@ -74,11 +75,11 @@ fn crates() -> Vec<Crate> {
         .expect("cargo runs");
     let metadata: Value = serde_json::from_slice(&cargo.stdout).expect("cargo metadata is JSON");
     let packages = metadata["packages"].as_array().expect("packages").iter();
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
     packages
         .map(|package| Crate {
             name: text(&package["name"]),
-            folder: Path::new(&text(&package["manifest_path"])).parent().expect("a folder").to_owned(),
+            folder: Path::new(&text(&package["manifest_path"])).parent().expect("a folder of the manifest").to_owned(),
             uses: package["dependencies"]
                 .as_array()
                 .expect("dependencies")
@@ -90,18 +91,18 @@ fn crates() -> Vec<Crate> {
         .collect()
 }
 
-/// Contexts that are written from outside, each in a crate below `examples/`.
+/// The workspace crates that the example contexts may depend on. Each example is a crate below `examples/`.
 const EXAMPLES: &[&str] =
     &["server", "kernel", "event-store", "projection-engine", "push", "command-engine", "platform"];
 
-/// Arrows that no rule allows.
+/// Returns the dependencies that no rule allows.
 fn wrong_arrows(crates: &[Crate]) -> Vec<String> {
     let mut wrong = Vec::new();
-    let examples = root().join("examples").canonicalize().expect("the folder of examples");
+    let examples = root().join("examples").canonicalize().expect("the examples folder exists");
     for Crate { name, uses, folder } in crates {
         let listed = ARROWS.iter().find(|(known, _)| known == name).map(|(_, allowed)| *allowed);
         match listed.or_else(|| folder.starts_with(&examples).then_some(EXAMPLES)) {
-            None => wrong.push(format!("{name} is in no list of arrows: add it to ARROWS in tests/it/architecture.rs")),
+            None => wrong.push(format!("{name} is not in ARROWS: add it in tests/it/architecture.rs")),
             Some(allowed) => {
                 wrong.extend(
                     uses.iter()
@@ -114,11 +115,11 @@ fn wrong_arrows(crates: &[Crate]) -> Vec<String> {
     wrong
 }
 
-/// The Rust files of a crate's `src`, by their path from it, without what only tests compile.
+/// Returns the Rust files in a crate's `src` by their path relative to it, without the code that only tests compile.
 fn sources(folder: &Path) -> BTreeMap<String, String> {
     fn add(folder: &Path, src: &Path, found: &mut BTreeMap<String, String>) {
         let Ok(entries) = std::fs::read_dir(folder) else { return };
-        for path in entries.map(|entry| entry.expect("an entry").path()) {
+        for path in entries.map(|entry| entry.expect("a readable entry").path()) {
             if path.is_dir() {
                 add(&path, src, found);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -135,13 +136,13 @@ fn sources(folder: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// A source without its comments.
+/// Returns a source without its comments.
 fn code(source: &str) -> String {
     let lines = source.lines().filter(|line| !line.trim_start().starts_with("//"));
     lines.map(|line| line.split(" // ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The file of a module: `a::b` is `a/b.rs`, or the longest beginning of it that is a file.
+/// Returns the file of a module: `a::b` is `a/b.rs`, or the file of the longest prefix of the module's path.
 fn file_of<'a>(module: &str, files: &'a BTreeMap<String, String>) -> Option<&'a str> {
     let mut parts: Vec<&str> = module.split("::").collect();
     while !parts.is_empty() {
@@ -154,7 +155,7 @@ fn file_of<'a>(module: &str, files: &'a BTreeMap<String, String>) -> Option<&'a 
     None
 }
 
-/// The modules that `crate::…` paths of a source name.
+/// Returns the modules in the `crate::…` paths of a source.
 fn modules(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in source.match_indices("crate::") {
@@ -176,7 +177,7 @@ fn modules(source: &str) -> Vec<String> {
     found
 }
 
-/// Groups of files that use each other in a circle.
+/// Returns the groups of files that depend on each other in a cycle.
 fn circles(files: &BTreeMap<String, String>) -> Vec<Vec<String>> {
     let uses: BTreeMap<&str, BTreeSet<&str>> = files
         .iter()
@@ -209,7 +210,7 @@ fn circles(files: &BTreeMap<String, String>) -> Vec<Vec<String>> {
     found.into_iter().collect()
 }
 
-/// Words of the business by which a source names something. `order by` is SQL's.
+/// Returns the business terms in the names of a source. `order by` is excluded, because it is SQL.
 fn business_words(source: &str) -> BTreeSet<String> {
     let code = code(source).replace("order by", "").replace("preserve_order", "");
     let names = code.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -217,7 +218,7 @@ fn business_words(source: &str) -> BTreeSet<String> {
     words.filter(|word| BUSINESS.contains(&word.as_str())).collect()
 }
 
-/// The words of a name: `order_id`, `OrderId` and `ORDER_ID` have the same.
+/// Splits a name into words: `order_id`, `OrderId` and `ORDER_ID` have the same words.
 fn words_of(name: &str) -> Vec<&str> {
     if !name.contains(char::is_lowercase) {
         return name.split('_').collect();
@@ -286,7 +287,7 @@ fn what_the_checks_look_for_is_found() {
     let crates = [planted("kernel", &["domain"]), planted("extra", &[]), planted("domain", &["kernel"])];
     assert_eq!(
         wrong_arrows(&crates),
-        ["kernel -> domain", "extra is in no list of arrows: add it to ARROWS in tests/it/architecture.rs"]
+        ["kernel -> domain", "extra is not in ARROWS: add it in tests/it/architecture.rs"]
     );
 
     let source = "// An order by its customer.\nlet rows = \"select 1 order by id\";\nstruct OrderId; // order\nfn in_order() {}\nuse std::sync::atomic::Ordering;";

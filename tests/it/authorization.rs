@@ -1,8 +1,8 @@
-//! Who may do what: every operation of `/openapi.json` and every channel of `/asyncapi.json`, with every credential, in
-//! every way to present one.
+//! Authorization: every operation of `/openapi.json` and every channel of `/asyncapi.json`, with every credential,
+//! presented in every way.
 //!
-//! A new operation needs a row in [`OPERATIONS`], a new channel one in [`CHANNELS`], a new transport one in [`TRANSPORTS`],
-//! a route that no document lists one in [`UNDOCUMENTED`]. The stories fail until it is there.
+//! A new operation needs a row in [`OPERATIONS`], a new channel a row in [`CHANNELS`], a new transport a row in
+//! [`TRANSPORTS`], and a route that no document lists a row in [`UNDOCUMENTED`]. The stories fail until the row exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,19 +28,20 @@ tests::stories![
 
 const OWNER: &str = "owner";
 const OTHER: &str = "other";
-/// A customer's id as long as [`OWNER`] that nobody has.
+/// An unused customer id of the same length as [`OWNER`].
 const NOBODY: &str = "nobdy";
-/// Any port of this machine is an allowed origin of a test system.
+/// An allowed origin: test systems allow every port of localhost.
 const PAGE: &str = "http://localhost:5173";
-/// The file that a failure points to.
+/// This file, named in failure messages.
 const HERE: &str = "tests/it/authorization.rs";
 
-/// Who may, and what another customer gets where only the owner and staff may.
+/// Who may use an operation or channel, and the response for another customer where only the owner and staff may use
+/// it.
 #[derive(Clone, Copy, Debug)]
 enum May {
-    /// Whoever has a valid token.
+    /// Everybody with a valid token.
     Anyone,
-    /// The customer whose it is, staff and admins.
+    /// The customer who owns the resource, staff and admins.
     Own(Foreign),
     /// Staff and admins.
     Staff,
@@ -48,26 +49,26 @@ enum May {
     Admin,
 }
 
-/// What a customer gets who asks for what is another's.
+/// The response for a customer who requests a resource of another customer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Foreign {
-    /// 404 with this slug, the same as where there is nothing.
+    /// 404 with this slug, as for a resource that does not exist.
     NotThere(&'static str),
-    /// 200 and an empty list, the same as where there is nothing.
+    /// 200 and an empty list, as for a customer who does not exist.
     EmptyList,
-    /// 200, and 404 `order-not-found` as the line's result.
+    /// 200, with 404 `order-not-found` as the result of the line.
     LineNotThere,
     /// 403 `forbidden`, whether that customer exists or not.
     Forbidden,
 }
 
-/// An operation with a request that succeeds for whoever may make it.
+/// An operation, with a request that succeeds for everybody who may use the operation.
 struct Operation {
     method: &'static str,
-    /// As `/openapi.json` has it. `{id}` becomes an order or a customer, `{sku}` an item of that order.
+    /// The path as in `/openapi.json`. `{id}` is replaced by an order or a customer, `{sku}` by an item of that order.
     path: &'static str,
     query: &'static str,
-    /// `{id}` becomes the order, `{owner}` its customer.
+    /// `{id}` is replaced by the order, `{owner}` by its customer.
     body: &'static str,
     header: Option<(&'static str, &'static str)>,
     success: u16,
@@ -147,10 +148,10 @@ const OPERATIONS: &[Operation] = &[
     row("POST", "/v1/tickets", 201, May::Anyone),
 ];
 
-/// Operations whose rows are those of [`CHANNELS`], because the channel decides.
+/// Operations whose rows are in [`CHANNELS`], because access depends on the channel.
 const BY_CHANNEL: &[(&str, &str)] = &[("GET", "/v1/live"), ("GET", "/v1/poll")];
 
-/// Every kind of channel, as `/asyncapi.json` has it, and who may listen.
+/// Every kind of channel as in `/asyncapi.json`, and who may subscribe.
 const CHANNELS: &[(&str, May)] = &[
     ("order:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
     ("customer:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
@@ -159,22 +160,23 @@ const CHANNELS: &[(&str, May)] = &[
     ("projections", May::Admin),
 ];
 
-/// Every transport, as `/asyncapi.json` has it.
+/// Every transport as in `/asyncapi.json`.
 const TRANSPORTS: &[&str] = &["/ws", "/v1/live", "/v1/poll"];
 
-/// Routes that are in no document, and what they answer without a token. Scaled, `/metrics` has an address of its own.
+/// Routes that are in no document, and their statuses without a token. In a scaled system, `/metrics` has its own
+/// address.
 const UNDOCUMENTED: &[(&str, &[u16])] = &[
     ("/health/live", &[200]),
     ("/health/startup", &[200]),
     ("/health/ready", &[200]),
     ("/metrics", &[200, 404]),
     ("/asyncapi.json", &[200]),
-    // Who it is comes with the first command, so the upgrade is what is missing.
+    // A token may arrive with the first command, so only the missing upgrade is an error here.
     ("/ws", &[400]),
     ("/ws/admin", &[400]),
 ];
 
-/// Somebody who is who they say.
+/// An authenticated user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Who {
     Owner,
@@ -183,30 +185,30 @@ enum Who {
     Admin,
 }
 
-/// What a request says about who it is.
+/// The credential of a request.
 struct Credential {
     name: String,
     token: Option<String>,
-    /// Who that is, or the slug of the 401.
+    /// The user, or the slug of the 401.
     is: Result<Who, &'static str>,
 }
 
-/// How a credential is presented.
+/// A way to present a credential.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     /// The header `Authorization`.
     Header,
-    /// `?ticket=`; one that was got with the token, or the token itself where it gets none.
+    /// `?ticket=` with a ticket issued for the token, or with the token itself where no ticket is issued.
     Ticket,
     /// The cookie, from a page of an allowed origin.
     Cookie,
-    /// A subprotocol of a socket.
+    /// A subprotocol of a WebSocket.
     Protocol,
-    /// A socket's first command.
+    /// The first command of a WebSocket.
     Connect,
 }
 
-/// A shared secret and an RSA key, so that one can be taken for the other.
+/// Configures a shared secret and an RSA key, so that the server could confuse one with the other.
 fn two_kinds_of_keys(builder: Builder) -> Builder {
     let file = key_file("rs256.pub.pem");
     without_rate(builder).setting("DOCKET_JWT_KEY_FILE", &file)
@@ -221,10 +223,10 @@ fn key_file(name: &str) -> String {
 }
 
 fn key_text(name: &str) -> String {
-    fs::read_to_string(key_file(name)).expect("a key of the tests")
+    fs::read_to_string(key_file(name)).expect("the key file exists")
 }
 
-/// An owner's claims, changed: null takes one away.
+/// Returns the owner's claims with changes; null removes a claim.
 fn claims(changes: Value) -> Value {
     let now = jiff::Timestamp::now().as_second();
     let mut claims = json!({"sub": OWNER, "role": "customer", "iss": "docket", "aud": "docket", "iat": now, "nbf": now,
@@ -238,11 +240,11 @@ fn claims(changes: Value) -> Value {
     claims
 }
 
-/// A token with any header, signed by any key.
+/// Returns a token with any header, signed with any key.
 fn forged(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algorithm) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let message = format!("{}.{}", part(header), part(claims));
-    let signature = crypto::sign(message.as_bytes(), key, algorithm).expect("the key signs");
+    let signature = crypto::sign(message.as_bytes(), key, algorithm).expect("the key can sign");
     format!("{message}.{signature}")
 }
 
@@ -250,13 +252,13 @@ fn hs256(header: &Value, secret: &[u8]) -> String {
     forged(header, &claims(json!({})), &EncodingKey::from_secret(secret), Algorithm::HS256)
 }
 
-/// Tokens that nobody may believe, with the slug of the refusal.
+/// Returns tokens that must be refused, each with its name and the slug of the refusal.
 fn bad_tokens() -> Vec<(String, String, &'static str)> {
     let now = jiff::Timestamp::now().as_second();
     let secret = JWT_SECRET.as_bytes();
     let invalid = "invalid-token";
     let mut tokens = vec![
-        ("no JWT".to_owned(), "nonsense".to_owned(), invalid),
+        ("not a JWT".to_owned(), "nonsense".to_owned(), invalid),
         ("expired".to_owned(), signed(&claims(json!({"exp": now - 60}))), "token-expired"),
     ];
     for (name, changes) in [
@@ -284,15 +286,14 @@ fn bad_tokens() -> Vec<(String, String, &'static str)> {
     let mut add = |name: &str, token: String| tokens.push((name.to_owned(), token, invalid));
     add("wrong key", hs256(&header, b"another secret of more than thirty-two bytes"));
     add("empty key", hs256(&json!({"alg": "HS256", "kid": "../../../../dev/null"}), b""));
-    for (name, value) in [("crit", json!(["docket"])), ("crit of nothing", json!([])), ("crit of exp", json!(["exp"]))]
-    {
+    for (name, value) in [("crit", json!(["docket"])), ("empty crit", json!([])), ("crit of exp", json!(["exp"]))] {
         add(&format!("unknown {name}"), hs256(&json!({"alg": "HS256", "crit": value, "docket": true}), secret));
     }
     for algorithm in ["none", "None", "NONE", ""] {
         let message = hs256(&json!({"alg": algorithm}), secret);
-        let (unsigned, _) = message.rsplit_once('.').expect("three parts");
+        let (unsigned, _) = message.rsplit_once('.').expect("a token has three parts");
         add(&format!("alg {algorithm:?} without a signature"), format!("{unsigned}."));
-        add(&format!("alg {algorithm:?} with one"), message);
+        add(&format!("alg {algorithm:?} with a signature"), message);
     }
     // Algorithm confusion, in all directions.
     let public = key_text("rs256.pub.pem");
@@ -309,18 +310,18 @@ fn bad_tokens() -> Vec<(String, String, &'static str)> {
         let key = EncodingKey::from_secret(secret);
         add(name, forged(&json!({"alg": name}), &claims(json!({})), &key, algorithm));
     }
-    // A stranger's key, which the token itself brings along.
+    // A key of an attacker, which the token itself supplies.
     let stranger = EncodingKey::from_ec_pem(key_text("stranger.pem").as_bytes()).expect("an EC key");
     let jwk = json!({"kty": "EC", "crv": "P-256", "x": "SXeLktbbSkR7ZnDmexTDq2fcULattdewLLq988HUaqQ",
         "y": "-5RsnkKHpZr_nOeDvOiWzrZOpboM6jXsPzV0g8YyNII"});
     for header in [json!({"alg": "ES256", "jwk": jwk}), json!({"alg": "ES256", "jku": "http://127.0.0.1:1/keys"})] {
         let token = forged(&header, &claims(json!({"role": "admin"})), &stranger, Algorithm::ES256);
-        add(&format!("ES256 by a stranger's key, {header}"), token);
+        add(&format!("ES256 by an attacker's key, {header}"), token);
     }
-    // Changed after it was signed.
+    // The token is changed after it was signed.
     let good = signed(&claims(json!({})));
-    let (head, rest) = good.split_once('.').expect("three parts");
-    let (_, signature) = rest.split_once('.').expect("three parts");
+    let (head, rest) = good.split_once('.').expect("a token has three parts");
+    let (_, signature) = rest.split_once('.').expect("a token has two dots");
     let admin = URL_SAFE_NO_PAD.encode(claims(json!({"role": "admin"})).to_string());
     add("tampered payload", format!("{head}.{admin}.{signature}"));
     add("cut signature", good[..good.len() - 4].to_owned());
@@ -329,7 +330,7 @@ fn bad_tokens() -> Vec<(String, String, &'static str)> {
     tokens
 }
 
-/// Everybody, and everybody who is not believed.
+/// Returns every credential, valid and invalid.
 async fn credentials(system: &TestSystem) -> Vec<Credential> {
     let mut all = vec![Credential { name: "no token".to_owned(), token: None, is: Err("authentication-required") }];
     let mut bad = bad_tokens();
@@ -356,7 +357,7 @@ async fn credentials(system: &TestSystem) -> Vec<Credential> {
     all
 }
 
-/// What somebody gets: a status, and the slug of a problem.
+/// Returns the expected response for a user: a status, and the slug of a problem.
 fn expected(may: May, who: Who, success: u16) -> (u16, Option<&'static str>) {
     let good = (success, None);
     match (may, who) {
@@ -368,7 +369,7 @@ fn expected(may: May, who: Who, success: u16) -> (u16, Option<&'static str>) {
     }
 }
 
-/// Orders of the owner, each with an item `pen`, so at version 2; each is used once.
+/// Orders of the owner. Each has one item `pen`, so it is at version 2. Each order is used once.
 struct Orders {
     prefix: &'static str,
     next: usize,
@@ -394,12 +395,12 @@ impl Orders {
     }
 }
 
-/// A request of an operation about an order, or about what is not there.
+/// Builds the request of an operation for an order, which may not exist.
 fn request(system: &TestSystem, operation: &Operation, order: &str, owner: &str) -> Request {
     let id = if operation.path.starts_with("/v1/customers/") { owner } else { order };
     let fill = |text: &str, id: &str| text.replace("{id}", id).replace("{owner}", owner).replace("{sku}", "pen");
     let path = fill(operation.path, id) + &fill(operation.query, order);
-    let method: Method = operation.method.parse().expect("a method");
+    let method: Method = operation.method.parse().expect("an HTTP method");
     let is_command = method != Method::GET && operation.path.starts_with("/v1/orders");
     let client = match is_command || operation.path == "/v1/commands" {
         true => system.writer(),
@@ -423,22 +424,21 @@ fn by(request: Request, token: Option<&str>) -> Request {
     }
 }
 
-/// The slug of a problem.
+/// Returns the slug of a problem.
 fn slug(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
     Some(body["type"].as_str()?.strip_prefix("/problems/")?.to_owned())
 }
 
-/// What the documents and the sources list, and what the tables above do not, or list for nothing.
+/// Compares the tables above with the documents and the sources. Returns the missing and the obsolete rows.
 async fn check_rows(system: &TestSystem) -> Vec<String> {
     let mut faults = Vec::new();
     let mut compare = |what: &str, table: &str, listed: BTreeSet<String>, rows: BTreeSet<String>| {
         for missing in listed.difference(&rows) {
-            faults
-                .push(format!("{what} {missing} has no row: add one to {table} in {HERE}, which says who may use it"));
+            faults.push(format!("{what} {missing} has no row: add one to {table} in {HERE} to define who may use it"));
         }
         for gone in rows.difference(&listed) {
-            faults.push(format!("{what} {gone} is gone: remove its row from {table} in {HERE}"));
+            faults.push(format!("{what} {gone} does not exist any more: remove its row from {table} in {HERE}"));
         }
     };
     let document = system.get("/openapi.json").anonymous().send().await.expect(200).json();
@@ -462,7 +462,7 @@ async fn check_rows(system: &TestSystem) -> Vec<String> {
     faults
 }
 
-/// Paths that the sources give to a router without a description for `/openapi.json`.
+/// Returns the paths of routes in the sources that have no description for `/openapi.json`.
 fn plain_routes() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut folders: Vec<_> = [
@@ -479,7 +479,7 @@ fn plain_routes() -> BTreeSet<String> {
     .collect();
     let mut routes = BTreeSet::new();
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("the sources are there").flatten() {
+        for entry in fs::read_dir(folder).expect("the source folder exists").flatten() {
             if entry.path().is_dir() {
                 folders.push(entry.path());
             } else {
@@ -493,7 +493,7 @@ fn plain_routes() -> BTreeSet<String> {
     routes
 }
 
-/// Ends the test with all faults there are.
+/// Fails the test if there are faults, and lists all of them.
 #[track_caller]
 fn none(faults: &[String]) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
@@ -504,7 +504,7 @@ async fn every_operation_allows_whom_it_should(system: TestSystem) {
     for (path, statuses) in UNDOCUMENTED {
         let status = system.get(path).anonymous().send().await.status;
         if !statuses.contains(&status) {
-            faults.push(format!("GET {path} without a token: {status}, not one of {statuses:?}"));
+            faults.push(format!("GET {path} without a token: the status is {status}, expected one of {statuses:?}"));
         }
     }
     let credentials = credentials(&system).await;
@@ -519,7 +519,7 @@ async fn every_operation_allows_whom_it_should(system: TestSystem) {
                 faults.push(format!("{} with {}: {fault}", operation.name(), credential.name));
             }
         }
-        // A ticket and a cookie are for live updates only.
+        // Cookies are accepted for live updates only.
         let owner = token(OWNER, "customer");
         let cookie = format!("docket_token={owner}");
         let from_page = request(&system, operation, &unused, OWNER).header("cookie", &cookie).header("origin", PAGE);
@@ -531,7 +531,7 @@ async fn every_operation_allows_whom_it_should(system: TestSystem) {
     none(&faults);
 }
 
-/// What is wrong with an answer.
+/// Returns what is wrong with a response.
 fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Option<String> {
     let (status, problem) = match credential.is {
         Err(slug) => (401, Some(slug)),
@@ -539,7 +539,7 @@ fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Opt
     };
     let text = String::from_utf8_lossy(&answer.body);
     if (answer.status, slug(&answer.body).as_deref()) != (status, problem) {
-        return Some(format!("{} {text}, not {status} {problem:?}", answer.status));
+        return Some(format!("got {} {text}, expected {status} {problem:?}", answer.status));
     }
     if status == 401 && answer.header("www-authenticate").is_none() {
         return Some("401 without WWW-Authenticate".to_owned());
@@ -549,25 +549,25 @@ fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Opt
         May::Own(Foreign::EmptyList) if credential.is.is_ok() => {
             let is_empty = answer.json()["items"].as_array().is_none_or(Vec::is_empty);
             (is_empty != is_foreign)
-                .then(|| format!("{text}, and the list is {}", if is_empty { "empty" } else { "not" }))
+                .then(|| format!("{text}: the list is {}", if is_empty { "empty" } else { "not empty" }))
         }
         May::Own(Foreign::LineNotThere) if credential.is.is_ok() => {
             let line = answer.json();
             let expected = if is_foreign { json!(404) } else { json!(200) };
-            (line["status"] != expected).then(|| format!("{line}, not {expected}"))
+            (line["status"] != expected).then(|| format!("got {line}, expected {expected}"))
         }
         _ => None,
     }
 }
 
-/// Each source of keys alone, and a token of each: what one key may check, the other may not.
+/// Configures each kind of key alone: a token of the other kind is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_key_believes_its_own_algorithm_only() {
     let rsa = EncodingKey::from_rsa_pem(key_text("rs256.pem").as_bytes()).expect("an RSA key");
     let by_rsa = forged(&json!({"alg": "RS256"}), &claims(json!({})), &rsa, Algorithm::RS256);
     let by_secret = token(OWNER, "customer");
     let secret_only = without_rate(TestSystem::builder(Mode::Embedded));
-    // An empty secret is none.
+    // The default secret of the test system is removed.
     let file = key_file("rs256.pub.pem");
     let key_only = without_rate(TestSystem::builder(Mode::Embedded))
         .without("DOCKET_JWT_SECRET")
@@ -579,12 +579,12 @@ async fn each_key_believes_its_own_algorithm_only() {
         let system = builder.start().await;
         let ask = |token: &str| system.get("/v1/orders").token(token).send();
         if ask(good).await.status != 200 {
-            faults.push(format!("{keys} alone does not believe its own token"));
+            faults.push(format!("{keys} alone does not accept its own token"));
         }
         let others = [("a token of the other key".to_owned(), bad.clone(), "invalid-token")];
         for (name, token, expected) in bad_tokens().into_iter().chain(others) {
             let answer = ask(&token).await;
-            // The key comes before the claims: with another key, an expired token is of a wrong key.
+            // The key is checked before the claims: with another key, an expired token is invalid rather than expired.
             let is_refused = answer.status == 401
                 && [Some(expected), Some("invalid-token")].contains(&slug(&answer.body).as_deref());
             if !is_refused {
@@ -595,7 +595,7 @@ async fn each_key_believes_its_own_algorithm_only() {
     none(&faults);
 }
 
-/// How a credential is sent along: what is added to the query, the headers, and what `connect` brings.
+/// A presented credential: additions to the query, headers, and the body of `connect`.
 struct Presented {
     query: String,
     headers: Vec<(&'static str, String)>,
@@ -628,34 +628,34 @@ async fn present(system: &TestSystem, credential: &Credential, way: Way) -> Pres
     presented
 }
 
-/// What came of listening.
+/// Result of a subscription.
 #[derive(Debug, PartialEq)]
 enum Heard {
-    /// A snapshot.
+    /// A snapshot was received.
     Snapshot,
-    /// A status and a slug, of a stream or a poll.
+    /// Status and slug of a refused stream or poll.
     Refused(u16, String),
-    /// The code of a socket's error reply.
+    /// Code of a WebSocket's error reply.
     Error(u64),
-    /// The code of a socket's Close.
+    /// Code of a WebSocket's Close.
     Closed(u16),
 }
 
-/// Asks for a channel on a stream or by a poll.
+/// Subscribes to a channel with an event stream or a poll.
 async fn listen(client: &Client, path: &str, channel: &str, presented: &Presented) -> Heard {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().expect("a plain client");
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().expect("the HTTP client builds");
     let wait = if path == "/v1/poll" { "&wait=0" } else { "" };
     let mut request = http.get(format!("{}{path}?channel={channel}{wait}{}", client.base(), presented.query));
     for (name, value) in &presented.headers {
         request = request.header(*name, value);
     }
-    let answer = request.send().await.expect("an answer");
+    let answer = request.send().await.expect("a response");
     let status = answer.status().as_u16();
     if status != 200 {
-        let body = answer.bytes().await.expect("a whole answer");
+        let body = answer.bytes().await.expect("a complete response");
         return Heard::Refused(status, slug(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned()));
     }
-    // A stream does not end: its first event is enough.
+    // An event stream does not end: its first event is enough.
     let (mut body, mut text) = (answer.bytes_stream(), String::new());
     while !text.contains("snapshot") {
         let Some(Ok(bytes)) = body.next().await else { panic!("{path}?channel={channel} has no snapshot: {text}") };
@@ -664,7 +664,7 @@ async fn listen(client: &Client, path: &str, channel: &str, presented: &Presente
     Heard::Snapshot
 }
 
-/// Connects a socket; where that is refused, how.
+/// Connects a WebSocket. The error says how the connection was refused.
 async fn connect(client: &Client, path: &str, presented: &Presented) -> Result<Socket, Heard> {
     let headers: Vec<(&str, &str)> = presented.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let url = format!("{}{path}?{}", client.base(), presented.query.trim_start_matches('&'));
@@ -687,7 +687,7 @@ async fn subscribe(socket: &mut Socket, channel: &str) -> Heard {
     }
 }
 
-/// How a credential that is not believed is refused.
+/// Returns how an invalid credential must be refused.
 fn refusal(way: Way, slug: &'static str, is_socket: bool) -> Heard {
     match (is_socket, way, slug) {
         (false, Way::Ticket, slug) if slug != "authentication-required" => {
@@ -714,7 +714,7 @@ async fn every_channel_allows_whom_it_should(system: TestSystem) {
     for credential in &credentials {
         let mut check = |what: String, heard: Heard, expected: Heard| {
             if heard != expected {
-                faults.push(format!("{what} with {}: {heard:?}, not {expected:?}", credential.name));
+                faults.push(format!("{what} with {}: got {heard:?}, expected {expected:?}", credential.name));
             }
         };
         for (address, may) in CHANNELS {
@@ -749,7 +749,7 @@ async fn every_channel_allows_whom_it_should(system: TestSystem) {
                     let heard = subscribe(&mut socket, &name_of(address)).await;
                     check(format!("{path}, {address}, by {way:?}"), heard, expected);
                 }
-                // Who looks at an order is for staff; nobody publishes.
+                // Presence is for staff; no client may publish.
                 let is_staff = matches!(credential.is, Ok(Who::Staff | Who::Admin));
                 for (command, code) in [
                     ("presence", (!is_staff).then_some(103)),
@@ -770,7 +770,7 @@ async fn every_channel_allows_whom_it_should(system: TestSystem) {
     a_ticket_ends_with_its_token(&system, &name_of("order:{id}")).await;
 }
 
-/// What is presented in several ways counts by the first of them, also where it is not believed.
+/// Checks that only the first of several credentials counts, even if it is invalid.
 async fn worse_credentials_first(system: &TestSystem, channel: &str) {
     let reader = system.reader();
     let good = Credential { name: "owner".to_owned(), token: Some(token(OWNER, "customer")), is: Ok(Who::Owner) };
@@ -779,11 +779,15 @@ async fn worse_credentials_first(system: &TestSystem, channel: &str) {
         both.headers.push(("authorization", "Bearer nonsense".to_owned()));
         for path in ["/v1/live", "/v1/poll"] {
             let heard = listen(reader, path, channel, &both).await;
-            assert_eq!(heard, Heard::Refused(401, "invalid-token".to_owned()), "{path}: {way:?} beside a bad header");
+            assert_eq!(
+                heard,
+                Heard::Refused(401, "invalid-token".to_owned()),
+                "{path}: {way:?} with an invalid header"
+            );
         }
         assert_eq!(connect(reader, "/ws", &both).await.err(), Some(Heard::Closed(3500)), "{way:?}");
     }
-    // A cookie counts for a page of an allowed origin only.
+    // A cookie counts only for a page of an allowed origin.
     let cookie = present(system, &good, Way::Cookie).await.headers.remove(0);
     for (origin, expected) in [
         (None, Heard::Refused(401, "authentication-required".to_owned())),
@@ -797,7 +801,7 @@ async fn worse_credentials_first(system: &TestSystem, channel: &str) {
     }
 }
 
-/// A ticket opens one connection, and none once the token behind it is revoked.
+/// Checks that a ticket opens one connection, and none after its token is revoked.
 async fn a_ticket_ends_with_its_token(system: &TestSystem, channel: &str) {
     let reader = system.reader();
     let refused = Heard::Refused(401, "invalid-ticket".to_owned());
@@ -808,16 +812,16 @@ async fn a_ticket_ends_with_its_token(system: &TestSystem, channel: &str) {
     let used = present(system, &credential("once"), Way::Ticket).await;
     assert_eq!(listen(reader, "/v1/poll", channel, &used).await, Heard::Snapshot);
     for path in ["/v1/poll", "/v1/live"] {
-        assert_eq!(listen(reader, path, channel, &used).await, refused, "{path} with a ticket that was used");
+        assert_eq!(listen(reader, path, channel, &used).await, refused, "{path} with a used ticket");
     }
     assert_eq!(connect(reader, "/ws", &used).await.err(), Some(Heard::Closed(3500)));
     let late = present(system, &credential("revoked-later"), Way::Ticket).await;
     let what = json!({"token_id": "revoked-later"});
     reader.post("/v1/admin/revocations").json(what).send().await.expect(201);
-    assert_eq!(listen(reader, "/v1/live", channel, &late).await, refused, "with a ticket of a token that was revoked");
+    assert_eq!(listen(reader, "/v1/live", channel, &late).await, refused, "with a ticket of a revoked token");
 }
 
-/// What a client can compare of an answer, without what differs each time.
+/// Returns what a client can compare of a response, without the parts that differ each time.
 fn comparable(answer: &Answer, id: &str) -> String {
     let mut lines = vec![answer.status.to_string()];
     let varying = ["date", "x-request-id"];
@@ -833,24 +837,24 @@ fn comparable(answer: &Answer, id: &str) -> String {
     lines.join("\n")
 }
 
-/// Another customer cannot tell an order or a customer of somebody else from one that does not exist: not by the answer,
-/// and not by how long it takes.
+/// Another customer cannot distinguish an existing order or customer from one that does not exist: neither by the
+/// response nor by its duration.
 async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
     let other = token(OTHER, "customer");
-    // Somebody whose list is compared with that of nobody has orders.
+    // Only the owner's list has orders; nobody's list is empty.
     let own = OPERATIONS.iter().filter(|operation| matches!(operation.may, May::Own(_)));
     let own: Vec<&Operation> = own.collect();
     let mut orders = Orders::create(&system, "hidden", own.len() + ASKED).await;
     let mut faults = Vec::new();
     for operation in &own {
         let (order, missing) = (orders.next(), format!("absent-{:05}", orders.next));
-        assert_eq!(order.len(), missing.len(), "lengths tell nothing apart");
+        assert_eq!(order.len(), missing.len(), "both ids have the same length");
         let foreign = request(&system, operation, &order, OWNER).token(&other).send().await;
         let absent = request(&system, operation, &missing, NOBODY).token(&other).send().await;
         let foreign = comparable(&foreign, &order).replace(OWNER, "{owner}");
         let absent = comparable(&absent, &missing).replace(NOBODY, "{owner}");
         if foreign != absent {
-            faults.push(format!("{}: not yours:\n{foreign}\nnot there:\n{absent}", operation.name()));
+            faults.push(format!("{}: another customer's:\n{foreign}\nmissing:\n{absent}", operation.name()));
         }
     }
     let mut socket = Socket::connect(system.reader(), &other).await;
@@ -870,14 +874,14 @@ async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
         };
         let (foreign, missing) = (error(&mut socket, &there).await, error(&mut socket, &absent).await);
         if foreign != missing {
-            faults.push(format!("a subscription to {address}: not yours: {foreign}, not there: {missing}"));
+            faults.push(format!("subscription to {address}: another customer's: {foreign}, missing: {missing}"));
         }
         for path in ["/v1/live", "/v1/poll"] {
             let ask = |channel: &str| system.get(&format!("{path}?channel={channel}")).token(&other).send();
             let (foreign, missing) = (ask(&there).await, ask(&absent).await);
             let (foreign, missing) = (comparable(&foreign, &there), comparable(&missing, &absent));
             if foreign != missing {
-                faults.push(format!("{path} of {address}: not yours:\n{foreign}\nnot there:\n{missing}"));
+                faults.push(format!("{path} of {address}: another customer's:\n{foreign}\nmissing:\n{missing}"));
             }
         }
     }
@@ -897,15 +901,17 @@ async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
     }
 }
 
-/// Requests of each kind whose times are compared.
+/// Number of requests of each kind whose times are compared.
 const ASKED: usize = 100;
-/// How often that is done before a difference counts: a busy machine makes some.
+/// Number of attempts before a difference counts, because a busy machine causes differences too.
 const TRIES: usize = 3;
-/// A difference that can be measured over a network: so many times as long, and by so much.
+/// Smallest ratio of the two times that counts as a difference. A difference must be large enough to be measured over a
+/// network.
 const TIMES_MAX: f64 = 3.0;
 const LONGER_MS: f64 = 1.0;
 
-/// Demands that what is another's and what is not there take about as long: medians of interleaved requests.
+/// Checks that requests for another customer's resource and for a missing one take about the same time. Compares the
+/// medians of interleaved requests.
 async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
     let mut measured = Vec::new();
     for _ in 0..TRIES {
@@ -913,7 +919,7 @@ async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
         for number in 0..ASKED {
             let (there, missing) = (format!("hidden-{number:05}"), format!("absent-{number:05}"));
             let mut timed = [(&mut foreign, there, OWNER), (&mut absent, missing, NOBODY)];
-            // Neither comes first each time.
+            // The order of the two requests alternates.
             if number % 2 == 1 {
                 timed.reverse();
             }
@@ -930,7 +936,7 @@ async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
             return;
         }
     }
-    panic!("{what}: ms for what is not yours and what is not there, medians: {measured:?}");
+    panic!("{what}: median ms (another customer's, missing): {measured:?}");
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -938,8 +944,8 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// While the read models are behind, nobody knows yet whether an order exists: a customer gets the same answer for another
-/// customer's order as for one that does not exist, after the same time.
+/// While the read models are behind, the server cannot know whether an order exists. A customer gets the same response
+/// for another customer's order as for a missing one, after the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_model_that_is_behind_tells_nothing() {
     let builder = without_rate(TestSystem::builder(Mode::Scaled).processes(&["write,read", "project"]));
@@ -958,12 +964,12 @@ async fn a_read_model_that_is_behind_tells_nothing() {
             (answer, started.elapsed())
         };
         let ((foreign, one), (absent, another)) = (ask(&order).await, ask(missing).await);
-        assert_eq!(foreign, absent, "{path}: not yours, and not there");
+        assert_eq!(foreign, absent, "{path}: another customer's and missing");
         let (shorter, longer) = (one.min(another), one.max(another));
-        assert!(longer < shorter * 3, "{path}: {one:?} for what is not yours, {another:?} for what is not there");
+        assert!(longer < shorter * 3, "{path}: {one:?} for another customer's order, {another:?} for a missing one");
     }
     let mut error = async |order: &str| {
         socket.call("subscribe", json!({"channel": format!("order:{order}")})).await["error"].to_string()
     };
-    assert_eq!(error(&order).await, error(missing).await, "a subscription");
+    assert_eq!(error(&order).await, error(missing).await, "the errors of the subscriptions differ");
 }

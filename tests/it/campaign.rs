@@ -1,9 +1,10 @@
-//! Faults at random moments, one after the other, and what must be true after each.
+//! Faults at random moments, one after another, and the invariants that must hold after each.
 //!
-//! A cycle is a short load, a fault in the middle of it, and a resume; listeners of every transport come and go all the
-//! time, and an asker wants to read each acknowledged change. Then everything that was acknowledged and everything that listeners
-//! received is compared with the log. `DOCKET_CAMPAIGN_CYCLES` says how many cycles each kind has,
-//! `DOCKET_CAMPAIGN_SEED` which ones; a failure prints the seed, the cycle and what was done.
+//! A cycle is a short load, a fault in the middle of the load, and the recovery. Listeners of every transport
+//! disconnect and reconnect all the time, and a reader requests each acknowledged change. Then all acknowledged
+//! commands and everything that listeners received are compared with the log. `DOCKET_CAMPAIGN_CYCLES` sets the number
+//! of cycles of each campaign, `DOCKET_CAMPAIGN_SEED` the random choices. A failure prints the seed, the cycle and its
+//! actions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,24 +26,25 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 const CYCLES: u64 = 10;
-/// A system is thrown away after so many cycles, so that a long campaign compares short logs.
+/// Number of cycles after which a new system is used, so that a long campaign compares short logs.
 const CYCLES_OF_A_SYSTEM: u64 = 10;
 const SHAPE: Shape = Shape { name: "campaign", clients: 4, orders: 6, commands_each: 60 };
-/// Between two commands of a client: what a listener misses fits into what is handed out of the log at once.
+/// Pause between two commands of a client. It is long enough that the changes a listener misses fit into one read of
+/// the log.
 const PAUSE: Duration = Duration::from_millis(8);
-/// How long a listener may take to know the end of the log.
+/// Time limit for a listener to reach the end of the log.
 const TOLD_DEADLINE: Duration = Duration::from_secs(20);
 const CHANNELS: [&[&str]; 3] =
     [&["orders"], &["order:campaign-0-0", "customer:customer-1"], &["customer:customer-2", "orders"]];
 
-/// What goes wrong in a cycle.
+/// The fault of a cycle.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// `kill -9` of one Docket process, and its start.
+    /// `kill -9` of one Docket process, then a start.
     DocketDies,
-    /// The same, and again while it starts.
+    /// `kill -9` of one Docket process, and a second one while it starts.
     DocketDiesTwice,
-    /// SIGSTOP of one Docket process, and SIGCONT.
+    /// SIGSTOP of one Docket process, then SIGCONT.
     DocketFreezes,
     /// Every process of PostgreSQL is killed: commits that did not wait for the disk are lost.
     PostgresDies,
@@ -51,14 +53,14 @@ enum Fault {
     PostgresStopsImmediately,
     PostgresStopsFast,
     PostgresFreezes,
-    /// The standby takes over; the old primary lives on, read-only, with the connections that it has.
+    /// The standby is promoted; the old primary keeps running, read-only, and keeps its connections.
     PostgresIsReplaced,
-    /// The same after the death of the primary.
+    /// The primary is killed, then the standby is promoted.
     PostgresDiesAndIsReplaced,
-    /// The same while the primary does not answer; it is killed later.
+    /// The primary does not answer while the standby is promoted; it is killed later.
     PostgresFreezesAndIsReplaced,
     NatsDies,
-    /// It comes back without what it had stored.
+    /// NATS restarts without its stored data.
     NatsIsWiped,
     NatsFreezes,
 }
@@ -119,10 +121,10 @@ async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {
     }
 }
 
-/// A system with its listeners.
+/// A running system with its listeners.
 struct Stage {
     system: TestSystem,
-    /// With how each listens.
+    /// Each listener with a description of its behaviour and with its channels.
     listeners: Vec<(String, Listener, &'static [&'static str])>,
     /// Commands of all cycles.
     sent: Vec<Sent>,
@@ -133,11 +135,11 @@ impl Stage {
     async fn start(builder: Builder) -> Self {
         let mut system = builder.stopped().await;
         if let Some(postgres) = &system.postgres {
-            // A default of the server's that must not reach the log.
+            // A server default that must not affect the log.
             postgres.sql(&["alter database docket set synchronous_commit = off"]).await;
         }
         system.start().await;
-        // The orders that listeners follow.
+        // Creates the orders that the listeners follow.
         let first = Load::start(system.writer(), Shape { commands_each: 10, ..SHAPE });
         let sent = first.finish().await;
         let log = read_models_equal_the_fold(&system).await;
@@ -182,14 +184,14 @@ impl Stage {
         record.add(&format!("settled after {:?}", started.elapsed()));
         self.check().await;
         let wrong: Vec<_> = askers.iter().flat_map(Asker::faults).collect();
-        assert_eq!(wrong, Vec::<String>::new(), "an acknowledged change was not to be read");
+        assert_eq!(wrong, Vec::<String>::new(), "an acknowledged change was not readable");
         if replaced.is_some() {
             drop(replaced);
             self.system.add_standby().await;
         }
     }
 
-    /// Does what the fault says, and mends it; the old primary where there is a new one.
+    /// Injects the fault and repairs it. Returns the old primary after a failover.
     async fn play(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
         match fault {
             DocketDies | DocketDiesTwice | DocketFreezes => self.play_docket(fault, dice, record).await,
@@ -200,7 +202,7 @@ impl Stage {
     }
 
     async fn play_docket(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) {
-        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("few processes");
+        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("a process number");
         let docket = &mut self.system.dockets[number];
         record.add(&format!("process {number} ({})", docket.roles));
         match fault {
@@ -270,11 +272,11 @@ impl Stage {
             _ => postgres.kill_all(),
         }
         pause(dice, 0, 300).await;
-        // Also a process of Docket dies in the meantime, now and then.
+        // Sometimes a Docket process dies too.
         let dies = dice.below(4) == 0;
-        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("few processes");
+        let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("a process number");
         if dies {
-            record.add(&format!("process {number} dies, too"));
+            record.add(&format!("process {number} dies too"));
             self.system.dockets[number].kill9();
         }
         self.system.postgres.as_mut().expect("a scaled system").restart().await;
@@ -284,7 +286,8 @@ impl Stage {
         None
     }
 
-    /// Everything acknowledged is in the log, the read models are as the log says, and so is each listener's history.
+    /// Checks that every acknowledged command is in the log, that the read models equal the log, and that each listener
+    /// received the right changes.
     async fn check(&mut self) {
         self.log = read_models_equal_the_fold(&self.system).await;
         outcomes_are_true(&self.log, &self.sent);
@@ -322,7 +325,7 @@ async fn pause(dice: &mut Dice, from: u64, to: u64) {
     tokio::time::sleep(Duration::from_millis(from + dice.below(to - from + 1))).await;
 }
 
-/// Reads each change as soon as it is acknowledged: it is there, or the answer says that it is not yet.
+/// Reads each change as soon as it is acknowledged. The response must contain the change, or be a 503.
 struct Asker {
     faults: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
@@ -334,7 +337,7 @@ impl Asker {
         let found = Arc::clone(&faults);
         let task = tokio::spawn(async move {
             while latest.wait_for(Option::is_some).await.is_ok() {
-                let change = latest.borrow_and_update().clone().expect("waited for");
+                let change = latest.borrow_and_update().clone().expect("the value was awaited");
                 let path = format!("/v1/orders/{}?min_position={}&wait_ms=500", change.order_id, change.position);
                 if let Ok(answer) = reader.get(&path).try_send().await {
                     let position = answer.header("docket-position").and_then(|text| text.parse::<u64>().ok());
@@ -345,7 +348,7 @@ impl Asker {
                     if !fresh {
                         let body = String::from_utf8_lossy(&answer.body);
                         let text = format!("{change:?}: {} at {position:?}: {body}", answer.status);
-                        found.lock().expect("not poisoned").push(text);
+                        found.lock().expect("the lock is not poisoned").push(text);
                     }
                 }
                 tokio::time::sleep(POLL).await;
@@ -355,7 +358,7 @@ impl Asker {
     }
 
     fn faults(&self) -> Vec<String> {
-        self.faults.lock().expect("not poisoned").clone()
+        self.faults.lock().expect("the lock is not poisoned").clone()
     }
 }
 

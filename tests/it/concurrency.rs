@@ -1,4 +1,4 @@
-//! Many clients, few orders, and a crash in the middle.
+//! Many clients, few orders, and crashes during the load.
 
 use tests::load::{Load, Shape};
 use tests::system::TestSystem;

@@ -1,5 +1,5 @@
-//! PostgreSQL as operators really have it: it fails over, its connections run out, its defaults are not ours, another
-//! store lives beside, somebody holds a snapshot for hours.
+//! PostgreSQL in realistic operation: it fails over, its connection limit is reached, its defaults are unusual, another
+//! store is in the same database, a long transaction holds a snapshot.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,9 @@ use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
 
-/// How long a process may stay on a server that was replaced.
+/// Time limit for a process to leave a server that was replaced.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
-/// How long a state may take to come on a busy machine.
+/// Time limit for a state on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn order(id: &str) -> Value {
@@ -26,10 +26,10 @@ fn postgres(system: &TestSystem) -> &Postgres {
 }
 
 async fn connect(url: &str) -> PgConnection {
-    PgConnection::connect(url).await.expect("postgres runs")
+    PgConnection::connect(url).await.expect("PostgreSQL accepts the connection")
 }
 
-/// Creates orders until one is taken; its id.
+/// Creates orders until one is accepted, and returns its id.
 async fn create_until_taken(system: &TestSystem, name: &str, deadline: Duration) -> String {
     let started = Instant::now();
     for number in 0.. {
@@ -38,18 +38,18 @@ async fn create_until_taken(system: &TestSystem, name: &str, deadline: Duration)
         if answer.is_ok_and(|answer| answer.status == 201) {
             return id;
         }
-        assert!(started.elapsed() < deadline, "no command is taken within {deadline:?}");
+        assert!(started.elapsed() < deadline, "no command was accepted within {deadline:?}");
         tokio::time::sleep(POLL).await;
     }
-    unreachable!("the loop ends by itself")
+    unreachable!("the loop returns or panics")
 }
 
-/// What readiness says of a process.
+/// Returns the readiness report of a process.
 async fn readiness(system: &TestSystem, docket: usize) -> Value {
     system.dockets[docket].client.get("/health/ready").anonymous().send().await.json()
 }
 
-/// The old primary keeps answering, read-only, on the connections that it has: nobody may stay there.
+/// The old primary keeps answering, read-only, on its open connections: no process may keep using it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_leaves_nobody_on_the_old_server() {
     let mut system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
@@ -58,13 +58,18 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
     let _old = system.fail_over().await;
     let started = Instant::now();
     let id = create_until_taken(&system, "after", FOLLOW_WITHIN).await;
-    // The order is read as soon as it is there: no reader of the old server's rows is left.
+    // A query must find the order soon: no process reads from the old server any more.
     loop {
         let answer = system.get(&format!("/v1/orders/{id}")).send().await;
         if answer.status == 200 {
             break;
         }
-        assert!(started.elapsed() < FOLLOW_WITHIN, "{} after {:?}", answer.status, started.elapsed());
+        assert!(
+            started.elapsed() < FOLLOW_WITHIN,
+            "the query still gets {} after {:?}",
+            answer.status,
+            started.elapsed()
+        );
         tokio::time::sleep(POLL).await;
     }
     let sent = load.finish().await;
@@ -76,15 +81,15 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
     }
 }
 
-/// A machine that vanishes ends no connection. What waits for it is given up, and commands, read models and queries go on over
-/// new connections.
+/// When a machine disappears, its connections stay open but silent. Requests that wait on such a connection are
+/// abandoned, and commands, read models and queries continue over new connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_fall_silent_are_given_up() {
     let system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
-    let network = system.database.as_ref().expect("a proxy before the database");
+    let network = system.database.as_ref().expect("a proxy in front of the database");
     system.post("/v1/orders").json(order("before")).send().await.expect(201);
     system.settled().await;
-    // Queries, a command and the probe of readiness are under way when it happens.
+    // Queries, a command and a readiness probe are in flight when the network becomes silent.
     let asking: Vec<_> = (0..12).map(|_| tokio::spawn(system.get("/v1/orders").try_send())).collect();
     network.silence();
     let started = Instant::now();
@@ -96,11 +101,11 @@ async fn connections_that_fall_silent_are_given_up() {
     assert!(command.is_ok_and(|answer| [201, 503].contains(&answer.status)));
     let id = create_until_taken(&system, "after", 3 * FOLLOW_WITHIN).await;
     while system.get(&format!("/v1/orders/{id}")).send().await.status != 200 {
-        assert!(started.elapsed() < 6 * FOLLOW_WITHIN, "the read models stay behind");
+        assert!(started.elapsed() < 6 * FOLLOW_WITHIN, "the read models do not catch up");
         tokio::time::sleep(POLL).await;
     }
     for asked in asking {
-        assert!(asked.await.expect("a request").is_ok(), "every query is answered");
+        assert!(asked.await.expect("the task ends").is_ok(), "a query got no response");
     }
     read_models_equal_the_fold(&system).await;
     for docket in 0..3 {
@@ -109,7 +114,7 @@ async fn connections_that_fall_silent_are_given_up() {
     }
 }
 
-/// The URL names both servers, and the first is the standby: the one that takes writes is found, also after a failover.
+/// The URL names both servers, the standby first. Docket finds the server that accepts writes, also after a failover.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_url_with_two_hosts_finds_the_primary() {
     let mut first = Postgres::start(false).await;
@@ -129,7 +134,7 @@ async fn a_url_with_two_hosts_finds_the_primary() {
     system.get("/v1/orders/before").send().await.expect(200);
 }
 
-/// The appender's connection ends while the role has as many connections as it may have.
+/// The appender loses its connection while the role is at its connection limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_appender_gets_its_connection_back_at_the_limit() {
     let postgres = Postgres::start(false).await;
@@ -139,7 +144,7 @@ async fn the_appender_gets_its_connection_back_at_the_limit() {
     let url = format!("postgres://shop:shop@{}/docket", postgres.address());
     let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).start().await;
     system.post("/v1/orders").json(order("first")).send().await.expect(201);
-    // Every pool is as large as it gets.
+    // Fills every connection pool to its maximum size.
     join_all((0..64).map(|_| system.get("/v1/orders").send())).await;
     system.settled().await;
     let count = "select count(*) from pg_stat_activity where usename = 'shop'";
@@ -147,13 +152,13 @@ async fn the_appender_gets_its_connection_back_at_the_limit() {
     postgres.sql(&[&format!("alter role shop connection limit {held}")]).await;
     let appender = "select count(pg_terminate_backend(pid)) from pg_stat_activity
                     where usename = 'shop' and application_name = 'docket append'";
-    assert_eq!(postgres.sql(&[appender]).await.trim(), "1", "one connection appends");
-    // Somebody else of the role takes its place at once.
+    assert_eq!(postgres.sql(&[appender]).await.trim(), "1", "one connection belongs to the appender");
+    // Another connection of the role takes its slot at once.
     let started = Instant::now();
     let _taken = loop {
         match PgConnection::connect(&url).await {
             Ok(taken) => break taken,
-            Err(error) => assert!(started.elapsed() < DEADLINE, "the place does not come free: {error}"),
+            Err(error) => assert!(started.elapsed() < DEADLINE, "the slot is not freed: {error}"),
         }
     };
     create_until_taken(&system, "again", Duration::from_secs(10)).await;
@@ -162,7 +167,7 @@ async fn the_appender_gets_its_connection_back_at_the_limit() {
     assert_eq!(ready["checks"]["append"]["status"], "ok", "{ready}");
 }
 
-/// Whether another process leads is a question of a store, not of the database.
+/// Leadership belongs to a store (a schema), not to the whole database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_schemas_hold_two_stores() {
     let first = TestSystem::scaled().await;
@@ -178,7 +183,7 @@ async fn two_schemas_hold_two_stores() {
     }
 }
 
-/// A database or a role may come with any defaults: durability and the append do not rest on them.
+/// A database or a role may have any defaults: durability and appends must not depend on them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_servers_defaults_do_not_count() {
     let mut system = TestSystem::builder(Mode::Scaled).durable().stopped().await;
@@ -195,21 +200,21 @@ async fn the_servers_defaults_do_not_count() {
         let name = ["first", "second", "third"][cycle];
         let load = Load::start(system.writer(), Shape { name, clients: 12, orders: 4, commands_each: 60 });
         load.acknowledged(200).await;
-        // What an acknowledgement rests on is on the disk.
+        // Acknowledged commands must be on disk.
         system.postgres.as_mut().expect("a scaled system").kill_all();
         system.postgres.as_mut().expect("a scaled system").restart().await;
         let sent = load.finish().await;
         let log = read_models_equal_the_fold(&system).await;
         outcomes_are_true(&log, &sent);
     }
-    // Without a crash no command of a contended order is answered as if the store were away.
+    // Without a crash, no command of a contended order fails as if the store were unavailable.
     let load = Load::start(system.writer(), Shape { name: "quiet", clients: 12, orders: 2, commands_each: 40 });
     let before = system.dockets[0].metric("docket_append_failures_total").await.unwrap_or(0.0);
     load.finish().await;
     assert_eq!(system.dockets[0].metric("docket_append_failures_total").await.unwrap_or(0.0), before);
 }
 
-/// A server that does not sync is said so.
+/// Readiness reports a server that does not sync.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_does_not_sync_is_not_called_ready() {
     let system = TestSystem::scaled().await;
@@ -220,7 +225,7 @@ async fn a_server_that_does_not_sync_is_not_called_ready() {
     assert!(check.status.success() && notes.contains("fsync"), "{notes}");
 }
 
-/// Text that the database cannot hold is no reason to try again for ever: such a database is refused.
+/// A database that cannot store every text is refused, because retries could never succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_cannot_hold_every_text_is_refused() {
     let postgres = Postgres::start(false).await;
@@ -235,7 +240,7 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
     }
 }
 
-/// What the database refuses for what it is given is no outage: the answer says so, and nobody tries again for ever.
+/// A value that the database refuses is not an outage: the response says so, and nothing is retried forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_database_refuses_is_no_outage() {
     let system = TestSystem::scaled().await;
@@ -252,7 +257,8 @@ async fn what_the_database_refuses_is_no_outage() {
     read_models_equal_the_fold(&system).await;
 }
 
-/// Under a snapshot that somebody holds, every version of the log's head stays: an append does not look through them.
+/// While a transaction holds a snapshot, no old version of the log head's row can be removed: an append must not scan
+/// these versions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_snapshot_does_not_slow_appends() {
     let system = TestSystem::scaled().await;
@@ -262,7 +268,7 @@ async fn a_long_snapshot_does_not_slow_appends() {
         .execute(&mut holder)
         .await
         .expect("a snapshot");
-    // Each foreign event is a version of the head.
+    // Each foreign event adds a version of the head's row.
     let append = async |from: u32, to: u32| {
         let sql = format!(
             "do $$ begin for number in {from}..{to} loop
@@ -276,17 +282,19 @@ async fn a_long_snapshot_does_not_slow_appends() {
     let first = append(1, 200).await;
     append(201, 30_000).await;
     let last = append(30_001, 30_200).await;
-    assert!(last < first * 6, "200 events took {first:?}, and {last:?} after 30,000 others");
-    // The appender takes the same way.
+    assert!(last < first * 6, "200 events took {first:?} at first, but {last:?} after 30,000 others");
+    // The appender's own path must not scan them either.
     let started = Instant::now();
     for number in 0..50 {
         system.post("/v1/orders").json(order(&format!("under-{number}"))).send().await.expect(201);
     }
-    let commits = system.dockets[0].metric("docket_append_commit_duration_seconds_sum").await.expect("a sum");
-    let count = system.dockets[0].metric("docket_append_commit_duration_seconds_count").await.expect("a count");
+    let commits =
+        system.dockets[0].metric("docket_append_commit_duration_seconds_sum").await.expect("the metric has a sum");
+    let count =
+        system.dockets[0].metric("docket_append_commit_duration_seconds_count").await.expect("the metric has a count");
     assert!(
         commits / count < 20.0 * first.as_secs_f64() / 200.0 + 0.005,
-        "{commits} s for {count} commits, {:?}",
+        "{commits} s for {count} commits within {:?}",
         started.elapsed()
     );
 }

@@ -1,9 +1,9 @@
-//! Files, functions and tests that the documents name exist.
+//! Checks that the files, functions and tests that the documents name exist.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Pages that name what is there now. Decisions and the changelog tell of their day.
+/// Documents that describe the current state. Decisions and the changelog describe the past.
 const PAGES: &[&str] = &[
     "README.md",
     "CONTRIBUTING.md",
@@ -19,13 +19,13 @@ const PAGES: &[&str] = &[
     "deploy/README.md",
     "migrations/README.md",
 ];
-/// Folders that hold no sources of ours.
+/// Folders without sources of this repository.
 const LEFT_OUT: &[&str] = &["target", ".git", "node_modules", "data"];
 
 struct Tree {
-    /// Every file, by its path from the root.
+    /// Path of every file, relative to the root.
     files: BTreeSet<String>,
-    /// All Rust sources, one after the other.
+    /// All Rust sources, concatenated.
     sources: String,
 }
 
@@ -41,7 +41,7 @@ impl Tree {
     }
 
     fn add(&mut self, folder: &Path, prefix: &str) {
-        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        for entry in std::fs::read_dir(folder).expect("a readable folder").flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
             if entry.path().is_dir() {
@@ -51,13 +51,13 @@ impl Tree {
                 continue;
             }
             if name.ends_with(".rs") {
-                self.sources += &std::fs::read_to_string(entry.path()).expect("a source");
+                self.sources += &std::fs::read_to_string(entry.path()).expect("a readable source");
             }
             self.files.insert(path);
         }
     }
 
-    /// The text of every file that a path, or the end of one, names.
+    /// Returns the text of every file whose path equals or ends with `path`.
     fn named(&self, path: &str) -> Option<String> {
         let ends = |file: &&String| file.strip_suffix(path).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
         let files: Vec<_> = self.files.iter().filter(ends).collect();
@@ -65,19 +65,19 @@ impl Tree {
         (!files.is_empty()).then(|| text.collect())
     }
 
-    /// What is wrong with a span of code; `None` where nothing is, or where it names nothing of the tree.
+    /// Returns what is wrong with a code span; None where it is right or names nothing of the tree.
     fn fault(&self, span: &str) -> Option<String> {
         let is_path = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
         if let Some((path, names)) = span.split_once(".rs::") {
             let path = format!("{path}.rs");
-            let Some(text) = self.named(&path) else { return Some(format!("there is no file {path}")) };
+            let Some(text) = self.named(&path) else { return Some(format!("the file {path} does not exist")) };
             let missing = names.split("::").map(identifier).find(|name| !has_word(&text, name));
-            return missing.map(|name| format!("{path} has no {name}"));
+            return missing.map(|name| format!("{path} does not contain {name}"));
         }
         if span.ends_with(".rs") && span.chars().all(is_path) {
-            return self.named(span).is_none().then(|| format!("there is no file {span}"));
+            return self.named(span).is_none().then(|| format!("the file {span} does not exist"));
         }
-        // A type and its function: `Store::append`.
+        // A type and its function, such as `Store::append`.
         let (kind, function) = span.split_once("::")?;
         let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         let function = function.split('(').next().unwrap_or_default();
@@ -85,25 +85,25 @@ impl Tree {
             return None;
         }
         let missing = [kind, function].into_iter().find(|name| !has_word(&self.sources, name));
-        missing.map(|name| format!("no source has {name}"))
+        missing.map(|name| format!("no source contains {name}"))
     }
 }
 
-/// Beginnings of spans that are not ours.
+/// First parts of paths that belong to other crates.
 const KEYWORDS: &[&str] = &["std", "tokio", "serde", "axum"];
 
 fn identifier(name: &str) -> &str {
     name.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default()
 }
 
-/// Whether a text has a word: `append` is in `fn append(`, and not in `appended`.
+/// Whether a text contains a whole word: `append` is in `fn append(`, but not in `appended`.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     text.match_indices(word)
         .any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
 }
 
-/// The spans of code of a page, without its blocks.
+/// Returns the code spans of a page, without its code blocks.
 fn spans(page: &str) -> Vec<&str> {
     let outside: Vec<&str> = page.split("```").step_by(2).collect();
     outside.into_iter().flat_map(|text| text.split('`').skip(1).step_by(2)).collect()

@@ -1,4 +1,4 @@
-//! The edges of HTTP and of sockets: what clients, proxies and browsers send that is unusual, broken or meant to harm.
+//! Edge cases of HTTP and WebSockets: unusual, broken and malicious input of clients, proxies and browsers.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,7 +22,7 @@ tests::stories![
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An order with one item, known to the read models; its version.
+/// Creates an order with one item, waits until the read models have it, and returns its version.
 async fn order(system: &TestSystem, id: &str) -> u64 {
     let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00"});
     let body = json!({"order_id": id, "customer_id": "ada", "items": [item]});
@@ -55,7 +55,7 @@ async fn conditional_requests_follow_the_rfc(system: TestSystem) {
             assert_eq!(answer.body.is_empty(), status == 304, "{lines:?}");
         }
     }
-    // Setting the same quantity changes nothing, so the version stays.
+    // Setting the current quantity creates no event, so the version stays the same.
     let guards: [(&[&str], u16, &str); 16] = [
         (&["\"2\""], 200, ""),
         (&["W/\"2\""], 200, ""),
@@ -85,7 +85,7 @@ async fn conditional_requests_follow_the_rfc(system: TestSystem) {
     }
 }
 
-/// nginx makes the tag of an answer weak that it compresses, and that is the only one its clients ever see.
+/// nginx makes the entity tag of a compressed response weak, and its clients see only the weak tag.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conditional_requests_work_behind_a_proxy_that_compresses() {
     let system = TestSystem::embedded().await;
@@ -95,20 +95,20 @@ async fn conditional_requests_work_behind_a_proxy_that_compresses() {
     let get = || nginx.client.get("/v1/orders/zip").header("accept-encoding", "gzip");
     let packed = get().send().await.expect(200);
     assert_eq!(packed.header("content-encoding"), Some("gzip"));
-    let tag = packed.header("etag").expect("a tag").to_owned();
-    assert_eq!(tag, "W/\"2\"", "nginx does what this is about");
+    let tag = packed.header("etag").expect("an entity tag").to_owned();
+    assert_eq!(tag, "W/\"2\"", "nginx weakens the tag");
     get().header("if-none-match", &tag).send().await.expect(304);
     let item = json!({"sku": "ink", "quantity": 1, "unit_price": "2.00"});
     let add = || nginx.client.post("/v1/orders/zip/items").header("if-match", &tag).json(item.clone());
     add().send().await.expect(200);
     add().send().await.expect_problem(412, "version-mismatch");
-    // It also asks in HTTP/1.1 for clients of HTTP/1.0, which need not name the server.
+    // nginx forwards requests of HTTP/1.0 clients, which need not send Host, as HTTP/1.1.
     let bearer = token("ada", "customer");
     let request = format!("GET /v1/orders/zip HTTP/1.0\r\nauthorization: Bearer {bearer}\r\n\r\n");
     assert_eq!(raw(&nginx.client, &request).await.0, 200);
 }
 
-/// What a body is refused with as one command, and as a line among others.
+/// A body is refused in the same way as a single command and as a line of a bulk request.
 async fn bodies_are_read_alike_on_every_path(system: TestSystem) {
     let cases: [(&str, u16, &str, &str); 17] = [
         (r#"{"customer_id":"ada","customer_id":"ada"}"#, 422, "invalid-body", "/customer_id"),
@@ -156,14 +156,14 @@ async fn bodies_are_read_alike_on_every_path(system: TestSystem) {
         }
     }
 
-    // Some editors and spreadsheets write a byte order mark in front.
+    // Some editors and spreadsheets write a byte order mark at the beginning.
     let body = "\u{feff}{\"order_id\":\"bom\",\"customer_id\":\"ada\"}".to_owned();
     system.post("/v1/orders").body("application/json", body).send().await.expect(201);
     let lines = "\u{feff}{\"type\":\"create_order\",\"order_id\":\"bom-2\",\"customer_id\":\"ada\"}\n{\"type\":\"confirm_order\",\"order_id\":\"none\"}\n";
     let found = results(&system, lines.to_owned()).await;
     assert_eq!([&found[0]["status"], &found[1]["status"]], [&json!(201), &json!(404)], "{found:?}");
 
-    // An id comes back as it was sent, or is refused.
+    // An id is returned exactly as it was sent, or it is refused.
     for (id, status) in [
         ("18446744073709551615", 404),
         ("-9223372036854775808", 404),
@@ -181,7 +181,7 @@ async fn bodies_are_read_alike_on_every_path(system: TestSystem) {
         let line = format!(r#"{{"type":"confirm_order","order_id":"none","id":{id}}}"#);
         let answer = system.post("/v1/commands").body("application/x-ndjson", line).send().await.expect(200);
         let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let result: Value = serde_json::from_str(&text).expect("a result");
+        let result: Value = serde_json::from_str(&text).expect("a result is JSON");
         assert_eq!(result["status"], status, "{id}: {text}");
         assert!(
             if status == 404 { text.contains(&format!("\"id\":{id},")) } else { result["id"].is_null() },
@@ -205,23 +205,26 @@ async fn bodies_are_read_alike_on_every_path(system: TestSystem) {
     plain.body("application/json; charset=utf-8", r#"{"customer_id":"ada"}"#.to_owned()).send().await.expect(201);
 }
 
-/// The results of a bulk of commands.
+/// Sends a bulk request and returns the results.
 async fn results(system: &TestSystem, lines: String) -> Vec<Value> {
     let answer = system.post("/v1/commands").body("application/x-ndjson", lines).send().await.expect(200);
-    let text = String::from_utf8(answer.body.to_vec()).expect("UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).expect("NDJSON")).collect()
+    let text = String::from_utf8(answer.body.to_vec()).expect("the body is UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
 }
 
 async fn connect(client: &Client) -> TcpStream {
-    TcpStream::connect(client.base().trim_start_matches("http://")).await.expect("it listens")
+    TcpStream::connect(client.base().trim_start_matches("http://")).await.expect("the server listens")
 }
 
-/// The status and text of the answer to a request that is sent as it is.
+/// Sends a request unchanged and returns the status and the text of the response.
 async fn raw(client: &Client, request: &str) -> (u16, String) {
     let mut tcp = connect(client).await;
-    tcp.write_all(request.as_bytes()).await.expect("it reads");
+    tcp.write_all(request.as_bytes()).await.expect("the server reads");
     let mut answer = String::new();
-    tokio::time::timeout(DEADLINE, tcp.read_to_string(&mut answer)).await.expect("an end").expect("not cut off");
+    tokio::time::timeout(DEADLINE, tcp.read_to_string(&mut answer))
+        .await
+        .expect("the response ends in time")
+        .expect("the response is complete");
     (
         answer
             .split(' ')
@@ -257,7 +260,7 @@ async fn ambiguous_headers_are_refused(system: TestSystem) {
         assert!(slug.is_empty() || answer.contains(&format!("/problems/{slug}\"")), "{headers}: {answer}");
         assert!(!answer.contains("x-request-id: a\r\n") && !answer.contains("x-request-id: b\r\n"), "{answer}");
     }
-    // Bulk commands, sockets and streams have the same door.
+    // Bulk commands, WebSockets and streams apply the same rules.
     let two = format!("host: x\r\nconnection: close\r\n{bearer}authorization: Bearer {other}\r\n");
     let upgrade = "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n";
     for (client, path, headers) in [
@@ -271,7 +274,7 @@ async fn ambiguous_headers_are_refused(system: TestSystem) {
     let (status, answer) =
         raw(system.writer(), &format!("POST /v1/commands HTTP/1.1\r\n{two}content-length: 0\r\n\r\n")).await;
     assert_eq!(status, 400, "{answer}");
-    // What the documentation says of headers that are too many or too large.
+    // The documented status for too many or too large headers.
     for headers in [format!("x: {}\r\n", "y".repeat(70_000)), "x: y\r\n".repeat(101)] {
         assert_eq!(
             raw(system.reader(), &format!("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n")).await.0,
@@ -311,7 +314,7 @@ async fn answers_are_kept_and_framed_by_nobody(system: TestSystem) {
         let answer = request.send().await.expect(status);
         assert_eq!(answer.header("cache-control"), Some(cache), "{path}");
         for (name, value) in fixed {
-            let found = answer.header(name).unwrap_or_else(|| panic!("{path} has no {name}"));
+            let found = answer.header(name).unwrap_or_else(|| panic!("{path} does not send {name}"));
             if name == "content-security-policy" && cache.starts_with("public") {
                 assert!(
                     found.contains("frame-ancestors 'none'") && !found.contains("script-src 'unsafe"),
@@ -326,13 +329,16 @@ async fn answers_are_kept_and_framed_by_nobody(system: TestSystem) {
     assert_eq!(made.header("cache-control"), Some("no-store"));
     let request = format!("GET /v1/live?channel=order:kept HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ada}\r\n\r\n");
     let mut tcp = connect(system.reader()).await;
-    tcp.write_all(request.as_bytes()).await.expect("it reads");
+    tcp.write_all(request.as_bytes()).await.expect("the server reads");
     let mut answer = vec![0; 1024];
-    let read = tcp.read(&mut answer).await.expect("a stream");
-    assert!(String::from_utf8_lossy(&answer[..read]).contains("cache-control: no-store"), "a stream is kept by nobody");
+    let read = tcp.read(&mut answer).await.expect("the stream sends its head");
+    assert!(
+        String::from_utf8_lossy(&answer[..read]).contains("cache-control: no-store"),
+        "a stream must not be cached"
+    );
 }
 
-/// A frame of a client, masked with zeros.
+/// Returns a frame of a client, masked with zeros.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
@@ -351,19 +357,20 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends frames over a new socket; the frames that come back until the connection ends, or `count` of them have come.
+/// Sends frames over a new WebSocket. Returns the received frames once the connection ends or `count` frames have
+/// arrived.
 async fn exchange(client: &Client, sent: &[u8], count: usize) -> Vec<(u8, Vec<u8>)> {
     let mut tcp = connect(client).await;
     let upgrade = "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
                    sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n";
-    tcp.write_all(upgrade.as_bytes()).await.expect("it reads");
+    tcp.write_all(upgrade.as_bytes()).await.expect("the server reads");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(tcp.read_u8().await.expect("an upgrade"));
+        head.push(tcp.read_u8().await.expect("the response to the upgrade"));
     }
     assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
     let (mut reader, mut writer) = tcp.split();
-    // The server need not read all of it.
+    // The server may stop reading before the end.
     let write = async {
         let _ = writer.write_all(sent).await;
     };
@@ -371,9 +378,10 @@ async fn exchange(client: &Client, sent: &[u8], count: usize) -> Vec<(u8, Vec<u8
     let read = async {
         while frames.len() < count {
             let (Ok(first), Ok(length)) = (reader.read_u8().await, reader.read_u8().await) else { return };
-            let length = if length == 126 { reader.read_u16().await.expect("a length") } else { length.into() };
+            let length =
+                if length == 126 { reader.read_u16().await.expect("a complete length") } else { length.into() };
             let mut payload = vec![0; length.into()];
-            reader.read_exact(&mut payload).await.expect("a payload");
+            reader.read_exact(&mut payload).await.expect("a complete payload");
             frames.push((first, payload));
         }
     };
@@ -390,27 +398,27 @@ async fn a_socket_says_which_rule_was_broken(system: TestSystem) {
         ("a reserved opcode", frame(0x83, b"{}"), 1002),
         ("a reserved control opcode", frame(0x8b, b""), 1002),
         ("no mask", vec![0x81, 2, b'{', b'}'], 1002),
-        ("a continuation of nothing", frame(0x80, b"{}"), 1002),
-        ("a text within a text", [frame(0x01, b"{"), frame(0x81, b"{}")].concat(), 1002),
+        ("a continuation without a start", frame(0x80, b"{}"), 1002),
+        ("a text inside a fragmented text", [frame(0x01, b"{"), frame(0x81, b"{}")].concat(), 1002),
         ("a ping in fragments", frame(0x09, b"x"), 1002),
-        ("a ping too long", frame(0x89, &[b'x'; 126]), 1002),
+        ("a ping that is too long", frame(0x89, &[b'x'; 126]), 1002),
         ("a close of one byte", frame(0x88, b"x"), 1002),
         ("a text that is not UTF-8", frame(0x81, b"{\xff}"), 1007),
         ("fragments that are not UTF-8", [frame(0x01, b"\xce"), frame(0x80, b"x")].concat(), 1007),
         ("a close whose reason is not UTF-8", frame(0x88, b"\x03\xe8\xff"), 1007),
-        ("a frame too long", frame(0x81, &long), 1009),
+        ("a frame that is too long", frame(0x81, &long), 1009),
         ("a frame that claims to be huge", vec![0x81, 0xff, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1009),
-        ("fragments too long", [frame(0x01, &half), frame(0x80, &half)].concat(), 1009),
-        ("fragments without end", pieces(100_000), 1008),
+        ("fragments that are too long", [frame(0x01, &half), frame(0x80, &half)].concat(), 1009),
+        ("too many fragments", pieces(100_000), 1008),
         ("binary", frame(0x82, b"{}"), 3501),
     ];
     for (what, sent, code) in cases {
         let frames = exchange(system.reader(), &sent, usize::MAX).await;
-        let (first, payload) = frames.last().unwrap_or_else(|| panic!("{what}: nothing came back"));
+        let (first, payload) = frames.last().unwrap_or_else(|| panic!("{what}: the server sent nothing"));
         assert_eq!(*first, 0x88, "{what}: {frames:?}");
         assert_eq!(u16::from_be_bytes([payload[0], payload[1]]), code, "{what}: {}", String::from_utf8_lossy(payload));
     }
-    // What looks like it and is right: a text in fragments, some of them empty, with a ping between them.
+    // A similar sequence that is valid: a text in fragments, some of them empty, with a ping between them.
     let hello = format!(r#"{{"id":1,"connect":{{"token":"{}"}}}}"#, token("ada", "customer"));
     let (start, end) = hello.as_bytes().split_at(9);
     let sent = [frame(0x01, start), frame(0x00, b"").repeat(1_000), frame(0x89, b"?"), frame(0x80, end)].concat();
@@ -419,7 +427,7 @@ async fn a_socket_says_which_rule_was_broken(system: TestSystem) {
     assert!(String::from_utf8_lossy(&frames[1].1).contains("\"client\""), "{frames:?}");
 }
 
-/// What pages send by themselves is allowed, and what operators add; what nobody named is not.
+/// Pages may send the usual headers and those of the settings, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_may_send_the_usual_headers_and_those_of_the_settings() {
     let system = TestSystem::builder(Mode::Embedded)
@@ -454,7 +462,7 @@ async fn pages_may_send_the_usual_headers_and_those_of_the_settings() {
         assert!(may_send.iter().any(|allowed| allowed == name), "{name} is not in {may_send:?}");
     }
     assert!(!may_send.iter().any(|name| name == "*" || name == "x-other"), "{may_send:?}");
-    // Also why a request is refused can be read.
+    // A page can read the reason of a refusal too.
     let refused = system.post("/v1/orders").header("origin", page).header("content-encoding", "gzip");
     let refused = refused.body("application/json", "x".into()).send().await.expect(415);
     assert_eq!(refused.header("access-control-allow-origin"), Some(page));
@@ -468,7 +476,7 @@ async fn pages_may_send_the_usual_headers_and_those_of_the_settings() {
     assert!(output.status.code() == Some(2) && text.contains("cors_request_headers: `x tenant`"), "{text}");
 }
 
-/// The policy of the page at `/docs` leaves it all that it needs.
+/// The content security policy of `/docs` allows everything that the page needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_browser_shows_the_docs_under_their_policy() {
     let system = TestSystem::embedded().await;
@@ -482,18 +490,21 @@ async fn a_browser_shows_the_docs_under_their_policy() {
         .arg(format!("{}/docs/#/commands/create", system.reader().base()))
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(2 * DEADLINE, output).await.expect("it shows the page").expect("it starts");
+    let output = tokio::time::timeout(2 * DEADLINE, output)
+        .await
+        .expect("the browser shows the page in time")
+        .expect("the browser starts");
     let (page, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let paths = page.matches("class=\"opblock-summary-path\"").count();
     assert!(paths > 10 && page.contains("curl") | page.contains("Try it out"), "{paths} paths: {page}");
     let complaints: Vec<_> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     let answer = system.get("/docs/").send().await.expect(200);
-    let policy = answer.header("content-security-policy").expect("a policy");
+    let policy = answer.header("content-security-policy").expect("the page has a policy");
     assert!(policy.starts_with("default-src 'none'") && policy.contains("script-src 'self';"), "{policy}");
 }
 
-/// Some programs begin a text with a byte order mark, in files as in requests.
+/// Some programs begin a text with a byte order mark, in files as well as in requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_may_begin_with_a_byte_order_mark() {
     let system = TestSystem::builder(Mode::Embedded).stopped().await;
@@ -504,13 +515,13 @@ async fn a_file_may_begin_with_a_byte_order_mark() {
         "sku": "pen", "product_name": "Pen", "department": "OFFICE", "quantity": "1", "unit_price": "1.00"});
     for (name, text) in [("orders.csv", csv.to_owned()), ("orders.ndjson", row.to_string())] {
         let path = folder.path().join(name);
-        std::fs::write(&path, format!("\u{feff}{text}")).expect("a file");
+        std::fs::write(&path, format!("\u{feff}{text}")).expect("the file is written");
         let output = system.try_cli(&["import", path.to_str().expect("UTF-8"), "--dry-run", "--json"]).await;
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
-/// A reader that has seen enough (`docket … | head -1`) is no failure, and nothing is printed about it.
+/// A reader that closes the pipe early (`docket … | head -1`) is not a failure, and nothing is printed about it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_pipe_is_no_failure() {
     let system = TestSystem::embedded().await;
@@ -536,11 +547,11 @@ async fn a_closed_pipe_is_no_failure() {
             drop(reader);
             Stdio::from(writer)
         };
-        // Alone, and with `2>&1`.
+        // Standard output alone, and with `2>&1`.
         for both in [false, true] {
             let mut command = system.command(arguments);
             command.stdout(closed()).stderr(if both { closed() } else { Stdio::piped() });
-            let output = command.spawn().expect("docket starts").wait_with_output().await.expect("it ends");
+            let output = command.spawn().expect("docket starts").wait_with_output().await.expect("docket ends");
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
             assert!(!text.contains("panicked") && !text.contains("cannot write"), "{arguments:?}: {text}");

@@ -1,4 +1,5 @@
-//! A module written from outside beside the built-in ones: it meets nobody, and what fails in it stays in it.
+//! A module from outside the repository next to the built-in ones: it shares nothing with them, and its failures do not
+//! affect them.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ async fn counted(system: &TestSystem, id: &str) -> Value {
     system.get(&format!("/v1/counters/{id}")).send().await.expect(200).json()
 }
 
-/// Waits until a counter has been projected up to a version.
+/// Waits until a counter is projected up to a version, and returns it.
 async fn counted_at(system: &TestSystem, id: &str, version: i64) -> Value {
     until("the counter is projected", async || {
         let answer = system.get(&format!("/v1/counters/{id}")).send().await;
@@ -73,13 +74,13 @@ async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
     let item = json!({"sku": "ink", "quantity": 1, "unit_price": "2.00"});
     let added = system.post("/v1/orders/17/items").json(item.clone()).send().await.expect(200);
     assert_eq!(added.version(), 3, "each stream has its own versions");
-    // One key, two aggregates: the second request is another one.
+    // The same key for another aggregate is another request, so the key counts as reused.
     system.post("/v1/counters/17/count").key("one").json(json!({"by": 1})).send().await.expect(200);
     let reused = system.post("/v1/orders/17/items").key("one").json(item).send().await;
     reused.expect_problem(422, "idempotency-key-reused");
     let replayed = system.post("/v1/counters/17/count").key("one").json(json!({"by": 1})).send().await.expect(200);
     assert_eq!(replayed.json()["counter_id"], "17");
-    // In bulk, too.
+    // Bulk commands work too.
     let lines = [
         json!({"type": "count", "counter_id": "17", "by": 10}),
         json!({"type": "add_item", "order_id": "17", "sku": "cup", "quantity": 1, "unit_price": "3.00"}),
@@ -87,12 +88,14 @@ async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
     ];
     let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let answer = system.post("/v1/commands").body("application/x-ndjson", body).send().await.expect(200);
-    let results: Vec<Value> =
-        String::from_utf8_lossy(&answer.body).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let results: Vec<Value> = String::from_utf8_lossy(&answer.body)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a result is JSON"))
+        .collect();
     assert_eq!((&results[0]["counter_id"], &results[1]["order_id"]), (&json!("17"), &json!("17")));
-    let known = results[2]["problem"]["detail"].as_str().expect("a detail");
+    let known = results[2]["problem"]["detail"].as_str().expect("the problem has a detail");
     assert!(known.contains("create_order") && known.contains("create_counter"), "{known}");
-    // Nobody else sees a counter.
+    // Other customers cannot see a counter.
     let stranger = token("eve", "customer");
     system.settled().await;
     system.get("/v1/counters/17").token(&stranger).send().await.expect_problem(404, "counter-not-found");
@@ -100,7 +103,7 @@ async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
     system.post(path).token(&stranger).json(json!({"by": 1})).send().await.expect_problem(404, "counter-not-found");
     assert_eq!(counted(&system, "17").await["sum"], 16);
     assert_eq!(system.get("/v1/orders/17").send().await.expect(200).json()["total"], "6.00");
-    // Through a crash and a rebuild.
+    // The state survives a crash and a rebuild.
     system.kill9();
     system.restart().await;
     assert_eq!(count(&system, "17", 4, "").await, 5);
@@ -122,7 +125,7 @@ async fn events_of_an_endless_stream_are_folded_one_by_one(system: TestSystem) {
     assert_eq!(shown, json!({"meter_id": "m-1", "value": 4, "readings": 3}));
     system.cli(&["replay", "toy_meters"]).await;
     system.cli(&["verify", "toy_meters"]).await;
-    // One that cannot be decoded is left out once it is discarded; what follows is not.
+    // An event that cannot be decoded is skipped once it is discarded; the events after it are not skipped.
     let unreadable =
         "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                       values ('meter', 'm-1', 4, 'MeterRead', '1', '{\"MeterRead\":{}}', '{}')";
@@ -149,9 +152,9 @@ async fn a_panic_in_a_fold_parks_its_own_group_only(mut system: TestSystem) {
     assert_eq!((&letter["group"], &letter["aggregate_id"]), (&json!("toy"), &json!("wild")), "{letter}");
     system.settled().await;
     assert_eq!(counted_at(&system, "calm", 2).await["sum"], 1);
-    assert_eq!(counted(&system, "wild").await["version"], 1, "it is as before the event");
+    assert_eq!(counted(&system, "wild").await["version"], 1, "the counter must be in its state before the event");
     system.get("/v1/orders/o-1").send().await.expect(200);
-    // The core group is rebuilt; the group of the module is not, before somebody decides.
+    // The core group can be rebuilt. The module's group cannot, until an operator resolves the dead letter.
     system.cli(&["replay", "order_details", "sales"]).await;
     let refused = system.try_cli(&["replay", "toy_counters"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("counter/wild is parked"), "{refused:?}");
@@ -159,7 +162,7 @@ async fn a_panic_in_a_fold_parks_its_own_group_only(mut system: TestSystem) {
     let position = letter["position"].to_string();
     let again = system.try_cli(&["dead-letters", "retry", &position]).await;
     assert!(String::from_utf8_lossy(&again.stderr).contains("parked again"), "{again:?}");
-    // A release that does not panic.
+    // Simulates a new release that does not panic.
     system.set("DOCKET_TOY_PANICS", "false");
     system.restart().await;
     system.cli(&["dead-letters", "retry", &position]).await;
@@ -174,7 +177,7 @@ async fn a_stream_is_parked_at_the_event_that_fails(system: TestSystem) {
         counter(&system, id).await;
     }
     system.settled().await;
-    // All are of one batch.
+    // All events are in one batch.
     let counted = |id: &str, sequence: i64, note: &str| {
         format!(
             "('counter', '{id}', {sequence}, 'ItemAdded', '1', '{{\"ItemAdded\":{{\"by\":1,\"note\":\"{note}\"}}}}', '{{}}')"
@@ -199,7 +202,7 @@ async fn a_stream_is_parked_at_the_event_that_fails(system: TestSystem) {
     system.settled().await;
     assert_eq!(counted_at(&system, "one", 2).await["sum"], 1);
     assert_eq!(counted_at(&system, "calm", 2).await["sum"], 1);
-    // Nothing but the one event is lost.
+    // Only the one event is skipped.
     let discarded = letters[1]["position"].to_string();
     system.cli(&["dead-letters", "discard", &discarded]).await;
     count(&system, "one", 1, "").await;
@@ -212,7 +215,7 @@ async fn an_id_that_no_aggregate_can_have_is_refused(system: TestSystem) {
         let answer = system.post("/v1/counters").json(json!({"counter_id": id})).send().await;
         (answer.status, answer.json()["type"].clone())
     };
-    // One database refuses the long ones, and with them whatever is in the same transaction.
+    // One database refuses the long ids, together with everything in the same transaction.
     let bad = ["", "bad id!", "a/b", "\u{e9}"]
         .map(str::to_owned)
         .into_iter()
@@ -250,8 +253,8 @@ async fn a_refused_row_parks_its_own_group_only(system: TestSystem) {
     let position = letter["position"].to_string();
     system.cli(&["dead-letters", "discard", &position]).await;
     system.settled().await;
-    assert_eq!(counted(&system, "large").await["sum"], 0, "it goes on without the event");
-    // Discarded for the group of the module only.
+    assert_eq!(counted(&system, "large").await["sum"], 0, "the counter must continue without the event");
+    // The event is discarded for the module's group only.
     let letters = dead_letters(&system).await;
     assert_eq!((&letters[0]["group"], &letters[0]["state"]), (&json!("toy"), &json!("discarded")), "{letters:?}");
     system.cli(&["replay", "--all"]).await;
@@ -262,7 +265,7 @@ async fn an_event_that_does_not_decode_parks_its_stream_for_every_group(system: 
     counter(&system, "17").await;
     order(&system, "17").await;
     system.settled().await;
-    // An event of an order, in the stream of a counter.
+    // An event of an order in the stream of a counter.
     let foreign = "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                    values ('counter', '17', 2, 'ItemAdded', '2',
                            '{\"ItemAdded\":{\"sku\":\"ink\",\"quantity\":1,\"unit_price\":100,\"name\":null,\"category\":null}}', '{}')";
@@ -272,9 +275,13 @@ async fn an_event_that_does_not_decode_parks_its_stream_for_every_group(system: 
     let item = json!({"sku": "cup", "quantity": 1, "unit_price": "3.00"});
     system.post("/v1/orders/17/items").json(item).send().await.expect(200);
     system.settled().await;
-    assert_eq!(system.get("/v1/orders/17").send().await.expect(200).json()["total"], "4.00", "the order goes on");
+    assert_eq!(
+        system.get("/v1/orders/17").send().await.expect(200).json()["total"],
+        "4.00",
+        "the order must not be affected"
+    );
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
-    // No load of the counter decodes it either: a command needs an event that can be read.
+    // A command cannot decode the event either: it needs all events of the stream.
     system.post("/v1/counters/17/count").json(json!({"by": 1})).send().await.expect(500);
     system.cli(&["replay", "--all"]).await;
     system.cli(&["verify"]).await;
@@ -283,7 +290,7 @@ async fn an_event_that_does_not_decode_parks_its_stream_for_every_group(system: 
 async fn the_stream_at_fault_is_parked_and_not_one_with_the_same_id(system: TestSystem) {
     counter(&system, "17").await;
     system.settled().await;
-    // In one batch, so that the good stream comes first.
+    // Both are in one batch, so that the valid stream comes first.
     let lines: String =
         (0..20).map(|_| format!("{}\n", json!({"type": "count", "counter_id": "17", "by": 1}))).collect();
     let bulk = system.post("/v1/commands").body("application/x-ndjson", lines).send();
@@ -304,13 +311,13 @@ async fn decisions_in_two_groups_write_nothing_twice(mut system: TestSystem) {
     counter(&system, "c").await;
     count(&system, "c", 1, "").await;
     system.settled().await;
-    // Parked in one group at this event; the other group goes on.
+    // The stream is parked in one group at this event; the other group continues.
     count(&system, "c", 10, "panic").await;
     let first = letter(&system).await;
     assert_eq!(first["group"], "toy", "{first}");
     count(&system, "c", 100, "panic").await;
     system.settled().await;
-    // And at a later one, which nobody can decode.
+    // The stream is parked at a later event too, which no group can decode.
     let broken =
         "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                   values ('counter', 'c', 5, 'ItemAdded', '1', '{\"ItemAdded\":{}}', '{}')";
@@ -319,13 +326,13 @@ async fn decisions_in_two_groups_write_nothing_twice(mut system: TestSystem) {
         "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                  values ('counter', 'c', 6, 'ItemAdded', '1', '{\"ItemAdded\":{\"by\":1000,\"note\":\"\"}}', '{}')";
     assert_eq!(statement(&system, false, after).await, 1);
-    let second = until("it is parked at a second event", async || {
+    let second = until("the stream is parked at a second event", async || {
         dead_letters(&system).await.into_iter().find(|letter| letter["sequence"] == 5)
     })
     .await;
     system.settled().await;
     system.cli(&["verify"]).await;
-    // The later one first, then the earlier one.
+    // The decision about the later event comes first.
     system.try_cli(&["dead-letters", "discard", &second["position"].to_string()]).await;
     system.cli(&["verify"]).await;
     system.set("DOCKET_TOY_PANICS", "false");
@@ -353,7 +360,7 @@ async fn an_aggregate_that_panics_stops_its_own_stream_only(system: TestSystem) 
     assert_eq!(statement(&system, false, event).await, 1);
     let letter = letter(&system).await;
     assert_eq!((&letter["group"], &letter["aggregate_id"]), (&json!(null), &json!("bad")), "{letter}");
-    // Listening again to a stream whose past panics takes the feed of nobody else down.
+    // A new subscription to a stream whose events panic does not stop the feed of other channels.
     for number in 1..4 {
         let later = format!(
             "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
@@ -380,7 +387,7 @@ async fn an_aggregate_that_panics_stops_its_own_stream_only(system: TestSystem) 
     count(&system, "good", 1, "").await;
     let path = format!("{path}&wait=10&cursor={at}");
     let answer = system.get(&path).send().await.expect(200).json();
-    assert_eq!(answer["events"][0]["data"]["version"], 5, "the feed goes on: {answer}");
+    assert_eq!(answer["events"][0]["data"]["version"], 5, "the feed must continue: {answer}");
 }
 
 async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
@@ -397,21 +404,22 @@ async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
         system.get(&path).send().await.expect(200);
         longest = longest.max(asked.elapsed());
     }
-    assert!(started.elapsed() < Duration::from_secs(5), "the fold still sleeps");
+    assert!(started.elapsed() < Duration::from_secs(5), "the orders must not wait for the sleeping fold");
     assert!(longest < Duration::from_secs(1), "an order waited {longest:?} for the fold of a counter");
     assert_eq!(counted_at(&system, "slow", 2).await["sum"], 1);
 }
 
-/// Polls two channels of two groups until so many changes have come; each as channel and position, and the last cursor.
+/// Polls two channels of two groups until `changes` changes have arrived. Returns the channel and position of each, and
+/// the last cursor.
 async fn polled(system: &TestSystem, cursor: &str, changes: usize) -> (Vec<(String, u64)>, String) {
     let (mut found, mut cursor) = (Vec::new(), cursor.to_owned());
     let started = Instant::now();
     while found.len() < changes {
-        assert!(started.elapsed() < Duration::from_secs(20), "{found:?} came, of {changes}");
+        assert!(started.elapsed() < Duration::from_secs(20), "received only {found:?}, expected {changes} changes");
         let path = format!("/v1/poll?channel=order:17&channel=counter:17&wait=2&cursor={cursor}");
         let answer = system.get(&path).send().await.expect(200).json();
         for event in answer["events"].as_array().expect("events") {
-            assert_eq!(event["event"], "pub", "nothing is reset: {event}");
+            assert_eq!(event["event"], "pub", "unexpected event: {event}");
             let channel = event["channel"].as_str().expect("a channel").to_owned();
             found.push((channel, event["data"]["position"].as_u64().expect("a position")));
         }
@@ -442,7 +450,7 @@ async fn one_cursor_follows_two_groups(mut system: TestSystem) {
     };
     let (found, cursor) = polled(&system, &begin, 6).await;
     assert_eq!(sorted(found), expected);
-    // One group stands still, the other one goes on; nothing is lost when the first one follows.
+    // One group is blocked and the other one continues. Nothing is lost when the blocked group resumes.
     let slept =
         system.post("/v1/counters/17/count").json(json!({"by": 1, "note": "sleep 4000"})).send().await.expect(200);
     let added = system.post("/v1/orders/17/items").json(item("meanwhile")).send().await.expect(200);
@@ -452,13 +460,14 @@ async fn one_cursor_follows_two_groups(mut system: TestSystem) {
     assert!(started.elapsed() < Duration::from_secs(3), "the order waited for the counter");
     let (found, _) = polled(&system, &cursor, 1).await;
     assert_eq!(found, [("counter:17".to_owned(), slept.position())]);
-    // A cursor of before a crash goes on, too.
+    // A cursor from before a crash is still valid.
     system.kill9();
     system.restart().await;
     expected.extend([("counter:17".to_owned(), slept.position()), ("order:17".to_owned(), added.position())]);
     let (found, _) = polled(&system, &begin, 8).await;
     assert_eq!(sorted(found), expected);
-    // A cursor of another channel's group only says nothing of this one: it begins with a snapshot.
+    // A cursor that contains only the group of another channel does not cover this channel, so it begins with a
+    // snapshot.
     let only = system.get("/v1/poll?channel=order:17").send().await.expect(200).json();
     let path = format!("/v1/poll?channel=counter:17&cursor={}", only["cursor"].as_str().expect("a cursor"));
     let answer = system.get(&path).send().await.expect(200).json();
@@ -480,16 +489,16 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     order(&system, "17").await;
     system.settled().await;
     let refused = system.try_cli(&["modules", "--prune", "toy"]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("this program has toy"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("This program has the module toy"), "{refused:?}");
     let mistyped = system.try_cli(&["modules", "--prune", "../../x/y"]).await;
     assert_eq!(mistyped.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&mistyped.stderr).contains("has left nothing"), "{mistyped:?}");
+    assert!(String::from_utf8_lossy(&mistyped.stderr).contains("Nothing is left of a module"), "{mistyped:?}");
     system.terminate().await;
     system.run_program("docket");
     system.restart().await;
     order(&system, "18").await;
     system.settled().await;
-    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
+    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("the output is JSON");
     let left = modules["unclaimed"].as_array().expect("unclaimed");
     assert_eq!((left.len(), &left[0]["group"], &left[1]["group"]), (3, &json!("audit"), &json!("toy")), "{left:?}");
     assert_eq!(system.get("/v1/modules").send().await.expect(200).json()["unclaimed"], modules["unclaimed"]);
@@ -498,10 +507,10 @@ async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem
     system.cli(&["modules", "--prune", "toy"]).await;
     system.cli(&["modules", "--prune", "audit"]).await;
     assert!(!system.cli(&["reactors", "list"]).await.contains("toy-calls"));
-    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("JSON");
+    let modules: Value = serde_json::from_str(&system.cli(&["modules", "--json"]).await).expect("the output is JSON");
     assert_eq!(modules["unclaimed"], json!([]));
     system.cli(&["verify"]).await;
-    // It comes back, and is built from the log.
+    // The module is installed again, and its read models are built from the log.
     system.terminate().await;
     system.run_program("docket-toy");
     system.restart().await;
@@ -520,16 +529,16 @@ async fn settings_of_modules_are_checked_and_choose_what_runs() {
         "{refused:?}"
     );
     for (modules, reason) in [
-        ("orders,nothing", "`nothing` is no module"),
-        ("toy", "the module toy needs the module orders, which is not there"),
-        ("orders", "a process with the role project runs all built-in modules or none"),
+        ("orders,nothing", "`nothing` is not a module"),
+        ("toy", "The module toy requires the module orders, which is missing"),
+        ("orders", "A process with the role project must run all built-in modules or none"),
     ] {
         let refused = system.try_cli_with(&[("DOCKET_MODULES", modules)], &["config", "check"]).await;
         assert!(String::from_utf8_lossy(&refused.stderr).contains(reason), "{modules}: {refused:?}");
     }
 }
 
-/// The ids of counters that the other system was called for.
+/// Returns the ids of the counters for which the external system was called.
 fn calls(file: &std::path::Path) -> Vec<String> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
@@ -547,7 +556,7 @@ async fn a_restored_log_acts_outside_only_once_it_is_released(mut system: TestSy
     called(&file, &["one"]).await;
     counter(&system, "two").await;
     called(&file, &["one", "two"]).await;
-    // The log is one that was restored: what happened outside since the backup is not known.
+    // Simulates a restored log: actions outside the log since the backup are not known.
     system.settled().await;
     system.kill9();
     let restored = system.try_cli(&["events", "restored"]).await;

@@ -1,8 +1,9 @@
-//! Hostile input: every row of the corpus is a 4xx problem, a protocol error or a closed connection, in bounded time and
-//! memory, and the server goes on.
+//! Hostile input. Every row of the corpus must give a 4xx problem, a protocol error or a closed connection, in bounded
+//! time and memory, and the server must keep working.
 //!
-//! The short form runs each row once and each memory row for a few seconds. `DOCKET_HOSTILE_SECONDS` makes it long: the
-//! memory rows and the mutations take so many seconds each. `DOCKET_HOSTILE_SEED` repeats a run of mutations.
+//! The short form runs each row once and each memory row for a few seconds. `DOCKET_HOSTILE_SECONDS` selects the long
+//! form: the memory rows and the mutations run for that many seconds each. `DOCKET_HOSTILE_SEED` repeats a run of
+//! mutations.
 
 mod corpus;
 mod memory;
@@ -26,25 +27,26 @@ tests::stories![
     mutated_requests_do_no_harm,
 ];
 
-/// How long an answer may take on a busy machine.
+/// Time limit of a response on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Rows that are under way at once.
+/// Number of rows that run concurrently.
 const AT_ONCE: usize = 8;
-/// What the corpus must have at least.
+/// Minimum number of requests in the corpus.
 const ROWS_MIN: usize = 300;
 
-/// A rate would answer 429 to what should be looked at, and PostgreSQL without `fsync` is never `ready`.
+/// Disables the rate limit, which would answer 429 instead of the tested response, and makes PostgreSQL durable,
+/// because without `fsync` Docket is never `ready`.
 fn without_rate(builder: Builder) -> Builder {
     builder.durable().setting("DOCKET_RATE_PER_SECOND_CUSTOMER", "0")
 }
 
-/// How long the long form may take, a part; none in the short form.
+/// Returns the duration of each part of the long form; None in the short form.
 fn long_form() -> Option<Duration> {
     let seconds = std::env::var("DOCKET_HOSTILE_SECONDS").ok()?;
     Some(Duration::from_secs(seconds.parse().expect("DOCKET_HOSTILE_SECONDS is a number of seconds")))
 }
 
-/// A draft that rows may name, and two orders more, so that a list has a second page.
+/// Creates a draft that rows may use, and two more orders, so that a list has a second page.
 async fn prepare(system: &TestSystem) {
     for id in [ORDER, "hostile-2", "hostile-3"] {
         let item = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00"});
@@ -54,7 +56,7 @@ async fn prepare(system: &TestSystem) {
     system.settled().await;
 }
 
-/// Every request of the corpus, for a running system.
+/// Returns every request of the corpus for a running system.
 async fn requests(system: &TestSystem) -> Vec<Row> {
     let document = system.get("/openapi.json").anonymous().send().await.expect(200).json();
     let page = system.get("/v1/orders?sort=total&limit=1").send().await.expect(200).json();
@@ -64,7 +66,7 @@ async fn requests(system: &TestSystem) -> Vec<Row> {
     corpus::requests(&token("attacker", "admin"), &document, &cursor, &epoch)
 }
 
-/// Demands that the server is ready, takes commands, and has logged no failure of its own.
+/// Checks that the server is ready, accepts commands, and has logged no error or panic.
 async fn goes_on(system: &TestSystem, after: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let ready = system.get("/health/ready").anonymous().send().await;
@@ -73,15 +75,15 @@ async fn goes_on(system: &TestSystem, after: &str) -> Vec<String> {
     }
     let created = system.post("/v1/orders").json(json!({"customer_id": "c-1"})).send().await;
     if created.status != 201 {
-        faults.push(format!("after {after} no order is taken: {}", String::from_utf8_lossy(&created.body)));
+        faults.push(format!("after {after} no order is accepted: {}", String::from_utf8_lossy(&created.body)));
     }
     let log = system.dockets[0].log();
     let bad = log.lines().find(|line| line.contains("panicked") || line.contains(r#""level":"error""#));
-    faults.extend(bad.map(|line| format!("after {after} the log has: {line}")));
+    faults.extend(bad.map(|line| format!("after {after} the log contains: {line}")));
     faults
 }
 
-/// Ends the test with all faults there are.
+/// Fails the test if there are faults, and lists all of them.
 #[track_caller]
 fn none(faults: &[String]) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
@@ -108,7 +110,7 @@ async fn hostile_requests_are_refused(system: TestSystem) {
     none(&faults);
 }
 
-/// What is wrong with what came of a row.
+/// Runs a row and returns what is wrong with its outcome.
 async fn fault(address: &str, row: Row) -> Option<String> {
     let until = if matches!(row.expect, Expect::One(_)) { Until::End } else { Until::Answer };
     let outcome = exchange(address, &row.bytes, row.cut, until, DEADLINE).await;
@@ -141,21 +143,21 @@ async fn fault(address: &str, row: Row) -> Option<String> {
         Outcome::Answered(answer) => {
             let body: String = String::from_utf8_lossy(&answer.body).chars().take(300).collect();
             let lines = if row.expect == Expect::Lines { lines_fault(&row, &answer.body) } else { None };
-            format!("{} ({} answers) {}", answer.status, answer.answers, lines.unwrap_or(body))
+            format!("{} ({} responses) {}", answer.status, answer.answers, lines.unwrap_or(body))
         }
         other => format!("{other:?}"),
     };
-    Some(format!("{}: {}: {came}, not {:?}", row.family, row.what, row.expect))
+    Some(format!("{}: {}: got {came}, expected {:?}", row.family, row.what, row.expect))
 }
 
-/// What is wrong with the results of lines: each line that is not empty has one, in order, a 4xx problem.
+/// Checks the results of a bulk request. Each line that is not blank has one result, in order, which is a 4xx problem.
 fn lines_fault(row: &Row, results: &[u8]) -> Option<String> {
     let body = row.bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
     let is_blank = |line: &&[u8]| line.iter().all(u8::is_ascii_whitespace);
     let sent: Vec<&[u8]> = row.bytes[body..].split(|byte| *byte == b'\n').filter(|line| !is_blank(line)).collect();
     let got: Vec<&[u8]> = results.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     if sent.len() != got.len() {
-        return Some(format!("{} results of {} lines", got.len(), sent.len()));
+        return Some(format!("{} results for {} lines", got.len(), sent.len()));
     }
     sent.iter().zip(got).find_map(|(sent, got)| {
         let result: Value = serde_json::from_slice(got).unwrap_or_default();
@@ -164,7 +166,7 @@ fn lines_fault(row: &Row, results: &[u8]) -> Option<String> {
             && result["problem"]["status"] == status
             && result["problem"]["title"].is_string();
         let shown: String = String::from_utf8_lossy(sent).chars().take(150).collect();
-        (!is_refused).then(|| format!("the line {shown} gives {}", String::from_utf8_lossy(got)))
+        (!is_refused).then(|| format!("the result of the line {shown} is {}", String::from_utf8_lossy(got)))
     })
 }
 
@@ -191,7 +193,7 @@ async fn hostile_frames_are_refused(system: TestSystem) {
     none(&faults);
 }
 
-/// What is wrong with what came of frames.
+/// Runs a row of frames and returns what is wrong with its outcome.
 async fn frames_fault(address: &str, token: &str, row: Frames) -> Option<String> {
     let said = converse(address, token, &row.bytes, DEADLINE).await;
     let is_right = !said.is_silent
@@ -203,10 +205,10 @@ async fn frames_fault(address: &str, token: &str, row: Frames) -> Option<String>
             Spoken::Refused => said.closed.is_some() || (said.is_alive && !said.errors.is_empty()),
             Spoken::Fine(_) => said.is_alive && said.errors.is_empty(),
         };
-    (!is_right).then(|| format!("{}: {}: {said:?}, not {:?}", row.family, row.what, row.expect))
+    (!is_right).then(|| format!("{}: {}: got {said:?}, expected {:?}", row.family, row.what, row.expect))
 }
 
-/// Seeded mutations of the corpus: whatever comes of them, the server answers no 5xx, and goes on.
+/// Seeded mutations of the corpus: the server must answer none with a 5xx and must keep working.
 async fn mutated_requests_do_no_harm(system: TestSystem) {
     prepare(&system).await;
     let rows = requests(&system).await;

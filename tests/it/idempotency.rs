@@ -1,4 +1,4 @@
-//! A client that lost an answer asks again with the same key.
+//! A client that lost a response sends the command again with the same key.
 
 use futures::future::join_all;
 use serde_json::json;
@@ -24,12 +24,12 @@ async fn the_same_key_gives_the_same_answer(system: TestSystem) {
     let order = first.json()["order_id"].as_str().expect("an id").to_owned();
     system.post(&format!("/v1/orders/{order}/items")).key("one").json(body("ada")).send().await.expect(422);
 
-    // A key belongs to who sent it.
+    // A key belongs to the user who sent it.
     let clerk = token("clerk", "staff");
     let other = system.post("/v1/orders").token(&clerk).key("one").json(body("bob")).send().await.expect(201);
     assert_ne!(other.json()["order_id"], first.json()["order_id"]);
 
-    // A refusal is an answer too.
+    // A refusal is stored under the key too.
     let path = format!("/v1/orders/{order}/items/ink");
     let refused = system.delete(&path).key("two").send().await.expect(422);
     let again = system.delete(&path).key("two").send().await.expect(422);
@@ -42,7 +42,7 @@ async fn the_same_key_gives_the_same_answer(system: TestSystem) {
     assert!(!done.is_empty() && done.iter().all(|answer| answer.body == done[0].body), "{answers:?}");
     assert!(answers.iter().all(|answer| [200, 409].contains(&answer.status)), "{answers:?}");
     let log = read_log(system.reader()).await;
-    assert_eq!(log.iter().filter(|event| event.payload["sku"] == "ink").count(), 1, "one key, one effect");
+    assert_eq!(log.iter().filter(|event| event.payload["sku"] == "ink").count(), 1, "one key must have one effect");
 
     system.post(&path).key(&"x".repeat(256)).json(item).send().await.expect(400);
 }

@@ -1,4 +1,4 @@
-//! Two thousand real orders, and reports that another program worked out.
+//! Two thousand real orders, and reports that an independent program computed.
 
 use serde_json::Value;
 use tests::fold::{Report, parse_report, read_log};
@@ -11,27 +11,27 @@ async fn report(system: &TestSystem, by: &str) -> Report {
     parse_report(&system.get(&format!("/v1/reports/sales?by={by}")).send().await.expect(200).json())
 }
 
-/// A row of the expected file in the form of a report's row.
+/// Returns a row of the expected file in the form of a report's row.
 fn row(expected: &Value) -> (u64, u64, u64) {
     let number = |field: &str| expected[field].as_u64().expect("a number");
     (number("orders"), number("quantity"), cents(&expected["revenue"]))
 }
 
 fn cents(amount: &Value) -> u64 {
-    amount.as_str().and_then(|text| text.replace('.', "").parse().ok()).expect("dollars and cents")
+    amount.as_str().and_then(|text| text.replace('.', "").parse().ok()).expect("an amount in dollars and cents")
 }
 
 async fn real_orders_give_the_expected_reports(system: TestSystem) {
-    let text = std::fs::read_to_string(sample("expected.json")).expect("the expected file");
-    let expected: Value = serde_json::from_str(&text).expect("JSON");
+    let text = std::fs::read_to_string(sample("expected.json")).expect("the expected file exists");
+    let expected: Value = serde_json::from_str(&text).expect("the file is JSON");
     system.import_sample().await;
     let head = system.settled().await;
     assert_equal(&system, &expected).await;
     let again = system.import(&sample("csv")).await;
     assert_eq!(again.status.code(), Some(3));
     let refused = String::from_utf8_lossy(&again.stdout).lines().count() as u64;
-    assert_eq!(refused, expected["rejected_lines"], "each refused line is reported, each time");
-    assert_eq!(system.settled().await, head, "the second import of a file adds nothing");
+    assert_eq!(refused, expected["rejected_lines"], "each refused line must be reported in each import");
+    assert_eq!(system.settled().await, head, "a second import of a file must add nothing");
     assert_equal(&system, &expected).await;
     assert_eq!(read_log(system.reader()).await.len() as u64, head);
     read_models_equal_the_fold(&system).await;

@@ -1,5 +1,5 @@
-//! The present release opens stores of an earlier one: `tests/data/stores` holds one for each backend, with the answers of
-//! the earlier release.
+//! The current release opens stores of an earlier one. `tests/data/stores` contains one store for each backend, with
+//! the responses that the earlier release gave.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,9 +10,9 @@ use tests::client::{Answer, Client, signed, token};
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
 
-/// How long a resumed stream may take to reach the head of the log.
+/// Time limit for a resumed event stream to reach the head of the log.
 const STREAM_DEADLINE: Duration = Duration::from_secs(20);
-/// The longest time that an idempotency key can be kept: ten years.
+/// The longest retention of idempotency keys that can be set: ten years.
 const IDEMPOTENCY_HOURS_MAX: &str = "87840";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,17 +25,17 @@ async fn a_kept_postgres_store_opens_and_answers_as_before() {
     a_kept_store_opens(Mode::Scaled, "postgres").await;
 }
 
-/// The steps that change the store come last.
+/// Runs all checks on one store. The steps that change the store come last.
 async fn a_kept_store_opens(mode: Mode, name: &str) {
     let store = folder(name);
-    let recorded = std::fs::read(store.join("expected.json")).expect("expected.json is beside the store");
-    let recorded: Value = serde_json::from_slice(&recorded).expect("JSON");
+    let recorded = std::fs::read(store.join("expected.json")).expect("expected.json is next to the store");
+    let recorded: Value = serde_json::from_slice(&recorded).expect("expected.json is JSON");
     let builder = TestSystem::builder(mode).setting("DOCKET_IDEMPOTENCY_HOURS", IDEMPOTENCY_HOURS_MAX);
     let mut system = builder.store(store).stopped().await;
     system.cli(&["migrate"]).await;
     the_read_models_are_where_they_were(&system, &recorded).await;
     system.start().await;
-    assert_eq!(system.settled().await, number(&recorded, "head"), "opening a store writes no events");
+    assert_eq!(system.settled().await, number(&recorded, "head"), "opening a store must write no events");
     the_read_models_equal_the_log(&system, &recorded).await;
     every_query_answers_as_before(&system, &recorded).await;
     cursors_resume(&system, &recorded).await;
@@ -43,12 +43,12 @@ async fn a_kept_store_opens(mode: Mode, name: &str) {
     idempotency_keys_are_replayed(&system, &recorded).await;
     revoked_tokens_are_refused(&system, &recorded).await;
     assert_eq!(dead_letters(&system).await, recorded["dead_letters"]);
-    assert_eq!(system.settled().await, number(&recorded, "head"), "none of these steps writes an event");
+    assert_eq!(system.settled().await, number(&recorded, "head"), "none of these steps may write an event");
     commands_go_on(&system, &recorded).await;
     a_parked_order_goes_on_without_its_event(&system, &recorded).await;
     old_generations_come_back(&system, &recorded).await;
     a_replay_leaves_out_discarded_events(&system, &recorded).await;
-    // The store opens again with the events that the present release has written.
+    // The store opens again with the events that the current release has written.
     system.restart().await;
     system.settled().await;
     system.cli(&["verify"]).await;
@@ -58,33 +58,33 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/stores").join(name)
 }
 
-/// Entries of a list in the record.
+/// Returns a list of the recorded responses.
 fn list<'a>(recorded: &'a Value, name: &str) -> &'a [Value] {
-    let found = recorded[name].as_array().unwrap_or_else(|| panic!("no list {name} in the record"));
+    let found = recorded[name].as_array().unwrap_or_else(|| panic!("the record has no list {name}"));
     assert!(!found.is_empty(), "the record's list {name} is empty");
     found
 }
 
 fn number(entry: &Value, name: &str) -> u64 {
-    entry[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {entry}"))
+    entry[name].as_u64().unwrap_or_else(|| panic!("{name} is not a number in {entry}"))
 }
 
 fn text<'a>(entry: &'a Value, name: &str) -> &'a str {
-    entry[name].as_str().unwrap_or_else(|| panic!("no text {name} in {entry}"))
+    entry[name].as_str().unwrap_or_else(|| panic!("{name} is not a text in {entry}"))
 }
 
-/// The token of an entry's `subject` and `role`.
+/// Returns a token for an entry's `subject` and `role`.
 fn token_of(entry: &Value) -> String {
     token(text(entry, "subject"), text(entry, "role"))
 }
 
-/// Demands that each recorded field has the recorded value. A later release may add fields to an answer, but no attributes
-/// to an order.
+/// Checks that each recorded field has the recorded value. A later release may add fields to a response, but no
+/// attributes to an order.
 fn assert_holds(found: &Value, recorded: &Value, what: &str) {
     match (found, recorded) {
         (Value::Object(found), Value::Object(recorded)) => {
             for (name, value) in recorded {
-                let found = found.get(name).unwrap_or_else(|| panic!("{what} has no {name}"));
+                let found = found.get(name).unwrap_or_else(|| panic!("{what} does not contain {name}"));
                 match &**name {
                     "attributes" => assert_eq!(found, value, "{what}.{name}"),
                     _ => assert_holds(found, value, &format!("{what}.{name}")),
@@ -101,19 +101,19 @@ fn assert_holds(found: &Value, recorded: &Value, what: &str) {
     }
 }
 
-/// Before the server starts: in the PostgreSQL store they are behind the log.
+/// Runs before the server starts: in the PostgreSQL store, the read models are behind the log.
 async fn the_read_models_are_where_they_were(system: &TestSystem, recorded: &Value) {
-    let found: Value = serde_json::from_str(&system.cli(&["projections", "--json"]).await).expect("JSON");
+    let found: Value = serde_json::from_str(&system.cli(&["projections", "--json"]).await).expect("the output is JSON");
     assert_eq!(found["head"], recorded["head"]);
     for row in found["items"].as_array().expect("items") {
         assert_eq!(row["position"], recorded["projected"], "{row}");
     }
     let behind = number(recorded, "projected") < number(recorded, "head");
-    assert_eq!(behind, system.mode == Mode::Scaled, "the PostgreSQL store is the one that is behind");
+    assert_eq!(behind, system.mode == Mode::Scaled, "only the PostgreSQL store must be behind");
 }
 
 async fn the_read_models_equal_the_log(system: &TestSystem, recorded: &Value) {
-    let found: Value = serde_json::from_str(&system.cli(&["verify", "--json"]).await).expect("JSON");
+    let found: Value = serde_json::from_str(&system.cli(&["verify", "--json"]).await).expect("the output is JSON");
     assert_eq!((&found["differences"], &found["missing_events"]), (&json!(0), &json!(0)), "{found}");
     let projections = found["projections"].as_array().expect("projections");
     for known in list(recorded, "projections") {
@@ -133,9 +133,9 @@ async fn every_query_answers_as_before(system: &TestSystem, recorded: &Value) {
     }
 }
 
-/// Each cursor is good for a poll and for a stream, whichever of them it came from.
+/// Each cursor works for a poll and for an event stream, whichever of them issued it.
 async fn cursors_resume(system: &TestSystem, recorded: &Value) {
-    // As this release writes them.
+    // The cursor of the head in the format of the current release.
     let head = format!("2.{}.core={}", text(recorded, "epoch"), number(recorded, "head"));
     for known in list(recorded, "cursors") {
         let (cursor, token) = (text(known, "cursor"), token_of(known));
@@ -152,33 +152,33 @@ async fn cursors_resume(system: &TestSystem, recorded: &Value) {
     }
 }
 
-/// Changes in the order of their positions, each with its channels by name: releases publish one change on its channels in
-/// different orders.
+/// Sorts changes by position and channel, because releases publish one change on its channels in different orders.
 fn by_position(mut changes: Vec<Value>) -> Vec<Value> {
     changes.sort_by_key(|change| (change[1].as_u64(), change[0].as_str().map(str::to_owned)));
     changes
 }
 
-/// The channel, the position and the type of a change. A snapshot or a `reset` is none.
+/// Returns the channel, the position and the type of a change. Panics at a snapshot or a `reset`.
 fn change(event: &Value) -> Value {
     assert_eq!(event["event"], "pub", "the cursor does not resume: {event}");
     json!([event["channel"], event["offset"], event["data"]["type"]])
 }
 
-/// The changes that a stream sends after one id, up to another one.
+/// Returns the changes that an event stream sends after the id `after`, up to the id `until`.
 async fn stream(client: &Client, query: &str, token: &str, after: &str, until: &str) -> Vec<Value> {
     let request = reqwest::Client::new().get(format!("{}/v1/live?{query}", client.base()));
-    let answer = request.bearer_auth(token).header("last-event-id", after).send().await.expect("an answer");
-    let mut body = answer.error_for_status().expect("200").bytes_stream();
+    let answer = request.bearer_auth(token).header("last-event-id", after).send().await.expect("a response");
+    let mut body = answer.error_for_status().expect("the status is 200").bytes_stream();
     let (mut received, mut changes) = (String::new(), vec![]);
     let deadline = tokio::time::Instant::now() + STREAM_DEADLINE;
     loop {
         let bytes = tokio::time::timeout_at(deadline, body.next()).await;
         let bytes = bytes.unwrap_or_else(|_| panic!("the stream after {after} does not reach {until}: {changes:?}"));
-        received += std::str::from_utf8(&bytes.expect("it goes on").expect("whole")).expect("UTF-8");
+        received +=
+            std::str::from_utf8(&bytes.expect("the stream continues").expect("a complete chunk")).expect("UTF-8");
         while let Some((event, rest)) = received.split_once("\n\n") {
             let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
-            changes.extend(field("data: ").map(|data| change(&serde_json::from_str(data).expect("JSON"))));
+            changes.extend(field("data: ").map(|data| change(&serde_json::from_str(data).expect("data is JSON"))));
             if field("id: ") == Some(until) {
                 return changes;
             }
@@ -202,9 +202,9 @@ async fn sockets_recover(system: &TestSystem, recorded: &Value) {
     }
 }
 
-/// Sends a recorded command, with this body.
+/// Sends a recorded command with this body.
 async fn send(system: &TestSystem, command: &Value, body: Option<&str>) -> Answer {
-    let method = text(command, "method").parse().expect("a method");
+    let method = text(command, "method").parse().expect("an HTTP method");
     let mut request = system.writer().request(method, text(command, "path")).token(&token_of(command));
     if let Some(key) = command["key"].as_str() {
         request = request.key(key);
@@ -228,13 +228,14 @@ async fn idempotency_keys_are_replayed(system: &TestSystem, recorded: &Value) {
         let body = command["body"].as_str();
         let again = assert_same_answer(send(system, command, body).await, command);
         assert_eq!(again.header("idempotency-replayed"), Some("true"), "{command}");
-        // One blank more is another body.
+        // One more blank makes it another body.
         let other = body.map_or("{}".to_owned(), |body| format!("{body} "));
         send(system, command, Some(&other)).await.expect_problem(422, "idempotency-key-reused");
     }
 }
 
-/// A token of before the revocation is refused, and the token that was revoked by its id.
+/// A token that was issued before the revocation of its subject is refused, and so is a token that was revoked by its
+/// id.
 async fn revoked_tokens_are_refused(system: &TestSystem, recorded: &Value) {
     let found = system.get("/v1/admin/revocations").send().await.expect(200).json();
     assert_holds(&found["items"], &recorded["revoked"], "revocations");
@@ -251,13 +252,13 @@ async fn revoked_tokens_are_refused(system: &TestSystem, recorded: &Value) {
         };
         let at = number(revoked, "revoked_at");
         system.get("/v1/orders").token(&issued(at, id)).send().await.expect_problem(401, "token-revoked");
-        // A later token with another id is good.
+        // A later token with another id is valid.
         system.get("/v1/orders").token(&issued(at + 1, "another")).send().await.expect(200);
     }
 }
 
-/// Orders of the store take commands: one that has a snapshot, and one that stock code created. The total in the event of a
-/// confirmation comes from the snapshot and the events after it.
+/// Orders of the store accept commands: one order has a snapshot, the other was created by stock code. The total in the
+/// event of a confirmation follows from the snapshot and the events after it.
 async fn commands_go_on(system: &TestSystem, recorded: &Value) {
     for command in list(recorded, "commands") {
         let answer = assert_same_answer(send(system, command, command["body"].as_str()).await, command);
@@ -266,7 +267,7 @@ async fn commands_go_on(system: &TestSystem, recorded: &Value) {
         let after = format!("min_position={}&wait_ms=10000", answer.position());
         let found = system.get(&format!("{path}?{after}")).send().await.expect(200).json();
         let history = system.get(&format!("{path}/events?limit=200&{after}")).send().await.expect(200).json();
-        // These have the time of this command, not of the recorded one.
+        // These fields have the time of this command, not of the recorded one.
         order.as_object_mut().expect("an order").remove("updated_at");
         event.as_object_mut().expect("an event").remove("occurred_at");
         assert_holds(&found, &order, &path);
@@ -277,10 +278,11 @@ async fn commands_go_on(system: &TestSystem, recorded: &Value) {
     system.cli(&["verify"]).await;
 }
 
-/// The dead letters, without the fields that depend on the attempts: their number, the last one's reason, the time.
+/// Returns the dead letters without the fields that depend on the retries: number of attempts, last reason, time.
 async fn dead_letters(system: &TestSystem) -> Value {
-    let found: Value = serde_json::from_str(&system.cli(&["dead-letters", "list", "--json"]).await).expect("JSON");
-    // What the earlier release called `order_id` is the id of any aggregate now.
+    let found: Value =
+        serde_json::from_str(&system.cli(&["dead-letters", "list", "--json"]).await).expect("the output is JSON");
+    // The field that the earlier release called `order_id` is now the id of any aggregate.
     let fields = [
         ("position", "position"),
         ("order_id", "aggregate_id"),
@@ -294,13 +296,13 @@ async fn dead_letters(system: &TestSystem) -> Value {
         .collect()
 }
 
-/// A parked order refuses a replay until its event is discarded.
+/// A parked order blocks a replay until its event is discarded.
 async fn a_parked_order_goes_on_without_its_event(system: &TestSystem, recorded: &Value) {
     let refused = system.try_cli(&["replay", "--all"]).await;
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(
         !refused.status.success() && stderr.contains("parked"),
-        "a replay leaves out only what is discarded: {stderr}"
+        "a replay may skip only discarded events: {stderr}"
     );
     assert_eq!(dead_letters(system).await, recorded["dead_letters"]);
     for letter in list(recorded, "dead_letters").iter().filter(|letter| letter["state"] == "parked") {
@@ -309,13 +311,14 @@ async fn a_parked_order_goes_on_without_its_event(system: &TestSystem, recorded:
     orders_go_on_after_discarded_events(system, recorded).await;
 }
 
-/// All dead letters are discarded, and their orders have the later events.
+/// Checks that all dead letters are discarded and that their orders contain the later events.
 async fn orders_go_on_after_discarded_events(system: &TestSystem, recorded: &Value) {
     let found = dead_letters(system).await;
     let expected: Value = list(recorded, "dead_letters").iter().cloned().map(discarded).collect();
     assert_eq!(found, expected);
     let path = "/v1/orders/discarded";
-    let order = list(recorded, "queries").iter().find(|query| query["path"] == path).expect("the record has it");
+    let order =
+        list(recorded, "queries").iter().find(|query| query["path"] == path).expect("the record has this query");
     for (path, order) in [(path, &order["body"]), ("/v1/orders/parked", &recorded["after_discard"])] {
         assert_holds(&system.get(path).send().await.expect(200).json(), order, path);
     }
@@ -326,13 +329,13 @@ fn discarded(mut letter: Value) -> Value {
     letter
 }
 
-/// The generations that served before the release's own replay are brought on from their old positions. A release that
-/// has a projection in a newer version has no use for them.
+/// The generations that served before the earlier release's own replay are brought up to date from their old positions.
+/// This is skipped for a projection that has a newer version now.
 async fn old_generations_come_back(system: &TestSystem, recorded: &Value) {
     let status = async |name: &Value| {
         let answer = system.get("/v1/projections").send().await.expect(200).json();
         let found = answer["items"].as_array().expect("items").iter().find(|row| row["name"] == *name).cloned();
-        found.unwrap_or_else(|| panic!("no {name} in {answer}"))
+        found.unwrap_or_else(|| panic!("{name} is not in {answer}"))
     };
     for known in list(recorded, "projections") {
         let row = status(&known["name"]).await;

@@ -1,5 +1,5 @@
-//! Unmodified third-party clients follow orders: npm's `centrifuge` and `eventsource`, PyPI's `centrifuge-python`, and a
-//! browser.
+//! Unmodified third-party clients follow orders: npm's `centrifuge` and `eventsource`, PyPI's `centrifuge-python`, and
+//! a browser.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,13 +23,13 @@ tests::stories![
     an_event_source_outlives_refusals,
 ];
 
-/// A token that is good for so many seconds.
+/// Returns a token that is valid for `seconds` seconds.
 fn short(subject: &str, role: &str, seconds: i64) -> String {
     let now = jiff::Timestamp::now().as_second();
     signed(&json!({"sub": subject, "role": role, "iss": "docket", "aud": "docket", "iat": now, "exp": now + seconds}))
 }
 
-/// A client that answers pings and never refreshes its token loses the connection, 25 s after the token's end.
+/// A client that answers pings and never refreshes its token loses the connection 25 s after the token's expiry.
 #[tokio::test]
 async fn an_expired_token_closes_the_socket() {
     let system = TestSystem::embedded().await;
@@ -54,11 +54,12 @@ async fn stock_clients_refresh_their_tokens() {
         followers.push((kind, follower));
     }
     for (kind, follower) in &mut followers {
-        // A socket asks for another token in time; a stream ends with its token, and is opened again with another.
+        // A WebSocket client asks for a fresh token in time. An event stream ends with its token and is opened again
+        // with another one.
         let told = if matches!(kind, Kind::Npm | Kind::Python) { "token" } else { "auth_expired" };
         assert_eq!(follower.next().await["event"], told, "{kind:?}");
     }
-    // Longer than a socket is put up with that has an expired token.
+    // Longer than the server tolerates a WebSocket with an expired token.
     tokio::time::sleep(Duration::from_secs(30)).await;
     add(&system, "fresh", "pen").await;
     for (kind, follower) in &mut followers {
@@ -67,7 +68,8 @@ async fn stock_clients_refresh_their_tokens() {
     }
 }
 
-/// A client that was away past its token's end has an old one in its hand: it asks for another and comes back.
+/// A client that was disconnected beyond its token's expiry still holds the old token: it asks for a fresh one and
+/// reconnects.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stock_clients_come_back_with_a_token_that_has_expired() {
     let mut system = TestSystem::embedded().await;
@@ -133,13 +135,13 @@ async fn a_stock_client_sees_each_change_once(system: TestSystem) {
             (&json!(kind), Some(version), &json!("live-1")),
             "{data}"
         );
-        assert_eq!(data["view"]["version"].as_u64(), Some(version), "the row after the change: {data}");
+        assert_eq!(data["view"]["version"].as_u64(), Some(version), "the view must be that after the change: {data}");
     }
     let (mut versions, mut last_position) = (vec![], 0);
     while versions.last() != Some(&23) {
         let data = change(&mut all, "orders").await;
         let position = data["position"].as_u64().expect("a position");
-        assert!(position > last_position, "in order, none twice: {data}");
+        assert!(position > last_position, "positions must increase: {data}");
         last_position = position;
         if data["order_id"] == "live-1" {
             versions.push(data["version"].as_u64().expect("a version"));
@@ -148,7 +150,7 @@ async fn a_stock_client_sees_each_change_once(system: TestSystem) {
     assert_eq!(versions, (3..=23).collect::<Vec<u64>>());
 }
 
-/// The next change that a client reports, on this channel; anything else is a failure.
+/// Returns the next change that a client reports. It must be a change on this channel.
 async fn change(follower: &mut Follower, channel: &str) -> Value {
     let line = follower.next().await;
     assert_eq!((&line["event"], &line["channel"]), (&json!("pub"), &json!(channel)), "{line}");
@@ -197,7 +199,8 @@ async fn stock_clients_go_on_after_a_crash(mut system: TestSystem) {
     }
 }
 
-/// Changes of 300 KB, one after the other, on two channels of each client: three fill what may wait for it.
+/// Changes of 300 KB, one after another, on two channels of each client. Three changes fill the send buffer of a
+/// client.
 async fn readers_of_a_large_order_are_not_cut_off(system: TestSystem) {
     const CHANGES: usize = 60;
     let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200)});
@@ -238,8 +241,8 @@ async fn readers_of_a_large_order_are_not_cut_off(system: TestSystem) {
     }
 }
 
-/// An `EventSource` ends for good at an answer that is no stream: where a client has too many connections, or the database
-/// is away, it waits, and has everything then.
+/// An `EventSource` gives up for good when a response is not an event stream. When a customer has too many connections
+/// or the database is unavailable, the client must keep reconnecting, and must then receive every change.
 async fn an_event_source_outlives_refusals(mut system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "patient", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
@@ -251,7 +254,7 @@ async fn an_event_source_outlives_refusals(mut system: TestSystem) {
         assert_eq!(follower.next().await["event"], "snapshot", "{kind:?}");
         followers.push((kind, follower));
     }
-    // As many as a customer may have.
+    // While the two clients are disconnected, further sockets take their places under the customer's limit of 64.
     let mut sockets = vec![];
     for _ in 0..62 {
         sockets.push(Socket::connect(system.reader(), &ada).await);
@@ -269,10 +272,10 @@ async fn an_event_source_outlives_refusals(mut system: TestSystem) {
         assert_eq!(change(follower, "order:patient").await["version"], 2, "{kind:?}");
     }
     if system.mode == Mode::Scaled {
-        system.postgres.as_mut().expect("scaled").kill9();
+        system.postgres.as_mut().expect("a scaled system").kill9();
         proxy.cut(Duration::from_secs(1)).await;
         refused_for_a_while(&system, &ada, 503).await;
-        system.postgres.as_mut().expect("scaled").restart().await;
+        system.postgres.as_mut().expect("a scaled system").restart().await;
         let item = json!({"sku": "ink", "quantity": 1, "unit_price": "1.00"});
         let again = || system.post("/v1/orders/patient/items").key("ink").json(item.clone()).send();
         while again().await.status == 503 {
@@ -284,7 +287,7 @@ async fn an_event_source_outlives_refusals(mut system: TestSystem) {
     }
 }
 
-/// Longer than a client waits before it comes back, listening is refused.
+/// Checks for five seconds, longer than a client's reconnect delay, that subscriptions are refused.
 async fn refused_for_a_while(system: &TestSystem, token: &str, status: u16) {
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
@@ -293,7 +296,8 @@ async fn refused_for_a_while(system: &TestSystem, token: &str, status: u16) {
     }
 }
 
-/// What others think of how our sockets keep RFC 6455: no case of the Autobahn suite fails. Compression is left out; there is none.
+/// Conformance to RFC 6455: no case of the Autobahn suite fails. The compression cases are left out, because
+/// compression is not supported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_autobahn_suite_finds_no_fault() {
     let suite = target_directory().join("tools/autobahn");
@@ -301,12 +305,12 @@ async fn the_autobahn_suite_finds_no_fault() {
     let echo = profile_directory().join("examples/echo");
     let mut server = Command::new(&echo).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("echo is built");
     let mut address = String::new();
-    let stdout = server.stdout.take().expect("piped");
-    BufReader::new(stdout).read_line(&mut address).await.expect("it says where it listens");
+    let stdout = server.stdout.take().expect("standard output is piped");
+    BufReader::new(stdout).read_line(&mut address).await.expect("the server prints its address");
     let reports = tempfile::tempdir().expect("a temporary directory");
     let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("autobahn/run");
     let url = format!("ws://{}/", address.trim());
-    let output = Command::new(run).arg(&suite).arg(url).arg(reports.path()).output().await.expect("it runs");
+    let output = Command::new(run).arg(&suite).arg(url).arg(reports.path()).output().await.expect("the suite runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     println!("{text}");
     assert!(output.status.success() && text.contains("301 of 301 cases passed"), "{}:\n{text}", output.status);

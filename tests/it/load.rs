@@ -1,4 +1,4 @@
-//! More than there is room for: clients that send and do not read, that send too much, too many at once.
+//! Overload: clients that send and do not read, that send too much, and too many clients at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,40 +21,40 @@ tests::stories![
     a_command_that_changes_nothing_answers_the_orders_own_position,
 ];
 
-/// Lines that a client sends before it reads.
+/// Number of lines that a client sends before it reads.
 const LINES: usize = 200_000;
-/// How long a test waits for what must happen.
+/// Time limit of a wait in a test.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A request to `/v1/commands` by hand, with a chunked body.
+/// A raw request to `/v1/commands` with a chunked body.
 struct Bulk(TcpStream);
 
 impl Bulk {
     async fn open(client: &Client, token: &str) -> Self {
         let address = client.base().trim_start_matches("http://");
-        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let mut stream = TcpStream::connect(address).await.expect("the server listens");
         let head = format!(
             "POST /v1/commands HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\
              content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream.write_all(head.as_bytes()).await.expect("the head is sent");
         Self(stream)
     }
 
-    /// Sends lines, without reading.
+    /// Sends lines without reading.
     async fn send(&mut self, lines: &str) -> std::io::Result<()> {
         self.0.write_all(format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes()).await
     }
 
     async fn end(&mut self) {
-        self.0.write_all(b"0\r\n\r\n").await.expect("sent");
+        self.0.write_all(b"0\r\n\r\n").await.expect("the last chunk is sent");
     }
 
-    /// Everything that is answered: the status, and the results.
+    /// Reads the whole response and returns its status and the results.
     async fn read(mut self) -> (u16, Vec<Value>) {
         let mut bytes = vec![];
-        self.0.read_to_end(&mut bytes).await.expect("a whole answer");
-        let head = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        self.0.read_to_end(&mut bytes).await.expect("a complete response");
+        let head = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("the response has a head") + 4;
         let status = std::str::from_utf8(&bytes[9..12]).expect("a status").parse().expect("a status");
         let (mut body, mut rest) = (vec![], &bytes[head..]);
         while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
@@ -67,7 +67,7 @@ impl Bulk {
             }
         }
         let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        (status, lines.map(|line| serde_json::from_slice(line).expect("a result")).collect())
+        (status, lines.map(|line| serde_json::from_slice(line).expect("a result is JSON")).collect())
     }
 }
 
@@ -79,7 +79,7 @@ fn create(id: &str, customer: &str) -> Value {
 async fn a_half_duplex_client_gets_every_result_in_order(system: TestSystem) {
     system.post("/v1/orders").json(create("one", "ada")).send().await.expect(201);
     let mut bulk = Bulk::open(system.writer(), &token("feed", "staff")).await;
-    // Most of them change nothing and are quick; in between, a refusal and a line that is none.
+    // Most lines change nothing and are quick. In between are a refusal and lines with unknown commands.
     let line = |number: usize| match number % 1_000 {
         0 => {
             json!({"type": "change_item", "id": number, "order_id": "one", "sku": "pen", "quantity": 1 + number / 1_000})
@@ -89,11 +89,11 @@ async fn a_half_duplex_client_gets_every_result_in_order(system: TestSystem) {
     };
     for first in (0..LINES).step_by(1_000) {
         let lines: String = (first..first + 1_000).map(|number| line(number).to_string() + "\n").collect();
-        let sent = tokio::time::timeout(DEADLINE, bulk.send(&lines)).await.expect("it is read on");
-        sent.expect("the connection stands");
+        let sent = tokio::time::timeout(DEADLINE, bulk.send(&lines)).await.expect("the server keeps reading");
+        sent.expect("the connection is open");
     }
     bulk.end().await;
-    let (status, results) = tokio::time::timeout(DEADLINE, bulk.read()).await.expect("an end");
+    let (status, results) = tokio::time::timeout(DEADLINE, bulk.read()).await.expect("the response ends in time");
     assert_eq!((status, results.len()), (200, LINES));
     for (number, result) in results.iter().enumerate() {
         let expected = [200, 404, 422][(number % 1_000).min(2)];
@@ -108,7 +108,7 @@ async fn a_client_that_never_reads_costs_little_memory(system: TestSystem) {
     let mut bulk = Bulk::open(system.writer(), &token("feed", "staff")).await;
     let sending = tokio::spawn(async move {
         for _ in 0..900 {
-            bulk.send(&long).await.expect("it is read on");
+            bulk.send(&long).await.expect("the server keeps reading");
         }
         bulk
     });
@@ -117,10 +117,10 @@ async fn a_client_that_never_reads_costs_little_memory(system: TestSystem) {
         most = most.max(docket.memory_kib());
         tokio::time::sleep(POLL).await;
     }
-    let bulk = sending.await.expect("sent");
+    let bulk = sending.await.expect("the sender does not fail");
     let grown = most.saturating_sub(before) / 1024;
-    println!("{grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
-    assert!(grown < 150, "{grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
+    println!("memory grew by {grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
+    assert!(grown < 150, "memory grew by {grown} MiB for a client that sent 900 lines of 900 KB and read nothing");
     drop(bulk);
     system.get("/v1/orders").send().await.expect(200);
 }
@@ -142,8 +142,15 @@ async fn commands_in_bulk_are_held_to_the_rate(system: TestSystem) {
     });
     let took = began.elapsed();
     let results = String::from_utf8_lossy(&answer.expect(200).body).into_owned();
-    assert_eq!(results.lines().filter(|line| line.contains("\"status\":201")).count(), 450, "none is refused");
-    assert!(took > Duration::from_millis(2_500), "450 at 100 a second, 150 of them at once, in {took:?}");
+    assert_eq!(
+        results.lines().filter(|line| line.contains("\"status\":201")).count(),
+        450,
+        "no command may be refused"
+    );
+    assert!(
+        took > Duration::from_millis(2_500),
+        "450 commands at a rate of 100 per second with a burst of 150 took only {took:?}"
+    );
     single.expect(201);
 }
 
@@ -154,9 +161,9 @@ async fn bulk_requests_of_one_principal_are_counted(system: TestSystem) {
         let mut bulk = Bulk::open(system.writer(), &feed).await;
         bulk.send(&format!("{}\n", json!({"type": "confirm_order", "order_id": "nobody", "id": number})))
             .await
-            .expect("sent");
+            .expect("the line is sent");
         let mut first = [0; 12];
-        bulk.0.read_exact(&mut first).await.expect("an answer");
+        bulk.0.read_exact(&mut first).await.expect("the response begins");
         assert_eq!(&first, b"HTTP/1.1 200");
         open.push(bulk);
     }
@@ -168,12 +175,13 @@ async fn bulk_requests_of_one_principal_are_counted(system: TestSystem) {
     drop(open);
     let began = Instant::now();
     while one_more().token(&feed).send().await.status == 429 {
-        assert!(began.elapsed() < DEADLINE, "their places are free again");
+        assert!(began.elapsed() < DEADLINE, "the closed requests must no longer count");
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// The time that 95 of 100 requests took at most. (The machine is shared with other tests, and its worst moments are theirs.)
+/// Returns the 95th percentile of the times. (The machine is shared with other tests, which cause the slowest
+/// requests.)
 fn p95(mut took: Vec<Duration>) -> Duration {
     took.sort_unstable();
     took[took.len() * 95 / 100]
@@ -220,14 +228,14 @@ async fn others_are_answered_beside_eight_bulk_requests(system: TestSystem) {
         .collect();
     let beside = p95(one_after_the_other(&system, "beside", 100).await);
     stop.store(true, Ordering::Relaxed);
-    let taken: usize = join_all(feeds).await.into_iter().map(|feed| feed.expect("a feed")).sum();
-    println!("alone {alone:?}, beside eight bulk requests {beside:?}, which had {taken} commands taken");
+    let taken: usize = join_all(feeds).await.into_iter().map(|feed| feed.expect("the feed does not fail")).sum();
+    println!("alone {alone:?}, beside eight bulk requests {beside:?}, which got {taken} commands accepted");
     assert!(taken > 0);
     assert!(beside < alone * 4 + Duration::from_millis(140), "{alone:?} alone, {beside:?} beside eight bulk requests");
 }
 
-/// More clients than can be answered in time; each comes back at once when it is refused. The target is so short that a
-/// machine of any speed is overloaded.
+/// More clients than the server can answer in time; each retries at once when it is refused. The target wait is so
+/// short that a machine of any speed is overloaded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_is_shed_and_what_is_taken_is_quick() {
     for mode in [Mode::Embedded, Mode::Scaled] {
@@ -247,7 +255,8 @@ async fn overload_is_shed_and_what_is_taken_is_quick() {
                             201 => taken.push(began.elapsed()),
                             _ => {
                                 assert_eq!(answer.header("retry-after"), Some("1"));
-                                // Two orders may share a lock, and then the second waits for it no longer than that.
+                                // Two orders may share a lock. Then the second waits for the lock no longer than the
+                                // limit.
                                 let busy = answer.json()["type"] == "/problems/order-busy";
                                 answer.expect_problem(503, if busy { "order-busy" } else { "overloaded" });
                                 shed += usize::from(!busy);
@@ -258,14 +267,14 @@ async fn overload_is_shed_and_what_is_taken_is_quick() {
                 })
             })
             .collect();
-        let outcomes = join_all(clients).await.into_iter().map(|client| client.expect("a client"));
+        let outcomes = join_all(clients).await.into_iter().map(|client| client.expect("a client does not fail"));
         let (taken, shed): (Vec<_>, Vec<usize>) = outcomes.unzip();
         let (taken, shed) = (taken.concat(), shed.into_iter().sum::<usize>());
-        println!("{mode:?}: {} taken, {shed} shed", taken.len());
-        assert!(shed > 0, "{mode:?}: nothing is shed of {}", taken.len());
-        assert!(taken.len() > 1_000, "{mode:?}: only {} are taken", taken.len());
+        println!("{mode:?}: {} accepted, {shed} shed", taken.len());
+        assert!(shed > 0, "{mode:?}: no command was shed, {} were accepted", taken.len());
+        assert!(taken.len() > 1_000, "{mode:?}: only {} were accepted", taken.len());
         let quick = p95(taken);
-        assert!(quick < Duration::from_secs(1), "{mode:?}: what is taken waits {quick:?}");
+        assert!(quick < Duration::from_secs(1), "{mode:?}: accepted commands wait {quick:?}");
         let metric = r#"docket_commands_total{command="create",result="overloaded"}"#;
         assert_eq!(system.dockets[0].metric(metric).await, Some(shed as f64));
     }

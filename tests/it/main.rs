@@ -1,4 +1,5 @@
-//! The stories of Docket, each told to an embedded and a scaled system where both can live it.
+//! The end-to-end tests ("stories") of Docket. Each story runs against an embedded and a scaled system where both
+//! support it.
 
 mod architecture;
 mod authorization;

@@ -1,4 +1,4 @@
-//! What operators see: logs, traces, metrics, readiness.
+//! The operator's view: logs, traces, metrics and readiness.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
@@ -24,12 +24,12 @@ mod metrics {
     }
 }
 
-/// A program that has reactors and processes: the built-in modules have none.
+/// Selects a program that has reactors and processes, because the built-in modules have none.
 fn with_reactors(builder: Builder) -> Builder {
     builder.program("docket-loyalty")
 }
 
-/// A request that its caller wants traced, whatever the sampling says.
+/// Headers of a request that its caller wants traced, whatever the sampling ratio is.
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const REQUEST_ID: &str = "follow-me.2026-11-23";
@@ -40,7 +40,7 @@ fn order(id: &str) -> Value {
         {"sku": "pen", "quantity": 2, "unit_price": "1.25", "name": "Pen", "category": "OFFICE"}]})
 }
 
-/// Waits until something is so.
+/// Waits until a condition is true.
 async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let started = Instant::now();
     while !is_so().await {
@@ -49,12 +49,12 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> 
     }
 }
 
-/// The log lines of a process, those that are JSON.
+/// Returns the log lines of a process that are JSON.
 fn lines(docket: &Docket) -> Vec<Value> {
     docket.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// What is done for one request, in three processes, found by one id and in one trace.
+/// The log lines and spans of one request in three processes can be found by one request id and one trace id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_request_is_followed_everywhere() {
     let collector = Collector::start().await;
@@ -79,7 +79,7 @@ async fn one_request_is_followed_everywhere() {
 
     let names = ["POST /v1/orders", "decide", "append", "commit", "publish", "project", "push"];
     let spans = collector.trace(TRACE_ID, &names).await;
-    let one = |name: &str| spans.iter().find(|span| span.name == name).expect("waited for");
+    let one = |name: &str| spans.iter().find(|span| span.name == name).expect("the span was awaited");
     println!("the trace of one request:");
     for span in &spans {
         let after = Duration::from_nanos(span.started - spans[0].started);
@@ -98,12 +98,12 @@ async fn one_request_is_followed_everywhere() {
     assert_eq!(one("POST /v1/orders").attributes["docket.request_id"], REQUEST_ID);
 
     println!("grep {REQUEST_ID}:");
-    let expected = [("write", "appended"), ("project", "projected"), ("read", "pushed")];
+    let expected = [("write", "Event appended."), ("project", "Event projected."), ("read", "Event pushed.")];
     for (docket, (roles, message)) in system.dockets.iter().zip(expected) {
         let said = || async {
             lines(docket).iter().any(|line| line["message"] == message && line["request_id"] == REQUEST_ID)
         };
-        until(&format!("{roles} says {message}"), said).await;
+        until(&format!("{roles} logs {message}"), said).await;
         let of = |line: &&Value| line["message"] == message && line["request_id"] == REQUEST_ID;
         let positions: Vec<_> = lines(docket).iter().filter(of).map(|line| line["event.position"].as_u64()).collect();
         assert_eq!(positions, [Some(answer.position() - 1), Some(answer.position())], "{roles}");
@@ -113,24 +113,27 @@ async fn one_request_is_followed_everywhere() {
         }
     }
     let http = lines(&system.dockets[0]);
-    let http = http.iter().find(|line| line["level"] == "http" && line["request_id"] == REQUEST_ID).expect("a line");
+    let http = http
+        .iter()
+        .find(|line| line["level"] == "http" && line["request_id"] == REQUEST_ID)
+        .expect("the access log has a line");
     assert_eq!((&http["trace_id"], &http["span_id"]), (&json!(TRACE_ID), &json!(one("POST /v1/orders").span_id)));
     assert_eq!((&http["http.route"], &http["user.id"]), (&json!("/v1/orders"), &json!("tests")));
     let record = collector.log("POST /v1/orders 201").await;
     assert!(record.contains("trace_id="), "{record}");
-    // The other request was not traced: nobody asked for it, and the ratio is 0.
-    assert!(collector.spans().iter().all(|span| span.trace_id == TRACE_ID), "a trace that nobody asked for");
+    // The other request was not traced: its caller did not ask for a trace, and the ratio is 0.
+    assert!(collector.spans().iter().all(|span| span.trace_id == TRACE_ID), "a request was traced without a reason");
 
-    // On the bus, for whoever else reads it.
+    // The headers of the message on the bus, for other consumers.
     let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
-    let stream = jetstream.get_stream("docket").await.expect("the relay has made it");
-    let message = stream.get_raw_message(answer.position()).await.expect("it was pushed");
+    let stream = jetstream.get_stream("docket").await.expect("the relay has created the stream");
+    let message = stream.get_raw_message(answer.position()).await.expect("the message is in the stream");
     let header = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
     assert_eq!(header("X-Request-Id").as_deref(), Some(REQUEST_ID));
     assert!(header("traceparent").is_some_and(|parent| parent.contains(TRACE_ID)));
 }
 
-/// Logs, traces and metrics go to a receiver that is not there, and nobody notices.
+/// Logs, traces and metrics go to a collector that does not run. Nothing else is affected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_collector_costs_nothing_but_spans() {
     let mut system = TestSystem::builder(Mode::Embedded)
@@ -146,7 +149,11 @@ async fn a_dead_collector_costs_nothing_but_spans() {
     system.settled().await;
     let docket = &system.dockets[0];
     until("failures are counted", || async { docket.metric("docket_otlp_failures_total").await > Some(0.0) }).await;
-    assert_eq!(docket.log().matches("OTLP: the receiver took nothing").count(), 1, "said, but not each time");
+    assert_eq!(
+        docket.log().matches("Could not send to the OTLP receiver.").count(),
+        1,
+        "the failure must be logged once, not each time"
+    );
     for (status, took) in system.terminate().await {
         assert!(status.success() && took < Duration::from_secs(20), "{status}, {took:?}");
     }
@@ -155,7 +162,7 @@ async fn a_dead_collector_costs_nothing_but_spans() {
 async fn the_log_level_changes_while_running(system: TestSystem) {
     let docket = &system.dockets[0];
     let debug =
-        || lines(docket).iter().filter(|line| line["level"] == "debug" && line["message"] == "appended").count();
+        || lines(docket).iter().filter(|line| line["level"] == "debug" && line["message"] == "Event appended.").count();
     system.post("/v1/orders").json(order("quiet")).send().await.expect(201);
     assert_eq!(debug(), 0);
     let level = |body: Value| system.put("/v1/admin/log-level").json(body);
@@ -166,29 +173,31 @@ async fn the_log_level_changes_while_running(system: TestSystem) {
     level(json!({"level": "debug"})).send().await.expect(200);
     assert_eq!(system.get("/v1/admin/log-level").send().await.expect(200).json()["level"], "debug");
     system.post("/v1/orders").json(order("loud")).send().await.expect(201);
-    until("two events are told of", || async { debug() == 2 }).await;
+    until("two events are logged", || async { debug() == 2 }).await;
     assert!(lines(docket).iter().any(|line| line["level"] == "http"), "debug includes the access log");
-    // As it was at the start.
+    // SIGHUP restores the configured level.
     docket.signal("HUP");
     let auto = || async { system.get("/v1/admin/log-level").send().await.expect(200).json()["level"] == "auto" };
-    until("the level is what the settings say", auto).await;
+    until("the level is the configured one again", auto).await;
     system.post("/v1/orders").json(order("quiet-again")).send().await.expect(201);
     system.settled().await;
     assert_eq!(debug(), 2);
 }
 
-/// A request whose client gives up has a line and a count, with the status that nginx gives it; a long poll that is left
-/// says nothing of the server's time.
+/// A request whose client gives up is logged and counted with nginx's status 499. A long poll that is abandoned does
+/// not count as request time.
 async fn who_goes_before_the_answer_is_counted(system: TestSystem) {
     system.put("/v1/admin/log-level").json(json!({"level": "http"})).send().await.expect(200);
     let given_up = |path: &str, id: &str| {
         let request = system.get(path).header("x-request-id", id).try_send();
         tokio::time::timeout(Duration::from_millis(300), request)
     };
-    given_up("/v1/orders?min_position=999999&wait_ms=9000", "gone").await.expect_err("it waits for what never comes");
+    given_up("/v1/orders?min_position=999999&wait_ms=9000", "gone")
+        .await
+        .expect_err("the query waits for its position");
     let cursor = system.get("/v1/poll?channel=orders&wait=0").send().await.expect(200).json()["cursor"].clone();
     let poll = format!("/v1/poll?channel=orders&wait=20&cursor={}", cursor.as_str().expect("a cursor"));
-    given_up(&poll, "left").await.expect_err("it waits");
+    given_up(&poll, "left").await.expect_err("the poll waits");
     let docket = &system.dockets[0];
     for id in ["gone", "left"] {
         let logged = || async {
@@ -209,7 +218,7 @@ async fn who_goes_before_the_answer_is_counted(system: TestSystem) {
     assert_eq!((counted("/v1/orders"), counted("/v1/poll")), (1, 0), "{metrics}");
 }
 
-/// Everything that a process logs goes to a file that rotates, errors to another, requests to a third.
+/// Everything that a process logs goes to a file that rotates, errors also to a second file, requests to a third one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_files_rotate_under_load() {
     let folder = tempfile::tempdir().expect("a temporary directory");
@@ -229,7 +238,7 @@ async fn log_files_rotate_under_load() {
         request.json(order(&format!("o-{n}"))).send().await.expect(201);
     }
     system.terminate().await;
-    // A crash leaves the last file unpacked, a shutdown may too; the next start packs it.
+    // A crash leaves the last file uncompressed, and a shutdown may too. The next start compresses it.
     system.start().await;
     system.terminate().await;
     let access = rotated(&folder.path().join("access.log"));
@@ -240,16 +249,16 @@ async fn log_files_rotate_under_load() {
     for n in 0..500 {
         assert_eq!(ids.get(&*format!("rotate-{n}")), Some(&1), "request {n}");
     }
-    assert!(!access.iter().any(|line| line.contains("/health")), "probes are left out");
+    assert!(!access.iter().any(|line| line.contains("/health")), "probes must not be in the access log");
     let events = rotated(&folder.path().join("docket.log"));
-    let appended = events.iter().filter(|line| line.contains(r#""message":"appended""#)).count();
-    assert_eq!(appended, 1000, "two events an order");
-    let files = std::fs::read_dir(folder.path()).expect("readable").count();
+    let appended = events.iter().filter(|line| line.contains(r#""message":"Event appended.""#)).count();
+    assert_eq!(appended, 1000, "each order must log two events");
+    let files = std::fs::read_dir(folder.path()).expect("a readable folder").count();
     assert!(files > 8, "{files} files");
-    assert!(system.dockets[0].log().lines().all(|line| !line.starts_with('{')), "nothing on the console");
+    assert!(system.dockets[0].log().lines().all(|line| !line.starts_with('{')), "no JSON line may be on the console");
 }
 
-/// The access log as JSON, in a file of its own, and nowhere else.
+/// The access log as JSON goes to its own file and nowhere else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_access_log_has_its_own_file_as_json_too() {
     let folder = tempfile::tempdir().expect("a temporary directory");
@@ -261,35 +270,36 @@ async fn the_access_log_has_its_own_file_as_json_too() {
         .await;
     system.post("/v1/orders").header("x-request-id", "as-json").json(order("o-1")).send().await.expect(201);
     system.terminate().await;
-    let line = rotated(&file).into_iter().find(|line| line.contains("as-json")).expect("a line");
-    let line: Value = serde_json::from_str(&line).expect("JSON");
+    let line =
+        rotated(&file).into_iter().find(|line| line.contains("as-json")).expect("the access log has the request");
+    let line: Value = serde_json::from_str(&line).expect("the line is JSON");
     assert_eq!((&line["url.path"], &line["http.response.status_code"]), (&json!("/v1/orders"), &json!(201)));
-    assert!(!system.dockets[0].log().contains("as-json"), "not on the console");
+    assert!(!system.dockets[0].log().contains("as-json"), "the request must not be on the console");
 }
 
-/// The lines of a log and of what was rotated, the oldest first.
+/// Returns the lines of a log file and of its rotated files, the oldest first.
 fn rotated(path: &Path) -> Vec<String> {
-    let folder = std::fs::read_dir(path.parent().expect("a folder")).expect("readable");
+    let folder = std::fs::read_dir(path.parent().expect("a folder")).expect("a readable folder");
     let name = path.file_name().expect("a file").to_string_lossy().into_owned();
     let mut files: Vec<PathBuf> = folder
-        .map(|entry| entry.expect("readable").path())
+        .map(|entry| entry.expect("a readable entry").path())
         .filter(|file| file.file_name().is_some_and(|found| found.to_string_lossy().starts_with(&format!("{name}.2"))))
         .collect();
     files.sort();
     files.push(path.to_owned());
     let mut text = String::new();
     for file in files {
-        let raw = std::fs::File::open(&file).expect("readable");
+        let raw = std::fs::File::open(&file).expect("a readable file");
         let read = match file.extension().is_some_and(|end| end == "gz") {
             true => flate2::read::GzDecoder::new(raw).read_to_string(&mut text),
             false => std::io::BufReader::new(raw).read_to_string(&mut text),
         };
-        read.expect("text");
+        read.expect("the file is text");
     }
     text.lines().map(str::to_owned).collect()
 }
 
-/// Whatever a process knows or is sent that is secret, no output of it shows.
+/// No output of a process shows a secret that the process has or receives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_told() {
     let folder = tempfile::tempdir().expect("a temporary directory");
@@ -327,11 +337,11 @@ async fn nothing_secret_is_told() {
     for request in requests {
         request.header("user-agent", "grace@example.org").send().await;
     }
-    // A database that refuses makes errors of its own kind.
+    // Requests while the database is down cause other kinds of error messages.
     system.postgres.as_mut().expect("a scaled system").kill_all();
     system.get("/v1/orders").token(&token).send().await.expect(503);
     system.post("/v1/orders").token(&token).json(order("refused")).send().await.expect(503);
-    // At this level more is said than is sent, so nothing particular is waited for.
+    // At this level the exporter cannot send every record, so the test waits for any record.
     collector.log("").await;
     let metrics = system.dockets[0].metrics().await;
     system.terminate().await;
@@ -341,7 +351,7 @@ async fn nothing_secret_is_told() {
         outputs.push((name.to_owned(), rotated(&folder.path().join(name)).join("\n")));
     }
     for (name, text) in &outputs {
-        assert!(text.len() > 50, "{name} is empty: {text}");
+        assert!(text.len() > 50, "{name} is too short: {text}");
         for canary in canaries.iter().chain(&[&*token, "grace@example.org", "Y2FuYXJ5"]) {
             let line = text.lines().find(|line| line.contains(canary));
             assert!(line.is_none(), "{name} shows {canary}: {line:?}");
@@ -352,12 +362,12 @@ async fn nothing_secret_is_told() {
     }
 }
 
-/// Names of metric families, as Prometheus has them.
+/// Returns the names of the metric families in a Prometheus text.
 fn families(metrics: &str) -> BTreeSet<String> {
     metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)).collect()
 }
 
-/// Lives through what there is to count.
+/// Causes the events that the metrics count.
 async fn live(system: &TestSystem) {
     let token = tests::client::token("desk", "staff");
     let bases = vec![system.reader().base().to_owned()];
@@ -378,14 +388,14 @@ async fn live(system: &TestSystem) {
     until("one order is confirmed", counted).await;
     let scheduled =
         || async { docket.metric("docket_process_deadlines{process=\"points-expiry\"}").await == Some(1.0) };
-    until("its points are counted down", scheduled).await;
+    until("the deadline of its points is scheduled", scheduled).await;
 }
 
 async fn every_metric_is_in_the_docs(system: TestSystem) {
     live(&system).await;
     let metrics = system.dockets[0].metrics().await;
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    let page = std::fs::read_to_string(page).expect("docs/metrics.md");
+    let page = std::fs::read_to_string(page).expect("docs/metrics.md exists");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     let documented: BTreeSet<String> = rows
         .filter(|(_, rest)| system.mode == Mode::Scaled || !rest.contains("scaled"))
@@ -394,17 +404,17 @@ async fn every_metric_is_in_the_docs(system: TestSystem) {
     let there = families(&metrics);
     assert_eq!(there, documented, "left: /metrics, right: docs/metrics.md");
     assert_eq!(lint(&metrics), Ok(()), "promtool check metrics");
-    // Whatever clients send, labels stay few.
+    // The number of label values stays small, whatever clients send.
     for n in 0..50 {
         system.get(&format!("/nowhere/{n}")).send().await.expect(404);
         system.get(&format!("/v1/orders/nobody-{n}")).send().await.expect(404);
     }
     let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
     let more = series(&system.dockets[0].metrics().await) - series(&metrics);
-    assert!(more < 60, "{more} series more");
+    assert!(more < 60, "{more} more series");
 }
 
-/// Every query of a dashboard or an alert names what a running server tells.
+/// Every query of a dashboard or an alert uses metrics that a running server has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dashboards_ask_for_what_there_is() {
     let system = with_reactors(TestSystem::builder(Mode::Scaled)).start().await;
@@ -414,17 +424,18 @@ async fn dashboards_ask_for_what_there_is() {
     let script = deploy.join("dashboard_queries");
     let output = std::process::Command::new("python3").arg(script).arg(&deploy).output().expect("python3 runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let asked = String::from_utf8(output.stdout).expect("text");
+    let asked = String::from_utf8(output.stdout).expect("the output is UTF-8");
     let family = |name: &str| {
         ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
     let unknown: Vec<_> =
         asked.lines().filter(|name| !there.contains(*name) && !there.contains(&family(name))).collect();
     assert!(asked.lines().count() > 20, "{asked}");
-    assert!(unknown.iter().all(|name| *name == "up"), "no server tells {unknown:?}");
+    assert!(unknown.iter().all(|name| *name == "up"), "no server has the metrics {unknown:?}");
 }
 
-/// What answers while NATS is away, what says so, and that all recovers by itself.
+/// While NATS is unavailable, requests are answered, and readiness and metrics report the failure. Everything recovers
+/// without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_away_is_degraded_and_comes_back() {
     let mut system = TestSystem::builder(Mode::Scaled).durable().processes(&["write", "project", "read"]).start().await;
@@ -445,12 +456,12 @@ async fn nats_away_is_degraded_and_comes_back() {
         };
         until(&format!("{} is degraded", docket.roles), degraded).await;
         let disconnected = || async { docket.metric("docket_nats_connected").await == Some(0.0) };
-        until("the gauge says so", disconnected).await;
+        until("the gauge shows the lost connection", disconnected).await;
     }
     let writer = &system.dockets[0];
     let behind = || async { writer.metric("docket_log_position").await == Some(head) };
     until("the log's position is known", behind).await;
-    // The condition of the alert DocketStreamLag, as deploy/prometheus/alerts.yml has it.
+    // The condition of the alert DocketStreamLag in deploy/prometheus/alerts.yml.
     assert_eq!(writer.metric("docket_stream_position").await, Some(made as f64));
     assert!(head - made as f64 > 1_000.0);
     assert_eq!(writer.metric(r#"docket_leader{role="relay"}"#).await, Some(1.0));
@@ -465,14 +476,14 @@ async fn nats_away_is_degraded_and_comes_back() {
     }
 }
 
-/// Without its database a process is not ready, says when to come back, and recovers without a restart.
+/// Without its database a process is not ready, answers with Retry-After, and recovers without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_away_is_503_and_comes_back() {
     let mut system = TestSystem::scaled().await;
     system.post("/v1/orders").json(order("before")).send().await.expect(201);
     let postgres = system.postgres.as_mut().expect("a scaled system");
     postgres.kill9();
-    // Those who serve a killed server's connections do so for a moment yet.
+    // Backend processes of a killed PostgreSQL server keep serving their connections for a moment.
     let mut refused = system.post("/v1/orders").json(order("during")).send().await;
     if refused.status == 201 {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -482,21 +493,22 @@ async fn postgres_away_is_503_and_comes_back() {
     let refused = system.get("/v1/orders").send().await.expect(503);
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let not_ready = || async { system.get("/health/ready").anonymous().send().await.status == 503 };
-    until("it is not ready", not_ready).await;
+    until("the process is not ready", not_ready).await;
     let ready = system.get("/health/ready").anonymous().send().await.expect(503).json();
     assert_eq!((&ready["status"], &ready["checks"]["database"]["status"]), (&json!("unavailable"), &json!("failed")));
     assert!(ready["checks"]["database"]["latency_ms"].is_number(), "{ready}");
     system.get("/health/live").anonymous().send().await.expect(200);
     system.postgres.as_mut().expect("a scaled system").restart().await;
     let ready = || async { system.get("/health/ready").anonymous().send().await.status == 200 };
-    until("it is ready again", ready).await;
+    until("the process is ready again", ready).await;
     let taken = || async { system.post("/v1/orders").json(order("after")).send().await.status != 503 };
-    until("commands are taken again", taken).await;
+    until("commands are accepted again", taken).await;
     system.settled().await;
     system.get("/v1/orders/before").send().await.expect(200);
 }
 
-/// One process that writes, one that projects, four that read, nginx in front, Prometheus beside: what `compose.yaml` says.
+/// The topology of `compose.yaml`: one process that writes, one that projects, four that read, nginx in front,
+/// Prometheus beside them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_whole_topology_works() {
     let roles = ["write", "project", "read", "read", "read", "read"];
@@ -517,7 +529,7 @@ async fn the_whole_topology_works() {
         let path = format!("/v1/orders/o-{n}?min_position={made}&wait_ms=10000");
         front.get(&path).send().await.expect(200);
         if n == 10 {
-            // Whoever was there goes on elsewhere.
+            // The subscribers of this process reconnect to another one.
             system.dockets[2].kill9();
         }
     }
@@ -538,11 +550,11 @@ async fn the_whole_topology_works() {
     }
     front.get("/metrics").anonymous().send().await.expect(404);
 
-    // One question for all of it: a target that was not scraped yet is neither up nor down.
+    // One query checks all targets: a target that was not scraped yet is neither up nor down.
     let up = || async { prometheus.query("sum(up) == 5 and count(up) == 6").await.len() == 1 };
     until("five of six processes are up, and one is down", up).await;
     let pending = || async { prometheus.query("ALERTS{alertname=\"DocketDown\"}").await.len() == 1 };
-    until("the alert is on its way", pending).await;
+    until("the alert is pending", pending).await;
     let confirmed = || async {
         prometheus.query("sum(docket_append_events_total)").await.first().map(|found| found.1) == Some(92.0)
     };

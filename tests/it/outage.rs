@@ -1,4 +1,4 @@
-//! NATS is transport, never truth: it may be emptied, killed, wiped.
+//! NATS is only a transport, not a source of truth: its stream may be deleted, and NATS may be killed or lose its data.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tests::stream::{STREAM, stream_equals_the_log};
 use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
 
-/// A process a role: only then do the projections and the live updates depend on JetStream.
+/// Starts one process per role. Only then do the projections and the live updates depend on JetStream.
 async fn by_role() -> TestSystem {
     TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
 }
@@ -21,7 +21,7 @@ fn nats(system: &mut TestSystem) -> &mut Nats {
     system.nats.as_mut().expect("a scaled system")
 }
 
-/// One more command, and everything is as the log says: on the bus too.
+/// Sends one more command and checks that the read models and the JetStream stream equal the log.
 async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
     let body = json!({"customer_id": "after", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]});
     system.post("/v1/orders").json(body).send().await.expect(201);
@@ -32,11 +32,11 @@ async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
     stream_equals_the_log(system, &log).await;
 }
 
-/// Deletes the stream, as soon as the relay has made it.
+/// Deletes the stream, as soon as the relay has created it.
 async fn delete_stream(nats: &Nats) {
     let (jetstream, started) = (nats.jetstream().await, Instant::now());
     while let Err(error) = jetstream.delete_stream(STREAM).await {
-        assert!(started.elapsed() < REBUILD_DEADLINE, "the stream is not there: {error}");
+        assert!(started.elapsed() < REBUILD_DEADLINE, "the stream does not exist: {error}");
         tokio::time::sleep(POLL).await;
     }
 }

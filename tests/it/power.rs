@@ -1,6 +1,7 @@
-//! The power fails: what was synced is left of the embedded store's folder, and that is enough.
+//! Power failures: only synced data remains in the folder of the embedded store, and that must be enough.
 //!
-//! `DOCKET_POWER_CYCLES` says how many cuts, `DOCKET_POWER_SEED` which ones; a failure prints the seed and what was done.
+//! `DOCKET_POWER_CYCLES` sets the number of power cuts, `DOCKET_POWER_SEED` the random choices. A failure prints the
+//! seed and the actions.
 
 use std::time::Duration;
 
@@ -19,12 +20,12 @@ const SHAPE: Shape = Shape { name: "power", clients: 8, orders: 6, commands_each
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
 
-/// `docket dev` on a disk without a battery.
+/// `docket dev` on a disk that can lose power.
 struct Machine {
     disk: Disk,
     process: Process,
     base: String,
-    /// Loads that it was given.
+    /// Number of loads so far.
     runs: u64,
     sent: Vec<Sent>,
 }
@@ -41,18 +42,19 @@ impl Machine {
         Self { disk, process, base: format!("http://{address}"), runs: 0, sent: vec![] }
     }
 
-    /// Waits until it is ready; a client with the machine's own key.
+    /// Waits until the process is ready. Returns a client whose token is signed with the secret of the machine.
     async fn ready(&mut self) -> Client {
         let client = Client::new(self.base.clone());
         let ready = || async {
             client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200)
         };
         self.process.wait_until(START_DEADLINE, ready).await;
-        let secret = std::fs::read_to_string(self.disk.folder().join("jwt-secret")).expect("docket dev has made it");
+        let secret =
+            std::fs::read_to_string(self.disk.folder().join("jwt-secret")).expect("docket dev has created the secret");
         client.with_token(token_of(secret.trim(), "tests", "admin"))
     }
 
-    /// Sends commands, and goes on, until so many are acknowledged.
+    /// Starts a load and returns it once `count` commands are acknowledged; the load keeps running.
     async fn load(&mut self, client: &Client, count: u64) -> Load {
         self.runs += 1;
         let load = Load::start_run(client, SHAPE, Run { number: self.runs, ..Run::default() });
@@ -80,12 +82,12 @@ async fn what_was_acknowledged_survives_a_power_cut() {
     let mut dice = Dice::new(record.seed);
     let mut machine = None;
     for cycle in 1..=number("DOCKET_POWER_CYCLES").unwrap_or(CYCLES) {
-        // A life of a machine begins with an empty folder.
+        // A new machine starts with an empty folder.
         if machine.is_none() || dice.below(8) == 0 {
             record.clear();
             machine = Some(Machine::new(Disk::environment));
         }
-        let machine = machine.as_mut().expect("just made");
+        let machine = machine.as_mut().expect("the machine exists");
         let rest = dice.pick(&[Rest::Synced, Rest::SyncedAndSome]);
         record.line(format!("cut {cycle}: {rest:?}"));
         machine.process.start();
@@ -103,12 +105,12 @@ async fn what_was_acknowledged_survives_a_power_cut() {
         if acknowledged > 0 {
             outcomes_are_true(&log, &machine.sent);
         }
-        // Now and then enough commands to fill a journal.
+        // Sometimes the load is long enough to fill a journal.
         let most = dice.pick(&[150, 150, 150, 150, 150, 2_000]);
         let load = machine.load(&client, 1 + dice.below(most)).await;
         let mut moment = Duration::from_micros(dice.below(20_000));
         if dice.below(4) == 0 {
-            // While it ends, a process copies its journals into its files.
+            // During a shutdown, the process copies its journals into its database files.
             machine.process.signal("TERM");
             moment *= 4;
             record.add(&format!("{moment:?} after SIGTERM"));
@@ -118,8 +120,8 @@ async fn what_was_acknowledged_survives_a_power_cut() {
     }
 }
 
-/// The control: what this story would say of a store that does not sync its log at each commit, as SQLite does not with
-/// `synchronous=NORMAL`.
+/// The control experiment: this story must find lost commands in a store that does not sync its log at each commit, as
+/// SQLite with `synchronous=NORMAL`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
     let mut machine = Machine::new(|disk| disk.environment_without_syncs_of("docket.db-wal"));
@@ -135,7 +137,7 @@ async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
     let client = machine.ready().await;
     let log = read_log(&client).await;
     let lost = machine.sent.iter().filter(is_acknowledged).filter(|command| !is_in(&log, command)).count();
-    assert!(lost > 0, "a log that is not synced keeps everything: the cut is none");
+    assert!(lost > 0, "the simulated power cut must lose commands of a log that is not synced");
 }
 
 fn is_in(log: &[Event], command: &Sent) -> bool {

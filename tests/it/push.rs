@@ -1,5 +1,5 @@
-//! The push layer's promise: who comes back with a position misses nothing and sees nothing twice, whatever died in
-//! between, on whichever process it lands.
+//! The guarantee of the push layer: a client that reconnects with a position misses no change and sees none twice,
+//! whatever failed in between and whichever process it reaches.
 
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -48,20 +48,20 @@ async fn add(system: &TestSystem, order: &str, sku: &str) -> u64 {
     system.post(&format!("/v1/orders/{order}/items")).json(item).send().await.expect(200).position()
 }
 
-/// Positions of an order's events, or of all orders'.
+/// Returns the positions of an order's events, or of all orders' events.
 async fn positions(system: &TestSystem, order: Option<&str>) -> Vec<u64> {
     let log = read_log(system.reader()).await;
     log.iter().filter(|event| order.is_none_or(|order| event.order_id == order)).map(|event| event.position).collect()
 }
 
-/// The offsets of a reply's publications, each of which must name the one before it.
+/// Checks that each publication of a reply names the one before it. Returns the offsets of the publications.
 fn recovered(reply: &Value, after: u64) -> Vec<u64> {
     assert_eq!(reply["subscribe"]["recovered"], true, "{reply}");
     let mut last = after;
     let publications = reply["subscribe"]["publications"].as_array().expect("publications");
     for publication in publications {
         let previous: u64 = publication["tags"]["prev"].as_str().expect("prev").parse().expect("a number");
-        assert!(previous <= last, "{previous} was not told: {publication}");
+        assert!(previous <= last, "the change at {previous} was not received: {publication}");
         last = publication["offset"].as_u64().expect("an offset");
         assert_eq!(publication["data"]["position"], last, "{publication}");
     }
@@ -96,7 +96,7 @@ async fn a_socket_goes_on_from_the_log(system: TestSystem) {
             socket.call("unsubscribe", json!({"channel": channel})).await;
         }
     }
-    // Of another log, or of a future that this log does not have: a fresh snapshot in the same reply.
+    // With the epoch of another log or a position after the head, the reply contains a new snapshot.
     for wrong in [
         json!({"channel": "orders", "recover": true, "offset": 1, "epoch": "another"}),
         resume("orders", head + 1_000),
@@ -110,7 +110,7 @@ async fn a_socket_goes_on_from_the_log(system: TestSystem) {
         assert_eq!(reply["subscribe"]["data"]["type"], "snapshot", "{reply}");
         socket.call("unsubscribe", json!({"channel": "orders"})).await;
     }
-    // More than is handed out of the log at once.
+    // More changes were missed than a resume returns.
     let order = json!({"type": "create_order", "customer_id": "many"});
     let lines: String = (0..301).map(|_| format!("{order}\n")).collect();
     system.post("/v1/commands").body("application/x-ndjson", lines).send().await.expect(200);
@@ -120,7 +120,7 @@ async fn a_socket_goes_on_from_the_log(system: TestSystem) {
     socket.call("unsubscribe", json!({"channel": "orders"})).await;
     let reply = socket.call("subscribe", resume("orders", head - 300)).await;
     assert_eq!(recovered(&reply, head - 300).len(), 300);
-    // Live goes on where the log ended.
+    // Live publications continue after the head.
     let position = add(&system, "o-1", "later").await;
     let publication = socket.next_publication("orders").await;
     assert_eq!(
@@ -144,7 +144,7 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
     assert_eq!(nothing["events"], json!([]), "{nothing}");
     let (one, two) = (add(&system, "o-1", "pen").await, add(&system, "o-2", "ink").await);
     system.settled().await;
-    // The cursor of one set of channels is good for another one.
+    // A cursor is valid for any set of channels.
     let polled = system.get(&again(&cursor, 5)).send().await.expect(200).json();
     let told: Vec<_> = polled["events"]
         .as_array()
@@ -155,7 +155,7 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
         })
         .collect();
     assert_eq!(told, [("order:o-1".into(), one), ("orders".into(), one), ("orders".into(), two)], "{polled}");
-    // A poll waits for what comes.
+    // A poll waits for the next change.
     let next = polled["cursor"].as_str().expect("a cursor").to_owned();
     let waiting = {
         let request = system.get(&again(&next, 20));
@@ -164,14 +164,14 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let started = Instant::now();
     let three = add(&system, "o-2", "paper").await;
-    let waited = waiting.await.expect("it ends").expect(200).json();
-    assert!(started.elapsed() < Duration::from_secs(5), "told at once");
+    let waited = waiting.await.expect("the request ends").expect(200).json();
+    assert!(started.elapsed() < Duration::from_secs(5), "the poll must end at once");
     assert_eq!(waited["events"][0]["offset"], three, "{waited}");
-    // What is no cursor.
+    // Invalid cursors.
     system.get(&again("nonsense", 0)).send().await.expect_problem(400, "invalid-query");
     let other = system.get(&again("1.another", 0)).send().await.expect(200).json();
     assert_eq!(other["events"][0]["event"], "reset", "{other}");
-    // The same as a stream.
+    // An event stream resumes in the same way.
     let ids: Vec<u64> = stream(system.reader(), "channel=orders", Some(&cursor), 3).await;
     assert_eq!(ids, [one, two, three]);
     for (query, status, slug) in [
@@ -193,20 +193,20 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
     system.get("/v1/live?channel=orders").anonymous().send().await.expect_problem(401, "authentication-required");
 }
 
-/// The positions of the ids of the first `count` changes of a stream.
+/// Returns the positions of the first `count` changes of an event stream, from their ids.
 async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count: usize) -> Vec<u64> {
     let mut request =
         reqwest::Client::new().get(format!("{}/v1/live?{query}", client.base())).bearer_auth(token("clerk", "staff"));
     if let Some(id) = last_event_id {
         request = request.header("last-event-id", id);
     }
-    let answer = request.send().await.expect("an answer").error_for_status().expect("200");
+    let answer = request.send().await.expect("a response").error_for_status().expect("the status is 200");
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     let (mut body, mut text, mut ids) = (answer.bytes_stream(), String::new(), vec![]);
     let until = tokio::time::Instant::now() + Duration::from_secs(20);
     while ids.len() < count {
-        let bytes = tokio::time::timeout_at(until, body.next()).await.expect("in time");
-        text += std::str::from_utf8(&bytes.expect("it goes on").expect("whole")).expect("UTF-8");
+        let bytes = tokio::time::timeout_at(until, body.next()).await.expect("the next chunk in time");
+        text += std::str::from_utf8(&bytes.expect("the stream continues").expect("a complete chunk")).expect("UTF-8");
         while let Some((event, rest)) = text.split_once("\n\n") {
             let id = event.lines().find_map(|line| line.strip_prefix("id: ")).filter(|_| event.contains("event: pub"));
             ids.extend(id.map(|id| known_up_to(id).expect("a position")));
@@ -216,12 +216,13 @@ async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count
     ids
 }
 
-/// A change is told on each of its channels, one after the other: who is cut off in between gets the rest.
+/// A change is published on each of its channels, one after another. A client that is disconnected in between gets the
+/// rest.
 async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     add(&system, "o-1", "pen").await;
     system.settled().await;
-    // In the byte order of their names.
+    // In the byte order of their names, in which a stream sends them.
     let channels = ["customer:ada", "order:o-1", "orders", "reports:sales"];
     let query = channels.map(|channel| format!("channel={channel}")).join("&");
     let first = system.get(&format!("/v1/poll?{query}&wait=0")).send().await.expect(200).json();
@@ -240,25 +241,25 @@ async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
     for (at, (id, _, _)) in seen.iter().enumerate() {
         let rest: Vec<_> = events(system.reader(), &query, id).take(all.len() - at - 1).collect().await;
         assert_eq!(names(&rest), expected[at + 1..], "after {id}");
-        // And of a part of its channels.
+        // A client that resumes only some of the channels gets the rest of those.
         let fewer: Vec<_> =
             expected[at + 1..].iter().filter(|(_, channel)| channel.starts_with("or")).cloned().collect();
         let query = "channel=orders&channel=order:o-1";
         let rest: Vec<_> = events(system.reader(), query, id).take(fewer.len()).collect().await;
         assert_eq!(names(&rest), fewer, "after {id}");
     }
-    // A client of the release before comes back with a cursor of then, which counts kinds of channel in their old order.
+    // A client of the previous release has a cursor in the old format, which counts channel kinds in their old order.
     let epoch = start.split('.').nth(1).expect("an epoch");
     let old_order = ["order:o-1", "customer:ada", "orders", "reports:sales"];
     for known in 0..=old_order.len() {
         let old = if known == 0 { format!("{added}.{epoch}") } else { format!("{added}+{known}.{epoch}") };
-        assert_eq!(confirmed, added + 1, "the change that is half known");
+        assert_eq!(confirmed, added + 1, "the cursor must be inside this change");
         let unknown = |channel: &&&str| !old_order[..known].contains(channel);
         let expected: Vec<_> =
             channels.iter().filter(unknown).map(|channel| (confirmed, (*channel).to_owned())).collect();
         let rest: Vec<_> = events(system.reader(), &query, &old).take(expected.len()).collect().await;
         assert_eq!(names(&rest), expected, "after {old}");
-        // Wherever it is cut then, the next one goes on from there.
+        // Wherever this stream is cut, the next one continues from there.
         for (at, (id, _, _)) in rest.iter().enumerate() {
             let after: Vec<_> = events(system.reader(), &query, id).take(expected.len() - at - 1).collect().await;
             assert_eq!(names(&after), expected[at + 1..], "after {old} and {id}");
@@ -269,23 +270,26 @@ async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
     }
 }
 
-/// The changes of a stream that goes on after an id: the id, the position and the channel of each.
+/// Returns the changes of a stream that resumes after an id: the id, the position and the channel of each.
 fn events(client: &Client, query: &str, id: &str) -> Pin<Box<dyn Stream<Item = (String, u64, String)>>> {
     let url = format!("{}/v1/live?{query}", client.base());
     let request = reqwest::Client::new().get(url).bearer_auth(token("clerk", "staff")).header("last-event-id", id);
-    let body = async { request.send().await.expect("an answer").error_for_status().expect("200").bytes_stream() };
-    let text =
-        body.flatten_stream().map(|bytes| String::from_utf8(bytes.expect("it goes on").to_vec()).expect("UTF-8"));
+    let body = async {
+        request.send().await.expect("a response").error_for_status().expect("the status is 200").bytes_stream()
+    };
+    let text = body
+        .flatten_stream()
+        .map(|bytes| String::from_utf8(bytes.expect("the stream continues").to_vec()).expect("UTF-8"));
     let blocks = text.scan(String::new(), |held, text| {
         held.push_str(&text);
         let whole: Vec<_> = held.split("\n\n").map(str::to_owned).collect();
-        let (rest, blocks) = whole.split_last().expect("one at least");
+        let (rest, blocks) = whole.split_last().expect("a split has at least one part");
         *held = rest.clone();
         std::future::ready(Some(futures::stream::iter(blocks.to_vec())))
     });
     let change = |block: String| {
         let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-        let data: Value = serde_json::from_str(&field("data: ")?).expect("JSON");
+        let data: Value = serde_json::from_str(&field("data: ")?).expect("data is JSON");
         assert_eq!(data["event"], "pub", "{data}");
         Some((field("id: ")?, data["offset"].as_u64()?, data["channel"].as_str()?.to_owned()))
     };
@@ -306,7 +310,7 @@ async fn every_transport_survives_a_crash(mut system: TestSystem) {
     }
     for _ in 0..3 {
         for number in 0..20 {
-            // Few SKUs: what was missed shall fit into what is handed out of the log at once.
+            // Few SKUs keep the order small, so that the missed changes fit into one resume.
             add(&system, "o-1", &format!("sku-{}", number % 5)).await;
             add(&system, "o-2", &format!("sku-{}", number % 5)).await;
         }
@@ -318,7 +322,7 @@ async fn every_transport_survives_a_crash(mut system: TestSystem) {
         let expected = positions(&system, order).await;
         for listener in &listeners {
             let told = listener.ends_with(channel, &expected, Duration::from_secs(30)).await;
-            assert_eq!(told.resets, [], "all of it was in the log");
+            assert_eq!(told.resets, [], "every missed change must come from the log");
         }
     }
 }
@@ -338,16 +342,20 @@ async fn a_ticket_opens_one_connection(system: TestSystem) {
     poll(&one).await.expect(200);
     poll(&one).await.expect_problem(401, "invalid-ticket");
     poll("nonsense").await.expect_problem(401, "invalid-ticket");
-    let mut socket = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.expect("101");
+    let mut socket = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[])
+        .await
+        .expect("the upgrade succeeds");
     socket.call("connect", json!({})).await;
     assert_eq!(socket.subscribe("order:o-1").await["view"]["version"], 1);
-    let mut again = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[]).await.expect("101");
+    let mut again = Socket::open(&format!("{}/ws?ticket={other}", system.reader().base()), &[])
+        .await
+        .expect("the upgrade succeeds");
     again.send(&json!({"id": 1, "connect": {}})).await;
     assert_eq!(again.closed().await, 3500);
     system.reader().post("/v1/tickets").anonymous().send().await.expect_problem(401, "authentication-required");
 }
 
-/// A browser asks first whether it may: of every route, and without a token.
+/// A browser sends a preflight request for every route, without a token.
 async fn a_page_of_an_allowed_origin_may_ask_anything(system: TestSystem) {
     let page = "http://localhost:5173";
     for (client, path, method) in [
@@ -374,7 +382,7 @@ async fn a_page_of_an_allowed_origin_may_ask_anything(system: TestSystem) {
     }
 }
 
-/// A customer's token that has ended.
+/// Returns an expired token of a customer.
 fn expired(subject: &str) -> String {
     let now = jiff::Timestamp::now().as_second();
     let (issued, expires) = (now - 100, now - 50);
@@ -383,26 +391,26 @@ fn expired(subject: &str) -> String {
     )
 }
 
-/// A socket that sends what cannot be used is told so, and by what.
+/// A socket that sends unusable input gets an error code that names the mistake.
 async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
     let reader = system.reader();
     let url = format!("{}/ws", reader.base());
     let mut late = Socket::open(&url, &[]).await.expect("a WebSocket");
     let reply = late.call("connect", json!({"token": expired("c")})).await;
-    assert_eq!(reply["error"]["code"], 109, "SDKs ask for a fresh token then: {reply}");
+    assert_eq!(reply["error"]["code"], 109, "this code makes SDKs ask for a fresh token: {reply}");
     let reply = late.call("connect", json!({"token": token("c", "customer")})).await;
     assert!(reply["connect"]["client"].is_string(), "{reply}");
     for body in [json!({}), json!({"channel": "customer:c", "offset": "x"})] {
         let reply = late.call("subscribe", body).await;
         assert_eq!(reply["error"]["code"], 107, "{reply}");
     }
-    assert_eq!(late.say_goodbye().await, Some(1000), "its Close is answered");
+    assert_eq!(late.say_goodbye().await, Some(1000), "the server must answer the Close");
     let mut long = Socket::connect(reader, &token("c", "customer")).await;
     long.send(&json!({"id": 7, "ping": {"x": "y".repeat(70_000)}})).await;
     assert_eq!(long.closed().await, 1009);
 }
 
-/// A resume that costs too much is answered by a snapshot, and costs nothing.
+/// A resume that would cost too much is answered by a snapshot, and is not charged.
 async fn a_customer_gets_so_much_of_the_past(system: TestSystem) {
     create(&system, "long", "ada").await;
     let mut socket = Socket::connect(system.reader(), &token("ada", "customer")).await;
@@ -422,17 +430,21 @@ async fn a_customer_gets_so_much_of_the_past(system: TestSystem) {
         let how = json!({"channel": "order:long", "recover": true, "epoch": epoch, "offset": offset});
         socket.call("subscribe", how).await["subscribe"]["recovered"].clone()
     };
-    assert_eq!((resume(1).await, resume(head - 50).await), (json!(false), json!(true)), "too far back, and not");
-    // 601 events are folded each time: 33 times at once.
+    assert_eq!(
+        (resume(1).await, resume(head - 50).await),
+        (json!(false), json!(true)),
+        "the first resume must be refused, the second must not"
+    );
+    // Each resume folds 601 events. The quota allows 33 resumes at once.
     let mut recovered = 0;
     for _ in 0..60 {
         recovered += u64::from(resume(head - 1).await == true);
     }
-    assert!((25..55).contains(&recovered), "{recovered} of 60");
-    assert_eq!(resume(head).await, true, "who missed nothing asks for nothing");
+    assert!((25..55).contains(&recovered), "{recovered} of 60 resumes succeeded");
+    assert_eq!(resume(head).await, true, "a resume without missed changes costs nothing");
 }
 
-/// A token that was revoked between the upgrade and the first command.
+/// A token that was revoked between the upgrade and the first command is refused.
 async fn what_was_revoked_before_connect_is_refused(system: TestSystem) {
     let url = format!("{}/ws", system.reader().base());
     let bearer = format!("Bearer {}", token("mallory", "staff"));
@@ -443,7 +455,7 @@ async fn what_was_revoked_before_connect_is_refused(system: TestSystem) {
     assert_eq!(early.closed().await, 4503);
 }
 
-/// A cursor that an answer gives is not before what the answer holds, whichever of its channels had to begin anew.
+/// The cursor in a response is never before a snapshot in the same response, whichever channels had to begin with one.
 async fn all_channels_begin_at_one_position(system: TestSystem) {
     create(&system, "quiet", "ada").await;
     system.settled().await;
@@ -473,7 +485,8 @@ async fn all_channels_begin_at_one_position(system: TestSystem) {
     tokio::join!(busy, polls);
 }
 
-/// How the projections stand is asked for as often as a client likes; one that asks at once again waits.
+/// The projections channel has no events in the log, so each poll gets the current state. A second poll right after the
+/// first waits.
 async fn polls_of_what_is_in_no_log_have_their_pace(system: TestSystem) {
     let poll = |cursor: &str| system.get(&format!("/v1/poll?channel=projections&wait=10&cursor={cursor}"));
     let first = poll("").send().await.expect(200).json();
@@ -503,37 +516,44 @@ async fn a_page_may_listen_from_allowed_origins_only(system: TestSystem) {
     poll(&[own, ("cookie", &cookie)]).await.expect(200);
     poll(&[evil, ("cookie", &cookie)]).await.expect_problem(403, "origin-not-allowed");
     poll(&[("cookie", &cookie)]).await.expect_problem(401, "authentication-required");
-    // A socket: by cookie, and by a subprotocol that comes back.
+    // A WebSocket with a cookie, and one with a token in a subprotocol that the server confirms.
     let url = format!("{base}/ws");
-    let mut socket = Socket::open(&url, &[own, ("cookie", &cookie)]).await.expect("101");
+    let mut socket = Socket::open(&url, &[own, ("cookie", &cookie)]).await.expect("the upgrade succeeds");
     socket.call("connect", json!({})).await;
     socket.subscribe("order:o-1").await;
     assert_eq!(Socket::open(&url, &[evil, ("cookie", &cookie)]).await.err(), Some(403));
     use base64::Engine;
     let bearer = format!("bearer.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&ada));
-    let mut socket = Socket::open(&url, &[("sec-websocket-protocol", &bearer)]).await.expect("101");
+    let mut socket = Socket::open(&url, &[("sec-websocket-protocol", &bearer)]).await.expect("the upgrade succeeds");
     socket.call("connect", json!({})).await;
     socket.subscribe("order:o-1").await;
-    let mut socket = Socket::open(&url, &[("sec-websocket-protocol", "bearer.bm9uc2Vuc2U")]).await.expect("101");
+    let mut socket =
+        Socket::open(&url, &[("sec-websocket-protocol", "bearer.bm9uc2Vuc2U")]).await.expect("the upgrade succeeds");
     socket.send(&json!({"id": 1, "connect": {}})).await;
     assert_eq!(socket.closed().await, 3500);
-    // What an old cookie says, or another token that is not believed, is nothing to who brings a better one.
+    // An expired cookie or an invalid header does not matter if `connect` brings a valid token.
     let old = format!("docket_token={}", expired("ada"));
     for (name, value) in [("cookie", old.as_str()), ("authorization", "Bearer nonsense")] {
-        let mut socket = Socket::open(&url, &[own, (name, value)]).await.expect("101");
+        let mut socket = Socket::open(&url, &[own, (name, value)]).await.expect("the upgrade succeeds");
         socket.call("connect", json!({"token": ada})).await;
         socket.subscribe("order:o-1").await;
     }
-    let mut socket = Socket::open(&url, &[own, ("cookie", &old)]).await.expect("101");
-    assert_eq!(socket.call("connect", json!({})).await["error"]["code"], 109, "SDKs ask for a fresh token then");
+    let mut socket = Socket::open(&url, &[own, ("cookie", &old)]).await.expect("the upgrade succeeds");
+    assert_eq!(
+        socket.call("connect", json!({})).await["error"]["code"],
+        109,
+        "this code makes SDKs ask for a fresh token"
+    );
     assert_eq!(Socket::open(&url, &[("sec-websocket-protocol", "centrifuge-protobuf")]).await.err(), Some(400));
-    // Admins have a door of their own.
+    // Admins have their own endpoint.
     let admins = format!("{base}/ws/admin");
     let header = |token: &str| format!("Bearer {token}");
-    let mut socket = Socket::open(&admins, &[("authorization", &header(&ada))]).await.expect("101");
+    let mut socket = Socket::open(&admins, &[("authorization", &header(&ada))]).await.expect("the upgrade succeeds");
     socket.send(&json!({"id": 1, "connect": {}})).await;
     assert_eq!(socket.closed().await, 4503);
-    let mut socket = Socket::open(&admins, &[("authorization", &header(&token("root", "admin")))]).await.expect("101");
+    let mut socket = Socket::open(&admins, &[("authorization", &header(&token("root", "admin")))])
+        .await
+        .expect("the upgrade succeeds");
     socket.call("connect", json!({})).await;
     assert!(socket.subscribe("projections").await["items"].is_array());
 }
@@ -547,7 +567,7 @@ async fn a_revoked_token_ends_every_connection(system: TestSystem) {
     let mut other = Socket::connect(system.reader(), &bob).await;
     other.subscribe("order:o-1").await;
     let live = reqwest::Client::new().get(format!("{}/v1/live?channel=order:o-1", system.reader().base()));
-    let live = live.bearer_auth(&ada).send().await.expect("an answer").error_for_status().expect("200");
+    let live = live.bearer_auth(&ada).send().await.expect("a response").error_for_status().expect("the status is 200");
     let cursor = system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await.expect(200).json();
     let cursor = cursor["cursor"].as_str().expect("a cursor").to_owned();
     let polling =
@@ -564,13 +584,13 @@ async fn a_revoked_token_ends_every_connection(system: TestSystem) {
     let started = Instant::now();
     system.reader().post("/v1/admin/revocations").json(json!({"subject": "ada"})).send().await.expect(201);
     assert_eq!(socket.closed().await, 4503);
-    polling.await.expect("it ends").expect_problem(401, "token-revoked");
-    let text = live.text().await.expect("it ends whole");
+    polling.await.expect("the request ends").expect_problem(401, "token-revoked");
+    let text = live.text().await.expect("the stream ends properly");
     assert!(text.ends_with("event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n"), "{text}");
     assert!(started.elapsed() < Duration::from_secs(2), "after {:?}", started.elapsed());
     system.get("/v1/orders/o-1").token(&ada).send().await.expect_problem(401, "token-revoked");
     system.post("/v1/orders/o-1/confirm").token(&ada).send().await.expect_problem(401, "token-revoked");
-    // The others go on, and so does she with a token of later.
+    // Other users are not affected, and a token that was issued later is valid.
     add(&system, "o-1", "pen").await;
     other.next_publication("order:o-1").await;
     let later = jiff::Timestamp::now().as_second() + 3;
@@ -610,7 +630,7 @@ async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
     let base = vec![system.reader().base().to_owned()];
     let fine = Listener::start(Transport::Socket, base, &staff, &["orders"]);
     fine.listening(&["orders"]).await;
-    // Large orders, so that the systems' buffers are soon full.
+    // Large orders fill the socket buffers of both sides quickly.
     let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200)});
     let items: Vec<_> = (0..200).map(item).collect();
     let order = json!({"type": "create_order", "customer_id": "ada", "items": items}).to_string() + "\n";
@@ -620,11 +640,11 @@ async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
     }
     let expected = positions(&system, None).await;
     let told = fine.ends_with("orders", &expected, Duration::from_secs(60)).await;
-    assert_eq!(told.resets, [], "who reads is not cut off, and has each change");
+    assert_eq!(told.resets, [], "a client that reads must not be disconnected and must get each change");
     assert_eq!(slow.closed().await, 3008);
 }
 
-/// Creates orders of so many lines; a line takes some 420 bytes of the order's view.
+/// Creates orders with `lines` lines. A line takes about 420 bytes of the order's view.
 async fn create_large(system: &TestSystem, orders: &[String], lines: usize) {
     let item = |number: usize| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200), "category": "y".repeat(100)});
     let items: Vec<_> = (0..lines).map(item).collect();
@@ -641,7 +661,7 @@ async fn change(system: &TestSystem, order: &str, quantity: usize) -> u64 {
     system.put(&format!("/v1/orders/{order}/items/sku-1")).json(change).send().await.expect(200).position()
 }
 
-/// Thousands of changes a second are no reason to cut off somebody who reads them.
+/// A client that reads thousands of changes per second must not be disconnected.
 async fn readers_keep_up_with_an_import(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
@@ -655,11 +675,11 @@ async fn readers_keep_up_with_an_import(system: TestSystem) {
     let expected = positions(&system, None).await;
     for listener in &listeners {
         let told = listener.ends_with("orders", &expected, Duration::from_secs(60)).await;
-        assert_eq!(told.resets, [], "nothing had to be left out");
+        assert_eq!(told.resets, [], "no change may be left out");
     }
 }
 
-/// Many channels, of each of which all that was missed may be handed out, but not of all of them together.
+/// The missed changes of each channel fit into the limit, but those of all channels together do not.
 async fn what_was_missed_may_be_more_than_there_is(system: TestSystem) {
     let orders: Vec<_> = (0..12).map(|number| format!("large-{number}")).collect();
     create_large(&system, &orders, 50).await;
@@ -684,7 +704,7 @@ async fn what_was_missed_may_be_more_than_there_is(system: TestSystem) {
     assert_eq!(kinds(&reset), [&["reset"; 1][..], &["snapshot"; 12]].concat());
 }
 
-/// Whatever a customer's clients ask for of large orders and do not read, the process holds little of it.
+/// A customer's clients request large orders and do not read them. The process must keep little of that in memory.
 async fn large_orders_take_no_memory(system: TestSystem) {
     let orders: Vec<_> = (0..16).map(|number| format!("large-{number}")).collect();
     create_large(&system, &orders, 700).await;
@@ -717,12 +737,12 @@ async fn large_orders_take_no_memory(system: TestSystem) {
         }
     }
     let held = memory_mib();
-    println!("{before} MiB before, {held} MiB beside clients that do not read");
-    assert!(held < before + 256, "{before} MiB before, {held} MiB beside clients that do not read");
+    println!("{before} MiB before, {held} MiB with clients that do not read");
+    assert!(held < before + 256, "{before} MiB before, {held} MiB with clients that do not read");
 }
 
-/// A change of a large order, on several channels of one poll, is more than may wait for it: each channel has it in the end,
-/// or is told that something is missing.
+/// A change of a large order on several channels of one poll exceeds the buffer of the poll. Each channel must still
+/// get the change, or a reset that reports a gap.
 async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
     create_large(&system, &["large".to_owned()], 900).await;
     let path = "/v1/poll?channel=order:large&channel=customer:ada&channel=orders";
@@ -732,7 +752,7 @@ async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
         let poll = tokio::spawn(system.get(&format!("{path}&wait=10&cursor={cursor}")).send());
         tokio::time::sleep(Duration::from_millis(50)).await;
         let changed = change(&system, "large", quantity).await;
-        let mut answer = poll.await.expect("an answer");
+        let mut answer = poll.await.expect("the task ends");
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..3 {
             let polled = answer.expect(200).json();
@@ -745,7 +765,7 @@ async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
             cursor = polled["cursor"].as_str().expect("a cursor").to_owned();
             answer = system.get(&format!("{path}&wait=0&cursor={cursor}")).send().await;
         }
-        assert_eq!(seen.len(), 3, "the change at {changed} was told on {seen:?} only");
+        assert_eq!(seen.len(), 3, "the change at {changed} was received only on {seen:?}");
     }
 }
 
@@ -776,7 +796,7 @@ async fn patches_make_the_view(system: TestSystem) {
     }
     system.settled().await;
     assert_eq!(view, system.get("/v1/orders/o-1").send().await.expect(200).json());
-    // The same out of the log.
+    // A resume from the log gives the same patches.
     socket.call("unsubscribe", json!({"channel": "order:o-1"})).await;
     let resume = json!({"channel": "order:o-1", "recover": true, "offset": offset, "epoch": epoch, "data": {"delta": "merge-patch"}});
     let reply = socket.call("subscribe", resume).await;
@@ -812,7 +832,7 @@ async fn who_looks_at_an_order_is_shown(system: TestSystem) {
     let gone = Instant::now();
     drop((first, second));
     assert_eq!(clerk.next_push_of("leave").await["user"], "ada");
-    assert!(gone.elapsed() > Duration::from_secs(14), "not before she could have come back");
+    assert!(gone.elapsed() > Duration::from_secs(14), "the leave must wait for a possible reconnect");
 }
 
 async fn limits_are_told(system: TestSystem) {
@@ -823,14 +843,15 @@ async fn limits_are_told(system: TestSystem) {
     for _ in 0..64 {
         sockets.push(Socket::connect(system.reader(), &ada).await);
     }
-    let mut one_more = Socket::open(&format!("{}/ws", system.reader().base()), &[]).await.expect("101");
+    let mut one_more =
+        Socket::open(&format!("{}/ws", system.reader().base()), &[]).await.expect("the upgrade succeeds");
     one_more.send(&json!({"id": 1, "connect": {"token": ada}})).await;
     assert_eq!(one_more.closed().await, 3504);
     system.get("/v1/poll?channel=order:o-1").token(&ada).send().await.expect_problem(429, "too-many-connections");
     drop(sockets);
     let started = Instant::now();
     while system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await.status != 200 {
-        assert!(started.elapsed() < Duration::from_secs(10), "places are given back");
+        assert!(started.elapsed() < Duration::from_secs(10), "the closed connections must no longer count");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let mut socket = Socket::connect(system.reader(), &ada).await;
@@ -838,19 +859,20 @@ async fn limits_are_told(system: TestSystem) {
     for _ in 0..600 {
         refused += u32::from(socket.call("ping", json!({})).await["error"]["code"] == 111);
     }
-    // `connect` was one, too.
-    assert!((1..=601 - 512).contains(&refused), "512 at once and 64 a second: {refused} of 600 refused");
-    // Who goes on asking too often has its 64 a second nevertheless.
+    // `connect` counts as a command too.
+    assert!((1..=601 - 512).contains(&refused), "with a burst of 512 and 64 per second, {refused} of 600 were refused");
+    // A client that keeps exceeding the rate still gets its 64 answers per second.
     let (started, mut answered) = (Instant::now(), 0);
     while started.elapsed() < Duration::from_secs(2) {
         answered += u32::from(socket.call("ping", json!({})).await["error"].is_null());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!((100..=140).contains(&answered), "{answered} in 2 s");
+    assert!((100..=140).contains(&answered), "{answered} commands were answered in 2 s");
 }
 
-/// In turn a process is killed, NATS is restarted, its stream deleted, the network cut, the projector restarted, while
-/// changes flow: every listener ends with exactly the changes of its channels. `DOCKET_LISTENERS` makes it larger.
+/// While changes are written, faults occur one after another: a process is killed, NATS is restarted, its stream is
+/// deleted, the network is cut, the projector is restarted. Every listener must end with exactly the changes of its
+/// channels. `DOCKET_LISTENERS` sets the number of listeners.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_on_three_processes_outlive_everything() {
     let count = std::env::var("DOCKET_LISTENERS").ok().and_then(|count| count.parse().ok()).unwrap_or(48);
@@ -886,7 +908,7 @@ async fn listeners_on_three_processes_outlive_everything() {
     for (listener, names) in &listeners {
         listener.listening(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
-    // Steady: what is missed while a process is away fits into what is handed out of the log.
+    // The load is steady, so that the changes missed while a process is down fit into one resume.
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let writer = system.writer().clone();
     let load = tokio::spawn(async move {
@@ -906,10 +928,10 @@ async fn listeners_on_three_processes_outlive_everything() {
         system.dockets[number].restart().await;
         pause().await;
     }
-    system.nats.as_mut().expect("scaled").restart().await;
+    system.nats.as_mut().expect("a scaled system").restart().await;
     pause().await;
-    let jetstream = system.nats.as_ref().expect("scaled").jetstream().await;
-    jetstream.delete_stream("docket").await.expect("the stream is there");
+    let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
+    jetstream.delete_stream("docket").await.expect("the stream exists");
     pause().await;
     for proxy in &proxies {
         proxy.cut(Duration::from_secs(2)).await;
@@ -919,7 +941,7 @@ async fn listeners_on_three_processes_outlive_everything() {
     pause().await;
     stop.send_replace(true);
     let sent = load.await.expect("the load ends");
-    assert!(sent > 200, "{sent} changes flowed");
+    assert!(sent > 200, "only {sent} changes were written");
     system.settled().await;
     let log = read_log(system.reader()).await;
     for (listener, names) in &listeners {
@@ -934,7 +956,7 @@ async fn listeners_on_three_processes_outlive_everything() {
             };
             let expected: Vec<_> = log.iter().filter(of_channel).map(|event| event.position).collect();
             let told = listener.ends_with(name, &expected, Duration::from_secs(60)).await;
-            assert_eq!(told.resets, [], "{name}: all of it was in the log");
+            assert_eq!(told.resets, [], "{name}: every missed change must come from the log");
         }
     }
 }

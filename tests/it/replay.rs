@@ -1,4 +1,4 @@
-//! An operator rebuilds, verifies and mends read models, at noon.
+//! An operator rebuilds, verifies and repairs read models while the system is in use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ tests::stories![
     dead_letters_do_not_outlive_their_log,
 ];
 
-/// Every row that a client can read of orders, reports and best sellers, and some customers.
+/// Returns everything that a client can read of orders, reports, best sellers and some customers.
 async fn rows(system: &TestSystem) -> Vec<(String, Value)> {
     let list = list_orders(system.reader(), "").await;
     let mut paths: Vec<String> = list.keys().map(|id| format!("/v1/orders/{id}")).collect();
@@ -55,7 +55,7 @@ async fn loaded(system: &TestSystem, name: &'static str) {
 async fn status(system: &TestSystem, name: &str) -> Value {
     let answer = system.get("/v1/projections").send().await.expect(200).json();
     let items = answer["items"].as_array().expect("items");
-    items.iter().find(|item| item["name"] == name).unwrap_or_else(|| panic!("no {name} in {answer}")).clone()
+    items.iter().find(|item| item["name"] == name).unwrap_or_else(|| panic!("{name} is not in {answer}")).clone()
 }
 
 async fn a_rebuild_gives_the_same_rows(mut system: TestSystem) {
@@ -64,19 +64,19 @@ async fn a_rebuild_gives_the_same_rows(mut system: TestSystem) {
     let before = rows(&system).await;
     system.terminate().await;
     let summary = system.cli(&["replay", "--all", "--json"]).await;
-    let done: Value = serde_json::from_str(summary.lines().last().expect("a summary")).expect("JSON");
+    let done: Value = serde_json::from_str(summary.lines().last().expect("a summary")).expect("the summary is JSON");
     let projections = done["done"]["projections"].as_array().expect("projections");
     assert_eq!(projections.len(), 5);
     assert!(projections.iter().all(|projection| projection["differences"] == 0), "{done}");
     system.start().await;
     system.settled().await;
     assert_eq!(rows(&system).await, before);
-    assert_eq!(read_log(system.reader()).await.len(), log.len(), "a rebuild writes no events");
+    assert_eq!(read_log(system.reader()).await.len(), log.len(), "a rebuild must write no events");
     read_models_equal_the_fold(&system).await;
 }
 
-/// Reads one order again and again, each time with the position that its last command was answered with: a model that is
-/// half built or older would say less.
+/// Reads one order repeatedly, each time with the position of its last command. A read model that is half built or too
+/// old would miss that command.
 async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
     let (writer, reader) = (system.writer().clone(), system.reader().clone());
     let body = json!({"order_id": "watched", "customer_id": "watcher"});
@@ -93,7 +93,7 @@ async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinH
             assert_eq!(order["lines"].as_array().map(Vec::len), Some(number), "a stale or broken order: {order}");
             let list = reader.get(&with("/v1/orders?customer_id=watcher&")).send().await.expect(200).json();
             assert_eq!(list["items"][0]["line_count"], number, "a stale or broken list: {list}");
-            // An order holds a limited number of lines.
+            // The number of lines per order is limited.
             if number == 50 {
                 for number in 1..=50 {
                     let path = format!("/v1/orders/watched/items/s-{number}");
@@ -107,7 +107,7 @@ async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinH
 }
 
 async fn a_rebuild_under_load_is_not_noticed(system: TestSystem) {
-    // More than is left for the switch: the generation is built and follows, and only then takes over.
+    // More events than a switch may have left to apply: the generation must be built and catch up before it takes over.
     system.import_sample().await;
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&system, stop.clone()).await;
@@ -119,15 +119,15 @@ async fn a_rebuild_under_load_is_not_noticed(system: TestSystem) {
     }
     load.finish().await;
     stop.store(true, Ordering::Relaxed);
-    watcher.await.expect("no query failed or was stale");
+    watcher.await.expect("no query fails or is stale");
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
 }
 
-/// Starts a rebuild; it has begun to fold when this returns.
+/// Starts a rebuild and returns once it has begun to fold events.
 async fn begun(system: &TestSystem) -> Child {
     let mut rebuild = system.spawn_cli(&["replay", "--all", "--json"]);
-    let mut stdout = BufReader::new(rebuild.stdout.take().expect("piped"));
+    let mut stdout = BufReader::new(rebuild.stdout.take().expect("standard output is piped"));
     let mut line = String::new();
     stdout.read_line(&mut line).await.expect("a line of progress");
     assert!(line.contains("target"), "{line}");
@@ -135,9 +135,9 @@ async fn begun(system: &TestSystem) -> Child {
     rebuild
 }
 
-/// Where the next rebuild begins: where the last one was killed, or at the log's beginning.
+/// Returns the position at which the next rebuild begins: that of the last killed rebuild, or 0.
 async fn begins_at(system: &TestSystem) -> i64 {
-    // PostgreSQL frees the lock of a rebuild that was killed a moment later.
+    // PostgreSQL releases the lock of a killed rebuild only after a moment.
     let planned = until("the plan of a rebuild", async || {
         let output = system.try_cli(&["replay", "sales", "--dry-run"]).await;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -157,18 +157,21 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     for pause_ms in [0, 10, 20, 40, 80, 120, 160, 200, 300, 400] {
         let mut rebuild = begun(&system).await;
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-        rebuild.kill().await.expect("killed");
+        rebuild.kill().await.expect("the rebuild is killed");
         begins.push(begins_at(&system).await);
     }
-    assert!(begins.iter().any(|position| *position > 0), "none was killed between two of its commits: {begins:?}");
+    assert!(
+        begins.iter().any(|position| *position > 0),
+        "no rebuild was killed between two of its commits: {begins:?}"
+    );
     stop.store(true, Ordering::Relaxed);
-    watcher.await.expect("no query failed or was stale");
-    // Commands ride out what follows, queries would be answered 503.
+    watcher.await.expect("no query fails or is stale");
+    // Commands are retried during the following restart of PostgreSQL; queries of the watcher would fail with 503.
     let rebuild = begun(&system).await;
     if let Some(postgres) = &mut system.postgres {
         postgres.restart().await;
     }
-    let output = rebuild.wait_with_output().await.expect("it ran");
+    let output = rebuild.wait_with_output().await.expect("the rebuild ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let sent = load.stop().await;
     let log = read_models_equal_the_fold(&system).await;
@@ -177,7 +180,8 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// A rebuild that began while nobody projected, and a server that has come further meanwhile.
+/// A rebuild that began while no process projected must not take over with an old position, because a server has
+/// advanced in the meantime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_sets_nobody_back() {
     let mut system = TestSystem::scaled().await;
@@ -185,7 +189,7 @@ async fn a_rebuild_sets_nobody_back() {
     system.settled().await;
     system.terminate().await;
     let rebuild = begun(&system).await;
-    let pid = rebuild.id().expect("it runs").to_string();
+    let pid = rebuild.id().expect("the rebuild runs").to_string();
     let signal = async |name: &str| {
         let status = tokio::process::Command::new("kill").args([name, &pid]).status().await;
         assert!(status.is_ok_and(|status| status.success()), "kill {name}");
@@ -198,7 +202,7 @@ async fn a_rebuild_sets_nobody_back() {
     }
     system.settled().await;
     signal("-CONT").await;
-    let output = rebuild.wait_with_output().await.expect("it ran");
+    let output = rebuild.wait_with_output().await.expect("the rebuild ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let sales = status(&system, "sales").await;
     assert_eq!((&sales["generation"], &sales["lag_events"]), (&json!(2), &json!(0)), "{sales}");
@@ -206,7 +210,7 @@ async fn a_rebuild_sets_nobody_back() {
     read_models_equal_the_fold(&system).await;
 }
 
-/// Orders that do not decode hold the others up once, not one after the other.
+/// Orders that cannot be decoded delay the others once, not once per order.
 async fn many_poisoned_orders_park_together(system: TestSystem) {
     for number in 0..20 {
         foreign_event(&system, &format!("bad-{number}"), 1, r#"{"Unheard":{}}"#).await;
@@ -218,12 +222,12 @@ async fn many_poisoned_orders_park_together(system: TestSystem) {
     assert_eq!(dead_letters(&system).await.len(), 20);
 }
 
-/// Changes one row of the log, or of the read models.
+/// Changes one row of the log or of the read models.
 async fn sql(system: &TestSystem, read_models: bool, change: &str) {
     assert_eq!(statement(system, read_models, change).await, 1, "{change}");
 }
 
-/// Runs a statement on the database of the log, or of the read models; how many rows it changed.
+/// Runs a statement on the database of the log or of the read models. Returns the number of affected rows.
 pub(crate) async fn statement(system: &TestSystem, read_models: bool, statement: &str) -> u64 {
     let url = match read_models {
         true => system.database_url().replace("docket.db", "docket-read.db"),
@@ -246,7 +250,7 @@ async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
     sql(&system, true, &format!("update order_summaries_g1 set line_count = 99 where order_id = '{order}'")).await;
     let output = system.try_cli(&["verify", "--json"]).await;
     assert_eq!(output.status.code(), Some(1));
-    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let found: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
     assert_eq!(found["differences"], 1, "{found}");
     let summaries = &found["projections"][0];
     assert_eq!((&summaries["name"], &summaries["first"][0]["key"]), (&json!("order_summaries"), &json!(order)));
@@ -258,11 +262,11 @@ async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
     sql(&system, true, &view).await;
     let output = system.try_cli(&["verify", "order_details"]).await;
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("view.status is \"un"), "the field and nothing else: {told}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("`docket replay --fresh order_details` mends it"));
+    assert!(told.contains("view.status is \"un"), "the output must name only the field: {told}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`docket replay --fresh order_details`"));
     system.cli(&["replay", "--fresh", "order_details"]).await;
     let sampled = system.try_cli(&["verify", "order_summaries", "--sample", "2000", "--json"]).await;
-    assert_eq!(sampled.status.code(), Some(1), "drawn often enough, it is found");
+    assert_eq!(sampled.status.code(), Some(1), "a large sample must find the difference");
     system.cli(&["replay", "order_summaries"]).await;
     system.cli(&["verify"]).await;
     read_models_equal_the_fold(&system).await;
@@ -276,19 +280,19 @@ async fn an_older_generation_can_come_back(system: TestSystem) {
     system.cli(&["replay", "sales", "products"]).await;
     loaded(&system, "second").await;
     for (arguments, tells) in [
-        (&["replay", "sales", "--rollback", "--dry-run"][..], "sales: generation 1 would be brought from position"),
-        (&["replay", "sales", "--dry-run"], "sales: generation 3 would be brought from position 0 to"),
+        (&["replay", "sales", "--rollback", "--dry-run"][..], "sales: generation 1 would be built from position"),
+        (&["replay", "sales", "--dry-run"], "sales: generation 3 would be built from position 0 to"),
         (&["replay", "--all", "--prune", "--dry-run"], "products: generation 1 would be removed"),
     ] {
         let told = system.cli(arguments).await;
         assert!(told.contains(tells), "{told}");
     }
-    assert_eq!(status(&system, "sales").await["generation"], 2, "only told");
+    assert_eq!(status(&system, "sales").await["generation"], 2, "a dry run must change nothing");
     system.cli(&["replay", "sales", "--rollback"]).await;
     let sales = status(&system, "sales").await;
     assert_eq!((&sales["generation"], &sales["older_generation"]), (&json!(1), &json!(2)));
     read_models_equal_the_fold(&system).await;
-    // A rollback that was killed is nothing that a rebuild goes on with.
+    // A rebuild must not continue a rollback that was killed.
     sql(&system, true, "update checkpoints set state = 'returning' where projection = 'sales' and state = 'old'").await;
     statement(&system, true, "update sales_g2 set quantity = quantity + 1").await;
     system.cli(&["replay", "sales"]).await;
@@ -300,14 +304,14 @@ async fn an_older_generation_can_come_back(system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// Every dead letter, as `docket dead-letters list --json` gives it.
+/// Returns every dead letter, as `docket dead-letters list --json` prints it.
 pub(crate) async fn dead_letters(system: &TestSystem) -> Vec<Value> {
     let output = system.cli(&["dead-letters", "list", "--json"]).await;
-    let list: Value = serde_json::from_str(&output).expect("JSON");
+    let list: Value = serde_json::from_str(&output).expect("the output is JSON");
     list["items"].as_array().expect("items").clone()
 }
 
-/// Waits until a probe finds something.
+/// Waits until a probe finds something, and returns it.
 pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -319,7 +323,7 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<
     }
 }
 
-/// Writes an event as foreign code does, with a payload of its own; the statement gives it no position.
+/// Inserts an event with this payload as foreign code does: the statement contains no position.
 async fn foreign_event(system: &TestSystem, order: &str, sequence: u64, payload: &str) {
     let statement = format!(
         "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
@@ -337,7 +341,7 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     foreign_event(&system, "sick", 3, &good.replace("2,", r#""two","#)).await;
     foreign_event(&system, "sick", 4, &good.replace("ink", "cup")).await;
     loaded(&system, "healthy").await;
-    // A thousand others flow.
+    // A thousand other commands are processed.
     let bulk: String = (0..500)
         .flat_map(|number| {
             let create = json!({"type": "create_order", "order_id": format!("well-{number}"), "customer_id": "c"});
@@ -351,28 +355,28 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     system.settled().await;
     let health = async || Some(system.get("/health/ready").send().await.expect(200).json());
     let degraded = async || health().await.filter(|health| health["checks"]["dead_letters"]["status"] == "failed");
-    let health = until("readiness says so", degraded).await;
+    let health = until("readiness reports the dead letter", degraded).await;
     assert_eq!(health["status"], "degraded");
     assert_eq!(list_orders(system.reader(), "&q=well-").await.len(), 500);
     let sick = system.get("/v1/orders/sick").send().await.expect(200).json();
-    assert_eq!(sick["version"], 2, "the order is as before the event");
+    assert_eq!(sick["version"], 2, "the order must be in its state before the event");
     system.cli(&["verify"]).await;
     let position = letter["position"].to_string();
     for arguments in [&["replay", "--all"][..], &["replay", "--all", "--dry-run"]] {
         let refused = system.try_cli(arguments).await;
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild skips nothing");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"), "a rebuild must not skip a parked event");
     }
-    // Nothing is mended yet: it is parked again.
+    // The event is not repaired yet, so the retry parks the order again.
     let again = system.try_cli(&["dead-letters", "retry", &position]).await;
     assert!(String::from_utf8_lossy(&again.stderr).contains("parked again"), "{again:?}");
-    let letter = dead_letters(&system).await.pop().expect("still there");
+    let letter = dead_letters(&system).await.pop().expect("the dead letter still exists");
     assert_eq!((&letter["attempts"], &letter["state"]), (&json!(4), &json!("parked")));
     sql(&system, false, &format!("update events set payload = '{good}' where position = {position}")).await;
     system.cli(&["dead-letters", "retry", &position]).await;
-    until("it is mended", async || dead_letters(&system).await.is_empty().then_some(())).await;
+    until("the dead letter is gone", async || dead_letters(&system).await.is_empty().then_some(())).await;
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
-    // What is written late is not what was sold last.
+    // An order that is applied late must not replace the name of a later sale.
     let named = |id: &str, name: &str| {
         let items = json!([{"sku": "mug", "quantity": 1, "unit_price": "2.00", "name": name}]);
         json!({"order_id": id, "customer_id": "c", "items": items})
@@ -386,10 +390,11 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     system.settled().await;
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
     let top = system.get("/v1/products/top?by=quantity&limit=100").send().await.expect(200).json();
-    let mug = top.as_array().expect("products").iter().find(|product| product["sku"] == "mug").expect("it is sold");
+    let mug =
+        top.as_array().expect("products").iter().find(|product| product["sku"] == "mug").expect("the product was sold");
     assert_eq!((&mug["name"], &mug["orders"]), (&json!("new mug"), &json!(2)), "{mug}");
     system.cli(&["verify"]).await;
-    // An event that cannot be mended: the order goes on without it.
+    // An event that cannot be repaired is discarded, and the order continues without it.
     system.post("/v1/orders").json(body("lost")).send().await.expect(201);
     foreign_event(&system, "lost", 3, "{}").await;
     foreign_event(&system, "lost", 4, good).await;
@@ -398,7 +403,7 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     })
     .await;
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
-    let lost = until("it goes on", async || {
+    let lost = until("the order continues", async || {
         let order = system.get("/v1/orders/lost").send().await.expect(200).json();
         (order["version"] == 4).then_some(order)
     })
@@ -409,14 +414,14 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     let history = system.get("/v1/orders/lost/events").send().await.expect(200).json();
     assert_eq!((&history["items"][2]["payload"], history["items"][3]["payload"].is_object()), (&json!(null), true));
     system.cli(&["verify"]).await;
-    // And so do those who listen to it.
+    // Subscribers of the order continue without the event too.
     let path = "/v1/poll?channel=order:lost&wait=10";
     let first = system.get(path).send().await.expect(200).json();
     foreign_event(&system, "lost", 5, good).await;
     let path = format!("{path}&cursor={}", first["cursor"].as_str().expect("a cursor"));
     let next = system.get(&path).send().await.expect(200).json();
     assert_eq!(next["events"][0]["data"]["view"]["total"], "13.00", "{next}");
-    // A price that no sum can hold stops nobody.
+    // A price that overflows a sum must not stop a projection.
     let dear = good.replace("300", "9100000000000000000");
     foreign_event(&system, "lost", 6, &dear).await;
     system.settled().await;
@@ -427,15 +432,15 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// Events of an order that was never created, as far as anybody can read, are no order.
+/// Events of an order whose creation cannot be read do not form an order.
 async fn a_discarded_beginning_makes_no_order(system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "sound", "customer_id": "c"})).send().await.expect(201);
     foreign_event(&system, "phantom", 1, "{}").await;
     foreign_event(&system, "phantom", 2, r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#).await;
     let letter = until("the order is parked", async || dead_letters(&system).await.pop()).await;
     system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
-    until("it is discarded", async || {
-        let letter = dead_letters(&system).await.pop().expect("it stays in the list");
+    until("the event is discarded", async || {
+        let letter = dead_letters(&system).await.pop().expect("the dead letter stays in the list");
         (letter["state"] == "discarded").then_some(())
     })
     .await;
@@ -453,20 +458,20 @@ async fn a_discarded_beginning_makes_no_order(system: TestSystem) {
     nowhere().await;
     system.cli(&["replay", "--all"]).await;
     nowhere().await;
-    // A beginning that comes late is one.
+    // A readable creation that follows later is applied.
     let created = r#"{"OrderCreated":{"customer_id":"late","currency":"EUR","attributes":{}}}"#;
     foreign_event(&system, "phantom", 4, created).await;
     system.settled().await;
     let order = system.get("/v1/orders/phantom").send().await.expect(200).json();
     assert_eq!((&order["customer_id"], &order["version"]), (&json!("late"), &json!(4)), "{order}");
     let year = order["placed_at"].as_str().and_then(|at| at[..4].parse::<i32>().ok());
-    assert!(year > Some(2020), "placed when it was created: {order}");
+    assert!(year > Some(2020), "the order must be placed at its creation: {order}");
     let customer = system.get("/v1/customers/late").send().await.expect(200).json();
     assert_eq!(customer["orders"], 1, "{customer}");
     system.cli(&["verify"]).await;
 }
 
-/// What is decided about a dead letter holds for the generations of an older release and of a newer one.
+/// A decision about a dead letter applies to the generations of an older and of a newer release too.
 async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
     for (name, version, of) in [("one", 99, " and projection = 'sales'"), ("all", 0, "")] {
         let order = json!({"order_id": name, "customer_id": "c"});
@@ -486,7 +491,7 @@ async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
         system.start().await;
         let discard = ["dead-letters", "discard", &letter["position"].to_string()];
         system.cli(&discard).await;
-        until("this release's versions serve", async || {
+        until("this release's projection versions serve", async || {
             let answer = system.get("/v1/projections").send().await.expect(200).json();
             let items = answer["items"].as_array().expect("items").clone();
             let own = |item: &Value| item["version"].as_i64().is_some_and(|version| (1..99).contains(&version));
@@ -500,7 +505,7 @@ async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
     }
 }
 
-/// What an older and a newer release leave in the database is told by the version of a generation.
+/// The version of a generation distinguishes what an older and a newer release left in the database.
 async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     let version =
         |version| format!("update checkpoints set version = {version} where projection = 'sales' and state = 'live'");
@@ -525,7 +530,7 @@ async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     let path = "/v1/poll?channel=orders&wait=10";
     let first = system.get(path).send().await.expect(200).json();
     system.post("/v1/orders").json(json!({"order_id": "later", "customer_id": "c"})).send().await.expect(201);
-    until("the others go on", async || {
+    until("the other projections continue", async || {
         let list = system.get("/v1/orders?q=later").send().await.expect(200).json();
         (list["items"].as_array().map(Vec::len) == Some(1)).then_some(())
     })
@@ -535,8 +540,11 @@ async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     system.get("/v1/reports/sales?by=day").send().await.expect(200);
     let path = format!("{path}&cursor={}", first["cursor"].as_str().expect("a cursor"));
     let live = system.get(&path).send().await.expect(200).json();
-    assert_eq!(live["events"][0]["data"]["order_id"], "later", "live updates do not wait for it: {live}");
-    until("what a listener would begin with is older than what follows", async || {
+    assert_eq!(
+        live["events"][0]["data"]["order_id"], "later",
+        "live updates must not wait for the frozen projection: {live}"
+    );
+    until("the report's snapshot is refused because it is too old", async || {
         let behind = system.get("/v1/poll?channel=reports:sales&wait=0").send().await;
         let slug = behind.json()["type"].as_str().map(str::to_owned);
         slug.is_some_and(|slug| slug.ends_with("projection-behind")).then_some(())
@@ -553,9 +561,9 @@ async fn a_new_projection_is_built_beside_the_others(mut system: TestSystem) {
     let unknown = "drop view sales; drop table sales_g1; delete from checkpoints where projection = 'sales'";
     statement(&system, true, unknown).await;
     system.start().await;
-    until("it is built", async || {
+    until("the projection is built", async || {
         let sales = status(&system, "sales").await;
-        // The empty one that answered meanwhile was the first.
+        // The first generation was the empty one that served in the meantime.
         (sales["state"] == "live" && sales["generation"] == 2).then_some(())
     })
     .await;
@@ -563,7 +571,7 @@ async fn a_new_projection_is_built_beside_the_others(mut system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// A log that was restored to an older state and has grown since: the positions are known, the events are not.
+/// A log that was restored to an older state and has grown since: the positions exist, but the events are others.
 async fn another_log_is_not_projected_on(mut system: TestSystem) {
     loaded(&system, "lost").await;
     system.settled().await;
@@ -576,13 +584,13 @@ async fn another_log_is_not_projected_on(mut system: TestSystem) {
     sql(&system, false, &other).await;
     system.start().await;
     system.post("/v1/orders").json(json!({"order_id": "grown", "customer_id": "c"})).send().await.expect(201);
-    let failed = until("it is noticed", async || {
+    let failed = until("the other log is noticed", async || {
         let sales = status(&system, "sales").await;
         (sales["state"] == "failed").then_some(sales)
     })
     .await;
     assert!(failed["last_error"].as_str().is_some_and(|error| error.contains("another log")), "{failed}");
-    assert_eq!(failed["position"], position, "nothing is added to rows of another log");
+    assert_eq!(failed["position"], position, "no event may be applied to rows of another log");
     let refused = system.try_cli(&["verify"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("another log"));
     system.cli(&["replay", "--all"]).await;
@@ -591,10 +599,11 @@ async fn another_log_is_not_projected_on(mut system: TestSystem) {
     system.cli(&["verify"]).await;
     let resumed =
         system.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}")).send().await.expect(200).json();
-    assert_eq!(resumed["events"][0]["event"], "reset", "a listener begins anew: {resumed}");
+    assert_eq!(resumed["events"][0]["event"], "reset", "a subscriber must be reset: {resumed}");
 }
 
-/// A restored log: what was decided about events that it lost is forgotten, what is parked in it can be decided about.
+/// After a restore, decisions about events that the log lost are removed, and events that are parked in the restored
+/// log can be decided.
 async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     let order = async |system: &TestSystem, id: &str| {
         let body = json!({"order_id": id, "customer_id": "c"});
@@ -617,29 +626,33 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     order(&system, "lost").await;
     system.settled().await;
     system.terminate().await;
-    // Back to the state before the event that was discarded.
+    // Restores the state before the discarded event.
     statement(&system, false, &format!("delete from events where position >= {goes}")).await;
     sql(&system, false, &format!("update log_head set position = {}", goes - 1)).await;
     system.cli(&["events", "restored"]).await;
     if let Some(nats) = &system.nats {
         let jetstream = nats.jetstream().await;
-        assert!(jetstream.get_stream("docket").await.is_err(), "it held what the log has no more");
-        // One of another incarnation may be another store's.
+        assert!(
+            jetstream.get_stream("docket").await.is_err(),
+            "the stream contained events that the log does not have"
+        );
+        // A stream of another incarnation may belong to another store.
         let other =
             stream::Config { name: "docket".into(), subjects: vec!["docket.events.>".into()], ..Default::default() };
-        jetstream.create_stream(other).await.expect("a stream");
+        jetstream.create_stream(other).await.expect("the stream is created");
         let refused = system.try_cli(&["events", "restored"]).await;
         assert!(String::from_utf8_lossy(&refused.stderr).contains("--delete-stream"), "{refused:?}");
         system.cli(&["events", "restored", "--delete-stream"]).await;
-        assert!(jetstream.get_stream("docket").await.is_err(), "it was asked for");
+        assert!(jetstream.get_stream("docket").await.is_err(), "the option deletes the stream");
     }
     system.start().await;
-    until("it is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(())).await;
+    until("the other log is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(()))
+        .await;
     let refused = system.try_cli(&["replay", "--all"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("parked"));
     system.cli(&["dead-letters", "discard", &stays.to_string()]).await;
     system.cli(&["replay", "--all"]).await;
-    assert_eq!(order(&system, "new").await as i64, goes, "at the position of what was discarded");
+    assert_eq!(order(&system, "new").await as i64, goes, "the new event must get the position of the discarded one");
     system.settled().await;
     let new = system.get("/v1/orders/new").send().await.expect(200).json();
     assert_eq!((&new["status"], &new["version"]), (&json!("draft"), &json!(1)), "{new}");
@@ -648,7 +661,7 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// The way from embedded to scaled, and back. The long form imports the orders of the file that `DOCKET_ORDERS` names, too.
+/// A log moves between embedded and scaled mode and back. If `DOCKET_ORDERS` names a file, its orders are imported too.
 async fn a_log_moves(from: Mode, to: Mode) {
     let mut source = TestSystem::builder(from).start().await;
     loaded(&source, "moved").await;
@@ -668,7 +681,7 @@ async fn a_log_moves(from: Mode, to: Mode) {
     assert_eq!(target.settled().await, head);
     let moved = rows(&target).await;
     assert_eq!(moved, rows(&source).await);
-    println!("{head} events moved, {} rows and reports are equal", moved.len());
+    println!("{head} events were moved, {} rows and reports are equal", moved.len());
     let events = async |system: &TestSystem| {
         system.get("/v1/events?limit=1000").send().await.expect(200).json()["items"].clone()
     };
@@ -687,10 +700,10 @@ async fn a_log_moves(from: Mode, to: Mode) {
     other.post("/v1/orders").json(json!({"customer_id": "other"})).send().await.expect(201);
     other.terminate().await;
     let refused = other.try_cli(&["events", "import", file]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("import into an empty store"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("Import into an empty store"));
 }
 
-/// SQLite holds whatever somebody writes into the table.
+/// SQLite stores any text in the payload column.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payload_that_is_no_json_is_exported_too() {
     let mut source = TestSystem::builder(Mode::Embedded).start().await;
@@ -698,7 +711,8 @@ async fn a_payload_that_is_no_json_is_exported_too() {
     foreign_event(&source, "odd", 2, "{\"not\n json").await;
     let letter = until("the order is parked", async || dead_letters(&source).await.pop()).await;
     let position = letter["position"].to_string();
-    let shown: Value = serde_json::from_str(&source.cli(&["dead-letters", "show", &position]).await).expect("JSON");
+    let shown: Value =
+        serde_json::from_str(&source.cli(&["dead-letters", "show", &position]).await).expect("the output is JSON");
     assert_eq!(shown["waiting"][0]["data"]["payload_text"], "{\"not\n json", "{shown}");
     let tail = source.cli(&["events", "tail"]).await;
     source.cli(&["dead-letters", "discard", &position]).await;
@@ -709,13 +723,14 @@ async fn a_payload_that_is_no_json_is_exported_too() {
     let target = TestSystem::builder(Mode::Embedded).stopped().await;
     target.cli(&["events", "import", &file("one")]).await;
     let (one, again) = (std::fs::read_to_string(file("one")), target.cli(&["events", "export"]).await);
-    assert_eq!((one.as_deref().expect("text"), &tail), (&*again, &again));
-    // The same ids, but not the same events.
-    std::fs::write(file("edited"), again.replace("\"c\"", "\"d\"")).expect("a file");
-    for (name, told) in [("edited", "import into an empty store"), ("nothing", "holds no events"), ("csv", "line 1")] {
+    assert_eq!((one.as_deref().expect("a text file"), &tail), (&*again, &again));
+    // Events with the same ids but other content.
+    std::fs::write(file("edited"), again.replace("\"c\"", "\"d\"")).expect("the file is written");
+    for (name, told) in [("edited", "Import into an empty store"), ("nothing", "contains no events"), ("csv", "line 1")]
+    {
         match name {
-            "nothing" => std::fs::write(file(name), "").expect("a file"),
-            "csv" => std::fs::write(file(name), "order,sku\n").expect("a file"),
+            "nothing" => std::fs::write(file(name), "").expect("the file is written"),
+            "csv" => std::fs::write(file(name), "order,sku\n").expect("the file is written"),
             _ => {}
         }
         let refused = target.try_cli(&["events", "import", &file(name)]).await;

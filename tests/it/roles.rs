@@ -1,4 +1,4 @@
-//! Commands on one process, projections on another, queries and sockets on a third.
+//! Commands on one process, projections on another, queries and WebSockets on a third.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,10 @@ async fn three_processes_are_one_system() {
     let mut other = Socket::connect(read, &token("bob", "customer")).await;
     for channel in ["order:roles-1", "order:nowhere", "orders"] {
         let reply = other.call("subscribe", json!({"channel": channel})).await;
-        assert_eq!(reply["error"]["code"], 103, "{channel}: permission denied, whether it exists or not: {reply}");
+        assert_eq!(
+            reply["error"]["code"], 103,
+            "{channel}: permission must be denied, whether the order exists or not: {reply}"
+        );
     }
     read_models_equal_the_fold(&system).await;
 }
@@ -73,8 +76,8 @@ async fn each_role_may_die_alone() {
     read_models_equal_the_fold(&system).await;
 }
 
-/// PostgreSQL does not wait for the disk when read models are written: a crash takes the last commits back, and what was
-/// known of them by processes that live on.
+/// PostgreSQL does not wait for the disk when read models are written. A crash loses the last commits, and surviving
+/// processes must forget the positions that were lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checkpoints_that_went_back_are_believed() {
     let mut system = three().await;
@@ -83,11 +86,14 @@ async fn checkpoints_that_went_back_are_believed() {
     let path = format!("/v1/orders/back?min_position={head}&wait_ms=0");
     system.get(&path).send().await.expect(200);
     system.dockets[1].kill9();
-    let mut postgres = PgConnection::connect(system.database_url()).await.expect("postgres runs");
-    sqlx::query("update checkpoints set position = position - 1").execute(&mut postgres).await.expect("the table");
+    let mut postgres = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
+    sqlx::query("update checkpoints set position = position - 1")
+        .execute(&mut postgres)
+        .await
+        .expect("the table exists");
     let started = Instant::now();
     while system.get(&path).send().await.status == 200 {
-        assert!(started.elapsed() < Duration::from_secs(10), "the process trusts its memory more than the database");
+        assert!(started.elapsed() < Duration::from_secs(10), "the process still uses the old position in memory");
         tokio::time::sleep(POLL).await;
     }
     let behind = system.get(&path).send().await.expect_problem(503, "projection-behind");
@@ -107,7 +113,7 @@ async fn two_of_everything_are_one_system() {
     for load in loads {
         sent.extend(load.finish().await);
     }
-    // One order, two writers.
+    // Two processes write to one order.
     let (left, right) = (&system.dockets[0].client, &system.dockets[1].client);
     left.post("/v1/orders").json(json!({"order_id": "both", "customer_id": "ada"})).send().await.expect(201);
     for number in 0..10 {
@@ -115,7 +121,8 @@ async fn two_of_everything_are_one_system() {
         let writer = if number % 2 == 0 { left } else { right };
         assert_eq!(writer.post("/v1/orders/both/items").json(item).send().await.expect(200).version(), number + 2);
     }
-    // What one writer still holds in memory is old as soon as the other has written: "no change" is said of the log only.
+    // The cached state of one writer is stale as soon as the other has written: only the log decides whether a command
+    // changes nothing.
     let (path, quantity) = ("/v1/orders/both/items/sku-9", |quantity: u32| json!({"quantity": quantity}));
     assert_eq!(right.put(path).json(quantity(1)).send().await.expect(200).version(), 11);
     assert_eq!(left.put(path).json(quantity(5)).send().await.expect(200).version(), 12);

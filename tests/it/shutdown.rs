@@ -1,4 +1,4 @@
-//! An operator stops a busy process.
+//! Shutdown of a busy process.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 tests::stories![a_busy_process_stops_in_time];
 
-/// Shorter than the half minute that process managers commonly grant.
+/// Shorter than the 30 seconds that process managers usually grant.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 async fn a_busy_process_stops_in_time(mut system: TestSystem) {
@@ -28,12 +28,12 @@ async fn a_busy_process_stops_in_time(mut system: TestSystem) {
     outcomes_are_true(&log, &sent);
 }
 
-/// While a request is under way, whoever asks where the metrics are is told that the process is draining.
+/// While a request is still running, readiness on the metrics address reports that the process is draining.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_draining_process_says_so() {
     let system = TestSystem::builder(Mode::Scaled).start().await;
     let docket = &system.dockets[0];
-    let mut slow = TcpStream::connect(docket.address()).await.expect("it listens");
+    let mut slow = TcpStream::connect(docket.address()).await.expect("the server listens");
     let body = r#"{"order_id":"slow","customer_id":"c"}"#;
     let (first, rest) = body.split_at(10);
     let head = format!(
@@ -42,7 +42,7 @@ async fn a_draining_process_says_so() {
         token("me", "admin"),
         body.len()
     );
-    slow.write_all(head.as_bytes()).await.expect("sent");
+    slow.write_all(head.as_bytes()).await.expect("the request is sent");
     tokio::time::sleep(Duration::from_millis(200)).await;
     let operators = Client::new(format!("http://{}", docket.metrics_address()));
     docket.signal("TERM");
@@ -53,15 +53,15 @@ async fn a_draining_process_says_so() {
             assert_eq!(ready.json()["status"], "draining");
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(5), "it does not say so");
+        assert!(started.elapsed() < Duration::from_secs(5), "the process does not report that it is draining");
         tokio::time::sleep(POLL).await;
     }
-    slow.write_all(rest.as_bytes()).await.expect("sent");
+    slow.write_all(rest.as_bytes()).await.expect("the request is sent");
     let mut answer = [0; 12];
-    slow.read_exact(&mut answer).await.expect("an answer");
+    slow.read_exact(&mut answer).await.expect("a response");
     assert_eq!(&answer, b"HTTP/1.1 201");
     while TcpStream::connect(docket.metrics_address()).await.is_ok() {
-        assert!(started.elapsed() < STOP_MAX, "it does not end");
+        assert!(started.elapsed() < STOP_MAX, "the process does not end");
         tokio::time::sleep(POLL).await;
     }
 }

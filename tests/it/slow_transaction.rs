@@ -1,4 +1,4 @@
-//! Foreign code inserts an event by stock SQL and takes its time to commit.
+//! Foreign code inserts an event with stock SQL and commits late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ const INSERT: &str =
     "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
     values ($1, $2, 1, 'OrderCreated', '1', $3, '{}')";
 
-/// Reads the log as it grows, and fails when a position is skipped.
+/// Reads the log while it grows, and fails when a position is skipped.
 async fn follow(client: Client, stop: Arc<AtomicBool>) -> Vec<Event> {
     let mut seen: Vec<Event> = vec![];
     loop {
@@ -36,7 +36,7 @@ async fn follow(client: Client, stop: Arc<AtomicBool>) -> Vec<Event> {
     }
 }
 
-/// Waits until another session waits for a lock, or `done` says that nobody will.
+/// Waits until another session waits for a lock, or until `done` returns true.
 async fn somebody_waits(observer: &mut PgConnection, done: impl Fn() -> bool) {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(20) && !done() {
@@ -54,9 +54,9 @@ fn create(system: &TestSystem, id: &str) -> Request {
     system.post("/v1/orders").json(json!({"order_id": id, "customer_id": "ada", "items": [item]}))
 }
 
-/// Foreign code that has inserted the order `slow` and has not made up its mind yet.
+/// Starts a transaction of foreign code that has inserted the order `slow` and is neither committed nor rolled back.
 async fn undecided(slow: &mut PgConnection) -> Transaction<'_, Postgres> {
-    let mut transaction = slow.begin().await.expect("postgres runs");
+    let mut transaction = slow.begin().await.expect("PostgreSQL answers");
     let payload = json!({"OrderCreated": {"customer_id": "foreign", "currency": "USD", "attributes": {}}});
     let insert = sqlx::query(INSERT).bind(domain::order::Order::TYPE).bind("slow").bind(payload);
     insert.execute(&mut *transaction).await.expect("stock SQL inserts an event");
@@ -69,18 +69,18 @@ async fn a_slow_transaction(commit: bool) {
 
     let stop = Arc::new(AtomicBool::new(false));
     let follower = tokio::spawn(follow(system.reader().clone(), Arc::clone(&stop)));
-    let mut slow = PgConnection::connect(system.database_url()).await.expect("postgres runs");
-    let mut observer = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    let mut slow = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
+    let mut observer = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
     let transaction = undecided(&mut slow).await;
 
     let commands: Vec<_> =
         (0..8).map(|number| tokio::spawn(create(&system, &format!("during-{number}")).try_send())).collect();
     somebody_waits(&mut observer, || commands.iter().all(tokio::task::JoinHandle::is_finished)).await;
-    if commit { transaction.commit().await } else { transaction.rollback().await }.expect("postgres runs");
+    if commit { transaction.commit().await } else { transaction.rollback().await }.expect("PostgreSQL answers");
 
     let mut acknowledged: Vec<Answer> = vec![];
     for command in commands {
-        let answer = command.await.expect("a command").expect("an answer");
+        let answer = command.await.expect("the task ends").expect("a response");
         assert!([201, 503].contains(&answer.status), "{answer:?}");
         acknowledged.extend((answer.status == 201).then_some(answer));
     }
@@ -88,14 +88,19 @@ async fn a_slow_transaction(commit: bool) {
     let log = read_models_equal_the_fold(&system).await;
     for answer in &acknowledged {
         let position = usize::try_from(answer.position()).expect("a position");
-        assert_eq!(answer.json()["order_id"], log[position - 1].order_id, "an acknowledged position keeps its event");
+        assert_eq!(
+            answer.json()["order_id"],
+            log[position - 1].order_id,
+            "an acknowledged position must keep its event"
+        );
     }
     assert_eq!(log.iter().filter(|event| event.order_id == "slow").count(), usize::from(commit));
 
     stop.store(true, Ordering::Relaxed);
-    let followed: Vec<String> = follower.await.expect("the follower").into_iter().map(|event| event.event_id).collect();
+    let followed: Vec<String> =
+        follower.await.expect("the follower does not fail").into_iter().map(|event| event.event_id).collect();
     let logged: Vec<String> = read_log(system.reader()).await.into_iter().map(|event| event.event_id).collect();
-    assert_eq!(followed, logged, "the log never changes behind a reader");
+    assert_eq!(followed, logged, "the log must not change behind a reader");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,18 +113,18 @@ async fn a_late_rollback_leaves_no_gap() {
     a_slow_transaction(false).await;
 }
 
-/// More commands come than may wait for an appender that does not get on.
+/// While the appender is blocked, more commands arrive than its queue may hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_is_told() {
     let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_APPEND_QUEUE_MAX", "2").start().await;
-    let mut slow = PgConnection::connect(system.database_url()).await.expect("postgres runs");
+    let mut slow = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
     let transaction = undecided(&mut slow).await;
     let send = async |number: i32| (number, create(&system, &format!("order-{number}")).send().await);
     let mut answers = (0..12).map(send).collect::<FuturesUnordered<_>>();
-    let (_, first) = answers.next().await.expect("an answer");
+    let (_, first) = answers.next().await.expect("a response");
     assert_eq!(first.header("retry-after"), Some("1"));
     first.expect_problem(503, "overloaded");
-    transaction.rollback().await.expect("postgres runs");
+    transaction.rollback().await.expect("PostgreSQL answers");
     let mut created = vec![];
     while let Some((number, answer)) = answers.next().await {
         match answer.status {
@@ -131,6 +136,6 @@ async fn a_full_queue_is_told() {
     let mut found: Vec<_> = log.into_iter().filter(|event| event.sequence == 1).map(|event| event.order_id).collect();
     found.sort_unstable();
     created.sort_unstable();
-    assert!(!created.is_empty(), "those that had a place were answered");
+    assert!(!created.is_empty(), "the queued commands must be answered");
     assert_eq!(found, created);
 }

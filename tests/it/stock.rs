@@ -12,9 +12,9 @@ use sqlite_es::{SqliteEventRepository, default_sqlite_pool};
 use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
 
-/// The tables that `postgres-es` documents, as its users have them.
+/// The tables from the documentation of `postgres-es`, as its users have them.
 const STOCK_POSTGRES: &str = include_str!("stock/postgres.sql");
-/// The tables that `sqlite-es` documents.
+/// The tables from the documentation of `sqlite-es`.
 const STOCK_SQLITE: &str = include_str!("stock/sqlite.sql");
 
 fn item(sku: &str, price: &str) -> NewItem {
@@ -36,7 +36,7 @@ fn create(customer: &str, items: Vec<NewItem>) -> Command {
     }
 }
 
-/// What an application on stock cqrs-es does with its store.
+/// An application that uses the stock cqrs-es framework and store.
 struct Application<R: PersistedEventRepository> {
     cqrs: CqrsFramework<Stock<Order>, PersistedEventStore<R, Stock<Order>>>,
     store: PersistedEventStore<R, Stock<Order>>,
@@ -58,7 +58,7 @@ impl<R: PersistedEventRepository> Application<R> {
         context.aggregate().0.clone()
     }
 
-    /// Reads the order `shared` that Docket wrote, adds to it, and writes one of its own.
+    /// Reads the order `shared` that Docket wrote, adds an item to it, and creates an own order.
     async fn work(&self) {
         let order = self.load("shared").await;
         assert_eq!((order.status, order.total, order.lines.len()), (Status::Draft, 300, 1));
@@ -74,7 +74,7 @@ async fn begin(system: &TestSystem) {
     system.post("/v1/orders").json(body).send().await.expect(201);
 }
 
-/// Docket projects what stock code wrote and goes on from there; stock code reads the result.
+/// Docket projects the events of the stock code and adds events; the stock code reads the result.
 async fn end<R: PersistedEventRepository>(system: &TestSystem, stock: &Application<R>) {
     let log = read_models_equal_the_fold(system).await;
     assert_eq!(log.iter().filter(|event| event.metadata["source"] == "stock").count(), 4);
@@ -121,7 +121,7 @@ async fn stock_sqlite_es_works_while_docket_is_stopped() {
     end(&system, &stock).await;
 }
 
-/// Stock code has written before Docket came.
+/// The stock code has written events before Docket starts for the first time.
 async fn before_docket<R: PersistedEventRepository>(system: &mut TestSystem, stock: &Application<R>) {
     stock.execute("shared", create("ada", vec![item("pen", "1.50")])).await;
     stock.execute("old", create("bob", vec![item("ink", "2.55")])).await;
@@ -140,7 +140,7 @@ async fn before_docket<R: PersistedEventRepository>(system: &mut TestSystem, sto
 async fn an_existing_postgres_es_database_opens() {
     let mut system = TestSystem::builder(Mode::Scaled).stopped().await;
     let pool = default_postgress_pool(system.database_url()).await;
-    sqlx::raw_sql(STOCK_POSTGRES).execute(&pool).await.expect("the stock tables");
+    sqlx::raw_sql(STOCK_POSTGRES).execute(&pool).await.expect("the stock tables are created");
     let stock = Application::new(|| PostgresEventRepository::new(pool.clone()));
     before_docket(&mut system, &stock).await;
 }
@@ -149,7 +149,7 @@ async fn an_existing_postgres_es_database_opens() {
 async fn an_existing_sqlite_es_database_opens() {
     let mut system = TestSystem::builder(Mode::Embedded).stopped().await;
     let pool = default_sqlite_pool(system.database_url()).await;
-    sqlx::raw_sql(STOCK_SQLITE).execute(&pool).await.expect("the stock tables");
+    sqlx::raw_sql(STOCK_SQLITE).execute(&pool).await.expect("the stock tables are created");
     let stock = Application::new(|| SqliteEventRepository::new(pool.clone()));
     before_docket(&mut system, &stock).await;
 }

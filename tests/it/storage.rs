@@ -1,5 +1,5 @@
-//! Where the data is kept: one server to a database, disks that fill up, who may read a file, what a role of PostgreSQL may
-//! do, and what operators build on the views.
+//! Storage: one process per database, full disks, file permissions, PostgreSQL roles, and objects that operators build
+//! on the views.
 
 use std::fs;
 use std::io::Write;
@@ -15,14 +15,14 @@ use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{list_orders, read_models_equal_the_fold};
 
-/// How long a server may take to see that its disk is full, or has room again.
+/// Time limit for a server to notice that its disk is full or has space again.
 const SEEN_WITHIN: Duration = Duration::from_secs(15);
 const MIB: u64 = 1 << 20;
 
-/// What a command that must fail says.
+/// Returns the error output of a command that must fail.
 fn refusal(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "it must fail: {text}");
+    assert!(!output.status.success(), "the command must fail: {text}");
     text
 }
 
@@ -33,27 +33,27 @@ fn done(output: Output) -> String {
     text
 }
 
-// ---- one server to a database
+// ---- one process per database
 
-/// However a second process comes to the database, the lock of the first one is in its way.
+/// A second process that opens the database through any path meets the lock of the first one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_path_to_a_database_leads_to_one_lock() {
     let system = TestSystem::embedded().await;
     let (real, aliases) = (system.directory(), tempfile::tempdir().expect("a temporary directory"));
     let folder = |name: &str| {
         let folder = aliases.path().join(name);
-        fs::create_dir(&folder).expect("writable");
+        fs::create_dir(&folder).expect("the directory is writable");
         folder
     };
     let linked = aliases.path().join("folder");
-    symlink(real, &linked).expect("writable");
+    symlink(real, &linked).expect("the directory is writable");
     let by_file = folder("file");
-    symlink(real.join("docket.db"), by_file.join("docket.db")).expect("writable");
+    symlink(real.join("docket.db"), by_file.join("docket.db")).expect("the directory is writable");
     let by_chain = folder("chain");
-    symlink("../file/docket.db", by_chain.join("docket.db")).expect("writable");
-    // A log of its own, with the read models of the other one.
+    symlink("../file/docket.db", by_chain.join("docket.db")).expect("the directory is writable");
+    // A separate log with the read models of the first store.
     let by_read_models = folder("read-models");
-    symlink(real.join("docket-read.db"), by_read_models.join("docket-read.db")).expect("writable");
+    symlink(real.join("docket-read.db"), by_read_models.join("docket-read.db")).expect("the directory is writable");
     for alias in [real.join("../").join(real.file_name().expect("a name")), linked, by_file, by_chain, by_read_models] {
         let text = refusal(&system.try_cli(&["migrate", "--data", alias.to_str().expect("UTF-8")]).await);
         assert!(text.contains("is in use by another docket process"), "{}: {text}", alias.display());
@@ -67,32 +67,32 @@ async fn a_database_with_two_names_is_refused() {
     for name in ["docket.db", "docket-read.db"] {
         done(system.try_cli(&["migrate", "--data", &folder]).await);
         let (file, other) = (system.directory().join(name), system.directory().join("other"));
-        fs::hard_link(&file, &other).expect("one file system");
+        fs::hard_link(&file, &other).expect("both paths are on one file system");
         for command in ["migrate", "verify"] {
             let arguments: &[&str] = &[command, "--data", &folder];
             let text = refusal(&system.try_cli(arguments).await);
             let is_named = text.contains(&file.display().to_string()) && text.contains("hard links");
             assert!(is_named && text.contains("remove them"), "{command}: {text}");
         }
-        fs::remove_file(other).expect("it is there");
+        fs::remove_file(other).expect("the file exists");
     }
     done(system.try_cli(&["migrate", "--data", &folder]).await);
 }
 
-/// A link that leads to nothing yet is followed at the first start, too.
+/// The first start follows a link whose target does not exist yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_start_follows_a_link() {
     let system = TestSystem::builder(Mode::Embedded).stopped().await;
     let (folder, target) = (system.directory().join("links"), system.directory().join("disk/store"));
-    fs::create_dir(&folder).expect("writable");
-    symlink("../disk/store/log.db", folder.join("docket.db")).expect("writable");
+    fs::create_dir(&folder).expect("the directory is writable");
+    symlink("../disk/store/log.db", folder.join("docket.db")).expect("the directory is writable");
     done(system.try_cli(&["migrate", "--data", folder.to_str().expect("UTF-8")]).await);
     for name in ["log.db", "log-read.db", "log.lock", "log-read.lock"] {
-        assert!(target.join(name).is_file(), "{name} is not beside the database");
+        assert!(target.join(name).is_file(), "{name} is not next to the database");
     }
-    assert_eq!(fs::read_dir(&folder).expect("it is there").count(), 1, "nothing is beside the link");
-    // Where an earlier release has left the read models, they are not silently given up.
-    fs::rename(target.join("log-read.db"), folder.join("docket-read.db")).expect("one file system");
+    assert_eq!(fs::read_dir(&folder).expect("the folder exists").count(), 1, "no file may be next to the link");
+    // Read models that an earlier release created next to the link are not silently abandoned.
+    fs::rename(target.join("log-read.db"), folder.join("docket-read.db")).expect("both paths are on one file system");
     let text = refusal(&system.try_cli(&["migrate", "--data", folder.to_str().expect("UTF-8")]).await);
     assert!(text.contains("links/docket-read.db to") && text.contains("disk/store/log-read.db"), "{text}");
 }
@@ -104,7 +104,7 @@ async fn create(system: &TestSystem, id: &str) -> Answer {
     system.post("/v1/orders").json(json!({"order_id": id, "customer_id": "disk", "items": items})).send().await
 }
 
-/// Creates orders until one is answered with this status; those that were taken, and the last answer.
+/// Creates orders until a response has this status. Returns the ids of the accepted orders, and the last response.
 async fn create_until(system: &TestSystem, prefix: &str, status: u16) -> (Vec<String>, Answer) {
     let (started, mut taken) = (Instant::now(), vec![]);
     for number in 0.. {
@@ -119,10 +119,14 @@ async fn create_until(system: &TestSystem, prefix: &str, status: u16) -> (Vec<St
         if answer.status != 201 {
             answer.clone().expect_problem(503, "disk-low");
         }
-        assert!(started.elapsed() < SEEN_WITHIN, "no {status} within {SEEN_WITHIN:?}, but {}", answer.status);
+        assert!(
+            started.elapsed() < SEEN_WITHIN,
+            "no {status} within {SEEN_WITHIN:?}; the last status is {}",
+            answer.status
+        );
         tokio::time::sleep(POLL).await;
     }
-    unreachable!("numbers do not end")
+    unreachable!("the loop returns or panics")
 }
 
 async fn readiness(system: &TestSystem) -> (u16, Value) {
@@ -142,10 +146,10 @@ async fn is_ready(system: &TestSystem, wanted: &str) -> Value {
     }
 }
 
-/// Fills the disk of the system, up to `leave` bytes; the file that does.
+/// Writes a file of `bytes` bytes to the disk of the system, or less if the disk is full. Returns its path.
 fn fill(system: &TestSystem, bytes: u64) -> PathBuf {
     let path = system.disk().join("filler");
-    let mut file = fs::File::create(&path).expect("the disk of the process");
+    let mut file = fs::File::create(&path).expect("the disk of the process is mounted");
     let block = [0; 4096];
     for _ in 0..bytes.div_ceil(4096) {
         if file.write_all(&block).is_err() {
@@ -155,29 +159,29 @@ fn fill(system: &TestSystem, bytes: u64) -> PathBuf {
     path
 }
 
-/// Commands are refused while there is no room, reads go on, and everything recovers by itself.
+/// Commands are refused while there is no space, queries still work, and everything recovers without a restart.
 async fn survives(system: &TestSystem, filled: u64) {
     let mut taken = create_until(system, "before", 201).await.0;
     system.settled().await;
     let filler = fill(system, filled);
     let (before, refused) = create_until(system, "while", 503).await;
     taken.extend(before);
-    assert!(refused.header("retry-after").is_some(), "it says when to come back");
+    assert!(refused.header("retry-after").is_some(), "the refusal must have Retry-After");
     refused.expect_problem(503, "disk-low");
     let report = is_ready(system, "unavailable").await;
     assert_eq!(report["checks"]["storage"]["status"], "failed", "{report}");
-    assert_eq!(report["checks"]["database"]["status"], "ok", "reads go on: {report}");
+    assert_eq!(report["checks"]["database"]["status"], "ok", "queries must still work: {report}");
     system.get("/v1/orders/before-0").send().await.expect(200);
     create(system, "refused").await.expect_problem(503, "disk-low");
 
-    fs::remove_file(filler).expect("it is there");
+    fs::remove_file(filler).expect("the file exists");
     taken.extend(create_until(system, "after", 201).await.0);
     is_ready(system, "ready").await;
     let log = read_models_equal_the_fold(system).await;
-    assert!(log.iter().all(|event| event.order_id != "refused"), "what was refused is not in the log");
+    assert!(log.iter().all(|event| event.order_id != "refused"), "the refused command must not be in the log");
     let listed = list_orders(system.reader(), "").await;
     let missing: Vec<_> = taken.iter().filter(|id| !listed.contains_key(*id)).collect();
-    assert!(missing.is_empty(), "acknowledged and not there: {missing:?}");
+    assert!(missing.is_empty(), "acknowledged orders are missing: {missing:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,7 +189,7 @@ async fn commands_are_refused_before_the_disk_is_full() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", &(8 * MIB).to_string());
     let system = builder.disk(32 * MIB).start().await;
     survives(&system, 26 * MIB).await;
-    assert!(!system.dockets[0].log().contains("append failed"), "SQLite never saw a full disk");
+    assert!(!system.dockets[0].log().contains("Append failed."), "SQLite must not meet a full disk");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,27 +197,27 @@ async fn a_full_disk_costs_a_503_and_no_restart() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", "0");
     let system = builder.disk(16 * MIB).start().await;
     survives(&system, 16 * MIB).await;
-    assert!(system.dockets[0].log().contains("append failed"), "SQLite saw a full disk");
+    assert!(system.dockets[0].log().contains("Append failed."), "SQLite must meet a full disk");
 }
 
-/// What a rebuild needs would be taken from the server beside it.
+/// A rebuild is refused when the disk space is low, because it would take the space from the running server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_needs_room() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", &(1_i64 << 60).to_string());
     let system = builder.stopped().await;
     done(system.try_cli(&["migrate"]).await);
     let text = refusal(&system.try_cli(&["replay", "--all"]).await);
-    assert!(text.contains("disk_free_bytes_min") && text.contains("make room"), "{text}");
-    // The way to make room is open.
+    assert!(text.contains("disk_free_bytes_min") && text.contains("free some space"), "{text}");
+    // A prune, which frees space, is still allowed.
     done(system.try_cli(&["replay", "--all", "--prune"]).await);
 }
 
-// ---- who may read files
+// ---- file permissions
 
 fn modes(folder: &Path) -> Vec<(PathBuf, u32)> {
     let mut found = vec![];
-    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
-        let mode = fs::symlink_metadata(&entry).expect("it is there").permissions().mode() & 0o777;
+    for entry in fs::read_dir(folder).expect("a readable folder").map(|entry| entry.expect("a readable entry").path()) {
+        let mode = fs::symlink_metadata(&entry).expect("the entry exists").permissions().mode() & 0o777;
         if entry.is_dir() {
             found.extend(modes(&entry));
         }
@@ -239,11 +243,11 @@ async fn files_are_for_their_owner_only() {
     }
     system.settled().await;
     let export = folder.join("log.ndjson");
-    fs::write(&export, "of before").expect("writable");
-    fs::set_permissions(&export, fs::Permissions::from_mode(0o644)).expect("ours");
+    fs::write(&export, "of before").expect("the directory is writable");
+    fs::set_permissions(&export, fs::Permissions::from_mode(0o644)).expect("a file of this test");
     system.cli(&["events", "export", "--output", export.to_str().expect("UTF-8")]).await;
-    let text = fs::read_to_string(&export).expect("it is there");
-    assert_eq!(text.lines().count(), 200, "the export replaces what was there");
+    let text = fs::read_to_string(&export).expect("the export exists");
+    assert_eq!(text.lines().count(), 200, "the export must replace the old content");
     let running = modes(scratch.path());
     system.terminate().await;
     let ended = modes(scratch.path());
@@ -262,12 +266,12 @@ async fn files_are_for_their_owner_only() {
 async fn an_emptied_key_is_named() {
     let system = TestSystem::builder(Mode::Embedded).stopped().await;
     let folder = system.directory().join("dev");
-    fs::create_dir(&folder).expect("writable");
-    fs::write(folder.join("jwt-secret"), "").expect("writable");
+    fs::create_dir(&folder).expect("the directory is writable");
+    fs::write(folder.join("jwt-secret"), "").expect("the directory is writable");
     let data = folder.to_str().expect("UTF-8");
     let text = refusal(&system.try_cli(&["dev", "--data", data, "--listen", "127.0.0.1:0"]).await);
     assert!(text.contains("jwt-secret is empty or damaged") && text.contains("delete it"), "{text}");
-    assert!(!text.contains("DOCKET_"), "`docket dev` reads no variable: {text}");
+    assert!(!text.contains("DOCKET_"), "`docket dev` reads no variable, so it must name none: {text}");
 }
 
 // ---- PostgreSQL
@@ -285,7 +289,7 @@ where
     sqlx::query_scalar(query).fetch_one(&mut connection).await.expect(query)
 }
 
-/// A role that reads a view, a column of another, and through a view of its own.
+/// A role that can read a view, one column of another view, and a view of its own over the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_keeps_grants_and_what_depends_on_views() {
     let system = TestSystem::builder(Mode::Scaled).start().await;
@@ -297,7 +301,7 @@ async fn a_replay_keeps_grants_and_what_depends_on_views() {
                    grant select (customer_id) on customers to bi;
                    create view orders_of_bi as select customer_id, count(*) as orders from order_summaries group by 1;
                    grant select on orders_of_bi to bi";
-    sql(&owner, prepare).await.expect("PostgreSQL takes it");
+    sql(&owner, prepare).await.expect("PostgreSQL accepts the statement");
     system.cli(&["replay", "--all"]).await;
     system.cli(&["replay", "--all"]).await;
     create(&system, "bi-2").await.expect(201);
@@ -305,39 +309,43 @@ async fn a_replay_keeps_grants_and_what_depends_on_views() {
     let grants = async || {
         assert_eq!(one::<i64>(&bi, "select count(*) from order_summaries").await, 2);
         assert_eq!(one::<i64>(&bi, "select count(customer_id) from customers").await, 1);
-        assert!(sql(&bi, "select orders from customers").await.is_err(), "only one column is granted");
+        assert!(sql(&bi, "select orders from customers").await.is_err(), "only one column may be readable");
         assert!(one::<bool>(&bi, "select has_table_privilege('sales', 'select with grant option')").await);
     };
     grants().await;
-    assert_eq!(one::<i64>(&bi, "select orders from orders_of_bi").await, 2, "it shows the generation that serves");
+    assert_eq!(
+        one::<i64>(&bi, "select orders from orders_of_bi").await,
+        2,
+        "the view must show the serving generation"
+    );
 
-    // A release that changes a view's columns must drop it: as if the one before had had another column.
+    // A release that changes a view's columns must drop the view. Here the old view has one column more.
     let widen = "create or replace view order_summaries as select *, 0 as gone from order_summaries_g3;
                  create or replace view customers as select *, 0 as gone from customers_g3";
-    sql(&owner, widen).await.expect("PostgreSQL takes it");
+    sql(&owner, widen).await.expect("PostgreSQL accepts the statement");
     let text = refusal(&system.try_cli(&["replay", "order_summaries", "customers"]).await);
     assert!(text.contains("view order_summaries cannot be removed"), "{text}");
     assert!(text.contains("view orders_of_bi depends on view order_summaries") && text.contains("Drop"), "{text}");
-    assert_eq!(one::<i64>(&bi, "select orders from orders_of_bi").await, 2, "nothing has changed");
-    sql(&owner, "drop view orders_of_bi").await.expect("it is there");
+    assert_eq!(one::<i64>(&bi, "select orders from orders_of_bi").await, 2, "the failed replay must change nothing");
+    sql(&owner, "drop view orders_of_bi").await.expect("the view exists");
     system.cli(&["replay", "order_summaries", "customers"]).await;
-    assert!(sql(&bi, "select gone from order_summaries").await.is_err(), "the view has its own columns again");
+    assert!(sql(&bi, "select gone from order_summaries").await.is_err(), "the view must have its own columns again");
     grants().await;
 
-    // What depends on a generation's table is in the way of its removal, and named.
-    sql(&owner, "create view of_a_table as select * from sales_g3").await.expect("PostgreSQL takes it");
+    // An object that depends on a generation's table prevents its removal, and the error names the object.
+    sql(&owner, "create view of_a_table as select * from sales_g3").await.expect("PostgreSQL accepts the statement");
     system.cli(&["replay", "sales"]).await;
     for arguments in [&["replay", "sales"][..], &["replay", "--all", "--prune"]] {
         let text = refusal(&system.try_cli(arguments).await);
         assert!(text.contains("table sales_g3 cannot be removed"), "{text}");
         assert!(text.contains("view of_a_table depends on table sales_g3"), "{text}");
     }
-    sql(&owner, "drop view of_a_table").await.expect("it is there");
+    sql(&owner, "drop view of_a_table").await.expect("the view exists");
     system.cli(&["replay", "sales"]).await;
     system.cli(&["verify"]).await;
 }
 
-/// The log belongs to one role, servers connect as another.
+/// One role owns the log; servers connect as another role.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_servers_role_cannot_change_what_happened() {
     let mut system = TestSystem::builder(Mode::Scaled).database_role("docket_server").stopped().await;
@@ -345,16 +353,16 @@ async fn a_servers_role_cannot_change_what_happened() {
     let [admin, owner, server] = ["postgres", "docket_owner", "docket_server"].map(|role| postgres.url_as(role));
     let roles = "create role docket_owner login; create role docket_server login;
                  alter database docket owner to docket_owner; alter schema public owner to docket_owner";
-    sql(&admin, roles).await.expect("a superuser may");
+    sql(&admin, roles).await.expect("the superuser has the permission");
     let grant = ["migrate", "--grant-to", "docket_server"];
 
-    // An earlier release of the operator's has made the read models as the owner.
+    // The operator's earlier release created the read models as the owner.
     done(system.try_cli_on(&owner, &["migrate"]).await);
     let text = refusal(&system.try_cli_on(&owner, &grant).await);
-    assert!(text.contains("`grant docket_server to docket_owner`"), "it says what is missing: {text}");
-    sql(&admin, "grant docket_server to docket_owner").await.expect("a superuser may");
+    assert!(text.contains("`grant docket_server to docket_owner`"), "the error must name the missing grant: {text}");
+    sql(&admin, "grant docket_server to docket_owner").await.expect("the superuser has the permission");
     done(system.try_cli_on(&owner, &grant).await);
-    // Again, as at each release.
+    // The command can be repeated, as it is at each release.
     done(system.try_cli_on(&owner, &grant).await);
     for (role, reason) in
         [("postgres", "could still change"), ("nobody", "there is no role"), ("docket_owner", "runs as")]
@@ -404,11 +412,11 @@ async fn a_servers_role_cannot_change_what_happened() {
     let forgotten = "select coalesce(string_agg(relname, ', '), '') from pg_class
                      where relnamespace = 'public'::regnamespace and relkind in ('r', 'v', 'S')
                      and not has_table_privilege('docket_server', oid, 'select')";
-    assert_eq!(one::<String>(&admin, forgotten).await, "", "tables that `docket migrate --grant-to` knows nothing of");
+    assert_eq!(one::<String>(&admin, forgotten).await, "", "tables that `docket migrate --grant-to` does not cover");
 
-    // A release with a migration that the owner has not run: the server says so, in place of trying.
+    // In a release with a migration that the owner has not run, the server reports this and does not try the migration.
     system.terminate().await;
-    sql(&owner, "delete from _sqlx_migrations where version = 105").await.expect("the owner may");
+    sql(&owner, "delete from _sqlx_migrations where version = 105").await.expect("the owner has the permission");
     let text = refusal(&system.try_cli(&["migrate"]).await);
     assert!(text.contains("docket migrate --grant-to"), "{text}");
 }

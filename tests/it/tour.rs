@@ -1,4 +1,4 @@
-//! What a new client does on its first day.
+//! First steps of a new client.
 
 use serde_json::{Value, json};
 use tests::client::{signed, token};
@@ -14,12 +14,12 @@ tests::stories![
     commands_come_in_bulk,
 ];
 
-/// Reads an order once the read model has seen `position`.
+/// Reads an order once the read model has reached `position`.
 async fn order_at(system: &TestSystem, order_id: &str, position: u64) -> Value {
     let path = format!("/v1/orders/{order_id}?min_position={position}&wait_ms=10000");
     let answer = system.get(&path).send().await.expect(200);
     let read_at: u64 =
-        answer.header("docket-position").expect("every query names its position").parse().expect("a number");
+        answer.header("docket-position").expect("every query returns its position").parse().expect("a number");
     assert!(read_at >= position, "{read_at} is before {position}");
     answer.json()
 }
@@ -38,7 +38,7 @@ async fn an_order_from_draft_to_confirmed(system: TestSystem) {
     let changed = system.put("/v1/orders/tour-1/items/bagel").json(json!({"quantity": 6})).send().await.expect(200);
     assert_eq!(changed.version(), 5);
     let again = system.put("/v1/orders/tour-1/items/bagel").json(json!({"quantity": 6})).send().await.expect(200);
-    assert_eq!(again.version(), 5, "the same quantity again changes nothing");
+    assert_eq!(again.version(), 5, "setting the current quantity must change nothing");
 
     let tea = json!({"sku": "tea", "quantity": 1, "unit_price": "10"});
     system.post("/v1/orders/tour-1/items").json(tea).send().await.expect(200);
@@ -126,17 +126,17 @@ async fn errors_are_problems(system: TestSystem) {
         system.post("/v1/orders/err-1/items").json(item(json!(1.5))).send().await.expect_problem(422, "invalid-body");
     assert_eq!(number["errors"][0]["pointer"], "/unit_price", "{number}");
     let detail = number["detail"].as_str().expect("text");
-    assert!(detail.contains("\"1.5\""), "the message shows the right form: {detail}");
+    assert!(detail.contains("\"1.5\""), "the message must show the right form: {detail}");
     system.post("/v1/orders/err-1/items").json(item(json!("1.001"))).send().await.expect(422);
 
     let unknown = json!({"sku": "pen", "quantity": 1, "unit_price": "1.00", "colour": "red"});
     let unknown = system.post("/v1/orders/err-1/items").json(unknown).send().await.expect_problem(422, "invalid-body");
-    assert!(unknown.to_string().contains("colour"), "the error names the field: {unknown}");
+    assert!(unknown.to_string().contains("colour"), "the error must name the field: {unknown}");
     let malformed = system.post("/v1/orders/err-1/items").body("application/json", "{\"sku\":".to_owned());
     malformed.send().await.expect_problem(400, "malformed-json");
     system.post("/v1/orders/err-1/items").body("text/plain", "{}".to_owned()).send().await.expect(415);
     let huge = system.post("/v1/orders/err-1/items").body("application/json", " ".repeat((1 << 20) + 1));
-    assert!(huge.try_send().await.is_ok_and(|answer| answer.status == 413), "a body over the limit is a 413");
+    assert!(huge.try_send().await.is_ok_and(|answer| answer.status == 413), "a body over the limit must give 413");
 
     system
         .post("/v1/orders")
@@ -169,7 +169,7 @@ async fn versions_guard_changes(system: TestSystem) {
     let path = format!("/v1/orders/etag-1?min_position={}&wait_ms=10000", added.position());
     assert_eq!(system.get(&path).send().await.expect(200).version(), added.version());
 
-    // Of many commands at one version at most one commits.
+    // Of many commands with one expected version, only one commits.
     let racers = (0..16).map(|number| {
         let request = system.post("/v1/orders/etag-1/items").if_match(added.version());
         request.json(item(&format!("racer-{number}"))).send()
@@ -193,7 +193,10 @@ async fn others_orders_do_not_exist(system: TestSystem) {
         let hidden = system.get(path).token(&bob).send().await.expect(404).json();
         let absent = system.get(&path.replace("own-1", "own-2")).token(&bob).send().await.expect(404).json();
         for field in ["type", "title", "status"] {
-            assert_eq!(hidden[field], absent[field], "{path}: not yours and not there look the same");
+            assert_eq!(
+                hidden[field], absent[field],
+                "{path}: another customer's order and a missing one must look the same"
+            );
         }
     }
     let rename = |order: &str| system.post(&format!("/v1/orders/{order}/confirm")).token(&bob).send();
@@ -233,8 +236,8 @@ async fn commands_come_in_bulk(system: TestSystem) {
     ];
     let answer =
         system.post("/v1/commands").body("application/x-ndjson", lines.join("\n") + "\n").send().await.expect(200);
-    let text = String::from_utf8(answer.body.to_vec()).expect("UTF-8");
-    let results: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("NDJSON")).collect();
+    let text = String::from_utf8(answer.body.to_vec()).expect("the body is UTF-8");
+    let results: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
     assert_eq!(results.len(), 5, "{text}");
     let expected = [
         (201, Some("a"), Some(1)),

@@ -1,18 +1,18 @@
 /*
- * A disk that keeps only what was synced: loaded into a process by LD_PRELOAD, it keeps a shadow of one folder.
+ * A disk that keeps only synced data: this library is loaded by LD_PRELOAD and keeps a shadow copy of one folder.
  *
- * POWER_FOLDER   the folder to watch
- * POWER_SHADOW   where the shadow is kept; empty at first: then everything in the folder counts as synced
- * POWER_IGNORE   the name of a file whose syncs are not carried out (optional)
+ * POWER_FOLDER   the folder to copy
+ * POWER_SHADOW   where the shadow is kept; if it is empty at the start, everything in the folder counts as synced
+ * POWER_IGNORE   the name of a file whose syncs have no effect (optional)
  *
- * The model is POSIX's, which is stricter than ext4's: fsync or fdatasync of a file makes its bytes and its length
- * durable and nothing else; fsync of a folder makes durable which names it holds. On ext4 the sync of a file also makes
- * all earlier changes of names durable; nothing here may rest on that. A file that is named in a synced folder and was
- * never synced itself is empty. What is written through a mapping is not durable: SQLite does so in its -shm files only,
- * and those are left out.
+ * The model is that of POSIX, which guarantees less than ext4: fsync or fdatasync of a file makes its bytes and its
+ * length durable and nothing else; fsync of a folder makes its names durable. On ext4 the sync of a file also makes all
+ * earlier changes of names durable; Docket must not depend on that. A file that is named in a synced folder but was
+ * never synced itself is empty. Writes through a memory mapping are not durable: SQLite uses them only for its -shm
+ * files, which are left out.
  *
- * The shadow: `files/ID` has a file's bytes as of its last sync, `folders/ID` the names of a folder as of its last sync,
- * a line each: `f MODE ID NAME` or `d MODE ID NAME`. An ID is inode and time of birth, so that no two files share one.
+ * The shadow: `files/ID` contains the bytes of a file at its last sync, `folders/ID` the names of a folder at its last
+ * sync, one per line: `f MODE ID NAME` or `d MODE ID NAME`. An ID consists of inode and time of birth, so it is unique.
  * Syncs do not reach the real disk: the process is killed, not the machine.
  */
 #define _GNU_SOURCE
@@ -31,9 +31,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Beyond it, what has changed in a file is taken for one stretch. */
+/* With more changed ranges than this, they are merged into one. */
 #define STRETCHES_MAX 65536
-/* A file that is not larger is copied whole. */
+/* A file up to this size is copied whole. */
 #define SMALL (64 * 1024)
 
 #define REAL(name) \
@@ -44,11 +44,11 @@ struct stretch {
     off_t start, end;
 };
 
-/* A file of the folder, by its inode and birth. */
+/* A file of the folder, identified by its inode and time of birth. */
 struct file {
     char id[64];
     int ignored;
-    /* The least length since the last sync: what was beyond it is gone. */
+    /* The smallest length since the last sync: the bytes after it were cut off. */
     off_t shortest;
     struct stretch *changed;
     size_t count, room;
@@ -69,7 +69,7 @@ static int identify(int at, const char *name, int flags, struct statx *status, c
     if (statx(at, name, flags | AT_STATX_DONT_SYNC, STATX_BASIC_STATS | STATX_BTIME, status)) return -1;
     if (!(status->stx_mask & STATX_BTIME)) {
         errno = ENOTSUP;
-        fail("the file system knows no time of birth");
+        fail("the file system does not store the time of birth");
     }
     snprintf(id, 64, "%llu-%lld-%u", (unsigned long long)status->stx_ino, (long long)status->stx_btime.tv_sec,
              status->stx_btime.tv_nsec);
@@ -80,7 +80,7 @@ static void in_shadow(char path[PATH_MAX + 128], const char *kind, const char *i
     snprintf(path, PATH_MAX + 128, "%s/%s/%s", shadow, kind, id);
 }
 
-/* Whether a path is the folder or in it; what follows the folder's own path is put into `rest`. */
+/* Whether a path is the folder or in it; `rest` is set to the part after the folder's path. */
 static int is_in_folder(const char *path, const char **rest) {
     size_t length = strlen(folder);
     if (!length || strncmp(path, folder, length) || (path[length] && path[length] != '/')) return 0;
@@ -88,7 +88,7 @@ static int is_in_folder(const char *path, const char **rest) {
     return 1;
 }
 
-/* Copies from one place of a file to the same one of another. */
+/* Copies a range of one file to the same range of another. */
 static void copy(int from, int to, off_t start, off_t end) {
     REAL(pwrite64);
     static char buffer[1 << 20];
@@ -102,7 +102,7 @@ static void copy(int from, int to, off_t start, off_t end) {
     }
 }
 
-/* The names of a folder as they are now; written whole, so that a kill leaves the old list or the new one. */
+/* Writes the current names of a folder. The list is replaced atomically: a kill leaves the old or the new one. */
 static void sync_folder(int at, const char *id) {
     char path[PATH_MAX + 128], staged[PATH_MAX + 136];
     in_shadow(path, "folders", id);
@@ -119,7 +119,7 @@ static void sync_folder(int at, const char *id) {
         char of[64];
         if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
         if (length > 4 && !strcmp(name + length - 4, "-shm")) continue;
-        /* It may be gone again. */
+        /* The entry may have been removed in the meantime. */
         if (identify(dirfd(names), name, AT_SYMLINK_NOFOLLOW, &status, of)) continue;
         if (S_ISREG(status.stx_mode) || S_ISDIR(status.stx_mode))
             fprintf(list, "%c %o %s %s\n", S_ISDIR(status.stx_mode) ? 'd' : 'f', status.stx_mode & 07777, of, name);
@@ -128,7 +128,8 @@ static void sync_folder(int at, const char *id) {
     if (fclose(list) || rename(staged, path)) fail(path);
 }
 
-/* Everything below a folder counts as synced. Its own names come last: with those of POWER_FOLDER the shadow is whole. */
+/* Counts everything below a folder as synced. Its own names come last: the shadow is complete once it has those of
+   POWER_FOLDER. */
 static void sync_all(const char *from) {
     struct statx status;
     char id[64], path[PATH_MAX + 128];
@@ -172,7 +173,7 @@ __attribute__((constructor)) static void begin(void) {
     if (access(path, F_OK)) sync_all(folder);
 }
 
-/* The file behind a descriptor, if it is one of the folder. The lock is held. */
+/* Returns the file of a descriptor, if it is in the folder. The caller holds the lock. */
 static struct file *find(int fd, struct statx *status) {
     char id[64], link[64], path[PATH_MAX];
     if (!folder[0] || statx(fd, "", AT_EMPTY_PATH, STATX_TYPE, status) || !S_ISREG(status->stx_mode)) return NULL;
@@ -186,7 +187,7 @@ static struct file *find(int fd, struct statx *status) {
     path[length] = 0;
     if (!is_in_folder(path, &rest)) return NULL;
     struct file *file = calloc(1, sizeof *file);
-    if (!file) fail("memory");
+    if (!file) fail("out of memory");
     strcpy(file->id, id);
     const char *name = strrchr(path, '/') + 1;
     file->ignored = ignore && !strcmp(name, ignore);
@@ -218,12 +219,12 @@ static void change(struct file *file, off_t start, off_t end) {
     if (file->count == file->room) {
         file->room = file->room ? 2 * file->room : 16;
         file->changed = realloc(file->changed, file->room * sizeof *file->changed);
-        if (!file->changed) fail("memory");
+        if (!file->changed) fail("out of memory");
     }
     file->changed[file->count++] = (struct stretch){start, end};
 }
 
-/* `count` bytes were written at a place, or before the present one where it is negative. */
+/* Records that `count` bytes were written at offset `at`, or just before the file offset if `at` is negative. */
 static void written(int fd, ssize_t count, off_t at) {
     if (count <= 0) return;
     int kept = errno;
@@ -248,7 +249,7 @@ static void shortened(int fd, off_t length) {
     errno = kept;
 }
 
-/* Brings the shadow of a file or a folder up to date; 0 where it is neither of ours. */
+/* Updates the shadow of a file or a folder; returns 0 if the descriptor is not in the watched folder. */
 static int synced(int fd) {
     int kept = errno, ours = 0;
     struct statx status;
@@ -260,7 +261,7 @@ static int synced(int fd) {
         if (!file->ignored) {
             in_shadow(path, "files", file->id);
             int to = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-            /* Closing a second descriptor would give up the locks that the process has on the file, so it is opened
+            /* Closing a second descriptor would release the locks of the process on the file, so one is opened
                only where the first one cannot read. */
             char link[64];
             snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -308,7 +309,7 @@ static int synced(int fd) {
 SYNC(fsync, (int fd), real(fd))
 SYNC(fdatasync, (int fd), real(fd))
 
-/* It promises nothing that a power cut respects. */
+/* This call does not make data durable, so it is passed on. */
 int sync_file_range(int fd, off64_t offset, off64_t count, unsigned int flags) {
     REAL(sync_file_range);
     return real(fd, offset, count, flags);

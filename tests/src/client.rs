@@ -1,4 +1,4 @@
-//! Requests to one `docket` process, as a client on the network makes them.
+//! An HTTP client of one `docket` process.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 /// The HS256 secret of every test system.
 pub const JWT_SECRET: &str = "a secret of the tests, longer than thirty-two bytes";
 
-/// How long one request may take before the test fails.
+/// Time limit of one request; when it passes, the test fails.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// A signed token for a role (`customer`, `staff`, `admin`), good for an hour.
+/// Returns a signed token for a role (`customer`, `staff`, `admin`) that is valid for an hour.
 pub fn token(subject: &str, role: &str) -> String {
     token_of(JWT_SECRET, subject, role)
 }
 
-/// The same under another secret.
+/// Returns a token as [`token`] does, signed with another secret.
 pub fn token_of(secret: &str, subject: &str, role: &str) -> String {
     let now = jiff::Timestamp::now().as_second();
     let claims = json!({
@@ -28,7 +28,7 @@ pub fn token_of(secret: &str, subject: &str, role: &str) -> String {
     sign(&claims, secret)
 }
 
-/// Any claims, signed with the secret of the tests.
+/// Returns a token with any claims, signed with the secret of the tests.
 pub fn signed(claims: &Value) -> String {
     sign(claims, JWT_SECRET)
 }
@@ -38,7 +38,7 @@ fn sign(claims: &Value, secret: &str) -> String {
     encode(&Header::new(Algorithm::HS256), claims, &key).expect("HS256 signs any JSON object")
 }
 
-/// Speaks to one address. Requests carry an admin's token unless they name another.
+/// A client of one address. Requests carry an admin's token unless they set another.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -47,19 +47,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the process at `base`, such as `http://127.0.0.1:15000`.
+    /// Returns a client of the process at `base`, such as `http://127.0.0.1:15000`.
     pub fn new(base: String) -> Self {
-        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build().expect("a plain client");
+        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build().expect("the HTTP client builds");
         Self { http, base, token: token("tests", "admin") }
     }
 
-    /// The same client with another token.
+    /// Replaces the token of the client.
     #[must_use]
     pub fn with_token(self, token: String) -> Self {
         Self { token, ..self }
     }
 
-    /// The address that this client speaks to.
+    /// Returns the base address of the process.
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -146,12 +146,15 @@ impl Request {
     /// Sends the request.
     ///
     /// # Panics
-    /// If no whole answer comes back.
+    /// If no complete response is received.
     pub async fn send(self) -> Answer {
         self.try_send().await.unwrap_or_else(|error| panic!("no answer: {error:?}"))
     }
 
-    /// Sends the request; an error means that the outcome is unknown.
+    /// Sends the request.
+    ///
+    /// # Errors
+    /// The connection failed or was cut. The outcome of the request is then unknown.
     pub async fn try_send(self) -> Result<Answer, reqwest::Error> {
         let request = match self.token {
             Some(token) => self.inner.bearer_auth(token),
@@ -164,7 +167,7 @@ impl Request {
     }
 }
 
-/// A whole answer.
+/// A complete HTTP response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     what: String,
@@ -172,22 +175,23 @@ pub struct Answer {
     pub status: u16,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body, as it came.
+    /// The body, unchanged.
     pub body: Bytes,
 }
 
 impl Answer {
-    /// The answer itself when it has this status.
+    /// Returns the response when it has this status.
     ///
     /// # Panics
-    /// With the body, if the status is another.
+    /// If the status is another; the message contains the body.
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}: {}", self.what, String::from_utf8_lossy(&self.body));
         self
     }
 
-    /// Demands an RFC 9457 problem of this status and slug, with a title and a request id.
+    /// Checks that the response is an RFC 9457 problem of this status and slug, with a title and a request id, and
+    /// returns its body.
     #[track_caller]
     pub fn expect_problem(self, status: u16, slug: &str) -> Value {
         let answer = self.expect(status);
@@ -200,19 +204,19 @@ impl Answer {
         problem
     }
 
-    /// The body as JSON.
+    /// Returns the body as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{}: {error}: {}", self.what, String::from_utf8_lossy(&self.body)))
     }
 
-    /// A header's text.
+    /// Returns the text of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// The `version` in the body, which must be that of the `ETag` too.
+    /// Returns the `version` of the body, and checks that the `ETag` has the same version.
     #[track_caller]
     pub fn version(&self) -> u64 {
         let version = self.number("version");
@@ -220,7 +224,7 @@ impl Answer {
         version
     }
 
-    /// The `position` in the body.
+    /// Returns the `position` of the body.
     #[track_caller]
     pub fn position(&self) -> u64 {
         self.number("position")

@@ -1,4 +1,4 @@
-//! A receiver of OTLP, as a collector is: it keeps what it is sent.
+//! An OTLP collector that keeps everything it receives.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,29 +17,29 @@ use prost::Message;
 
 use crate::process::POLL;
 
-/// How long what was sent may take to arrive: exporters gather for some seconds.
+/// Time limit until exported data arrives. Exporters batch for some seconds.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A span as it arrived.
+/// A span that the collector received.
 #[derive(Debug, Clone)]
 pub struct Span {
-    /// What was done.
+    /// Name of the operation.
     pub name: String,
-    /// Which trace.
+    /// Id of the trace.
     pub trace_id: String,
-    /// Its id.
+    /// Id of the span.
     pub span_id: String,
-    /// The span that it is part of.
+    /// Id of the parent span; empty for a root span.
     pub parent_id: String,
-    /// Roles of the process that made it.
+    /// Roles of the process that recorded the span.
     pub roles: String,
-    /// When it began, in nanoseconds since 1970.
+    /// Start of the span, in nanoseconds since 1970.
     pub started: u64,
-    /// How long it took.
+    /// Duration of the span.
     pub took: Duration,
-    /// Spans that it names beside its parent.
+    /// Ids of the spans that this span links to.
     pub links: Vec<String>,
-    /// What it says of itself.
+    /// Attributes of the span.
     pub attributes: HashMap<String, String>,
 }
 
@@ -49,20 +49,20 @@ struct Received {
     /// Bodies and attributes of log records.
     logs: Vec<String>,
     metrics: Vec<String>,
-    /// Everything, as it came over the wire.
+    /// Every request body, undecoded.
     raw: Vec<Bytes>,
 }
 
-/// A running receiver; clones speak of the same.
+/// A running collector. Clones share what it received.
 #[derive(Clone)]
 pub struct Collector {
-    /// What to give as `otlp_endpoint`.
+    /// URL for the setting `otlp_endpoint`.
     pub url: String,
     received: Arc<Mutex<Received>>,
 }
 
 impl Collector {
-    /// Starts to listen on a free port.
+    /// Starts the collector on a free port.
     pub async fn start() -> Self {
         let received = Arc::default();
         let app = Router::new()
@@ -71,15 +71,15 @@ impl Collector {
             .route("/v1/metrics", post(metrics))
             .with_state(Arc::clone(&received));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it listens"));
+        let url = format!("http://{}", listener.local_addr().expect("the listener has an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { url, received }
     }
 
-    /// Waits until a trace has spans of all these names; its spans, in the order in which they began.
+    /// Waits until a trace has spans with all these names, and returns its spans in the order of their start.
     ///
     /// # Panics
-    /// With what there is, if that takes longer than half a minute.
+    /// If that takes longer than 30 seconds; the message contains the spans that arrived.
     pub async fn trace(&self, trace_id: &str, names: &[&str]) -> Vec<Span> {
         let started = Instant::now();
         loop {
@@ -89,28 +89,28 @@ impl Collector {
                 spans.sort_by_key(|span| span.started);
                 return spans;
             }
-            assert!(started.elapsed() < DEADLINE, "of {names:?} there is only {spans:#?}");
+            assert!(started.elapsed() < DEADLINE, "expected spans {names:?}, but received only {spans:#?}");
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Every span that has arrived.
+    /// Returns every span that has arrived.
     pub fn spans(&self) -> Vec<Span> {
         self.lock().spans.clone()
     }
 
-    /// Waits until a log record holds a text; the record.
+    /// Waits until a log record contains a text, and returns the record.
     ///
     /// # Panics
-    /// If that takes longer than half a minute.
+    /// If that takes longer than 30 seconds.
     pub async fn log(&self, text: &str) -> String {
         self.first(text, |received| &received.logs).await
     }
 
-    /// Waits until a metric has a name.
+    /// Waits until a metric whose name contains `name` arrives, and returns its whole name.
     ///
     /// # Panics
-    /// If that takes longer than half a minute.
+    /// If that takes longer than 30 seconds.
     pub async fn metric(&self, name: &str) -> String {
         self.first(name, |received| &received.metrics).await
     }
@@ -121,26 +121,26 @@ impl Collector {
             if let Some(found) = of(&self.lock()).iter().find(|found| found.contains(text)) {
                 return found.clone();
             }
-            assert!(started.elapsed() < DEADLINE, "nothing that was received holds {text}");
+            assert!(started.elapsed() < DEADLINE, "no received record contains {text}");
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Whether anything that came over the wire holds a text.
+    /// Whether any received request body contains a text.
     pub fn holds(&self, text: &str) -> bool {
         self.lock().raw.iter().any(|body| body.windows(text.len()).any(|window| window == text.as_bytes()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Received> {
-        self.received.lock().expect("not poisoned")
+        self.received.lock().expect("the lock is not poisoned")
     }
 }
 
 type Shared = State<Arc<Mutex<Received>>>;
 
 async fn traces(State(received): Shared, body: Bytes) {
-    let request = ExportTraceServiceRequest::decode(body.clone()).expect("OTLP");
-    let mut received = received.lock().expect("not poisoned");
+    let request = ExportTraceServiceRequest::decode(body.clone()).expect("the body is OTLP");
+    let mut received = received.lock().expect("the lock is not poisoned");
     received.raw.push(body);
     for resource in request.resource_spans {
         let of = attributes(&resource.resource.unwrap_or_default().attributes);
@@ -162,8 +162,8 @@ async fn traces(State(received): Shared, body: Bytes) {
 }
 
 async fn logs(State(received): Shared, body: Bytes) {
-    let request = ExportLogsServiceRequest::decode(body.clone()).expect("OTLP");
-    let mut received = received.lock().expect("not poisoned");
+    let request = ExportLogsServiceRequest::decode(body.clone()).expect("the body is OTLP");
+    let mut received = received.lock().expect("the lock is not poisoned");
     received.raw.push(body);
     let scopes = request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
     for record in scopes.flat_map(|scope| scope.log_records) {
@@ -174,8 +174,8 @@ async fn logs(State(received): Shared, body: Bytes) {
 }
 
 async fn metrics(State(received): Shared, body: Bytes) {
-    let request = ExportMetricsServiceRequest::decode(body.clone()).expect("OTLP");
-    let mut received = received.lock().expect("not poisoned");
+    let request = ExportMetricsServiceRequest::decode(body.clone()).expect("the body is OTLP");
+    let mut received = received.lock().expect("the lock is not poisoned");
     received.raw.push(body);
     let scopes = request.resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
     received.metrics.extend(scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name));

@@ -1,4 +1,4 @@
-//! What stands around Docket in production, with the files of `deploy/`: nginx in front, Prometheus beside.
+//! The programs around Docket in production, with the files of `deploy/`: nginx in front, Prometheus beside it.
 
 use std::fs;
 use std::io::Write;
@@ -16,46 +16,47 @@ use crate::system::Docket;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A running program of that kind; ends when dropped.
+/// A running nginx or Prometheus; it ends when the value is dropped.
 pub struct Beside {
-    /// Speaks to it.
+    /// Client of the program.
     pub client: Client,
     _process: Process,
     _folder: TempDir,
 }
 
-/// nginx with `deploy/nginx/nginx.conf` before these processes.
+/// Starts nginx with `deploy/nginx/nginx.conf` in front of these processes.
 ///
 /// # Panics
-/// If it is not installed, with the line that installs it.
+/// If nginx is not installed; the message contains the command that installs it.
 pub async fn nginx(dockets: &[Docket]) -> Beside {
     nginx_with(dockets, "").await
 }
 
-/// The same with more directives for its server.
+/// Starts nginx as [`nginx`] does, with more directives in its server block.
 pub async fn nginx_with(dockets: &[Docket], directives: &str) -> Beside {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
-    fs::copy(deploy("nginx/nginx.conf"), folder.path().join("nginx.conf")).expect("it is there");
+    fs::copy(deploy("nginx/nginx.conf"), folder.path().join("nginx.conf")).expect("deploy/nginx/nginx.conf exists");
     let upstream = |role: &str| {
         let has = |docket: &&Docket| docket.roles.split(',').any(|have| have == role);
         let servers: Vec<_> =
             dockets.iter().filter(has).map(|docket| format!("server {};", docket.address())).collect();
         format!("upstream {role} {{ {} keepalive 16; keepalive_timeout 5s; }}\n", servers.join(" "))
     };
-    fs::write(folder.path().join("upstreams.conf"), upstream("write") + &upstream("read")).expect("writable");
+    fs::write(folder.path().join("upstreams.conf"), upstream("write") + &upstream("read"))
+        .expect("the directory is writable");
     fs::write(folder.path().join("listen.conf"), format!("listen 127.0.0.1:{port};\naccess_log off;\n{directives}\n"))
-        .expect("writable");
+        .expect("the directory is writable");
     let prefix = format!("{}/", folder.path().display());
     let own = folder.path().join("nginx.conf").display().to_string();
     let arguments = ["-e", "stderr", "-p", &prefix, "-c", &own, "-g", "daemon off; master_process off;"];
     start("nginx", "usr/sbin", &arguments.map(str::to_owned), port, "/health/proxy", folder).await
 }
 
-/// Prometheus with the alerts of `deploy/prometheus`, scraping these processes each second.
+/// Starts Prometheus with the alerts of `deploy/prometheus`. It scrapes these processes each second.
 ///
 /// # Panics
-/// If it is not installed, with the line that installs it.
+/// If Prometheus is not installed; the message contains the command that installs it.
 pub async fn prometheus(dockets: &[Docket]) -> Beside {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
@@ -70,7 +71,7 @@ pub async fn prometheus(dockets: &[Docket]) -> Beside {
         targets.join(", ")
     );
     let own = folder.path().join("prometheus.yml");
-    fs::write(&own, text).expect("writable");
+    fs::write(&own, text).expect("the directory is writable");
     let arguments = [
         format!("--config.file={}", own.display()),
         format!("--storage.tsdb.path={}", folder.path().join("data").display()),
@@ -80,7 +81,7 @@ pub async fn prometheus(dockets: &[Docket]) -> Beside {
 }
 
 impl Beside {
-    /// What Prometheus answers to a query: each series' labels and value.
+    /// Runs a Prometheus query and returns the labels and the value of each series.
     pub async fn query(&self, query: &str) -> Vec<(Value, f64)> {
         let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let answer = self.client.get(&format!("/api/v1/query?query={escaped}")).anonymous().send().await.expect(200);
@@ -91,10 +92,10 @@ impl Beside {
     }
 }
 
-/// What Prometheus's own tool says of a `/metrics`.
+/// Checks the text of a `/metrics` response with `promtool check metrics`.
 ///
 /// # Errors
-/// What it finds fault with.
+/// The findings of promtool.
 pub fn lint(metrics: &str) -> Result<(), String> {
     let mut tool = std::process::Command::new(program("promtool", "usr/bin"))
         .args(["check", "metrics"])
@@ -102,18 +103,23 @@ pub fn lint(metrics: &str) -> Result<(), String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    tool.stdin.take().expect("piped").write_all(metrics.as_bytes()).expect("it reads");
-    let output = tool.wait_with_output().expect("it ends");
+        .expect("promtool starts");
+    tool.stdin
+        .take()
+        .expect("standard input is piped")
+        .write_all(metrics.as_bytes())
+        .expect("promtool reads its input");
+    let output = tool.wait_with_output().expect("promtool ends");
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     if output.status.success() && text.is_empty() { Ok(()) } else { Err(text) }
 }
 
 fn deploy(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file).canonicalize().expect("a file of deploy/")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file).canonicalize().expect("a file of deploy/ exists")
 }
 
-/// Where `tests/run install` has put a program, or where Debian does: root's are not on everybody's path.
+/// Returns the path of a program: from the folder that `tests/run install` fills, else from `/usr/sbin`, where Debian
+/// installs daemons and which is not on every user's `PATH`, else from `PATH`.
 fn program(name: &str, unpacked: &str) -> PathBuf {
     let places = [target_directory().join("tools/debian").join(unpacked), PathBuf::from("/usr/sbin")];
     let found = places.map(|place| place.join(name)).into_iter().find(|path| path.is_file());

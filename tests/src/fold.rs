@@ -1,4 +1,4 @@
-//! An independent fold of the log: what the read models must hold, worked out without any code of Docket's.
+//! An independent fold of the log. It computes what the read models must contain, without any code of Docket.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,49 +9,50 @@ use crate::client::Client;
 
 const PAGE: usize = 1000;
 
-/// One event of the log, as `GET /v1/events` gives it.
+/// One event of the log, as `GET /v1/events` returns it.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Its place in the whole log, from 1.
+    /// Position in the log, from 1.
     pub position: u64,
-    /// Its own id.
+    /// Id of the event.
     pub event_id: String,
-    /// The order's id.
+    /// Id of the order.
     pub order_id: String,
-    /// Its place in the order's history, from 1.
+    /// Position in the order's stream, from 1.
     pub sequence: u64,
-    /// Its type, such as `ItemAdded`.
+    /// Event type, such as `ItemAdded`.
     pub kind: String,
-    /// When it happened.
+    /// Time at which the event occurred.
     pub occurred_at: Timestamp,
-    /// Its fields.
+    /// Fields of the event.
     pub payload: Value,
-    /// Who, why, in which request.
+    /// Metadata, such as the request id.
     pub metadata: Value,
 }
 
 impl Event {
-    /// Reads one item of the answer.
+    /// Reads one item of the response.
     ///
     /// # Panics
     /// If a field is missing or of another type.
     pub fn parse(item: &Value) -> Self {
-        let text = |field: &str| item[field].as_str().unwrap_or_else(|| panic!("no text {field} in {item}")).to_owned();
-        let number = |field: &str| item[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {item}"));
+        let text =
+            |field: &str| item[field].as_str().unwrap_or_else(|| panic!("{field} is not a text in {item}")).to_owned();
+        let number = |field: &str| item[field].as_u64().unwrap_or_else(|| panic!("{field} is not a number in {item}"));
         Self {
             position: number("position"),
             event_id: text("event_id"),
             order_id: text("aggregate_id"),
             sequence: number("sequence"),
             kind: text("type"),
-            occurred_at: text("occurred_at").parse().expect("RFC 3339"),
+            occurred_at: text("occurred_at").parse().expect("occurred_at is an RFC 3339 time"),
             payload: item["payload"].clone(),
             metadata: item["metadata"].clone(),
         }
     }
 }
 
-/// The whole log, page by page.
+/// Reads the whole log, page by page.
 pub async fn read_log(client: &Client) -> Vec<Event> {
     let mut log: Vec<Event> = vec![];
     let mut after = 0;
@@ -68,7 +69,7 @@ pub async fn read_log(client: &Client) -> Vec<Event> {
     }
 }
 
-/// One line of an order; money in minor units.
+/// One line of an order; prices are in minor units.
 #[derive(Clone, Debug)]
 pub struct Line {
     sku: String,
@@ -78,14 +79,14 @@ pub struct Line {
     unit_price: u64,
 }
 
-/// An order as its events leave it.
+/// An order after all its events.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Its id.
+    /// Id of the order.
     pub order_id: String,
     /// `draft`, `confirmed` or `cancelled`.
     pub status: &'static str,
-    /// Its latest event's sequence.
+    /// Sequence of the order's latest event.
     pub version: u64,
     customer_id: String,
     currency: String,
@@ -96,22 +97,27 @@ pub struct Order {
     position: u64,
 }
 
-/// Every order of the log, by id.
+/// Folds the log and returns every order by id.
 ///
 /// # Panics
-/// If an event is of an unknown type or can't follow those before it.
+/// If an event has an unknown type or is not valid after the events before it.
 pub fn fold(log: &[Event]) -> BTreeMap<String, Order> {
     let mut orders: BTreeMap<String, Order> = BTreeMap::new();
     for event in log {
         let (payload, id) = (&event.payload, event.order_id.clone());
         if event.kind == "OrderCreated" {
             let created = Order::created(event);
-            assert!(orders.insert(id, created).is_none(), "a second OrderCreated at {}", event.position);
+            assert!(orders.insert(id, created).is_none(), "a second OrderCreated at position {}", event.position);
             continue;
         }
-        let order =
-            orders.get_mut(&id).unwrap_or_else(|| panic!("{} before OrderCreated at {}", event.kind, event.position));
-        assert_eq!(order.status, "draft", "{} after the end at {}", event.kind, event.position);
+        let order = orders
+            .get_mut(&id)
+            .unwrap_or_else(|| panic!("{} comes before OrderCreated at position {}", event.kind, event.position));
+        assert_eq!(
+            order.status, "draft",
+            "{} at position {} comes after the order's last event",
+            event.kind, event.position
+        );
         match event.kind.as_str() {
             "ItemAdded" => order.add(payload),
             "ItemQuantityChanged" => order.line(payload).quantity = number(payload, "quantity"),
@@ -120,11 +126,11 @@ pub fn fold(log: &[Event]) -> BTreeMap<String, Order> {
                 order.lines.retain(|line| line.sku != sku);
             }
             "OrderConfirmed" => {
-                assert_eq!(number(payload, "total"), order.total(), "the total at {}", event.position);
+                assert_eq!(number(payload, "total"), order.total(), "the total at position {}", event.position);
                 order.status = "confirmed";
             }
             "OrderCancelled" => order.status = "cancelled",
-            other => panic!("unknown event {other} at {}", event.position),
+            other => panic!("unknown event {other} at position {}", event.position),
         }
         order.version = event.sequence;
         order.position = event.position;
@@ -156,7 +162,7 @@ impl Order {
         let optional = |field: &str| payload[field].as_str().map(str::to_owned);
         let (name, category) = (optional("name"), optional("category"));
         if let Some(line) = self.lines.iter_mut().find(|line| line.sku == sku) {
-            assert_eq!(line.unit_price, unit_price, "one SKU, two prices");
+            assert_eq!(line.unit_price, unit_price, "one SKU has two prices");
             line.quantity += quantity;
             line.name = name.or(line.name.take());
             line.category = category.or(line.category.take());
@@ -167,7 +173,7 @@ impl Order {
 
     fn line(&mut self, payload: &Value) -> &mut Line {
         let sku = text(payload, "sku");
-        self.lines.iter_mut().find(|line| line.sku == sku).unwrap_or_else(|| panic!("no line {sku}"))
+        self.lines.iter_mut().find(|line| line.sku == sku).unwrap_or_else(|| panic!("the order has no line {sku}"))
     }
 
     fn quantity(&self) -> u64 {
@@ -178,7 +184,7 @@ impl Order {
         self.lines.iter().map(|line| line.quantity * line.unit_price).sum()
     }
 
-    /// What `GET /v1/orders` must show, after [`normal`].
+    /// Returns the item that `GET /v1/orders` must show, after [`normal`].
     pub fn list_item(&self) -> Value {
         json!({
             "order_id": self.order_id, "customer_id": self.customer_id, "status": self.status, "currency": self.currency,
@@ -188,7 +194,7 @@ impl Order {
         })
     }
 
-    /// What `GET /v1/orders/{id}` must show, after [`normal`].
+    /// Returns the order that `GET /v1/orders/{id}` must show, after [`normal`].
     pub fn view(&self) -> Value {
         let line = |line: &Line| {
             json!({
@@ -198,7 +204,7 @@ impl Order {
             })
         };
         let mut view = self.list_item();
-        let fields = view.as_object_mut().expect("made as an object");
+        let fields = view.as_object_mut().expect("list_item returns an object");
         fields.remove("line_count");
         fields.insert("lines".to_owned(), self.lines.iter().map(line).collect());
         fields.insert("attributes".to_owned(), self.attributes.clone());
@@ -206,10 +212,10 @@ impl Order {
     }
 }
 
-/// A row of a report, by key and currency: orders, quantity, revenue in minor units.
+/// Rows of a report: by key and currency, the number of orders, the quantity and the revenue in minor units.
 pub type Report = BTreeMap<(String, String), (u64, u64, u64)>;
 
-/// What `GET /v1/reports/sales?by=` must show.
+/// Returns the rows that `GET /v1/reports/sales?by=` must show.
 pub fn sales(orders: &BTreeMap<String, Order>, by: &str) -> Report {
     let mut report = Report::new();
     for order in orders.values().filter(|order| order.status == "confirmed") {
@@ -219,7 +225,7 @@ pub fn sales(orders: &BTreeMap<String, Order>, by: &str) -> Report {
                 "day" => order.placed_at.to_string()[..10].to_owned(),
                 "category" => line.category.clone().unwrap_or_default(),
                 "store" => order.attributes["store_id"].as_str().unwrap_or_default().to_owned(),
-                other => panic!("no report by {other}"),
+                other => panic!("unknown report dimension {other}"),
             };
             let row = report.entry((key.clone(), order.currency.clone())).or_default();
             row.0 += u64::from(seen.insert(key));
@@ -230,9 +236,9 @@ pub fn sales(orders: &BTreeMap<String, Order>, by: &str) -> Report {
     report
 }
 
-/// A report's rows as the API gives them, in the form of [`sales`].
+/// Reads the rows of a report response into the form of [`sales`].
 pub fn parse_report(rows: &Value) -> Report {
-    let rows = rows.as_array().unwrap_or_else(|| panic!("no rows in {rows}"));
+    let rows = rows.as_array().unwrap_or_else(|| panic!("not an array of rows: {rows}"));
     let parsed = rows.iter().map(|row| {
         let currency = text(row, "currency");
         let revenue = minor(&text(row, "revenue"), &currency);
@@ -242,11 +248,11 @@ pub fn parse_report(rows: &Value) -> Report {
         )
     });
     let report: Report = parsed.collect();
-    assert_eq!(report.len(), rows.len(), "two rows of one key");
+    assert_eq!(report.len(), rows.len(), "two rows have the same key");
     report
 }
 
-/// What `GET /v1/products/top` must show of each product, without its name.
+/// Returns the rows that `GET /v1/products/top` must show, without the products' names.
 pub fn products(orders: &BTreeMap<String, Order>) -> Report {
     let mut report = Report::new();
     for order in orders.values().filter(|order| order.status == "confirmed") {
@@ -260,7 +266,7 @@ pub fn products(orders: &BTreeMap<String, Order>) -> Report {
     report
 }
 
-/// What `GET /v1/customers/{id}` must show of each customer, after [`normal`].
+/// Returns what `GET /v1/customers/{id}` must show of each customer, after [`normal`].
 pub fn customers(orders: &BTreeMap<String, Order>) -> BTreeMap<String, Value> {
     let mut by_customer: BTreeMap<&str, Vec<&Order>> = BTreeMap::new();
     for order in orders.values() {
@@ -284,14 +290,15 @@ pub fn customers(orders: &BTreeMap<String, Order>) -> BTreeMap<String, Value> {
     figures.collect()
 }
 
-/// A JSON value without fields that are null, and with its times cut to microseconds, the finest that PostgreSQL keeps.
+/// Returns a JSON value without its null fields and with times cut to microseconds, the finest unit that PostgreSQL
+/// stores.
 pub fn normal(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let kept = fields.iter().filter(|(_, value)| !value.is_null());
             let normal = kept.map(|(name, value)| match (name.as_str(), value) {
                 (time_of, Value::String(time)) if time_of.ends_with("_at") => {
-                    (name.clone(), json!(micros(time.parse().expect("RFC 3339"))))
+                    (name.clone(), json!(micros(time.parse().expect("an RFC 3339 time"))))
                 }
                 _ => (name.clone(), normal(value)),
             });
@@ -314,7 +321,7 @@ fn digits(currency: &str) -> usize {
     }
 }
 
-/// Minor units as the API writes them.
+/// Formats an amount of minor units as the API does.
 pub fn money(minor: u64, currency: &str) -> String {
     match digits(currency) {
         0 => minor.to_string(),
@@ -326,17 +333,17 @@ pub fn money(minor: u64, currency: &str) -> String {
     }
 }
 
-/// The API's text for an amount in minor units; it must have all the currency's digits.
+/// Parses an amount of the API into minor units. The amount must have all fraction digits of its currency.
 fn minor(amount: &str, currency: &str) -> u64 {
     let fraction = amount.split_once('.').map_or(0, |(_, fraction)| fraction.len());
     assert_eq!(fraction, digits(currency), "{amount} {currency}");
-    amount.replace('.', "").parse().unwrap_or_else(|_| panic!("{amount} is no amount"))
+    amount.replace('.', "").parse().unwrap_or_else(|_| panic!("{amount} is not an amount"))
 }
 
 fn text(fields: &Value, name: &str) -> String {
-    fields[name].as_str().unwrap_or_else(|| panic!("no text {name} in {fields}")).to_owned()
+    fields[name].as_str().unwrap_or_else(|| panic!("{name} is not a text in {fields}")).to_owned()
 }
 
 fn number(fields: &Value, name: &str) -> u64 {
-    fields[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {fields}"))
+    fields[name].as_u64().unwrap_or_else(|| panic!("{name} is not a number in {fields}"))
 }

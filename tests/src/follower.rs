@@ -1,5 +1,5 @@
-//! Unmodified third-party clients of the push layer, each run by a small program of `clients/` that prints a JSON line for
-//! each thing that the client reports.
+//! Unmodified third-party clients of the push layer. A small program in `clients/` runs each one and prints a JSON line
+//! for each event that the client reports.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,10 +11,10 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::process::{find_on_path, target_directory};
 
-/// How long a client may report nothing.
+/// Longest time without a report from a client.
 const LINE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Which client.
+/// A third-party client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// `centrifuge` of npm, on `/ws`.
@@ -27,18 +27,18 @@ pub enum Kind {
     Browser,
 }
 
-/// A running client; ends when dropped.
+/// A running client; it ends when the value is dropped.
 pub struct Follower {
     _child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Follower {
-    /// Starts a client of the process at `base`. `tokens` are separated by commas: the first one, and those that are handed
-    /// out when the client asks for a fresh one.
+    /// Starts a client of the process at `base`. `tokens` are separated by commas: the first one is used to connect,
+    /// the others are returned when the client asks for a fresh token.
     ///
     /// # Panics
-    /// If the client is not installed, with the line that installs it.
+    /// If the client is not installed; the message contains the command that installs it.
     pub fn start(kind: Kind, base: &str, tokens: &str, channels: &[&str]) -> Self {
         let (ws, live) = (format!("{}/ws", base.replacen("http", "ws", 1)), format!("{base}/v1/live"));
         let node = || program(&["node"]);
@@ -58,24 +58,29 @@ impl Follower {
         }
         let mut command = Command::new(program);
         command.arg(directory.join(script)).args(before).arg(tokens).args(channels).env("PYTHONPATH", python);
-        // A script that has a child of its own ends it when its standard input ends.
+        // The browser script has a child process. The script ends the child when its own standard input closes, so it
+        // must not be killed.
         let mut child = command
             .stdout(Stdio::piped())
             .stdin(Stdio::piped())
             .kill_on_drop(kind != Kind::Browser)
             .spawn()
-            .expect("it starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            .expect("the client starts");
+        let lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
         Self { _child: child, lines }
     }
 
-    /// The next thing that it reports: `event` is `snapshot`, `recovered`, `pub`, `token`, or what went wrong.
+    /// Returns the next report: `event` is `snapshot`, `recovered`, `pub`, `token`, or the name of an error.
     ///
     /// # Panics
-    /// If nothing comes for a minute.
+    /// If the client reports nothing for a minute.
     pub async fn next(&mut self) -> Value {
-        let line = tokio::time::timeout(LINE_DEADLINE, self.lines.next_line()).await.expect("a report in a minute");
-        let mut line: Value = serde_json::from_str(&line.expect("it runs").expect("it runs on")).expect("JSON");
+        let line = tokio::time::timeout(LINE_DEADLINE, self.lines.next_line())
+            .await
+            .expect("the client reports within a minute");
+        let mut line: Value =
+            serde_json::from_str(&line.expect("the output is readable").expect("the client is running"))
+                .expect("a report is JSON");
         let event = match line["event"].as_str() {
             Some("subscribed") if line["recovered"] == true => "recovered",
             Some("subscribed") => "snapshot",

@@ -1,7 +1,8 @@
-//! The test harness: starts the real `docket` binary with real servers beside it, and speaks to it as a client does.
+//! The test harness. It starts the real `docket` binary together with real servers, and talks to it as a client does.
 //!
-//! A story (`it/<story>.rs`) gets a [`system::TestSystem`] and enters by the front door only: HTTP, WebSocket, the CLI.
-//! The harness never links a Docket crate: what it expects of the read models it folds from the log itself ([`fold`]).
+//! A story is an end-to-end test in `it/<story>.rs`. It gets a [`system::TestSystem`] and uses only the public
+//! interfaces: HTTP, WebSocket and the CLI. The harness links no Docket crate: it computes the expected read models
+//! from the log itself ([`fold`]).
 
 pub mod client;
 pub mod collector;
@@ -24,8 +25,9 @@ pub mod stream;
 pub mod system;
 pub mod verify;
 
-/// Makes each named story, `async fn story(system: TestSystem)`, two tests: `embedded::story` and `scaled::story`. With
-/// `settings = NAME;` in front, the function `NAME(Builder) -> Builder` changes both systems before they start.
+/// Turns each named story, `async fn story(system: TestSystem)`, into two tests: `embedded::story` and `scaled::story`.
+/// With `settings = NAME;` in front, the function `NAME(Builder) -> Builder` changes the settings of both systems
+/// before they start.
 #[macro_export]
 macro_rules! stories {
     (@both $settings:path; $($story:ident),+) => {

@@ -1,5 +1,5 @@
-//! Listeners that come back: each follows its channels over a socket, a stream of events or polls, on one process after
-//! the other, and remembers what it was told.
+//! Push subscribers that reconnect, called listeners here. Each subscribes to its channels over a WebSocket, an event
+//! stream or long polls, moves from process to process, and records what it received.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,17 +13,17 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::process::POLL;
 
-/// Before a listener comes back.
+/// Pause before a listener reconnects.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long a restless listener stays where it learns nothing.
+/// Longest time that a restless listener stays on a connection that brings no progress.
 const STAY_MAX: Duration = Duration::from_secs(2);
-/// A silence after which a listener gives its connection up.
+/// Time without data after which a listener gives its connection up.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How a listener listens.
+/// Transport of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// `/ws`, a subscription a channel.
+    /// `/ws`, with one subscription per channel.
     Socket,
     /// `/v1/live`.
     Stream,
@@ -31,34 +31,34 @@ pub enum Transport {
     Poll,
 }
 
-/// What a listener received of one channel since a snapshot.
+/// What a listener received on one channel since a snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct Span {
     /// Position of the snapshot.
     pub since: u64,
     /// The order's version in the snapshot, on a channel of one order.
     pub version: Option<u64>,
-    /// Positions of the changes after it, as they came.
+    /// Positions of the changes after the snapshot, in the order in which they were received.
     pub changes: Vec<u64>,
-    /// Position up to which everything is known.
+    /// Position up to which the listener has received everything.
     pub through: u64,
 }
 
-/// What a listener was told of one channel.
+/// What a listener received on one channel.
 #[derive(Debug, Clone, Default)]
 pub struct Received {
-    /// The log's incarnation, where the transport names it.
+    /// The log's incarnation, where the transport sends it.
     pub epoch: String,
-    /// One for the first snapshot and one for each fresh one.
+    /// One span for the first snapshot and one for each later snapshot.
     pub spans: Vec<Span>,
-    /// Gaps that a fresh snapshot filled: after one position, up to another one.
+    /// Gaps that a later snapshot closed: (position before, position of the snapshot).
     pub resets: Vec<(u64, u64)>,
-    /// What must not happen.
+    /// Violations of the protocol's guarantees.
     pub faults: Vec<String>,
 }
 
 impl Received {
-    /// Position up to which everything is known.
+    /// Returns the position up to which the listener has received everything.
     pub fn through(&self) -> u64 {
         self.spans.last().map_or(0, |span| span.through)
     }
@@ -66,23 +66,30 @@ impl Received {
     fn change(&mut self, position: u64, previous: u64, data: &Value) {
         let whole = data["view"].is_null() || data["view"]["version"] == data["version"];
         if data["position"] != position || !whole {
-            self.faults.push(format!("the change at {position} is not one change: {data}"));
+            self.faults.push(format!("the change at {position} is inconsistent: {data}"));
         }
         let Some(span) = self.spans.last_mut() else {
-            self.faults.push(format!("{position} came before a snapshot"));
+            self.faults.push(format!("the change at {position} arrived before a snapshot"));
             return;
         };
         if position <= span.through {
-            self.faults.push(format!("{position} came again, or late: known up to {}", span.through));
+            self.faults.push(format!(
+                "the change at {position} arrived twice or late: everything was received up to {}",
+                span.through
+            ));
         }
         if previous > span.through {
-            self.faults.push(format!("{previous} is missing before {position}: known up to {}", span.through));
+            self.faults.push(format!(
+                "the change at {previous} is missing before {position}: everything was received up to {}",
+                span.through
+            ));
         }
         span.changes.push(position);
         span.through = position;
     }
 
-    /// A fresh snapshot may also go back: what was known beyond it is void, and comes again.
+    /// The position of a new snapshot may be lower than the last one. What was received beyond it is then void and is
+    /// sent again.
     fn snapshot(&mut self, position: u64, data: &Value) {
         if let Some(last) = self.spans.last() {
             self.resets.push((last.through, position));
@@ -97,7 +104,7 @@ impl Received {
         }
     }
 
-    /// How this differs from what should have been told of a channel with changes at these positions.
+    /// Returns the differences from what a channel with changes at these positions must deliver.
     fn differences(&self, channel: &str, expected: &[u64]) -> Vec<String> {
         let mut differences = self.faults.clone();
         for span in &self.spans {
@@ -107,7 +114,7 @@ impl Received {
                 let missing: Vec<_> = due.iter().filter(|position| !span.changes.contains(position)).collect();
                 let wrong: Vec<_> = span.changes.iter().filter(|position| !due.contains(position)).collect();
                 differences.push(format!(
-                    "after the snapshot at {}, known up to {}: missing {missing:?}, too many {wrong:?}",
+                    "after the snapshot at {}, received up to {}: missing {missing:?}, unexpected {wrong:?}",
                     span.since, span.through
                 ));
             }
@@ -118,21 +125,21 @@ impl Received {
             }
         }
         if self.through() < expected.last().copied().unwrap_or(0) {
-            differences.push(format!("known up to {} only", self.through()));
+            differences.push(format!("received only up to {}", self.through()));
         }
         differences
     }
 }
 
-/// The position up to which everything is known in the group of the built-in contexts, by a cursor
-/// `2.EPOCH.core=7+NAME`: of what follows 7, some is known.
+/// Returns the position up to which a cursor covers everything in the checkpoint group of the built-in contexts. In
+/// `2.EPOCH.core=7+NAME`, that is 7; of the events after 7, the cursor covers some.
 pub fn known_up_to(cursor: &str) -> Option<u64> {
     cursor.split('.').find_map(|part| part.strip_prefix("core="))?.split('+').next()?.parse().ok()
 }
 
 type Channels = Arc<Mutex<HashMap<String, Received>>>;
 
-/// A running listener; ends when dropped.
+/// A running listener; it ends when the value is dropped.
 pub struct Listener {
     channels: Channels,
     task: JoinHandle<()>,
@@ -150,18 +157,18 @@ struct Run {
     token: String,
     names: Vec<String>,
     channels: Channels,
-    /// After which it leaves a connection by itself.
+    /// Time after which the listener leaves a connection itself.
     stay: Option<Duration>,
 }
 
 impl Listener {
-    /// Starts to listen on the first of `bases`; whenever that ends, on the next.
+    /// Starts to listen on the first of `bases`. Whenever a connection ends, the listener uses the next base.
     pub fn start(transport: Transport, bases: Vec<String>, token: &str, names: &[&str]) -> Self {
         Self::run(transport, bases, token, names, None)
     }
 
-    /// Starts to listen, and goes on to the next of `bases` by itself when it has stayed for a while and learnt something,
-    /// so that it resumes all the time.
+    /// Starts a listener that moves to the next of `bases` once it has stayed for `stay` and made progress, so that it
+    /// resumes all the time.
     pub fn restless(transport: Transport, bases: Vec<String>, token: &str, names: &[&str], stay: Duration) -> Self {
         Self::run(transport, bases, token, names, Some(stay))
     }
@@ -173,36 +180,36 @@ impl Listener {
         Self { channels, task: tokio::spawn(run.forever()) }
     }
 
-    /// What it was told of a channel so far.
+    /// Returns what the listener has received on a channel.
     pub fn received(&self, channel: &str) -> Received {
-        self.channels.lock().expect("not poisoned").get(channel).cloned().unwrap_or_default()
+        self.channels.lock().expect("the lock is not poisoned").get(channel).cloned().unwrap_or_default()
     }
 
-    /// Waits until it has a snapshot of every channel.
+    /// Waits until the listener has a snapshot of every channel.
     ///
     /// # Panics
     /// If that takes longer than a minute.
     pub async fn listening(&self, channels: &[&str]) {
         let started = Instant::now();
         while channels.iter().any(|channel| self.received(channel).spans.is_empty()) {
-            assert!(started.elapsed() < Duration::from_secs(60), "no snapshot of {channels:?} in a minute");
+            assert!(started.elapsed() < Duration::from_secs(60), "no snapshot of all of {channels:?} within a minute");
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Waits until it was told of the last of `expected`, positions of a channel's changes; then demands that it was told
-    /// of each that follows its first snapshot, once and in order, or had it in a fresh snapshot.
+    /// Waits until the listener has received the last of `expected`, the positions of a channel's changes. Then checks
+    /// that it received each change after its first snapshot once and in order, or in a later snapshot.
     ///
     /// # Panics
-    /// With what differs.
+    /// With the differences.
     pub async fn ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Received {
         self.try_ends_with(channel, expected, deadline).await.unwrap_or_else(|difference| panic!("{difference}"))
     }
 
-    /// The same for who wants to see the differences of several.
+    /// Checks a channel as [`Self::ends_with`] does, for callers that collect the differences of several listeners.
     ///
     /// # Errors
-    /// With what differs.
+    /// The differences.
     pub async fn try_ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Result<Received, String> {
         let started = Instant::now();
         let last = expected.last().copied().unwrap_or(0);
@@ -234,8 +241,8 @@ impl Run {
                 continue;
             };
             let _ = tokio::time::timeout(stay, connection).await;
-            let now = self.channels.lock().expect("not poisoned").values().map(Received::through).sum();
-            // A busy process may need longer for its first answer.
+            let now = self.channels.lock().expect("the lock is not poisoned").values().map(Received::through).sum();
+            // A busy process may need longer for its first response.
             pace = if now == known { Some((stay * 2).min(STAY_MAX)) } else { self.stay };
             known = now;
             tokio::time::sleep(POLL).await;
@@ -243,16 +250,16 @@ impl Run {
     }
 
     fn received(&self, channel: &str, what: impl FnOnce(&mut Received)) {
-        what(self.channels.lock().expect("not poisoned").entry(channel.to_owned()).or_default());
+        what(self.channels.lock().expect("the lock is not poisoned").entry(channel.to_owned()).or_default());
     }
 
-    /// One connection, to its end.
+    /// Runs one connection until it ends.
     async fn socket(&self, base: &str) -> Option<()> {
         let (mut socket, _) = connect_async(format!("{}/ws", base.replacen("http", "ws", 1))).await.ok()?;
         let mut hello = json!({"id": 1, "connect": {"token": self.token}}).to_string();
         let mut by_id = HashMap::new();
         for (channel, id) in self.names.iter().zip(2..) {
-            let known = self.channels.lock().expect("not poisoned").get(channel).cloned();
+            let known = self.channels.lock().expect("the lock is not poisoned").get(channel).cloned();
             let body = match known {
                 None => json!({"channel": channel}),
                 Some(told) => {
@@ -272,7 +279,7 @@ impl Run {
                     socket.send(Message::text("{}")).await.ok()?;
                 }
                 if line["error"].is_object() {
-                    // The read models are not there yet, or the database is away.
+                    // The read models do not exist yet, or the database is unavailable.
                     return None;
                 }
                 if let Some(reply) = line.get("subscribe") {
@@ -304,10 +311,10 @@ impl Run {
         Some(())
     }
 
-    /// A cursor says how far all channels are known.
+    /// Records that a cursor covers all channels up to a position.
     fn known_through(&self, cursor: &str) -> Option<()> {
         let position = known_up_to(cursor)?;
-        let mut channels = self.channels.lock().expect("not poisoned");
+        let mut channels = self.channels.lock().expect("the lock is not poisoned");
         channels.values_mut().for_each(|told| told.known_through(position));
         Some(())
     }
@@ -332,7 +339,8 @@ impl Run {
         Some(())
     }
 
-    /// One stream, to its end. A cut in the middle of an event loses it: its id was not there.
+    /// Runs one event stream until it ends. An event that is cut in the middle is lost, because its id was not
+    /// received.
     async fn stream(&self, http: &reqwest::Client, base: &str, cursor: &mut Option<String>) -> Option<()> {
         let mut request = http.get(format!("{base}/v1/live?{}", self.query())).bearer_auth(&self.token);
         if let Some(id) = &*cursor {
@@ -341,7 +349,7 @@ impl Run {
         let answer = request.send().await.ok()?.error_for_status().ok()?;
         let mut body = answer.bytes_stream();
         let mut text = String::new();
-        // A change without an id is not known yet: the next connection tells it again.
+        // A change without an id is not recorded yet: the next connection sends it again.
         let mut unconfirmed = Vec::new();
         while let Some(Ok(bytes)) = tokio::time::timeout(SILENCE, body.next()).await.ok()? {
             text.push_str(std::str::from_utf8(&bytes).ok()?);

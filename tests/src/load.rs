@@ -1,4 +1,4 @@
-//! Many clients sending mixed commands to few orders, and what became of each command.
+//! A load: many clients send mixed commands to few orders and record the outcome of each command.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,69 +14,69 @@ use crate::dice::Dice;
 use crate::fold::money;
 use crate::process::POLL;
 
-/// How long a client goes on trying to learn the outcome of one command.
+/// Time limit for a client to learn the outcome of one command.
 const OUTCOME_DEADLINE: Duration = Duration::from_secs(90);
 const SKUS: u64 = 12;
 
-/// The size of a load.
+/// Size of a load.
 #[derive(Clone, Copy)]
 pub struct Shape {
-    /// Tells two loads on one system apart.
+    /// Distinguishes two loads on one system.
     pub name: &'static str,
-    /// Clients at one time.
+    /// Number of concurrent clients.
     pub clients: u64,
-    /// Orders open at one time, shared by all clients.
+    /// Number of orders that are open at one time, shared by all clients.
     pub orders: u64,
     /// Commands that each client sends.
     pub commands_each: u64,
 }
 
-/// What the sender of a command knows in the end.
+/// Outcome of a command as its sender sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A 2xx answer with this version and position.
+    /// A 2xx response with this version and position.
     Acknowledged {
         /// The order's version after the command.
         version: u64,
-        /// The position of the command's last event, or a later one where it made none.
+        /// Position of the command's last event; a later position is possible if the command created no event.
         position: u64,
     },
     /// A 4xx answer.
     Refused,
-    /// No answer that says.
+    /// No response, or none that states the outcome.
     Unknown,
 }
 
 /// One command, sent once or several times under one idempotency key.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    /// The order it is for.
+    /// Id of the order.
     pub order_id: String,
-    /// The least and the most events that it makes when it succeeds.
+    /// Least and greatest number of events that the command creates when it succeeds.
     pub events: (usize, usize),
     /// The `X-Request-Id` of each attempt.
     pub request_ids: Vec<String>,
-    /// What became of it.
+    /// Outcome of the command.
     pub outcome: Outcome,
 }
 
-/// Which of several loads of one shape on one system, and how fast.
+/// One of several loads of the same shape on one system, and its pace.
 #[derive(Clone, Copy, Default)]
 pub struct Run {
-    /// Commands of another run have other keys, and are for the same orders.
+    /// Number of the run. Another run uses other idempotency keys and the same orders.
     pub number: u64,
-    /// Between two commands of one client.
+    /// Pause between two commands of one client.
     pub pause: Duration,
 }
 
-/// The last acknowledgement of a load.
+/// The latest acknowledgement of a load.
 #[derive(Clone, Debug)]
 pub struct Latest {
-    /// The order.
+    /// Id of the order.
     pub order_id: String,
-    /// Its version after the command.
+    /// Version of the order after the command.
     pub version: u64,
-    /// The position that the answer named.
+    /// Position in the response.
     pub position: u64,
 }
 
@@ -85,7 +85,7 @@ struct Shared {
     run: Run,
     client: Client,
     latest: watch::Sender<Option<Latest>>,
-    /// For each place, how many orders were finished there before the open one.
+    /// For each place, the number of orders that were finished there before the open one.
     generations: Vec<AtomicU64>,
     acknowledged: AtomicU64,
     stopping: AtomicBool,
@@ -98,13 +98,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts the clients. They ride out a restart of the server: a command without an answer is sent again under its
-    /// key.
+    /// Starts the clients. They survive a restart of the server: a command without a response is sent again under its
+    /// idempotency key.
     pub fn start(client: &Client, shape: Shape) -> Self {
         Self::start_run(client, shape, Run::default())
     }
 
-    /// Starts one of several loads of one shape.
+    /// Starts one of several loads of the same shape.
     pub fn start_run(client: &Client, shape: Shape, run: Run) -> Self {
         let generations = (0..shape.orders).map(|_| AtomicU64::new(0)).collect();
         let (acknowledged, stopping) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -114,7 +114,7 @@ impl Load {
         Self { shared, clients }
     }
 
-    /// Waits until so many commands are acknowledged.
+    /// Waits until `count` commands are acknowledged.
     ///
     /// # Panics
     /// If the load ends or two minutes pass first.
@@ -125,17 +125,17 @@ impl Load {
                 self.clients.iter().any(|client| !client.is_finished()),
                 "the load ended before {count} acknowledgements"
             );
-            assert!(started.elapsed() < Duration::from_secs(120), "no {count} acknowledgements in two minutes");
+            assert!(started.elapsed() < Duration::from_secs(120), "fewer than {count} acknowledgements in two minutes");
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Shows the last acknowledgement.
+    /// Returns a receiver of the latest acknowledgement.
     pub fn latest(&self) -> watch::Receiver<Option<Latest>> {
         self.shared.latest.subscribe()
     }
 
-    /// Waits until every client has sent all its commands and knows what became of them.
+    /// Waits until every client has sent all its commands and has their outcomes.
     pub async fn finish(self) -> Vec<Sent> {
         let mut sent = vec![];
         for client in self.clients {
@@ -144,7 +144,7 @@ impl Load {
         sent
     }
 
-    /// Stops the clients. Commands on the way without an answer end as unknown.
+    /// Stops the clients. Commands in flight that get no response end as [`Outcome::Unknown`].
     pub async fn stop(self) -> Vec<Sent> {
         self.shared.stopping.store(true, Ordering::Relaxed);
         self.finish().await
@@ -160,7 +160,8 @@ async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
             break;
         }
         let place = missing.unwrap_or_else(|| dice.below(shared.shape.orders));
-        let generation = shared.generations[usize::try_from(place).expect("few places")].load(Ordering::Relaxed);
+        let generation =
+            shared.generations[usize::try_from(place).expect("a place is a small number")].load(Ordering::Relaxed);
         let order_id = format!("{}-{place}-{generation}", shared.shape.name);
         let command = match missing.take() {
             Some(_) => create(&mut dice, place, &order_id),
@@ -173,8 +174,8 @@ async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
         match problem.as_deref() {
             Some("/problems/order-not-found") => missing = Some(place),
             Some("/problems/order-not-draft") => {
-                let place = &shared.generations[usize::try_from(place).expect("few places")];
-                // Only the first to notice moves on to a new order.
+                let place = &shared.generations[usize::try_from(place).expect("a place is a small number")];
+                // Only the first client that notices creates a new order here.
                 let _ = place.compare_exchange(generation, generation + 1, Ordering::Relaxed, Ordering::Relaxed);
             }
             _ => {}
@@ -183,7 +184,7 @@ async fn run_client(shared: Arc<Shared>, number: u64) -> Vec<Sent> {
     sent
 }
 
-/// Sends a command until its outcome is known; also the type of the problem, if it was refused.
+/// Sends a command until its outcome is known. Returns the type of the problem too, if the command was refused.
 async fn send(shared: &Shared, order_id: &str, key: &str, command: Command) -> (Sent, Option<String>) {
     let started = Instant::now();
     let mut sent =
@@ -210,14 +211,14 @@ async fn send(shared: &Shared, order_id: &str, key: &str, command: Command) -> (
     }
 }
 
-/// What an answer says; nothing where it only says "try again".
+/// Reads the outcome from a response; None where the response asks for a retry.
 fn read_outcome(answer: &Answer) -> Option<(Outcome, Option<String>)> {
     match answer.status {
         200 | 201 => Some((Outcome::Acknowledged { version: answer.version(), position: answer.position() }, None)),
         429 | 503 => None,
         400..=499 => {
             let problem = answer.json()["type"].as_str().map(str::to_owned);
-            // 409 is a lost race or the same key still on its way, except where the order exists.
+            // 409 means a lost race or the same key still in progress, except for the problems of an order's own state.
             let final_answer =
                 answer.status != 409 || problem.as_deref().is_some_and(|slug| slug.starts_with("/problems/order-"));
             final_answer.then_some((Outcome::Refused, problem))
@@ -254,15 +255,15 @@ fn change(dice: &mut Dice, place: u64, order_id: &str) -> Command {
     };
     match dice.below(100) {
         0..55 => command(Method::POST, "/items".to_owned(), item(dice, place, sku), (1, 1)),
-        // The same quantity again makes no event.
+        // The command that sets the current quantity creates no event.
         55..80 => command(Method::PUT, format!("/items/sku-{sku}"), json!({"quantity": 1 + dice.below(9)}), (0, 1)),
         80..97 => command(Method::DELETE, format!("/items/sku-{sku}"), Value::Null, (1, 1)),
         97..99 => command(Method::POST, "/confirm".to_owned(), Value::Null, (1, 1)),
-        _ => command(Method::POST, "/cancel".to_owned(), json!({"reason": "the load changed its mind"}), (1, 1)),
+        _ => command(Method::POST, "/cancel".to_owned(), json!({"reason": "cancelled by the load test"}), (1, 1)),
     }
 }
 
-/// A SKU always has the same name, category and, in one currency, price.
+/// Returns an item. A SKU always has the same name, category and, in one currency, price.
 fn item(dice: &mut Dice, place: u64, sku: u64) -> Value {
     json!({
         "sku": format!("sku-{sku}"), "quantity": 1 + dice.below(9), "unit_price": money(99 + 37 * sku, currency(place)),

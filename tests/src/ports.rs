@@ -6,14 +6,16 @@ use std::sync::Mutex;
 
 use crate::process::target_directory;
 
-/// Below the range from which Linux takes the ports of outgoing connections: none of those can sit on one of these.
+/// Below the range that Linux uses for the local ports of outgoing connections, so that no such connection occupies a
+/// port of this range.
 const PORT_MIN: u16 = 15_000;
 const PORT_MAX: u16 = 30_000;
 
-/// The lock files of the ports that this test process holds. They are let go when it ends.
+/// Lock files of the ports that this test process holds. They are unlocked when the process ends.
 static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
-/// A loopback port that nothing listens on, reserved against the other test processes until this one ends.
+/// Returns a loopback port that nothing listens on. It is reserved against other test processes until this process
+/// ends.
 pub fn free_port() -> u16 {
     let directory = target_directory().join("tmp/ports");
     create_dir_all(&directory).expect("the target directory is writable");

@@ -1,5 +1,5 @@
-//! A disk that loses its power: `power/power.c`, loaded into a process, copies whatever is synced in a folder to a second
-//! one; a cut replaces the folder by that copy.
+//! A disk that loses power. `power/power.c` is preloaded into a process and copies everything that is synced in a
+//! folder to a second folder; a power cut replaces the folder by that copy.
 
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
@@ -14,19 +14,19 @@ use tempfile::TempDir;
 use crate::dice::Dice;
 use crate::process::{find_on_path, lock_file, run_to_end, target_directory};
 
-/// Disks write this much whole.
+/// Disks write a sector of this size, in bytes, atomically.
 const SECTOR: usize = 512;
 
-/// What is left after a cut.
+/// What remains after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// What was synced, and nothing else.
+    /// Only synced data.
     Synced,
-    /// Beside it some sectors and some names that were not synced: a disk writes some of them earlier than it must.
+    /// Synced data, and some sectors and some names that were not synced: a disk may write them before a sync.
     SyncedAndSome,
 }
 
-/// A folder on such a disk. The folder itself is there from the beginning; the names in it are subject to a cut.
+/// A folder on such a disk. The folder itself survives a power cut; its entries may not.
 pub struct Disk {
     root: TempDir,
 }
@@ -42,7 +42,7 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// The folder that a process may use.
+    /// Returns the folder that a process may use.
     pub fn folder(&self) -> PathBuf {
         self.root.path().join("data")
     }
@@ -51,57 +51,58 @@ impl Disk {
         self.root.path().join("shadow")
     }
 
-    /// A file that no cut changes.
+    /// Returns the path of a file outside the folder, which no power cut changes.
     pub fn outside(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    /// What a process must have in its environment. What is in the folder when it starts counts as synced.
+    /// Returns the environment variables that a process needs. Files that exist when the process starts count as
+    /// synced.
     pub fn environment(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: &Path| (name.to_owned(), value.display().to_string());
         vec![pair("LD_PRELOAD", library()), pair("POWER_FOLDER", &self.folder()), pair("POWER_SHADOW", &self.shadow())]
     }
 
-    /// The same, where syncs of the file of this name do nothing.
+    /// Returns the environment of [`Self::environment`], in which syncs of the file of this name do nothing.
     pub fn environment_without_syncs_of(&self, file: &str) -> Vec<(String, String)> {
         [self.environment(), vec![("POWER_IGNORE".to_owned(), file.to_owned())]].concat()
     }
 
-    /// Counts everything as synced. No process uses the folder.
+    /// Counts everything as synced. No process may be using the folder.
     pub fn sync(&self) {
-        fs::remove_dir_all(self.shadow()).expect("a directory of ours");
+        fs::remove_dir_all(self.shadow()).expect("a directory of this test");
         fs::create_dir(self.shadow()).expect("a new directory");
     }
 
-    /// Puts what is left of the folder in its place. The process that used it was killed before.
+    /// Cuts the power: replaces the folder by what remains of it. The process that used it must have been killed.
     pub fn cut(&self, rest: Rest, dice: &mut Dice) {
         let (folder, left) = (self.folder(), self.outside("left"));
         if self.shadow().join("folders").join(id(&folder)).exists() {
             fs::create_dir(&left).expect("a new directory");
             self.restore(&folder, &id(&folder), &left, rest, dice);
-            fs::remove_dir_all(&folder).expect("a directory of ours");
-            fs::rename(&left, &folder).expect("both are there");
+            fs::remove_dir_all(&folder).expect("a directory of this test");
+            fs::rename(&left, &folder).expect("both directories exist");
         }
         self.sync();
     }
 
-    /// Writes to `to` what is left of a folder with this id, which is at `from` where it is still there.
+    /// Writes to `to` what remains of the folder with the id `of`. `from` is its path if it still exists.
     fn restore(&self, from: &Path, of: &str, to: &Path, rest: Rest, dice: &mut Dice) {
         let mut synced = self.names(of);
         let mut present: HashMap<String, PathBuf> = HashMap::new();
         for entry in fs::read_dir(from).into_iter().flatten().flatten() {
             let name = entry.file_name().to_str().expect("UTF-8").to_owned();
-            let kind = entry.file_type().expect("it is there");
+            let kind = entry.file_type().expect("the entry exists");
             let id = id(&entry.path());
             present.insert(id.clone(), entry.path());
-            // A name may be written early,
+            // A disk may write a new name before it is synced.
             let written = rest == Rest::SyncedAndSome && dice.below(2) == 0;
             if written && !name.ends_with("-shm") && (kind.is_file() || kind.is_dir()) {
-                let mode = entry.metadata().expect("it is there").mode() & 0o7777;
+                let mode = entry.metadata().expect("the entry exists").mode() & 0o7777;
                 synced.insert(name, Entry { is_folder: kind.is_dir(), mode, id });
             }
         }
-        // and so may be its end.
+        // A disk may also write the removal of a name before it is synced.
         synced.retain(|name, _| rest == Rest::Synced || from.join(name).exists() || dice.below(2) == 0);
         for (name, entry) in &synced {
             let (to, from) = (to.join(name), present.get(&entry.id));
@@ -110,10 +111,11 @@ impl Disk {
                 self.restore(from.unwrap_or(&to), &entry.id, &to, rest, dice);
             } else {
                 let bytes = fs::read(self.shadow().join("files").join(&entry.id)).unwrap_or_default();
-                let now = from.filter(|_| rest == Rest::SyncedAndSome).map(|path| fs::read(path).expect("it is there"));
+                let now =
+                    from.filter(|_| rest == Rest::SyncedAndSome).map(|path| fs::read(path).expect("the file exists"));
                 fs::write(&to, now.map_or(bytes.clone(), |now| mix(&bytes, &now, dice))).expect("a new file");
             }
-            fs::set_permissions(&to, Permissions::from_mode(entry.mode)).expect("a file of ours");
+            fs::set_permissions(&to, Permissions::from_mode(entry.mode)).expect("a file of this test");
         }
     }
 
@@ -130,14 +132,14 @@ impl Disk {
     }
 }
 
-/// What a name stands for.
+/// The file or folder of a name.
 struct Entry {
     is_folder: bool,
     mode: u32,
     id: String,
 }
 
-/// Some sectors as they were synced, some as they were written last.
+/// Mixes the sectors of the synced and the last written content at random.
 fn mix(synced: &[u8], written: &[u8], dice: &mut Dice) -> Vec<u8> {
     let length = dice.pick(&[synced.len(), written.len()]);
     let mut mixed = vec![0; length];
@@ -151,15 +153,15 @@ fn mix(synced: &[u8], written: &[u8], dice: &mut Dice) -> Vec<u8> {
     mixed
 }
 
-/// A file or folder by inode and time of birth, as the library names it.
+/// Returns the id of a file or folder, from its inode and time of birth, as `power/power.c` writes it.
 fn id(path: &Path) -> String {
-    let metadata = fs::symlink_metadata(path).expect("it is there");
-    let born = metadata.created().expect("the file system knows the time of birth");
+    let metadata = fs::symlink_metadata(path).expect("the file exists");
+    let born = metadata.created().expect("the file system stores the time of birth");
     let born = born.duration_since(UNIX_EPOCH).expect("after 1970");
     format!("{}-{}-{}", metadata.ino(), born.as_secs(), born.subsec_nanos())
 }
 
-/// The compiled library.
+/// Returns the path of the shared library of `power/power.c`, and compiles it if needed.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
@@ -172,7 +174,7 @@ fn library() -> &'static Path {
             let cc = find_on_path("cc").expect("no C compiler found; install it with: tests/run install");
             let flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"];
             run_to_end(Command::new(cc).args(flags).arg(&staged).arg(&source).args(["-ldl", "-lpthread"]));
-            fs::rename(&staged, &built).expect("both are in the target directory");
+            fs::rename(&staged, &built).expect("both paths are in the target directory");
         }
         built
     })

@@ -1,4 +1,4 @@
-//! A network that can be cut: a TCP proxy in front of one address, or of one after the other.
+//! A network that can be cut: a TCP proxy in front of an address that can be switched.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Passes connections on to one address, until it is cut.
+/// A TCP proxy to one address, whose connections can be cut.
 pub struct Proxy {
     address: SocketAddr,
     target: watch::Sender<String>,
-    /// Raised with each cut; `true` while the network is away.
+    /// True while the network is cut.
     cut: watch::Sender<bool>,
-    /// Changes when the connections that are open fall silent.
+    /// Changes when the open connections become silent.
     silence: watch::Sender<()>,
 }
 
 impl Proxy {
-    /// Listens on a free port and passes on to `target`, such as `127.0.0.1:15000`.
+    /// Starts a proxy on a free port that forwards to `target`, such as `127.0.0.1:15000`.
     pub async fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it listens");
+        let address = listener.local_addr().expect("the listener has an address");
         let (cut, watched) = watch::channel(false);
         let (target, targets) = watch::channel(target.to_owned());
         let (silence, silenced) = watch::channel(());
@@ -38,7 +38,7 @@ impl Proxy {
                         _ = copy_bidirectional(&mut client, &mut server) => false,
                     };
                     if is_silent {
-                        // Both ends stay open and hear nothing more, as when a machine vanishes.
+                        // Both ends stay open and receive nothing more, as when a machine disappears.
                         let _ = watched.wait_for(|cut| *cut).await;
                     }
                 });
@@ -47,27 +47,27 @@ impl Proxy {
         Self { address, target, cut, silence }
     }
 
-    /// Where it listens, as a base of URLs.
+    /// Returns the address of the proxy as a base of URLs.
     pub fn base(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Where it listens, as `127.0.0.1:PORT`.
+    /// Returns the address of the proxy as `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Passes new connections on to another address; those that are open stay where they are.
+    /// Forwards new connections to another address; open connections keep theirs.
     pub fn switch(&self, target: String) {
         self.target.send_replace(target);
     }
 
-    /// Passes nothing more on the connections that are open, and leaves them open; new ones work.
+    /// Stops forwarding on the open connections and leaves them open; new connections work.
     pub fn silence(&self) {
         self.silence.send_replace(());
     }
 
-    /// Ends every connection, and takes none for a while.
+    /// Closes every connection and accepts none for the duration `away`.
     pub async fn cut(&self, away: Duration) {
         self.cut.send_replace(true);
         tokio::time::sleep(away).await;

@@ -1,4 +1,4 @@
-//! Bytes over TCP, as no client library would send them, and what comes back.
+//! Raw bytes over TCP, which no client library would send, and the responses to them.
 
 use std::time::Duration;
 
@@ -6,35 +6,35 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Bytes of an answer that are kept.
+/// Bytes of a response that are kept.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What came back.
+/// Result of an exchange.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// An HTTP answer.
+    /// An HTTP response.
     Answered(Answer),
-    /// The connection was closed without one.
+    /// The connection was closed without a response.
     Closed,
-    /// Neither, until the deadline.
+    /// Neither a response nor a close before the deadline.
     Silent,
 }
 
-/// An HTTP answer as it came.
+/// An HTTP response as received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// The status; an interim one (`100 Continue`) only where nothing followed.
+    /// The status. It is an interim one (`100 Continue`) only where nothing followed.
     pub status: u16,
     /// Status line and headers, in lower case.
     pub head: String,
-    /// The body without its framing; of a stream, what had come of it.
+    /// The body without its framing; of a stream, the part that had arrived.
     pub body: Vec<u8>,
-    /// How many answers came in all: more than one where the server saw more than one request.
+    /// Number of responses on the connection: more than one where the server saw more than one request.
     pub answers: usize,
 }
 
 impl Answer {
-    /// Whether it is an RFC 9457 problem of its own status.
+    /// Whether the response is an RFC 9457 problem whose `status` equals the response's status.
     pub fn is_problem(&self) -> bool {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         self.head.contains("content-type: application/problem+json")
@@ -44,16 +44,16 @@ impl Answer {
     }
 }
 
-/// When an exchange is over.
+/// End of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Until {
-    /// With the first answer.
+    /// The exchange ends with the first response.
     Answer,
-    /// With the connection, so that every answer is counted.
+    /// The exchange ends with the connection, so that every response is counted.
     End,
 }
 
-/// Sends bytes over a connection of their own, closes its sending half afterwards if they are `cut`, and reads.
+/// Sends bytes over a new connection, closes its sending half afterwards if `cut` is set, and reads the response.
 pub async fn exchange(address: &str, bytes: &[u8], cut: bool, until: Until, deadline: Duration) -> Outcome {
     let stream = TcpStream::connect(address).await.expect("the server listens");
     let (mut reader, mut writer) = stream.into_split();
@@ -85,7 +85,7 @@ pub async fn exchange(address: &str, bytes: &[u8], cut: bool, until: Until, dead
     }
 }
 
-/// Where the head of the last answer that is not interim begins and ends.
+/// Returns the start and the end of the head of the last response that is not interim.
 fn head(text: &[u8]) -> Option<(usize, usize)> {
     let mut start = 0;
     loop {
@@ -108,7 +108,7 @@ fn is_whole(text: &[u8]) -> bool {
     let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()?.parse().ok());
     match length {
         Some(length) => body.len() >= length,
-        // A stream of events does not end: its beginning is enough.
+        // An event stream does not end: one event is enough.
         None if head.contains("text/event-stream") => body.windows(2).any(|two| two == b"\n\n"),
         None if head.contains("transfer-encoding: chunked") => body.ends_with(b"0\r\n\r\n"),
         None => ["http/1.1 101", "http/1.1 204", "http/1.1 304"].iter().any(|status| head.starts_with(status)),
@@ -139,7 +139,7 @@ fn without_chunks(mut text: &[u8]) -> Vec<u8> {
     body
 }
 
-/// A frame of a WebSocket client, masked unless `first` says otherwise by its caller: see [`unmasked`].
+/// Returns a masked frame of a WebSocket client; [`unmasked`] returns one without a mask.
 ///
 /// `first` is the first byte: FIN, the reserved bits and the opcode.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -150,14 +150,14 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The same without a mask, as no client may send it.
+/// Returns a frame without a mask, which the protocol forbids for clients.
 pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = head_of(first, 0, payload.len() as u64);
     bytes.extend_from_slice(payload);
     bytes
 }
 
-/// A masked frame that says it has `length` bytes, and has none.
+/// Returns the head of a masked frame that announces `length` bytes, without the bytes.
 pub fn announced(first: u8, length: u64) -> Vec<u8> {
     let mut bytes = head_of(first, 0x80, length);
     bytes.extend_from_slice(&[0; 4]);
@@ -180,25 +180,25 @@ fn head_of(first: u8, mask: u8, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a socket said until it answered the ping that [`converse`] sends last, or ended.
+/// What a socket sent until it answered the ping that [`converse`] sends last, or closed.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Said {
     /// Error codes of replies.
     pub errors: Vec<u64>,
-    /// Replies without an error.
+    /// Number of replies without an error.
     pub good: usize,
-    /// The code of its Close frame.
+    /// Code of the Close frame.
     pub closed: Option<u16>,
-    /// Whether it answered the ping, and so goes on.
+    /// Whether the socket answered the ping and so is still open.
     pub is_alive: bool,
     /// Whether the deadline passed first.
     pub is_silent: bool,
 }
 
-/// The id of the command by which a socket shows that it goes on.
+/// Id of the last command, the ping, whose reply shows that the socket is still open.
 const LAST_ID: u64 = 4_000_000_000;
 
-/// Opens a socket, connects with the token, sends bytes and then a ping; what comes back of it.
+/// Opens a socket, connects with the token, sends bytes and then a ping. Returns what the server sent.
 pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Duration) -> Said {
     let mut stream = TcpStream::connect(address).await.expect("the server listens");
     let upgrade = format!(
@@ -260,7 +260,7 @@ pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Durati
     said
 }
 
-/// The first whole frame of what a server sent: its opcode and its payload.
+/// Takes the first complete frame of a server and returns its opcode and payload.
 fn take_frame(text: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     let (first, second) = (*text.first()?, *text.get(1)?);
     let (start, length) = match second & 0x7f {

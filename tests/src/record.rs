@@ -1,16 +1,16 @@
-//! What a story with random choices has chosen, to be printed when it fails.
+//! Record of the random choices of a story, printed when the story fails.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The number in an environment variable, if it is set.
+/// Returns the number in an environment variable, if the variable is set.
 ///
 /// # Panics
-/// If it is set to something else.
+/// If the variable is set to something else.
 pub fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
 }
 
-/// A seed and what came of it. Printed when it is dropped.
+/// A seed and the choices made from it. Printed when the value is dropped.
 pub struct Record {
     variable: &'static str,
     /// The seed of all random choices.
@@ -19,13 +19,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// Takes the seed from an environment variable, else from the clock.
+    /// Returns a record whose seed comes from an environment variable, else from the clock.
     pub fn new(variable: &'static str) -> Self {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
         Self { variable, seed: number(variable).unwrap_or_else(|| u64::from(now())), lines: vec![] }
     }
 
-    /// Forgets what was done before: it has no effect on what follows.
+    /// Removes the lines so far, because they have no effect on what follows.
     pub fn clear(&mut self) {
         self.lines.clear();
     }
@@ -35,10 +35,10 @@ impl Record {
         self.lines.push(text);
     }
 
-    /// Adds to the last line.
+    /// Appends a text to the last line.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no line.
     pub fn add(&mut self, text: &str) {
         let line = self.lines.last_mut().expect("a line has begun");
         *line = format!("{line}, {text}");

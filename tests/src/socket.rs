@@ -1,4 +1,4 @@
-//! A small client of the Centrifuge protocol v2 (JSON), for stories that want to see each frame.
+//! A small client of the Centrifuge protocol v2 (JSON), for stories that check single frames.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::client::Client;
 
-/// How long a reply or a push may take.
+/// Time limit for a reply or a push.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A connection whose system keeps little of what is not read.
+/// Opens a connection with a small receive buffer, so that unread data soon blocks the server.
 async fn small(client: &Client) -> TcpStream {
     let tcp = TcpSocket::new_v4().expect("a socket");
     tcp.set_recv_buffer_size(16 * 1024).expect("a small buffer");
@@ -27,33 +27,33 @@ async fn small(client: &Client) -> TcpStream {
     tcp.connect(address).await.expect("the process listens")
 }
 
-/// Sends a GET over such a connection, and leaves the answer where it is.
+/// Sends a GET over a connection with a small receive buffer, and does not read the response.
 pub async fn ask_and_read_nothing(client: &Client, path: &str, token: &str) -> TcpStream {
     let mut tcp = small(client).await;
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
-    tcp.write_all(request.as_bytes()).await.expect("it is taken");
+    tcp.write_all(request.as_bytes()).await.expect("the request is sent");
     tcp
 }
 
 /// A connected client.
 pub struct Socket {
     stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    /// Lines of a frame that have not been looked at.
+    /// Received lines that are not processed yet.
     lines: VecDeque<Value>,
-    /// Pushes that came while a reply was waited for.
+    /// Pushes that were received while the client waited for a reply.
     pushes: VecDeque<Value>,
     last_id: u64,
 }
 
 impl Socket {
-    /// Connects to the process that `client` speaks to, with this token.
+    /// Connects to the process of `client` with this token.
     pub async fn connect(client: &Client, token: &str) -> Self {
         let mut socket = Self::open(&format!("{}/ws", client.base()), &[]).await.expect("a WebSocket");
         socket.hello(token).await;
         socket
     }
 
-    /// The same over a connection whose system keeps little of what is not read.
+    /// Connects as [`Self::connect`] does, over a connection with a small receive buffer.
     pub async fn connect_slowly(client: &Client, token: &str) -> Self {
         let tcp = MaybeTlsStream::Plain(small(client).await);
         let url = format!("{}/ws", client.base().replacen("http", "ws", 1));
@@ -63,10 +63,10 @@ impl Socket {
         socket
     }
 
-    /// Opens a WebSocket with these headers, and sends nothing; the status where it is refused.
+    /// Opens a WebSocket with these headers and sends nothing.
     ///
     /// # Errors
-    /// The status of the refusal.
+    /// The HTTP status of the refusal.
     pub async fn open(url: &str, headers: &[(&str, &str)]) -> Result<Self, u16> {
         let mut request = url.replacen("http", "ws", 1).into_client_request().expect("a URL");
         for (name, value) in headers {
@@ -94,12 +94,12 @@ impl Socket {
         self.stream.send(Message::text(command.to_string())).await.expect("the socket is open");
     }
 
-    /// The channel of the next push of a kind.
+    /// Waits for the next push of a kind and returns its channel.
     pub async fn next_push(&mut self, kind: &str) -> String {
         self.next_line_with(kind).await["push"]["channel"].as_str().expect("a channel").to_owned()
     }
 
-    /// Who the next push of a kind is about.
+    /// Waits for the next push of a kind and returns its client info.
     pub async fn next_push_of(&mut self, kind: &str) -> Value {
         self.next_line_with(kind).await["push"][kind]["info"].clone()
     }
@@ -116,15 +116,15 @@ impl Socket {
         }
     }
 
-    /// Sends one command; the whole reply, with `error` or the result under the command's name.
+    /// Sends one command and returns the whole reply, with `error` or with the result under the command's name.
     pub async fn call(&mut self, command: &str, body: Value) -> Value {
         self.try_call(command, body).await.unwrap_or_else(|code| panic!("the server closed the socket with {code}"))
     }
 
-    /// The same where the server may close the socket.
+    /// Sends one command as [`Self::call`] does, where the server may close the socket.
     ///
     /// # Errors
-    /// The code of its Close.
+    /// The code of the server's Close.
     pub async fn try_call(&mut self, command: &str, body: Value) -> Result<Value, u16> {
         self.last_id += 1;
         let id = self.last_id;
@@ -139,14 +139,14 @@ impl Socket {
         }
     }
 
-    /// Subscribes; the snapshot in the reply's `data`.
+    /// Subscribes to a channel and returns the snapshot in the reply's `data`.
     pub async fn subscribe(&mut self, channel: &str) -> Value {
         let reply = self.call("subscribe", json!({"channel": channel})).await;
         assert!(reply["error"].is_null(), "{reply}");
         reply["subscribe"]["data"].clone()
     }
 
-    /// The next publication of a channel. Other channels' pushes before it are dropped.
+    /// Waits for the next publication of a channel. Pushes of other channels before it are dropped.
     pub async fn next_publication(&mut self, channel: &str) -> Value {
         loop {
             let line = match self.pushes.pop_front() {
@@ -159,12 +159,15 @@ impl Socket {
         }
     }
 
-    /// Closes the socket; the code of the server's own Close, if it sends one.
+    /// Closes the socket and returns the code of the server's own Close, if the server sends one.
     pub async fn say_goodbye(mut self) -> Option<u16> {
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
         self.stream.send(Message::Close(Some(goodbye))).await.expect("the socket is open");
         loop {
-            match tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("not closed")? {
+            match tokio::time::timeout(DEADLINE, self.stream.next())
+                .await
+                .expect("the server closes the socket in time")?
+            {
                 Ok(Message::Close(frame)) => return frame.map(|frame| frame.code.into()),
                 Ok(_) => {}
                 Err(_) => return None,
@@ -172,15 +175,17 @@ impl Socket {
         }
     }
 
-    /// Answers pings until the server closes the socket; its code.
+    /// Answers pings until the server closes the socket, and returns the code of its Close.
     pub async fn closed(mut self) -> u16 {
         loop {
-            let frame = tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("not closed, and no ping");
-            match frame.expect("a close frame comes first").expect("a whole frame") {
+            let frame = tokio::time::timeout(DEADLINE, self.stream.next())
+                .await
+                .expect("the server sends a ping or a Close in time");
+            match frame.expect("a close frame comes before the end").expect("a whole frame") {
                 Message::Text(text) if text == "{}" => {
                     self.stream.send(Message::text("{}")).await.expect("the socket is open");
                 }
-                Message::Close(frame) => return frame.expect("a reason").code.into(),
+                Message::Close(frame) => return frame.expect("the close frame has a code").code.into(),
                 _ => {}
             }
         }
@@ -190,7 +195,10 @@ impl Socket {
         self.try_next_line().await.unwrap_or_else(|code| panic!("the server closed the socket with {code}"))
     }
 
-    /// The next line that is not a ping; pings are answered. An error is the code of the server's Close.
+    /// Returns the next line that is not a ping, and answers pings.
+    ///
+    /// # Errors
+    /// The code of the server's Close.
     async fn try_next_line(&mut self) -> Result<Value, u16> {
         loop {
             if let Some(line) = self.lines.pop_front() {
@@ -200,11 +208,12 @@ impl Socket {
                 }
                 return Ok(line);
             }
-            let frame = tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("nothing was pushed for long");
+            let frame =
+                tokio::time::timeout(DEADLINE, self.stream.next()).await.expect("the server sends a frame in time");
             match frame.expect("the socket is open").expect("a whole frame") {
                 Message::Text(text) => {
                     let lines = text.lines().filter(|line| !line.is_empty());
-                    self.lines.extend(lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
+                    self.lines.extend(lines.map(|line| serde_json::from_str::<Value>(line).expect("a line is JSON")));
                 }
                 Message::Close(frame) => return Err(frame.map_or(1005, |frame| frame.code.into())),
                 _ => {}

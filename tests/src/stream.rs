@@ -1,4 +1,4 @@
-//! The JetStream stream against the log.
+//! Comparison of the JetStream stream with the log.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,11 @@ use crate::system::TestSystem;
 
 /// The JetStream stream that the relay writes.
 pub const STREAM: &str = "docket";
-/// How long the stream may take to reach the head of the log.
+/// Time limit for the stream to reach the head of the log.
 const REBUILD_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Waits until the stream's last sequence is the head of the log, then compares each message in it with the log.
+/// Waits until the stream's last sequence equals the head of the log, then compares each message in the stream with the
+/// log.
 ///
 /// # Panics
 /// At the first difference.
@@ -26,7 +27,7 @@ pub async fn stream_equals_the_log(system: &TestSystem, log: &[Event]) {
         }
         tokio::time::sleep(POLL).await;
     };
-    let stream = jetstream.get_stream(STREAM).await.expect("just seen");
+    let stream = jetstream.get_stream(STREAM).await.expect("the stream exists");
     for sequence in state.first_sequence..=state.last_sequence {
         let message = stream.get_raw_message(sequence).await.expect("the stream has no gaps");
         let id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str());

@@ -1,4 +1,4 @@
-//! The invariants that every story may ask for at its end.
+//! Invariants that any story may check at its end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,10 +9,10 @@ use crate::fold::{Event, Report, customers, fold, normal, parse_report, products
 use crate::load::{Outcome, Sent};
 use crate::system::{TestSystem, settled};
 
-/// Positions are dense, sequences are 1..n for each order, event ids are unique.
+/// Checks that positions are dense, that the sequences of each order are 1..n, and that event ids are unique.
 ///
 /// # Panics
-/// At the first event for which that is not so.
+/// At the first event that violates this.
 pub fn log_is_sound(log: &[Event]) {
     let (mut versions, mut ids) = (HashMap::<&str, u64>::new(), HashSet::new());
     for (event, expected) in log.iter().zip(1..) {
@@ -20,15 +20,16 @@ pub fn log_is_sound(log: &[Event]) {
         let version = versions.entry(&event.order_id).or_default();
         *version += 1;
         assert_eq!(event.sequence, *version, "sequences of {} are not 1..n", event.order_id);
-        assert!(ids.insert(&event.event_id), "the event {} is there twice", event.event_id);
+        assert!(ids.insert(&event.event_id), "the event {} is in the log twice", event.event_id);
     }
 }
 
-/// Each acknowledged command is in the log once, at the version and position that its answer named; a refused one left
-/// nothing; one without an answer left all of its events or none.
+/// Checks the outcome of each command. The events of an acknowledged command are in the log once, at the version and
+/// position of its response. A refused command left no event. A command without a response left all of its events or
+/// none.
 ///
 /// # Panics
-/// At the first command for which that is not so.
+/// At the first command that violates this.
 pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
     let mut by_request: HashMap<&str, Vec<&Event>> = HashMap::new();
     for event in log {
@@ -47,10 +48,10 @@ pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
         let whole = (command.events.0..=command.events.1).contains(&events.len());
         match &command.outcome {
             Outcome::Acknowledged { version, position } => {
-                assert!(whole, "acknowledged, but not whole in the log: {command:?}: {events:?}");
+                assert!(whole, "acknowledged, but its events are not all in the log: {command:?}: {events:?}");
                 let there = positions.get(&(command.order_id.as_str(), *version));
                 let there = *there.unwrap_or_else(|| panic!("the acknowledged version is not in the log: {command:?}"));
-                // A command that made no event may name any position at which the version was there.
+                // A command that created no event may return any position at or after that of the version.
                 assert!(
                     if events.is_empty() { there <= *position } else { there == *position },
                     "{there}: {command:?}"
@@ -58,7 +59,7 @@ pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
                 assert!(events.last().is_none_or(|last| last.position == there), "{command:?}: {events:?}");
             }
             Outcome::Refused => assert!(events.is_empty(), "refused, but in the log: {command:?}: {events:?}"),
-            Outcome::Unknown => assert!(whole || events.is_empty(), "half in the log: {command:?}: {events:?}"),
+            Outcome::Unknown => assert!(whole || events.is_empty(), "partly in the log: {command:?}: {events:?}"),
         }
     }
     assert!(
@@ -67,7 +68,7 @@ pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
     );
 }
 
-/// Waits until the read models have caught up, and compares every one with the fold of the log; the log.
+/// Waits until the read models have caught up, compares each with the fold of the log, and returns the log.
 ///
 /// # Panics
 /// At the first difference.
@@ -75,7 +76,7 @@ pub async fn read_models_equal_the_fold(system: &TestSystem) -> Vec<Event> {
     read_models_of(system.reader()).await
 }
 
-/// The same for whoever answers queries.
+/// Compares the read models as [`read_models_equal_the_fold`] does, through any process that answers queries.
 ///
 /// # Panics
 /// At the first difference.
@@ -88,7 +89,7 @@ pub async fn read_models_of(reader: &Client) -> Vec<Event> {
     assert_eq!(
         listed.keys().collect::<Vec<_>>(),
         orders.keys().collect::<Vec<_>>(),
-        "the list holds other orders than the log"
+        "the list and the log have different orders"
     );
     for order in orders.values() {
         assert_eq!(listed[&order.order_id], normal(&order.list_item()), "the list and the log differ");
@@ -125,10 +126,10 @@ async fn best_sellers_equal(reader: &Client, expected: &Report) {
     assert!(quantities.is_sorted_by(|more, less| more >= less), "best sellers first");
 }
 
-/// Every order of the list, page by page, by id; `filter` is added to the query (`&status=draft`).
+/// Returns every order of the list by id, read page by page. `filter` is added to the query (`&status=draft`).
 ///
 /// # Panics
-/// If one order comes twice.
+/// If the list contains an order twice.
 pub async fn list_orders(client: &Client, filter: &str) -> BTreeMap<String, Value> {
     let mut orders = BTreeMap::new();
     let mut cursor = String::new();

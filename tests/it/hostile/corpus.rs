@@ -1,80 +1,82 @@
-//! The corpus: what a client can send and should not, by family, each with what must come of it.
+//! The corpus of hostile input: requests and frames that a client can send but should not, grouped by family, each with
+//! the expected outcome.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tests::raw::{announced, frame, unmasked};
 
-/// A draft of the store, which every row about an order names.
+/// The draft order that every row about an order uses.
 pub const ORDER: &str = "hostile";
 
-/// What must come of a request.
+/// Expected outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Expect {
-    /// A 4xx problem, of one of these statuses where there are any.
+    /// A 4xx problem with one of these statuses, or with any if the list is empty.
     Problem(&'static [u16]),
-    /// The HTTP library answers before there is a request that a handler could see: a 4xx without a body, or the
-    /// connection closes. Why it is not ours.
+    /// The HTTP library answers before a handler sees a request: with a 4xx without a body, or by closing the
+    /// connection. The text says why.
     Bare(&'static str),
-    /// Allowed after all, or ignored: any answer below 500. Why.
+    /// The request is allowed or ignored: any response below 500. The text says why.
     Fine(&'static str),
-    /// One request, however it looks: exactly one answer below 500, and the connection ends.
+    /// The bytes are one request, whatever they look like: exactly one response below 500, and the connection ends. The
+    /// text says why.
     One(&'static str),
-    /// 200, and every line but the empty ones is refused with a 4xx problem.
+    /// 200, and every line that is not blank is refused with a 4xx problem.
     Lines,
-    /// 503 `projection-behind`: the contract says so of a position that does not come.
+    /// 503 `projection-behind`, the documented response for a position that does not come.
     Behind,
-    /// Some of it may come, or nothing: the client has gone before its request was whole.
+    /// Any response below 500 or none: the client disconnects before its request is complete.
     Gone,
 }
 
 /// A request of the corpus.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// What kind of attack.
+    /// The kind of attack.
     pub family: &'static str,
-    /// Which of them.
+    /// The variant of the attack.
     pub what: String,
-    /// The request as it goes over the wire.
+    /// The bytes of the request.
     pub bytes: Vec<u8>,
-    /// Whether the sender closes its half afterwards.
+    /// Whether the client closes its sending half afterwards.
     pub cut: bool,
-    /// What must come of it.
+    /// The expected outcome.
     pub expect: Expect,
 }
 
-/// What must come of frames.
+/// Expected outcome of frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Spoken {
     /// The server closes the socket with one of these codes.
     Closed(&'static [u16]),
-    /// An error reply with one of these codes (any where there are none), and the socket goes on.
+    /// An error reply with one of these codes (any if the list is empty), and the socket stays open.
     Error(&'static [u64]),
     /// An error reply, or a Close.
     Refused,
-    /// Allowed after all. Why.
+    /// The frames are allowed. The text says why.
     Fine(&'static str),
 }
 
-/// Frames that follow `connect` on a socket.
+/// Frames that are sent after `connect` on a socket.
 #[derive(Debug, Clone)]
 pub struct Frames {
-    /// What kind of attack.
+    /// The kind of attack.
     pub family: &'static str,
-    /// Which of them.
+    /// The variant of the attack.
     pub what: String,
-    /// The frames as they go over the wire.
+    /// The bytes of the frames.
     pub bytes: Vec<u8>,
-    /// What must come of it.
+    /// The expected outcome.
     pub expect: Spoken,
 }
 
 const ANY: Expect = Expect::Problem(&[]);
 const BAD_REQUEST: Expect = Expect::Problem(&[400]);
-const HYPER: &str = "hyper refuses what is no HTTP before there is a request";
-const BELOW: &str = "hyper refuses the framing before there is a body to read";
+const HYPER: &str = "hyper refuses bytes that are not HTTP before it creates a request";
+const BELOW: &str = "hyper refuses the framing before it reads a body";
 
-/// Makes rows of one family.
+/// Creates the rows of one family.
 struct Family<'a> {
     name: &'static str,
     token: &'a str,
@@ -95,7 +97,7 @@ impl<'a> Family<'a> {
         self.rows.last_mut().expect("a row").cut = true;
     }
 
-    /// A request with good headers, and others after them.
+    /// Adds a request with valid `host` and `authorization` headers, followed by `headers`.
     fn request(&mut self, what: impl Into<String>, line: &str, headers: &[u8], body: &[u8], expect: Expect) {
         let host = "host: docket";
         let mut bytes = format!("{line} HTTP/1.1\r\n{host}\r\nauthorization: Bearer {}\r\n", self.token).into_bytes();
@@ -123,7 +125,8 @@ impl<'a> Family<'a> {
     }
 }
 
-/// Every request. `document` is `/openapi.json`, `cursor` a good cursor of `GET /v1/orders`.
+/// Returns every request. `document` is `/openapi.json`, `cursor` a valid cursor of `GET /v1/orders`, `epoch` the epoch
+/// of the log.
 pub fn requests(token: &str, document: &Value, cursor: &str, epoch: &str) -> Vec<Row> {
     let families = [
         request_lines(token),
@@ -231,8 +234,8 @@ fn headers(token: &str) -> Family<'_> {
     bare("a name of 70,000 characters", format!("{}: b\r\n", "b".repeat(70_000)).as_bytes(), &mut family);
     bare("70,000 characters in 80", format!("x-a: {}\r\n", "b".repeat(875)).repeat(80).as_bytes(), &mut family);
     let lines = format!("GET /v1/orders/absent HTTP/1.1\nhost: docket\nauthorization: Bearer {token}\n\n");
-    family.raw("bare line feeds", lines, Expect::Fine("RFC 9112 lets a server take a bare LF as a line's end"));
-    let fine = Expect::Fine("a header that says nothing of use is ignored");
+    family.raw("bare line feeds", lines, Expect::Fine("RFC 9112 lets a server accept a bare LF as the end of a line"));
+    let fine = Expect::Fine("a useless header is ignored");
     for header in [
         "x-request-id: \u{e9}",
         "x-request-id: a b",
@@ -260,7 +263,7 @@ fn headers(token: &str) -> Family<'_> {
     family
 }
 
-/// What Docket itself reads of the headers.
+/// Headers that Docket itself reads.
 fn our_headers(token: &str) -> Family<'_> {
     let mut family = Family::new("our headers", token);
     let unauthorized = Expect::Problem(&[401]);
@@ -341,7 +344,13 @@ fn our_headers(token: &str) -> Family<'_> {
     }
     for header in ["idempotency-key: a", "if-match: \"1\""] {
         let headers = format!("{header}\r\ncontent-type: application/x-ndjson\r\ncontent-length: 0\r\n");
-        family.request(format!("{header} of many"), "POST /v1/commands", headers.as_bytes(), b"", BAD_REQUEST);
+        family.request(
+            format!("{header} of a bulk request"),
+            "POST /v1/commands",
+            headers.as_bytes(),
+            b"",
+            BAD_REQUEST,
+        );
     }
     for origin in ["https://evil.test", "null", "\u{e9}", "http://localhost.evil.test", "javascript:alert(1)"] {
         let header = format!("origin: {origin}\r\n");
@@ -441,7 +450,7 @@ fn paths(token: &str) -> Family<'_> {
     family
 }
 
-/// How long a body is, and where the next request begins.
+/// Ambiguous body lengths, which could move the start of the next request.
 fn framing(token: &str) -> Family<'_> {
     let mut family = Family::new("framing", token);
     let next = "GET /v1/smuggled HTTP/1.1\r\nhost: docket\r\n\r\n";
@@ -465,7 +474,7 @@ fn framing(token: &str) -> Family<'_> {
     ] {
         family.request(what, "POST /v1/orders", format!("{json}{headers}").as_bytes(), b"{}", Expect::Bare(BELOW));
     }
-    let one = Expect::One("RFC 9112: the transfer coding counts, and the connection ends");
+    let one = Expect::One("RFC 9112: the transfer coding wins, and the connection ends");
     for (what, headers) in [
         ("a length and chunks", "content-length: 4\r\ntransfer-encoding: chunked\r\n"),
         ("chunks and a length", "transfer-encoding: chunked\r\ncontent-length: 4\r\n"),
@@ -605,7 +614,7 @@ fn bodies(token: &str) -> Family<'_> {
     family
 }
 
-/// The kinds of values that fields have.
+/// Kinds of field values.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Id,
@@ -614,10 +623,10 @@ enum Kind {
     Price,
 }
 
-/// A command or another body: its request, its type in NDJSON, its good fields.
+/// A command or another body: its request line, its type in NDJSON, and its fields.
 type Command = (&'static str, &'static str, &'static [(&'static str, &'static str, Kind, bool)]);
 
-/// Every body with every field: name, a good value, its kind, whether it may be null or left out.
+/// Every body with every field: name, a valid value, its kind, and whether it may be null or missing.
 const COMMANDS: &[Command] = &[
     (
         "POST /v1/orders",
@@ -646,7 +655,7 @@ const COMMANDS: &[Command] = &[
     ("PUT /v1/admin/log-level", "", &[("level", r#""info""#, Kind::Id, false)]),
 ];
 
-/// Values that no field of a kind takes.
+/// Returns values that no field of a kind accepts.
 fn wrong(kind: Kind, may_be_null: bool) -> Vec<String> {
     let mut values: Vec<String> = [
         "true",
@@ -705,7 +714,7 @@ fn shown(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Wrong types for each field of each command.
+/// Wrong values for each field of each command.
 fn fields(token: &str) -> Family<'_> {
     let mut family = Family::new("fields", token);
     for (line, _, fields) in COMMANDS {
@@ -760,7 +769,7 @@ fn fields(token: &str) -> Family<'_> {
     family
 }
 
-/// What is no amount of money.
+/// Invalid prices: wrong JSON types and malformed amounts.
 const AMOUNTS: &[&str] = &[
     "1.00",
     "1",
@@ -823,7 +832,7 @@ fn amounts(token: &str) -> Family<'_> {
     family
 }
 
-/// Tricks of Unicode, in ids, which take none of them, and in texts, which do.
+/// Unusual Unicode. Ids accept none of it, free texts accept all of it.
 const TRICKS: &[(&str, &str)] = &[
     ("right to left", "a\u{202e}b"),
     ("zero width", "a\u{200b}b"),
@@ -833,7 +842,7 @@ const TRICKS: &[(&str, &str)] = &[
     ("a letter with that accent", "\u{e9}"),
     ("full width", "\u{ff41}"),
     ("Cyrillic that looks Latin", "\u{430}bc"),
-    ("an emoji of several", "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}"),
+    ("an emoji of several characters", "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}"),
     ("a private character", "\u{e000}"),
     ("a noncharacter", "\u{ffff}"),
     ("the last character", "\u{10ffff}"),
@@ -873,7 +882,7 @@ fn texts(token: &str) -> Family<'_> {
     family
 }
 
-/// The same member twice, at each depth.
+/// Duplicate JSON members, at each depth.
 fn duplicates(token: &str) -> Family<'_> {
     let mut family = Family::new("duplicate members", token);
     let items = "POST /v1/orders/hostile/items";
@@ -911,10 +920,11 @@ fn duplicates(token: &str) -> Family<'_> {
     family
 }
 
-/// Parameters that take any text.
+/// Parameters that accept any text.
 const FREE: &[&str] = &["q", "category", "customer_id", "last_event_id"];
 
-/// Each parameter of the document: of a wrong type, too large, doubled, unknown, with a NUL, of 10,000 characters.
+/// Each parameter of the document with wrong types, too large, duplicated, unknown, with a NUL, or 10,000 characters
+/// long.
 fn queries<'a>(token: &'a str, document: &Value) -> Family<'a> {
     let mut family = Family::new("queries", token);
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -923,7 +933,7 @@ fn queries<'a>(token: &'a str, document: &Value) -> Family<'a> {
         if parameters.is_empty() {
             continue;
         }
-        // What must be there anyway.
+        // Parameters that the request needs in any case.
         let needed = match path.as_str() {
             "/v1/reports/sales" => "by=day",
             "/v1/products/top" => "by=revenue",
@@ -981,7 +991,7 @@ fn queries<'a>(token: &'a str, document: &Value) -> Family<'a> {
                 ],
             };
             let expect = match name {
-                _ if FREE.contains(&name) => Expect::Fine("any text may be looked for; what has no match is not found"),
+                _ if FREE.contains(&name) => Expect::Fine("any text may be searched for, with or without a match"),
                 "channel" => Expect::Problem(&[400, 404]),
                 _ => BAD_REQUEST,
             };
@@ -1024,14 +1034,14 @@ fn queries<'a>(token: &'a str, document: &Value) -> Family<'a> {
     for target in ["/v1/orders?", "/v1/orders/hostile?", "/v1/events?", "/v1/customers/c-1?"] {
         family.get(&format!("{target}min_position=9223372036854775807&wait_ms=0"), Expect::Behind);
     }
-    family.get(&format!("/v1/orders?{}", "&".repeat(10_000)), Expect::Fine("empty pairs say nothing"));
+    family.get(&format!("/v1/orders?{}", "&".repeat(10_000)), Expect::Fine("empty pairs are ignored"));
     family.get(&format!("/v1/orders?{}", "q=a&".repeat(5_000)), BAD_REQUEST);
     let many: String = (0..5_000).map(|n| format!("p{n}=1&")).collect();
     family.get(&format!("/v1/orders?{many}"), BAD_REQUEST);
     family
 }
 
-/// Cursors that nobody was given.
+/// Cursors that the server never issued.
 fn cursors<'a>(token: &'a str, cursor: &str, epoch: &str) -> Family<'a> {
     let mut family = Family::new("cursors", token);
     let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
@@ -1101,7 +1111,7 @@ fn cursors<'a>(token: &'a str, cursor: &str, epoch: &str) -> Family<'a> {
     ] {
         family.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}"), BAD_REQUEST);
     }
-    let reset = Expect::Fine("a cursor of another log is answered by a reset and snapshots");
+    let reset = Expect::Fine("a cursor of another log gets a reset and snapshots");
     for cursor in [
         "1.another".to_owned(),
         format!("9223372036854775807.{epoch}"),
@@ -1153,7 +1163,7 @@ fn streams_and_polls(token: &str) -> Family<'_> {
             family.raw(format!("{path} with ticket {ticket:?}"), request, Expect::Problem(&[401]));
         }
     }
-    let fine = Expect::Fine("an EventSource cannot be told to forget its id: it gets a reset");
+    let fine = Expect::Fine("an EventSource cannot drop its id, so it gets a reset");
     for id in ["x", "-1", "1.", "999999999999999999999.x", "\u{e9}", "0", "a: b", "NaN"] {
         let header = format!("last-event-id: {id}\r\n");
         family.request(format!("last-event-id: {id}"), "GET /v1/live?channel=orders", header.as_bytes(), b"", fine);
@@ -1161,7 +1171,7 @@ fn streams_and_polls(token: &str) -> Family<'_> {
     family
 }
 
-/// Upgrades that are none.
+/// Invalid WebSocket upgrades.
 fn handshakes(token: &str) -> Family<'_> {
     let mut family = Family::new("handshakes", token);
     let good = [
@@ -1207,7 +1217,7 @@ fn handshakes(token: &str) -> Family<'_> {
         family.request(format!("{path} in Protobuf"), &format!("GET {path}"), protobuf.as_bytes(), b"", BAD_REQUEST);
         let evil = with(&[("origin", "https://evil.test")]);
         family.request(
-            format!("{path} of an evil page"),
+            format!("{path} from a page of another origin"),
             &format!("GET {path}"),
             evil.as_bytes(),
             b"",
@@ -1292,7 +1302,13 @@ fn ndjson(token: &str) -> Family<'_> {
         .collect();
     family.ndjson("amounts", prices, lines);
     let half = b"content-type: application/x-ndjson\r\ncontent-length: 1000\r\n";
-    family.request("half a line, and gone", "POST /v1/commands", half, b"{\"type\":\"confirm_or", Expect::Gone);
+    family.request(
+        "half a line, then a disconnect",
+        "POST /v1/commands",
+        half,
+        b"{\"type\":\"confirm_or",
+        Expect::Gone,
+    );
     family.rows.last_mut().expect("a row").cut = true;
     let chunked = b"content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n";
     family.request("a bad chunk after a line", "POST /v1/commands", chunked, b"3\r\n{}\n\r\nzz\r\n", Expect::Gone);
@@ -1300,7 +1316,7 @@ fn ndjson(token: &str) -> Family<'_> {
     family
 }
 
-/// Every conversation on a socket.
+/// Returns every sequence of frames on a socket.
 pub fn frames() -> Vec<Frames> {
     let mut rows = Vec::new();
     let mut add = |family: &'static str, what: String, bytes: Vec<u8>, expect: Spoken| {
@@ -1322,15 +1338,15 @@ pub fn frames() -> Vec<Frames> {
     broken("a Close in fragments", frame(0x08, &1000_u16.to_be_bytes()));
     broken("a ping of 126 bytes", frame(0x89, &[b'x'; 126]));
     broken("a Close of 126 bytes", frame(0x88, &[&1000_u16.to_be_bytes()[..], &[b'x'; 124]].concat()));
-    broken("a continuation of nothing", frame(0x80, b"x"));
-    broken("a text within a text", [frame(0x01, b"{"), frame(0x81, b"}")].concat());
+    broken("a continuation without a start", frame(0x80, b"x"));
+    broken("a text inside a fragmented text", [frame(0x01, b"{"), frame(0x81, b"}")].concat());
     broken("a Close of one byte", frame(0x88, b"\x03"));
     for code in [0_u16, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
         broken(&format!("a Close with {code}"), frame(0x88, &code.to_be_bytes()));
     }
     let utf8 = Spoken::Closed(&[1007]);
     for (what, payload) in [
-        ("a byte of no character", &b"{\"id\":2,\"ping\":\"\xff\"}"[..]),
+        ("an invalid byte", &b"{\"id\":2,\"ping\":\"\xff\"}"[..]),
         ("an overlong character", b"\xc0\xaf"),
         ("a surrogate", b"\xed\xa0\x80"),
         ("half a character", b"\xe2\x82"),
@@ -1345,7 +1361,7 @@ pub fn frames() -> Vec<Frames> {
         utf8,
     );
     let reason = [&1000_u16.to_be_bytes()[..], b"\xff"].concat();
-    add("frames", "a Close whose reason is no UTF-8".to_owned(), frame(0x88, &reason), utf8);
+    add("frames", "a Close whose reason is not UTF-8".to_owned(), frame(0x88, &reason), utf8);
     for (what, length) in [
         ("2^63 bytes", 1_u64 << 63),
         ("2^64 bytes", u64::MAX),
@@ -1368,14 +1384,14 @@ pub fn frames() -> Vec<Frames> {
     add("floods", "20,000 pings".to_owned(), frame(0x89, b"x").repeat(20_000), Spoken::Closed(&[3501]));
     add("floods", "20,000 pongs".to_owned(), frame(0x8a, b"x").repeat(20_000), Spoken::Closed(&[3501]));
     add("floods", "20,000 empty objects".to_owned(), text("{}").repeat(20_000), Spoken::Closed(&[3501]));
-    add("floods", "20,000 empty texts".to_owned(), text("").repeat(20_000), Spoken::Fine("an empty text says nothing"));
+    add("floods", "20,000 empty texts".to_owned(), text("").repeat(20_000), Spoken::Fine("an empty text is ignored"));
     let many = text(&format!("{ping}\n").repeat(3_000));
     add("floods", "3,000 commands in a frame".to_owned(), many, Spoken::Error(&[111]));
     add(
         "floods",
         "30,000 line feeds in a frame".to_owned(),
         text(&"\n".repeat(30_000)),
-        Spoken::Fine("empty lines say nothing"),
+        Spoken::Fine("empty lines are ignored"),
     );
     for payload in [&b"{}"[..], b"\x00", ping.as_bytes()] {
         add("frames", format!("binary {payload:?}"), frame(0x82, payload), Spoken::Closed(&[3501]));
@@ -1430,14 +1446,14 @@ pub fn frames() -> Vec<Frames> {
             "sub_refresh",
         ] {
             let expect = match (command, *body) {
-                // What is there is taken, whatever is in it.
+                // A lone surrogate is not valid JSON. Otherwise the commands below accept any content.
                 (_, body) if body.contains("ud800") => Spoken::Refused,
-                ("ping", body) if body != "null" => Spoken::Fine("a ping may hold anything"),
+                ("ping", body) if body != "null" => Spoken::Fine("a ping may contain anything"),
                 ("unsubscribe", body) if body.starts_with("{\"channel\":\"") => {
-                    Spoken::Fine("who is not subscribed can leave")
+                    Spoken::Fine("unsubscribing without a subscription is allowed")
                 }
                 ("presence" | "presence_stats", body) if body.contains("absent") => {
-                    Spoken::Fine("nobody looks at an order that is not there")
+                    Spoken::Fine("an order that does not exist has no presence")
                 }
                 _ => Spoken::Refused,
             };
@@ -1467,7 +1483,7 @@ pub fn frames() -> Vec<Frames> {
     rows
 }
 
-/// Bodies that no command takes, or that ask for what is not there.
+/// Bodies that no command accepts, or that name channels that do not exist.
 const SHAPES: &[&str] = &[
     "null",
     "true",

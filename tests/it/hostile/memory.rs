@@ -1,5 +1,5 @@
-//! Memory ceilings: the worst that one customer can do on each face, for some seconds, and what the server's memory comes
-//! to. All limits have their defaults.
+//! Memory limits: the worst load of one customer on each interface, for some seconds, and the peak memory of the
+//! server. All settings have their defaults.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -18,24 +18,24 @@ use super::{goes_on, long_form, none};
 
 tests::stories![settings = durable; one_customer_cannot_exhaust_memory];
 
-/// What the whole process may hold, whatever one customer does.
+/// Maximum memory of the whole process under the load of one customer, in KiB.
 const CEILING_KIB: u64 = 384 * 1024;
-/// How long each row takes in the short form.
+/// Duration of each row in the short form.
 const SHORT: Duration = Duration::from_secs(3);
-/// How often memory is looked at.
+/// Interval between two measurements of memory.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long a new connection waits for the next, where as many are opened as go.
+/// Pause between two new connections, in rows that open as many as possible.
 const NEXT_CONNECTION: Duration = Duration::from_millis(2);
-/// Connections of one row, at most: the test has no more files.
+/// Maximum number of connections of one row, limited by the test's file descriptors.
 const CONNECTIONS_MAX: usize = 4_000;
-/// Just below what a body and a line may have.
+/// Size just below the limit of a body and of a line, in bytes.
 const ALMOST_A_MIB: usize = 1024 * 1024 - 64;
 
-/// One customer, who does one thing until it is time.
+/// One customer who repeats one action until the time is over.
 #[derive(Clone)]
 struct Attack {
     address: String,
-    /// The customer's id; `large-ID` is an order of theirs with a view of 300 KB.
+    /// Id of the customer. `large-ID` is an order of this customer with a view of 300 KB.
     customer: String,
     token: String,
     until: tokio::time::Instant,
@@ -43,7 +43,7 @@ struct Attack {
 
 type Face = fn(Attack) -> BoxFuture<'static, ()>;
 
-/// What one customer does, at its worst.
+/// The most expensive use of each interface by one customer.
 const FACES: &[(&str, Face)] = &[
     ("commands of 1 MiB", |attack| commands(attack).boxed()),
     ("bodies that do not end", |attack| slow_bodies(attack).boxed()),
@@ -58,7 +58,7 @@ const FACES: &[(&str, Face)] = &[
     ("idle connections", |attack| idle(attack).boxed()),
 ];
 
-/// PostgreSQL without `fsync` is never `ready`.
+/// Makes PostgreSQL durable, because without `fsync` Docket is never `ready`.
 fn durable(builder: Builder) -> Builder {
     builder.durable()
 }
@@ -67,7 +67,7 @@ async fn one_customer_cannot_exhaust_memory(mut system: TestSystem) {
     let each = long_form().map_or(SHORT, |time| time / FACES.len() as u32);
     let mut faults = Vec::new();
     for (number, (face, attack)) in FACES.iter().enumerate() {
-        // Each row begins with the memory of a process that has done nothing yet.
+        // Each row starts with a fresh process.
         system.restart().await;
         let customer = format!("mallory-{number}");
         large_order(&system, &customer).await;
@@ -79,7 +79,7 @@ async fn one_customer_cannot_exhaust_memory(mut system: TestSystem) {
             until: tokio::time::Instant::now() + each,
         });
         let peak = peak_during(&system, attack).await;
-        println!("{face}: {} MiB before, {} MiB at most, in {each:?}", before / 1024, peak / 1024);
+        println!("{face}: {} MiB before, at most {} MiB in {each:?}", before / 1024, peak / 1024);
         if peak > CEILING_KIB {
             faults.push(format!("{face}: {} MiB, more than {} MiB", peak / 1024, CEILING_KIB / 1024));
         }
@@ -88,7 +88,7 @@ async fn one_customer_cannot_exhaust_memory(mut system: TestSystem) {
     none(&faults);
 }
 
-/// The most memory that the server had while something was done to it.
+/// Returns the peak memory of the server during the attack, in KiB.
 async fn peak_during(system: &TestSystem, attack: BoxFuture<'static, ()>) -> u64 {
     let mut attack = pin!(tokio::spawn(attack));
     let mut peak = 0;
@@ -115,7 +115,7 @@ async fn large_order(system: &TestSystem, customer: &str) {
 }
 
 impl Attack {
-    /// A connection whose system keeps little of what is not read.
+    /// Opens a connection with a small receive buffer, so that unread data soon blocks the server.
     async fn connect(&self) -> Option<TcpStream> {
         let tcp = TcpSocket::new_v4().ok()?;
         tcp.set_recv_buffer_size(16 * 1024).ok()?;
@@ -130,12 +130,13 @@ impl Attack {
         format!("{line} HTTP/1.1\r\nhost: docket\r\nauthorization: Bearer {}\r\n{headers}\r\n", self.token).into_bytes()
     }
 
-    /// Writes as long as the server reads, and reads nothing.
+    /// Writes as long as the server reads. Never reads. Returns whether all bytes were written in time.
     async fn write(&self, stream: &mut TcpStream, bytes: &[u8]) -> bool {
         timeout_at(self.until, stream.write_all(bytes)).await.is_ok_and(|written| written.is_ok())
     }
 
-    /// So many connections: each sends its first bytes, then the others again and again, and reads nothing.
+    /// Opens `connections` connections. Each sends the bytes of `first`, then those of `again` repeatedly, and never
+    /// reads.
     async fn flood(self, connections: usize, first: Vec<u8>, again: Vec<u8>) {
         let each = async || {
             let Some(mut stream) = self.connect().await else { return };
@@ -143,13 +144,13 @@ impl Attack {
             while is_read && !self.is_over() {
                 is_read = self.write(&mut stream, &again).await;
             }
-            // What it asked for comes, and is not read.
+            // Responses arrive and stay unread.
             tokio::time::sleep_until(self.until).await;
         };
         join_all((0..connections).map(|_| each())).await;
     }
 
-    /// As many connections as go, each of which sends the same and then nothing.
+    /// Opens as many connections as possible. Each sends the same bytes and then nothing.
     async fn hoard(self, bytes: Vec<u8>) {
         let mut streams = Vec::new();
         let bytes: std::sync::Arc<[u8]> = bytes.into();
@@ -227,7 +228,7 @@ async fn streams(attack: Attack) {
     tokio::join!(attack.flood(64, first, Vec::new()), changes);
 }
 
-/// Changes the large order as often as the customer may.
+/// Changes the large order as often as the rate limit allows.
 async fn change_the_order(attack: Attack) {
     let line = format!("PUT /v1/orders/large-{}/items/sku-1", attack.customer);
     for quantity in (1..1_000_000).take_while(|_| !attack.is_over()) {

@@ -1,4 +1,4 @@
-//! Mutations of the corpus: bytes flipped, cut, repeated and spliced, by a seed that is printed.
+//! Mutations of the corpus: bytes are flipped, cut, repeated and spliced. The seed is printed.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,15 +9,15 @@ use tests::system::TestSystem;
 use super::corpus::Row;
 use super::{AT_ONCE, long_form};
 
-/// Mutations of the short form, and their seed.
+/// Number of mutations in the short form, and their seed.
 const SHORT: usize = 2_000;
 const SHORT_SEED: u64 = 1;
-/// Longer than a connection is left in peace that sends half of a request.
+/// Time limit, longer than the server's own limit for a connection that sent half of a request.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Larger rows only cost time.
 const BYTES_MAX: usize = 20_000;
 
-/// `SplitMix64`.
+/// The `SplitMix64` generator.
 struct Random(u64);
 
 impl Random {
@@ -34,10 +34,10 @@ impl Random {
     }
 }
 
-/// Sends mutations until there are enough, or the time of the long form is over.
+/// Sends mutations until their number or the time of the long form is reached.
 ///
 /// # Panics
-/// With the seed, the number of the mutation and its bytes, if one is answered by a failure or not at all.
+/// If a mutation gets a 5xx or no response; the message contains the seed, the number of the mutation and its bytes.
 pub async fn run(system: &TestSystem, rows: &[Row]) {
     let rows: Vec<&Row> = rows.iter().filter(|row| row.bytes.len() <= BYTES_MAX).collect();
     let asked = std::env::var("DOCKET_HOSTILE_SEED").ok();
@@ -46,7 +46,7 @@ pub async fn run(system: &TestSystem, rows: &[Row]) {
         (None, None) => SHORT_SEED,
         (None, Some(_)) => SystemTime::now().duration_since(UNIX_EPOCH).map_or(SHORT_SEED, |now| now.as_secs()),
     };
-    println!("mutations of seed {seed}: DOCKET_HOSTILE_SEED={seed} repeats them");
+    println!("mutations of seed {seed}; repeat them with DOCKET_HOSTILE_SEED={seed}");
     let (address, started) = (system.dockets[0].address(), Instant::now());
     let mut random = Random(seed);
     let mutated = std::iter::from_fn(|| Some(mutate(&mut random, &rows))).enumerate();
@@ -63,18 +63,18 @@ pub async fn run(system: &TestSystem, rows: &[Row]) {
         let is_right = match &outcome {
             Outcome::Closed => true,
             Outcome::Silent => false,
-            // The contract says so of a position that does not come, and a mutation may ask for one.
+            // A mutation may ask for a position that does not come. The documented response is then this 503.
             Outcome::Answered(answer) => {
                 answer.status < 500 || String::from_utf8_lossy(&answer.body).contains("/problems/projection-behind")
             }
         };
         let shown = String::from_utf8_lossy(&bytes);
-        assert!(is_right, "mutation {number} of seed {seed}: {outcome:?}\nof the request:\n{shown}\n{bytes:?}");
+        assert!(is_right, "mutation {number} of seed {seed}: {outcome:?}\nthe request was:\n{shown}\n{bytes:?}");
     }
     println!("{sent} mutations in {:.1} s", started.elapsed().as_secs_f64());
 }
 
-/// One to four changes of one row.
+/// Applies one to four changes to one row.
 fn mutate(random: &mut Random, rows: &[&Row]) -> Vec<u8> {
     let mut bytes = rows[random.below(rows.len())].bytes.clone();
     for _ in 0..=random.below(4) {

@@ -1,4 +1,5 @@
-//! A second foreign module, which folds an aggregate of the first one: sums, which show an event that is written twice.
+//! A second external module. It folds an aggregate of the first one into sums, which reveal an event that is applied
+//! twice.
 
 use event_store::table::{Merge, Table, int, text};
 use projection_engine::change::{Change, Rows};
@@ -13,7 +14,7 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// What each owner has counted.
+/// The number of counters and the sum of each owner.
 static PROJECTION: Projection<Counter> =
     Projection { name: "audit_owners", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -28,7 +29,7 @@ fn fold(changes: &[Change<Counter>]) -> Vec<Rows> {
     vec![(&TABLE, rows.collect())]
 }
 
-/// The module.
+/// Returns the module.
 pub fn audit() -> Module {
     Module { needs: vec!["toy"], projections: vec![&PROJECTION], ..Module::new("audit") }
 }

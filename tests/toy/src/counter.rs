@@ -1,4 +1,5 @@
-//! Counters: bounded streams whose states are folded. An event has the name of one of another aggregate.
+//! Counters: an aggregate with bounded streams, whose states are folded. The event `ItemAdded` has the name of an event
+//! of another aggregate.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -37,17 +38,17 @@ use utoipa_axum::routes;
 
 use crate::refusal::Refused;
 
-/// Whether a fold panics that is asked to.
+/// Whether a counter whose note asks for a panic panics.
 static PANICS: AtomicBool = AtomicBool::new(true);
 
-/// The setting `toy_panics`.
+/// Applies the setting `toy_panics`.
 pub fn set_panics(value: &str) -> Result<(), String> {
     let panics = value.parse().map_err(|_| format!("`{value}` must be true or false"))?;
     PANICS.store(panics, Relaxed);
     Ok(())
 }
 
-/// What happens to a counter.
+/// Events of a counter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
     /// It was made.
@@ -83,18 +84,18 @@ pub struct Counter {
     note: String,
 }
 
-/// What can be asked of it.
+/// Commands of a counter.
 pub enum Command {
-    /// Make it.
+    /// Creates the counter.
     Create {
-        /// Whose it is.
+        /// Id of the owner.
         owner: String,
     },
-    /// Count.
+    /// Adds to the sum.
     Add {
-        /// How much.
+        /// The amount to add; it may be negative.
         by: i64,
-        /// See [`Event::ItemAdded`].
+        /// Instruction for the folds: see [`Event::ItemAdded`].
         note: String,
     },
 }
@@ -113,12 +114,12 @@ impl CommandType for Command {
 }
 
 impl Counter {
-    /// Whose it is.
+    /// Returns the id of the owner; empty before the creation.
     pub fn owner(&self) -> &str {
         self.owner.as_deref().unwrap_or_default()
     }
 
-    /// What was counted.
+    /// Returns the sum.
     pub fn sum(&self) -> i64 {
         self.sum
     }
@@ -146,7 +147,7 @@ impl Aggregate for Counter {
         match event {
             Event::CounterCreated { owner } => self.owner = Some(owner.clone()),
             Event::ItemAdded { by, note } => {
-                assert!(note != "panic in evolve" || !PANICS.load(Relaxed), "the note says so");
+                assert!(note != "panic in evolve" || !PANICS.load(Relaxed), "the note asks for a panic");
                 self.sum += by;
                 self.note.clone_from(note);
             }
@@ -174,7 +175,7 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// The counters.
+/// The read model of counters.
 pub static PROJECTION: Projection<Counter> =
     Projection { name: "toy_counters", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold) };
 
@@ -184,7 +185,7 @@ fn fold(changes: &[Change<Counter>]) -> Vec<Rows> {
         if let Some(ms) = counter.note.strip_prefix("sleep ").and_then(|ms| ms.parse().ok()) {
             std::thread::sleep(Duration::from_millis(ms));
         }
-        assert!(counter.note != "panic" || !PANICS.load(Relaxed), "the note says so");
+        assert!(counter.note != "panic" || !PANICS.load(Relaxed), "the note asks for a panic");
         vec![
             change.after.id.to_string().into(),
             counter.owner.clone().into(),
@@ -198,13 +199,13 @@ fn fold(changes: &[Change<Counter>]) -> Vec<Rows> {
 
 static RESOURCE: Resource = Resource { id_field: "counter_id", path: "/v1/counters/" };
 
-/// Lines in bulk.
+/// The command lines of counters in bulk requests.
 pub const BULK: BulkLines = BulkLines {
     types: &["create_counter", "count"],
     parse: |kind, mut fields, principal| {
         let id = match fields.remove("counter_id") {
             Some(serde_json::Value::String(id)) => id,
-            _ => return Err(field("/counter_id", "must name the counter")),
+            _ => return Err(field("/counter_id", "Must be the id of the counter.")),
         };
         Ok(match kind {
             "create_counter" => {
@@ -219,7 +220,7 @@ pub const BULK: BulkLines = BulkLines {
     },
 };
 
-/// The routes of commands.
+/// Returns the routes of commands.
 pub fn commands() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new().routes(routes!(create)).routes(routes!(count))
 }
@@ -228,22 +229,22 @@ pub fn commands() -> OpenApiRouter<CommandApi> {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
-    /// Its id.
+    /// Id of the counter.
     counter_id: String,
 }
 
-/// Something to count.
+/// An amount to count.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Count {
-    /// How much.
+    /// The amount to add; it may be negative.
     by: i64,
-    /// What the folds shall do.
+    /// Instruction for the folds: `sleep 5000`, `panic`, or any text.
     #[serde(default)]
     note: String,
 }
 
-/// Makes a counter of the caller's.
+/// Creates a counter that belongs to the caller.
 #[utoipa::path(post, path = "/v1/counters", tag = "commands", request_body = Create, responses((status = 201)))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<Create>) -> Result<Response, Problem> {
     let (request, body) = request.take();
@@ -251,7 +252,7 @@ async fn create(State(api): State<CommandApi>, request: CommandRequest<Create>) 
     request.execute::<Counter>(&api, &RESOURCE, StatusCode::CREATED, &body.counter_id, command).await
 }
 
-/// Counts.
+/// Adds to a counter.
 #[utoipa::path(post, path = "/v1/counters/{id}/count", tag = "commands", request_body = Count,
     params(("id" = String, Path)), responses((status = 200)))]
 async fn count(
@@ -263,10 +264,10 @@ async fn count(
     request.execute::<Counter>(&api, &RESOURCE, StatusCode::OK, &id, Command::Add { by, note }).await
 }
 
-/// Followed by a counter's id.
+/// Prefix of a counter's channel; the counter's id follows.
 const COUNTER_PREFIX: &str = "counter:";
 
-/// The changes of one counter.
+/// Returns the channel of one counter's changes.
 pub fn channel() -> Channel {
     Channel {
         name: COUNTER_PREFIX,
@@ -277,7 +278,7 @@ pub fn channel() -> Channel {
         projection: Some(PROJECTION.name),
         allows: |api, principal, id| {
             async move {
-                assert!(id != "panic", "the id says so");
+                assert!(id != "panic", "the id asks for a panic");
                 let found = find(api.store.db(), id).await?;
                 Ok(found.is_some_and(|counter| principal.may_see(&counter.owner)))
             }
@@ -286,7 +287,7 @@ pub fn channel() -> Channel {
         refusal: Refusal::NotFound,
         snapshot: |_, tx, id| {
             async move {
-                assert!(id != "panic-snapshot", "the id says so");
+                assert!(id != "panic-snapshot", "the id asks for a panic");
                 let text = serde_json::to_string(&find(tx, id).await?).unwrap_or_default();
                 Ok(("view", text))
             }
@@ -301,7 +302,7 @@ pub fn channel() -> Channel {
     }
 }
 
-/// Counters as they change.
+/// Publishes the changes of counters.
 pub static PUBLISHER: Publisher<Counter> = Publisher {
     group: "toy",
     id_member: "counter_id",
@@ -313,13 +314,13 @@ pub static PUBLISHER: Publisher<Counter> = Publisher {
     },
 };
 
-/// A counter by its id.
+/// Returns a counter by its id.
 async fn find(mut from: impl Read, id: &str) -> Result<Option<CounterView>, Error> {
     let sql = "select counter_id, owner, sum, note, version from toy_counters where counter_id = $1";
     Ok(from.rows(sql, vec![id.into()]).await?.pop())
 }
 
-/// The routes of queries.
+/// Returns the routes of queries.
 pub fn queries() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(show))
 }
@@ -327,19 +328,19 @@ pub fn queries() -> OpenApiRouter<QueryApi> {
 /// A counter.
 #[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
 struct CounterView {
-    /// Its id.
+    /// Id of the counter.
     counter_id: String,
-    /// Whose it is.
+    /// Id of the owner.
     owner: String,
-    /// What was counted.
+    /// The sum.
     sum: i64,
     /// The last note.
     note: String,
-    /// Its version.
+    /// Version of the counter.
     version: i64,
 }
 
-/// A counter of the caller's.
+/// Returns a counter of the caller.
 #[utoipa::path(get, path = "/v1/counters/{id}", tag = "queries", params(("id" = String, Path)),
     responses((status = 200, body = CounterView)))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {

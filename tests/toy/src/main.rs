@@ -1,5 +1,5 @@
-//! Docket with a foreign module beside the built-in ones: what the stories of foreign modules run. Its aggregates can be
-//! made to fail in every way that a module can fail.
+//! Docket with an external module next to the built-in ones, for the stories about such modules. Its aggregates can be
+//! made to fail in every way in which a module can fail.
 
 mod audit;
 mod counter;

@@ -1,4 +1,4 @@
-//! Meters: streams that go on for years, so their events are folded and never their states.
+//! Meters: an aggregate with unbounded streams, so their events are folded and never their states.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -24,7 +24,7 @@ use utoipa_axum::routes;
 
 use crate::refusal::Refused;
 
-/// What happens to a meter.
+/// Events of a meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
     /// It was read.
@@ -48,7 +48,7 @@ pub struct Meter {
     value: Option<i64>,
 }
 
-/// Reads it; the first reading makes it.
+/// The command that records a reading; the first reading creates the meter.
 pub struct Read(i64);
 
 impl CommandType for Read {
@@ -98,14 +98,14 @@ static TABLE: Table = Table {
     indexes: &[],
 };
 
-/// The last reading of each meter.
+/// The read model with the latest reading of each meter.
 pub static PROJECTION: Projection<Meter> =
     Projection { name: "toy_meters", version: 1, tables: &[&TABLE], fold: Fold::OfEvents(fold) };
 
 fn fold(events: &[&Decoded<Meter>]) -> Vec<Rows> {
     let row = |event: &&Decoded<Meter>| {
         let Event::MeterRead { value } = event.event;
-        assert!(value != -1, "the value says so");
+        assert!(value != -1, "the value asks for a panic");
         vec![event.id.to_string().into(), value.into(), event.sequence.into(), event.position.into()]
     };
     vec![(&TABLE, events.iter().map(row).collect())]
@@ -113,7 +113,7 @@ fn fold(events: &[&Decoded<Meter>]) -> Vec<Rows> {
 
 static RESOURCE: Resource = Resource { id_field: "meter_id", path: "/v1/meters/" };
 
-/// The routes of commands.
+/// Returns the routes of commands.
 pub fn commands() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new().routes(routes!(read))
 }
@@ -122,11 +122,11 @@ pub fn commands() -> OpenApiRouter<CommandApi> {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Reading {
-    /// What the meter shows.
+    /// The value that the meter shows.
     value: i64,
 }
 
-/// Reads a meter.
+/// Records a reading of a meter.
 #[utoipa::path(post, path = "/v1/meters/{id}/readings", tag = "commands", request_body = Reading,
     params(("id" = String, Path)), responses((status = 200)))]
 async fn read(
@@ -139,7 +139,7 @@ async fn read(
     request.execute::<Meter>(&api, &RESOURCE, StatusCode::OK, &id, Read(body.value)).await
 }
 
-/// The routes of queries.
+/// Returns the routes of queries.
 pub fn queries() -> OpenApiRouter<QueryApi> {
     OpenApiRouter::new().routes(routes!(show))
 }
@@ -147,15 +147,15 @@ pub fn queries() -> OpenApiRouter<QueryApi> {
 /// A meter.
 #[derive(Debug, Clone, Serialize, ToSchema, sqlx_macros::FromRow)]
 struct MeterView {
-    /// Its id.
+    /// Id of the meter.
     meter_id: String,
-    /// Its last reading.
+    /// Latest reading.
     value: i64,
-    /// How often it was read.
+    /// Number of readings.
     readings: i64,
 }
 
-/// A meter, for staff.
+/// Returns a meter, for staff only.
 #[utoipa::path(get, path = "/v1/meters/{id}", tag = "queries", params(("id" = String, Path)),
     responses((status = 200, body = MeterView)))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {

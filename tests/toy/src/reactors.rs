@@ -1,4 +1,4 @@
-//! Reactors: some that are idle, and one that acts outside the log.
+//! Reactors: idle ones, and one that acts outside the log.
 
 use std::io::Write;
 
@@ -7,12 +7,12 @@ use command_engine::reactions::scope::Scope;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-/// How many idle reactors the program has; what they cost is measured.
+/// Variable with the number of idle reactors. The benchmark measures their cost.
 const IDLE: &str = "TOY_IDLE_REACTORS";
-/// The file that the other one writes to.
+/// Variable with the path of the file that [`Calls`] writes to.
 const CALLS: &str = "TOY_CALLS";
 
-/// The reactors of the program.
+/// Returns the reactors of the program.
 pub fn all() -> Vec<&'static dyn Reactor> {
     let idle: u32 = std::env::var(IDLE).ok().and_then(|number| number.parse().ok()).unwrap_or_default();
     let idle = (0..idle).map(|number| {
@@ -22,7 +22,7 @@ pub fn all() -> Vec<&'static dyn Reactor> {
     [&Calls as &dyn Reactor].into_iter().chain(idle).collect()
 }
 
-/// Takes readings of meters and does nothing.
+/// Receives readings of meters and does nothing.
 struct Idle(&'static str);
 
 impl Reactor for Idle {
@@ -39,7 +39,8 @@ impl Reactor for Idle {
     }
 }
 
-/// Calls another system for each new counter: a line in a file, with the id of the event as the key of the call.
+/// Simulates a call of an external system for each new counter: it writes a line to a file, with the id of the event as
+/// the idempotency key of the call.
 struct Calls;
 
 impl Reactor for Calls {

@@ -1,11 +1,11 @@
-//! Why the module refuses a command.
+//! Reasons for which the module refuses a command.
 
 use kernel::aggregate::{Refusal, RefusalClass};
 
 /// A refusal.
 #[derive(Debug)]
 pub enum Refused {
-    /// There is no such counter or meter, or it is not the caller's.
+    /// The counter or meter does not exist, or it belongs to another user.
     NotFound,
     /// The counter exists.
     Exists,

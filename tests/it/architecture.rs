@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("event-store", &["kernel", "platform"]),
     ("projection-engine", &["kernel", "event-store"]),
     ("push", &["kernel", "event-store", "projection-engine", "platform"]),
+    ("testkit", &["kernel", "event-store"]),
     ("command-engine", &["kernel", "event-store", "platform"]),
     ("domain", &["kernel"]),
     ("projections", &["domain", "kernel", "event-store", "projection-engine"]),

@@ -81,8 +81,11 @@ impl<A: Aggregate> Versioned<A> {
         }
         let event: A::Event = serde_json::from_str(&recorded.payload).map_err(|error| failed(error.to_string()))?;
         let at = occurred_at(recorded);
-        if !self.exists() {
+        if self.version == 0 {
             self.id.clone_from(&recorded.aggregate_id);
+        }
+        // An aggregate without an owner may exist in its default state.
+        if self.created_at == 0 || !self.exists() {
             self.created_at = at;
         }
         self.state.evolve(&event);

@@ -489,22 +489,22 @@ mod tests {
     #[test]
     fn a_data_error_names_the_place() {
         let cases = [
-            (r#"{"customer":5}"#, "/customer", "must be a string, not 5"),
+            (r#"{"customer":5}"#, "/customer", "Must be a string, not 5."),
             (
                 r#"{"customer":"c","items":[{"a/b~c":1},{"a/b~c":"2"}]}"#,
                 "/items/1/a~1b~0c",
-                "must be a whole number from 0 to 4294967295, not \"2\"",
+                "Must be a whole number from 0 to 4294967295, not \"2\".",
             ),
-            (r#"{"customer":"c","price":1}"#, "/price", "unknown field `price`, expected `customer` or `items`"),
-            (r#"{"customer":"c","items":[{"x/y":1}]}"#, "/items/0/x~1y", "unknown field `x/y`, expected `a/b~c`"),
-            (r#"{"customer":"c","items":[{}]}"#, "/items/0/a~1b~0c", "missing field `a/b~c`"),
-            (r#"{"customer":"c","customer":"d"}"#, "/customer", "duplicate field `customer`"),
-            (r#"{"customer":"c","items":{}}"#, "/items", "must be an array, not an object"),
-            (r#"{"customer":"c","items":[5]}"#, "/items/0", "must be an object, not 5"),
-            (r#"{"customer":null}"#, "/customer", "must be a string, not null"),
-            (r#"{"customer":"c","items":[{"a/b~c":1e999}]}"#, "/items/0/a~1b~0c", "the number is out of range"),
-            (r#"{"customer":"\ud800"}"#, "/customer", r"the text contains an escape (\u) that is not a character"),
-            (r#"{"items":[]}"#, "/customer", "missing field `customer`"),
+            (r#"{"customer":"c","price":1}"#, "/price", "Unknown field `price`, expected `customer` or `items`."),
+            (r#"{"customer":"c","items":[{"x/y":1}]}"#, "/items/0/x~1y", "Unknown field `x/y`, expected `a/b~c`."),
+            (r#"{"customer":"c","items":[{}]}"#, "/items/0/a~1b~0c", "Missing field `a/b~c`."),
+            (r#"{"customer":"c","customer":"d"}"#, "/customer", "Duplicate field `customer`."),
+            (r#"{"customer":"c","items":{}}"#, "/items", "Must be an array, not an object."),
+            (r#"{"customer":"c","items":[5]}"#, "/items/0", "Must be an object, not 5."),
+            (r#"{"customer":null}"#, "/customer", "Must be a string, not null."),
+            (r#"{"customer":"c","items":[{"a/b~c":1e999}]}"#, "/items/0/a~1b~0c", "The number is out of range."),
+            (r#"{"customer":"\ud800"}"#, "/customer", r"The text contains an escape (\u) that is not a character."),
+            (r#"{"items":[]}"#, "/customer", "Missing field `customer`."),
         ];
         for (text, pointer, message) in cases {
             let (status, slug, problem) = fail(text, "");
@@ -512,8 +512,8 @@ mod tests {
             assert_eq!(problem["errors"], json!([{"pointer": pointer, "message": message}]), "{text}");
         }
         // Serde reads an array as a struct's fields in order.
-        assert_eq!(fail("[1]", "").2["errors"][0]["message"], "must be an object, not an array");
-        assert_eq!(fail("7", "").2["errors"], json!([{"pointer": "", "message": "must be an object, not 7"}]));
+        assert_eq!(fail("[1]", "").2["errors"][0]["message"], "Must be an object, not an array.");
+        assert_eq!(fail("7", "").2["errors"], json!([{"pointer": "", "message": "Must be an object, not 7."}]));
     }
 
     #[test]

@@ -93,13 +93,13 @@ impl Problem {
 
     /// Sets the detail: what went wrong in this request, and what the client can do.
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.0.body.detail = Some(detail.into());
+        self.0.body.detail = Some(sentence(detail.into()));
         self
     }
 
     /// Adds an invalid value of the body: a JSON pointer (RFC 6901), and what is wrong with the value.
     pub fn error(mut self, pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        self.0.body.errors.push(FieldError { pointer: pointer.into(), message: message.into() });
+        self.0.body.errors.push(FieldError { pointer: pointer.into(), message: sentence(message.into()) });
         self
     }
 
@@ -135,6 +135,19 @@ impl Problem {
     pub fn slug(&self) -> &'static str {
         self.0.slug
     }
+}
+
+/// Makes the text of an error a sentence: errors of Rust begin with a lower-case letter and have no full stop. A first word
+/// that is not plain letters, such as the name of a field, stays as it is.
+fn sentence(mut text: String) -> String {
+    let first = text.split(' ').next().unwrap_or_default();
+    if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        text[..1].make_ascii_uppercase();
+    }
+    if !text.is_empty() && !text.ends_with(['.', '!', '?']) {
+        text.push('.');
+    }
+    text
 }
 
 impl fmt::Display for Problem {
@@ -199,9 +212,22 @@ mod tests {
         assert_eq!(response.headers()[RETRY_AFTER], "3");
         assert_eq!(
             text(response).await,
-            r#"{"type":"/problems/price-mismatch","title":"Price mismatch","status":409,"detail":"the price of A is 2.55","#.to_owned()
-                + r#""errors":[{"pointer":"/items/0/unit_price","message":"must be \"2.55\""}],"expected":"2.55"}"#
+            r#"{"type":"/problems/price-mismatch","title":"Price mismatch","status":409,"detail":"The price of A is 2.55.","#.to_owned()
+                + r#""errors":[{"pointer":"/items/0/unit_price","message":"Must be \"2.55\"."}],"expected":"2.55"}"#
         );
+    }
+
+    #[test]
+    fn texts_of_errors_become_sentences() {
+        for (text, expected) in [
+            ("the order is confirmed", "The order is confirmed."),
+            ("Try again.", "Try again."),
+            ("unit_price must be a text", "unit_price must be a text."),
+            ("`bagel` is unknown", "`bagel` is unknown."),
+            ("", ""),
+        ] {
+            assert_eq!(sentence(text.to_owned()), expected);
+        }
     }
 
     #[tokio::test]

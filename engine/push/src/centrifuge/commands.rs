@@ -28,8 +28,6 @@ use crate::tokens::ttl;
 const CHANNELS_MAX: usize = 128;
 /// Interval of pings.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(25);
-/// How long a connection stays open with an expired token, so that the client can refresh it.
-pub(super) const EXPIRY_GRACE: Duration = Duration::from_secs(25);
 
 /// `Err(None)`: the client has disconnected. `Err(Some(…))`: the server closes the connection with this reason.
 pub(super) type Handled<T> = Result<T, Option<Close>>;
@@ -153,7 +151,7 @@ impl Client {
             "ping": PING_EVERY.as_secs(),
             "pong": true,
         });
-        self.expires = Some(expiry(&principal));
+        self.expires = Some(self.expiry(&principal));
         self.principal = Some(principal);
         Ok(Ok(reply))
     }
@@ -180,7 +178,7 @@ impl Client {
             return Ok(Err(code::INTERNAL));
         }
         let reply = json!({"client": &*self.id, "expires": true, "ttl": ttl(&fresh)});
-        self.expires = Some(expiry(&fresh));
+        self.expires = Some(self.expiry(&fresh));
         self.principal = Some(fresh);
         Ok(Ok(reply))
     }
@@ -307,6 +305,12 @@ impl Client {
             }
         }
     }
+
+    /// When the connection closes unless the client sends a fresh token.
+    fn expiry(&self, principal: &Principal) -> Instant {
+        let grace = self.api.settings.push_token_grace_seconds;
+        Instant::now() + Duration::from_secs(ttl(principal).saturating_add(grace.into()))
+    }
 }
 
 /// Returns the close reason for a refused token.
@@ -317,8 +321,4 @@ fn why_refused(problem: &Problem) -> Close {
         "invalid-ticket" => close::INVALID_TICKET,
         _ => close::INVALID_TOKEN,
     }
-}
-
-fn expiry(principal: &Principal) -> Instant {
-    Instant::now() + Duration::from_secs(ttl(principal)) + EXPIRY_GRACE
 }

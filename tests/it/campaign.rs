@@ -97,7 +97,7 @@ async fn nats_crashes() {
 }
 
 fn by_role() -> Builder {
-    TestSystem::builder(Mode::Scaled).processes(&["write", "project", "project", "read", "read"])
+    TestSystem::builder(Mode::Scaled).own_servers().processes(&["write", "project", "project", "read", "read"])
 }
 
 async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::client::token;
 use tests::system::{Builder, Mode, TestSystem};
+use tests::wait::until;
 
-use crate::replay::{dead_letters, statement, until};
+use crate::replay::{dead_letters, statement};
 
 tests::stories![
     settings = with_toy;

@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::collector::Collector;
 use tests::deployment::{lint, nginx, prometheus};
 use tests::listener::{Listener, Transport};
-use tests::process::POLL;
 use tests::system::{Builder, Docket, Mode, TestSystem};
+use tests::wait::until_true;
 
 tests::stories![the_log_level_changes_while_running, who_goes_before_the_answer_is_counted];
 
@@ -38,15 +38,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn order(id: &str) -> Value {
     json!({"order_id": id, "customer_id": "ada", "items": [
         {"sku": "pen", "quantity": 2, "unit_price": "1.25", "name": "Pen", "category": "OFFICE"}]})
-}
-
-/// Waits until a condition is true.
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let started = Instant::now();
-    while !is_so().await {
-        assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(POLL).await;
-    }
 }
 
 /// Returns the log lines of a process that are JSON.
@@ -103,7 +94,7 @@ async fn one_request_is_followed_everywhere() {
         let said = || async {
             lines(docket).iter().any(|line| line["message"] == message && line["request_id"] == REQUEST_ID)
         };
-        until(&format!("{roles} logs {message}"), said).await;
+        until_true(&format!("{roles} logs {message}"), said).await;
         let of = |line: &&Value| line["message"] == message && line["request_id"] == REQUEST_ID;
         let positions: Vec<_> = lines(docket).iter().filter(of).map(|line| line["event.position"].as_u64()).collect();
         assert_eq!(positions, [Some(answer.position() - 1), Some(answer.position())], "{roles}");
@@ -125,8 +116,8 @@ async fn one_request_is_followed_everywhere() {
     assert!(collector.spans().iter().all(|span| span.trace_id == TRACE_ID), "a request was traced without a reason");
 
     // The headers of the message on the bus, for other consumers.
-    let jetstream = system.nats.as_ref().expect("a scaled system").jetstream().await;
-    let stream = jetstream.get_stream("docket").await.expect("the relay has created the stream");
+    let nats = system.nats.as_ref().expect("a scaled system");
+    let stream = nats.jetstream().await.get_stream(nats.stream()).await.expect("the relay has created the stream");
     let message = stream.get_raw_message(answer.position()).await.expect("the message is in the stream");
     let header = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
     assert_eq!(header("X-Request-Id").as_deref(), Some(REQUEST_ID));
@@ -148,7 +139,8 @@ async fn a_dead_collector_costs_nothing_but_spans() {
     }
     system.settled().await;
     let docket = &system.dockets[0];
-    until("failures are counted", || async { docket.metric("docket_otlp_failures_total").await > Some(0.0) }).await;
+    until_true("failures are counted", || async { docket.metric("docket_otlp_failures_total").await > Some(0.0) })
+        .await;
     assert_eq!(
         docket.log().matches("Could not send to the OTLP receiver.").count(),
         1,
@@ -173,12 +165,12 @@ async fn the_log_level_changes_while_running(system: TestSystem) {
     level(json!({"level": "debug"})).send().await.expect(200);
     assert_eq!(system.get("/v1/admin/log-level").send().await.expect(200).json()["level"], "debug");
     system.post("/v1/orders").json(order("loud")).send().await.expect(201);
-    until("two events are logged", || async { debug() == 2 }).await;
+    until_true("two events are logged", || async { debug() == 2 }).await;
     assert!(lines(docket).iter().any(|line| line["level"] == "http"), "debug includes the access log");
     // SIGHUP restores the configured level.
     docket.signal("HUP");
     let auto = || async { system.get("/v1/admin/log-level").send().await.expect(200).json()["level"] == "auto" };
-    until("the level is the configured one again", auto).await;
+    until_true("the level is the configured one again", auto).await;
     system.post("/v1/orders").json(order("quiet-again")).send().await.expect(201);
     system.settled().await;
     assert_eq!(debug(), 2);
@@ -206,7 +198,7 @@ async fn who_goes_before_the_answer_is_counted(system: TestSystem) {
                     == (&json!(id), &json!(499), &json!("tests"))
             })
         };
-        until(&format!("{id} is logged"), logged).await;
+        until_true(&format!("{id} is logged"), logged).await;
     }
     let metrics = docket.metrics().await;
     let counted = |route: &str| {
@@ -305,6 +297,7 @@ async fn nothing_secret_is_told() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let collector = Collector::start().await;
     let mut system = TestSystem::builder(Mode::Scaled)
+        .own_servers()
         .setting("DOCKET_LOG_FILE", &folder.path().join("docket.log").display().to_string())
         .setting("DOCKET_LOG_ERROR_FILE", &folder.path().join("errors.log").display().to_string())
         .setting("DOCKET_ACCESS_LOG_FILE", &folder.path().join("access.log").display().to_string())
@@ -385,10 +378,10 @@ async fn live(system: &TestSystem) {
     system.settled().await;
     let docket = &system.dockets[0];
     let counted = || async { docket.metric("docket_orders{status=\"confirmed\"}").await == Some(1.0) };
-    until("one order is confirmed", counted).await;
+    until_true("one order is confirmed", counted).await;
     let scheduled =
         || async { docket.metric("docket_process_deadlines{process=\"points-expiry\"}").await == Some(1.0) };
-    until("the deadline of its points is scheduled", scheduled).await;
+    until_true("the deadline of its points is scheduled", scheduled).await;
 }
 
 async fn every_metric_is_in_the_docs(system: TestSystem) {
@@ -443,7 +436,7 @@ async fn nats_away_is_degraded_and_comes_back() {
     system.settled().await;
     let writer = &system.dockets[0];
     let relayed = || async { writer.metric("docket_relay_position").await == Some(made as f64) };
-    until("the relay is at the head", relayed).await;
+    until_true("the relay is at the head", relayed).await;
     system.nats.as_mut().expect("a scaled system").kill9();
     let create = |n| format!(r#"{{"type":"create_order","order_id":"o-{n}","customer_id":"c"}}"#) + "\n";
     let lines: String = (0..1_100).map(create).collect();
@@ -454,32 +447,33 @@ async fn nats_away_is_degraded_and_comes_back() {
             let ready = docket.client.get("/health/ready").anonymous().send().await.expect(200).json();
             ready["status"] == "degraded" && ready["checks"]["nats"]["status"] == "failed"
         };
-        until(&format!("{} is degraded", docket.roles), degraded).await;
+        until_true(&format!("{} is degraded", docket.roles), degraded).await;
         let disconnected = || async { docket.metric("docket_nats_connected").await == Some(0.0) };
-        until("the gauge shows the lost connection", disconnected).await;
+        until_true("the gauge shows the lost connection", disconnected).await;
     }
     let writer = &system.dockets[0];
     let behind = || async { writer.metric("docket_log_position").await == Some(head) };
-    until("the log's position is known", behind).await;
+    until_true("the log's position is known", behind).await;
     // The condition of the alert DocketStreamLag in deploy/prometheus/alerts.yml.
     assert_eq!(writer.metric("docket_stream_position").await, Some(made as f64));
     assert!(head - made as f64 > 1_000.0);
     assert_eq!(writer.metric(r#"docket_leader{role="relay"}"#).await, Some(1.0));
     system.nats.as_mut().expect("a scaled system").restart().await;
     let writer = &system.dockets[0];
-    until("the relay has caught up", || async { writer.metric("docket_stream_position").await == Some(head) }).await;
+    until_true("the relay has caught up", || async { writer.metric("docket_stream_position").await == Some(head) })
+        .await;
     for docket in &system.dockets {
         let ready = || async {
             docket.client.get("/health/ready").anonymous().send().await.expect(200).json()["status"] == "ready"
         };
-        until(&format!("{} is ready", docket.roles), ready).await;
+        until_true(&format!("{} is ready", docket.roles), ready).await;
     }
 }
 
 /// Without its database a process is not ready, answers with Retry-After, and recovers without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_away_is_503_and_comes_back() {
-    let mut system = TestSystem::scaled().await;
+    let mut system = TestSystem::builder(Mode::Scaled).own_servers().start().await;
     system.post("/v1/orders").json(order("before")).send().await.expect(201);
     let postgres = system.postgres.as_mut().expect("a scaled system");
     postgres.kill9();
@@ -493,16 +487,16 @@ async fn postgres_away_is_503_and_comes_back() {
     let refused = system.get("/v1/orders").send().await.expect(503);
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let not_ready = || async { system.get("/health/ready").anonymous().send().await.status == 503 };
-    until("the process is not ready", not_ready).await;
+    until_true("the process is not ready", not_ready).await;
     let ready = system.get("/health/ready").anonymous().send().await.expect(503).json();
     assert_eq!((&ready["status"], &ready["checks"]["database"]["status"]), (&json!("unavailable"), &json!("failed")));
     assert!(ready["checks"]["database"]["latency_ms"].is_number(), "{ready}");
     system.get("/health/live").anonymous().send().await.expect(200);
     system.postgres.as_mut().expect("a scaled system").restart().await;
     let ready = || async { system.get("/health/ready").anonymous().send().await.status == 200 };
-    until("the process is ready again", ready).await;
+    until_true("the process is ready again", ready).await;
     let taken = || async { system.post("/v1/orders").json(order("after")).send().await.status != 503 };
-    until("commands are accepted again", taken).await;
+    until_true("commands are accepted again", taken).await;
     system.settled().await;
     system.get("/v1/orders/before").send().await.expect(200);
 }
@@ -552,11 +546,11 @@ async fn the_whole_topology_works() {
 
     // One query checks all targets: a target that was not scraped yet is neither up nor down.
     let up = || async { prometheus.query("sum(up) == 5 and count(up) == 6").await.len() == 1 };
-    until("five of six processes are up, and one is down", up).await;
+    until_true("five of six processes are up, and one is down", up).await;
     let pending = || async { prometheus.query("ALERTS{alertname=\"DocketDown\"}").await.len() == 1 };
-    until("the alert is pending", pending).await;
+    until_true("the alert is pending", pending).await;
     let confirmed = || async {
         prometheus.query("sum(docket_append_events_total)").await.first().map(|found| found.1) == Some(92.0)
     };
-    until("every event is counted", confirmed).await;
+    until_true("every event is counted", confirmed).await;
 }

@@ -6,13 +6,13 @@ use serde_json::json;
 use tests::load::{Load, Shape};
 use tests::nats::Nats;
 use tests::process::POLL;
-use tests::stream::{STREAM, stream_equals_the_log};
+use tests::stream::stream_equals_the_log;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
 
 /// Starts one process per role. Only then do the projections and the live updates depend on JetStream.
 async fn by_role() -> TestSystem {
-    TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
+    TestSystem::builder(Mode::Scaled).own_servers().processes(&["write", "project", "read"]).start().await
 }
 
 const REBUILD_DEADLINE: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
 /// Deletes the stream, as soon as the relay has created it.
 async fn delete_stream(nats: &Nats) {
     let (jetstream, started) = (nats.jetstream().await, Instant::now());
-    while let Err(error) = jetstream.delete_stream(STREAM).await {
+    while let Err(error) = jetstream.delete_stream(nats.stream()).await {
         assert!(started.elapsed() < REBUILD_DEADLINE, "the stream does not exist: {error}");
         tokio::time::sleep(POLL).await;
     }

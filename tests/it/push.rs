@@ -876,8 +876,11 @@ async fn limits_are_told(system: TestSystem) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_on_three_processes_outlive_everything() {
     let count = std::env::var("DOCKET_LISTENERS").ok().and_then(|count| count.parse().ok()).unwrap_or(48);
-    let mut system =
-        TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read", "read", "read"]).start().await;
+    let mut system = TestSystem::builder(Mode::Scaled)
+        .own_servers()
+        .processes(&["write", "project", "read", "read", "read"])
+        .start()
+        .await;
     const ORDERS: usize = 12;
     for number in 0..ORDERS {
         create(&system, &format!("o-{number}"), &format!("c-{}", number % 4)).await;

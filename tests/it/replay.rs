@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use futures::StreamExt;
@@ -10,16 +10,15 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, SqliteConnection};
 use tests::fold::{normal, read_log};
 use tests::load::{Load, Shape};
-use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{list_orders, outcomes_are_true, read_models_equal_the_fold};
+use tests::wait::until;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 tests::stories![
     a_rebuild_gives_the_same_rows,
     a_rebuild_under_load_is_not_noticed,
-    a_killed_rebuild_goes_on_where_it_stopped,
     a_row_changed_by_hand_is_found_and_mended,
     an_older_generation_can_come_back,
     a_poisoned_event_parks_one_order,
@@ -31,6 +30,17 @@ tests::stories![
     another_log_is_not_projected_on,
     dead_letters_do_not_outlive_their_log,
 ];
+
+/// The story that restarts PostgreSQL.
+mod killed {
+    use super::a_killed_rebuild_goes_on_where_it_stopped;
+
+    tests::stories![settings = own_servers; a_killed_rebuild_goes_on_where_it_stopped];
+
+    fn own_servers(builder: tests::system::Builder) -> tests::system::Builder {
+        builder.own_servers()
+    }
+}
 
 /// Returns everything that a client can read of orders, reports, best sellers and some customers.
 async fn rows(system: &TestSystem) -> Vec<(String, Value)> {
@@ -309,18 +319,6 @@ pub(crate) async fn dead_letters(system: &TestSystem) -> Vec<Value> {
     let output = system.cli(&["dead-letters", "list", "--json"]).await;
     let list: Value = serde_json::from_str(&output).expect("the output is JSON");
     list["items"].as_array().expect("items").clone()
-}
-
-/// Waits until a probe finds something, and returns it.
-pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = probe().await {
-            return found;
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
-        tokio::time::sleep(POLL).await;
-    }
 }
 
 /// Inserts an event with this payload as foreign code does: the statement contains no position.
@@ -633,17 +631,17 @@ async fn dead_letters_do_not_outlive_their_log(mut system: TestSystem) {
     if let Some(nats) = &system.nats {
         let jetstream = nats.jetstream().await;
         assert!(
-            jetstream.get_stream("docket").await.is_err(),
+            jetstream.get_stream(nats.stream()).await.is_err(),
             "the stream contained events that the log does not have"
         );
         // A stream of another incarnation may belong to another store.
-        let other =
-            stream::Config { name: "docket".into(), subjects: vec!["docket.events.>".into()], ..Default::default() };
+        let (name, subjects) = (nats.stream().to_owned(), vec![format!("{}.events.>", nats.stream())]);
+        let other = stream::Config { name, subjects, ..Default::default() };
         jetstream.create_stream(other).await.expect("the stream is created");
         let refused = system.try_cli(&["events", "restored"]).await;
         assert!(String::from_utf8_lossy(&refused.stderr).contains("--delete-stream"), "{refused:?}");
         system.cli(&["events", "restored", "--delete-stream"]).await;
-        assert!(jetstream.get_stream("docket").await.is_err(), "the option deletes the stream");
+        assert!(jetstream.get_stream(nats.stream()).await.is_err(), "the option deletes the stream");
     }
     system.start().await;
     until("the other log is noticed", async || (status(&system, "sales").await["state"] == "failed").then_some(()))

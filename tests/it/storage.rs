@@ -292,7 +292,7 @@ where
 /// A role that can read a view, one column of another view, and a view of its own over the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_keeps_grants_and_what_depends_on_views() {
-    let system = TestSystem::builder(Mode::Scaled).start().await;
+    let system = TestSystem::builder(Mode::Scaled).own_servers().start().await;
     let postgres = system.postgres.as_ref().expect("a scaled system");
     let (owner, bi) = (postgres.url(), postgres.url_as("bi"));
     create(&system, "bi-1").await.expect(201);

@@ -20,10 +20,12 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod record;
+pub mod shared;
 pub mod socket;
 pub mod stream;
 pub mod system;
 pub mod verify;
+pub mod wait;
 
 /// Turns each named story, `async fn story(system: TestSystem)`, into two tests: `embedded::story` and `scaled::story`.
 /// With `settings = NAME;` in front, the function `NAME(Builder) -> Builder` changes the settings of both systems

@@ -1,6 +1,7 @@
-//! A real nats-server with JetStream on throw-away data.
+//! A real nats-server with JetStream: a stream on the server that a test run shares, or a server of the test's own.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -8,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::ports::free_port;
 use crate::process::{Process, find_on_path, target_directory};
+use crate::shared;
 
 /// Who may connect: every test shows that Docket says so.
 const USER: &str = "docket";
@@ -15,17 +17,37 @@ const USER: &str = "docket";
 pub const PASSWORD: &str = "canary-nats@/";
 const ENCODED: &str = "canary-nats%40%2F";
 
+const NOT_OWN: &str = "the story stops NATS: build its system with own_servers()";
 const MISSING: &str = "no nats-server found in $NATS_SERVER, target/tools or PATH; install it with: tests/run install";
 
-/// A nats-server with JetStream.
+/// The stream's name on a server of the test's own: Docket's default.
+const STREAM: &str = "docket";
+
+/// A JetStream stream on the server that a test run shares, or a server of the test's own.
 pub struct Nats {
-    process: Process,
     port: u16,
-    /// Removed when the test ends, so it must be dropped after the process.
+    stream: String,
+    server: Option<Server>,
+}
+
+/// A server that belongs to one test.
+struct Server {
+    process: Process,
+    /// Dropped after the process.
     directory: TempDir,
 }
 
+/// Number of streams that this test process has named on the shared server.
+static STREAMS: AtomicUsize = AtomicUsize::new(0);
+
 impl Nats {
+    /// Takes a stream name of its own on the shared server; the stream is removed on drop.
+    pub async fn shared() -> Self {
+        let port = shared::servers().await.nats_port;
+        let number = STREAMS.fetch_add(1, Ordering::Relaxed);
+        Self { port, stream: format!("story_{}_{number}", std::process::id()), server: None }
+    }
+
     /// Starts a server with an empty store.
     pub async fn start() -> Self {
         let directory = tempfile::Builder::new().prefix("docket-nats-").tempdir().expect("a temporary directory");
@@ -35,9 +57,23 @@ impl Nats {
         let users = ["--user", USER, "--pass", PASSWORD].map(str::to_owned);
         let arguments = [listen.as_slice(), &users].concat();
         let process = Process::new("nats-server", program(), directory.path().join("log")).args(arguments);
-        let mut nats = Self { process, port, directory };
+        let mut nats = Self { port, stream: STREAM.to_owned(), server: Some(Server { process, directory }) };
         nats.restart().await;
         nats
+    }
+
+    /// The port that the server listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Name of the JetStream stream.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    fn own_mut(&mut self) -> &mut Server {
+        self.server.as_mut().expect(NOT_OWN)
     }
 
     /// The address for clients.
@@ -47,20 +83,21 @@ impl Nats {
 
     /// Kills the server without warning.
     pub fn kill9(&mut self) {
-        self.process.kill9();
+        self.own_mut().process.kill9();
     }
 
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
-        self.process.signal(name);
+        self.server.as_ref().expect(NOT_OWN).process.signal(name);
     }
 
     /// Starts the server again (ending it first where it runs) and waits until JetStream is there.
     pub async fn restart(&mut self) {
-        self.process.kill9();
-        self.process.start();
         let port = self.port;
-        self.process.wait_until(Duration::from_secs(30), || greets_with_jetstream(port)).await;
+        let process = &mut self.own_mut().process;
+        process.kill9();
+        process.start();
+        process.wait_until(Duration::from_secs(30), || greets_with_jetstream(port)).await;
     }
 
     /// Removes everything that the server has stored.
@@ -68,8 +105,9 @@ impl Nats {
     /// # Panics
     /// If the server runs: end it first.
     pub fn wipe(&mut self) {
-        assert!(self.process.id().is_none(), "nats-server is wiped only while it does not run");
-        let _ = std::fs::remove_dir_all(self.directory.path().join("store"));
+        let Server { process, directory } = self.own_mut();
+        assert!(process.id().is_none(), "nats-server is wiped only while it does not run");
+        let _ = std::fs::remove_dir_all(directory.path().join("store"));
     }
 
     /// A JetStream client of the test's own.
@@ -77,6 +115,34 @@ impl Nats {
         let options = async_nats::ConnectOptions::with_user_and_password(USER.to_owned(), PASSWORD.to_owned());
         async_nats::jetstream::new(options.connect(format!("127.0.0.1:{}", self.port)).await.expect("nats-server runs"))
     }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if self.server.is_none() {
+            // JetStream reserves the stream's largest size, so streams that stay would fill the server.
+            let _ = delete_stream(self.port, &self.stream);
+        }
+    }
+}
+
+/// Deletes a stream by the text protocol of NATS, which needs no async client: <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
+fn delete_stream(port: u16, stream: &str) -> std::io::Result<()> {
+    use std::io::{Read, Write};
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let connect = format!(r#"{{"verbose":false,"pedantic":false,"user":"{USER}","pass":"{PASSWORD}"}}"#);
+    let subject = format!("$JS.API.STREAM.DELETE.{stream}");
+    write!(connection, "CONNECT {connect}\r\nSUB deleted 1\r\nPUB {subject} deleted 0\r\n\r\n")?;
+    let (mut answer, mut bytes) = (Vec::new(), [0; 4096]);
+    // The answer, or that there is no such stream, is the first message.
+    while !answer.windows(5).any(|part| part == b"\nMSG ") {
+        match connection.read(&mut bytes)? {
+            0 => break,
+            count => answer.extend_from_slice(&bytes[..count]),
+        }
+    }
+    Ok(())
 }
 
 /// Whether the greeting line of the server names JetStream.

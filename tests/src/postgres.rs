@@ -1,15 +1,18 @@
-//! A real PostgreSQL of the test's own: a copied template directory, a free port, unix socket beside it.
+//! A real PostgreSQL: a database on the server that a test run shares, or a server of the test's own.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::ports::free_port;
-use crate::process::{POLL, Process, find_on_path, lock_file, run_to_end, target_directory};
+use crate::process::{POLL, Process, find_on_path, is_alive, lock_file, process_state, run_to_end, target_directory};
+use crate::shared;
 
+const NOT_OWN: &str = "the story stops or configures PostgreSQL: build its system with own_servers()";
 const MISSING: &str = "no PostgreSQL server found; install it with: apt-get install -y postgresql";
 /// Nobody asks for it; no log may show it.
 pub const PASSWORD: &str = "canary-postgres";
@@ -20,19 +23,38 @@ const FOLLOW_DEADLINE: Duration = Duration::from_secs(30);
 /// The name by which a primary knows its standby.
 const STANDBY: &str = "standby";
 
-/// A PostgreSQL server with the empty database `docket`.
+/// An empty database, and a server of its own where the test stops, kills or configures it.
 pub struct Postgres {
-    process: Process,
     port: u16,
+    database: String,
+    server: Option<Server>,
+}
+
+/// A server that belongs to one test.
+struct Server {
+    process: Process,
     durable: bool,
     frozen: bool,
-    /// Holds data and socket; removed when the test ends, so it must be dropped after the process.
+    /// Holds data and socket. Dropped after the process.
     _directory: TempDir,
 }
 
+/// Number of databases that this test process has created on the shared server.
+static DATABASES: AtomicUsize = AtomicUsize::new(0);
+
 impl Postgres {
-    /// Starts a server on throw-away data. Without `durable` it does not wait for the disk (`fsync=off`), which
-    /// a killed process survives and only a power loss does not.
+    /// Creates a database on the shared server; it is removed on drop.
+    pub async fn shared() -> Self {
+        let port = shared::servers().await.postgres_port;
+        let number = DATABASES.fetch_add(1, Ordering::Relaxed);
+        let database = format!("story_{}_{number}", std::process::id());
+        let create = format!("create database {database}");
+        run_to_end(psql(port, "docket").args(["-c", &create]));
+        Self { port, database, server: None }
+    }
+
+    /// Starts a server on temporary data. Without `durable` it runs with `fsync=off`: committed data survives a killed
+    /// process, but not a power loss.
     pub async fn start(durable: bool) -> Self {
         let directory = scratch("docket-pg-");
         run_to_end(Command::new("cp").arg("-a").arg(template(&programs())).arg(directory.path().join("data")));
@@ -50,11 +72,11 @@ impl Postgres {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory.path());
         tokio::task::spawn_blocking(move || run_to_end(&mut command)).await.expect("pg_basebackup copies the primary");
-        let standby = Self::run(directory, primary.durable).await;
+        let standby = Self::run(directory, primary.own().durable).await;
         primary.sql(&[&format!("alter system set synchronous_standby_names = '{STANDBY}'"), RELOAD]).await;
         let started = Instant::now();
         while primary.sql(&["select sync_state from pg_stat_replication"]).await.trim() != "sync" {
-            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby does not follow{}", standby.process.log_tail());
+            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby does not follow{}", standby.log_tail());
             tokio::time::sleep(POLL).await;
         }
         standby
@@ -69,7 +91,7 @@ impl Postgres {
             format!("unix_socket_directories={}", directory.path().display()),
             format!("fsync={sync}"),
             format!("full_page_writes={sync}"),
-            "max_connections=200".to_owned(),
+            "max_connections=400".to_owned(),
             "shared_buffers=64MB".to_owned(),
             "max_wal_size=256MB".to_owned(),
             // A standby whose primary has died can be promoted at once.
@@ -82,19 +104,37 @@ impl Postgres {
         // SIGQUIT ends the backends too and frees the shared memory.
         let process =
             Process::new("postgres", program, directory.path().join("log")).args(arguments).drop_signal("QUIT");
-        let mut postgres = Self { process, port, durable, frozen: false, _directory: directory };
+        let server = Server { process, durable, frozen: false, _directory: directory };
+        let mut postgres = Self { port, database: "docket".to_owned(), server: Some(server) };
         postgres.restart().await;
         postgres
     }
 
-    /// The connection string of the database `docket`.
+    /// The port that the server listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn own(&self) -> &Server {
+        self.server.as_ref().expect(NOT_OWN)
+    }
+
+    fn own_mut(&mut self) -> &mut Server {
+        self.server.as_mut().expect(NOT_OWN)
+    }
+
+    fn log_tail(&self) -> String {
+        self.server.as_ref().map(|server| server.process.log_tail()).unwrap_or_default()
+    }
+
+    /// The connection string of the database.
     pub fn url(&self) -> String {
         self.url_as("postgres")
     }
 
     /// The same for another role, which must exist.
     pub fn url_as(&self, role: &str) -> String {
-        format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/docket", self.port)
+        format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/{}", self.port, self.database)
     }
 
     /// Where it listens, as `127.0.0.1:PORT`.
@@ -104,7 +144,8 @@ impl Postgres {
 
     /// Whether it takes connections.
     pub async fn answers(&self) -> bool {
-        !self.frozen && self.process.id().is_some() && answers(self.port).await
+        let runs = self.server.as_ref().is_none_or(|server| !server.frozen && server.process.id().is_some());
+        runs && answers(self.port).await
     }
 
     /// Runs statements as the superuser, each in a transaction of its own; the rows of all.
@@ -123,63 +164,62 @@ impl Postgres {
         self.psql(["-f", file.to_str().expect("UTF-8")]).await;
     }
 
-    /// Runs psql on the database `docket`; what it prints.
+    /// Runs psql on the database. Returns what it prints.
     async fn psql(&self, arguments: impl IntoIterator<Item = &str>) -> String {
-        let mut psql = tokio::process::Command::new(programs().join("psql"));
-        psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", "docket", "-XAtq"]);
-        psql.args(["-v", "ON_ERROR_STOP=1"]).args(arguments);
+        let mut psql = tokio::process::Command::from(psql(self.port, &self.database));
+        psql.args(arguments);
         let output = psql.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("psql starts");
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{psql:?}: {error}{}", self.process.log_tail());
+        assert!(output.status.success(), "{psql:?}: {error}{}", self.log_tail());
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     /// Kills the postmaster. Its other processes notice and end a moment later, what they have not written included.
     pub fn kill9(&mut self) {
-        if self.frozen {
+        if self.own().frozen {
             self.thaw();
         }
-        self.process.kill9();
+        self.own_mut().process.kill9();
     }
 
     /// Kills every process of the server at one moment, as the end of a machine does. Commits that do not wait for the
     /// disk (`synchronous_commit=off`) are lost where they were of the last moments.
     pub fn kill_all(&mut self) {
         // Stopped first, the postmaster starts nothing while its processes are listed.
-        self.process.signal("STOP");
+        self.own().process.signal("STOP");
         let children = self.children();
         send_signal("KILL", &children);
-        self.process.kill9();
+        self.own_mut().process.kill9();
         let started = Instant::now();
         while children.iter().any(|child| is_alive(*child)) {
             assert!(started.elapsed() < STOP_DEADLINE, "processes of a killed server live on");
             std::thread::sleep(POLL);
         }
-        self.frozen = false;
+        self.own_mut().frozen = false;
     }
 
     /// Stops the server as `pg_ctl stop -m immediate` does: without a checkpoint, so the next start recovers.
     pub async fn stop_immediate(&mut self) {
-        self.process.stop("QUIT", STOP_DEADLINE).await;
+        self.own_mut().process.stop("QUIT", STOP_DEADLINE).await;
     }
 
     /// Stops the server as `pg_ctl stop -m fast` does: sessions end, all is written.
     pub async fn stop_fast(&mut self) {
-        self.process.stop("INT", STOP_DEADLINE).await;
+        self.own_mut().process.stop("INT", STOP_DEADLINE).await;
     }
 
     /// Stops every process in the middle of what it does; connections stay open and get no answer.
     pub fn freeze(&mut self) {
-        self.process.signal("STOP");
+        self.own().process.signal("STOP");
         send_signal("STOP", &self.children());
-        self.frozen = true;
+        self.own_mut().frozen = true;
     }
 
     /// Lets a frozen server go on.
     pub fn thaw(&mut self) {
         send_signal("CONT", &self.children());
-        self.process.signal("CONT");
-        self.frozen = false;
+        self.own().process.signal("CONT");
+        self.own_mut().frozen = false;
     }
 
     /// Refuses all further changes, as a primary does that was replaced and lives on. Running transactions end as they
@@ -194,14 +234,14 @@ impl Postgres {
         self.sql(&["alter system reset synchronous_standby_names", RELOAD, "select pg_promote(false)"]).await;
         let started = Instant::now();
         while self.sql(&["select pg_is_in_recovery()"]).await.trim() != "f" {
-            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby is not promoted{}", self.process.log_tail());
+            assert!(started.elapsed() < FOLLOW_DEADLINE, "the standby is not promoted{}", self.log_tail());
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// The process ids of all but the postmaster, which is the parent of each.
     fn children(&self) -> Vec<u32> {
-        let Some(postmaster) = self.process.id() else { return vec![] };
+        let Some(postmaster) = self.own().process.id() else { return vec![] };
         let processes = std::fs::read_dir("/proc").expect("Linux lists processes").flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         ids.filter(|id| process_state(*id).is_some_and(|(_, parent)| parent == postmaster)).collect()
@@ -212,12 +252,14 @@ impl Postgres {
         self.kill9();
         // Backends of a killed server end by themselves a moment later; until then a new one refuses to start.
         let started = Instant::now();
-        self.process.start();
-        while !answers(self.port).await {
-            assert!(started.elapsed() < START_DEADLINE, "postgres does not answer{}", self.process.log_tail());
-            if self.process.exited().is_some() {
-                self.process.kill9();
-                self.process.start();
+        let port = self.port;
+        let process = &mut self.own_mut().process;
+        process.start();
+        while !answers(port).await {
+            assert!(started.elapsed() < START_DEADLINE, "postgres does not answer{}", process.log_tail());
+            if process.exited().is_some() {
+                process.kill9();
+                process.start();
             }
             tokio::time::sleep(POLL).await;
         }
@@ -227,10 +269,24 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         // A stopped process takes no signal but SIGKILL, and only the postmaster would get that.
-        if self.frozen {
-            self.thaw();
+        match &self.server {
+            Some(server) if server.frozen => self.thaw(),
+            Some(_) => {}
+            // Connections of killed processes may still be open.
+            None => {
+                let drop = format!("drop database if exists {} with (force)", self.database);
+                let _ = psql(self.port, "docket").args(["-c", &drop]).stdin(Stdio::null()).output();
+            }
         }
     }
+}
+
+/// psql as the superuser, ending at the first error.
+fn psql(port: u16, database: &str) -> Command {
+    let mut psql = Command::new(programs().join("psql"));
+    psql.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres", "-d", database, "-XAtq"]);
+    psql.args(["-v", "ON_ERROR_STOP=1"]);
+    psql
 }
 
 const RELOAD: &str = "select pg_reload_conf()";
@@ -239,19 +295,6 @@ const RELOAD: &str = "select pg_reload_conf()";
 fn send_signal(name: &str, processes: &[u32]) {
     let ids = processes.iter().map(u32::to_string);
     let _ = Command::new("kill").arg(format!("-{name}")).args(ids).stderr(Stdio::null()).status();
-}
-
-/// The state (`R`, `S`, `T`, `Z`, …) and the parent of a process.
-fn process_state(id: u32) -> Option<(char, u32)> {
-    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name before it, in parentheses, may hold anything.
-    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-}
-
-/// Whether a process is there and has not ended: a dead one may wait for its parent to collect it.
-fn is_alive(id: u32) -> bool {
-    process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
 /// A new directory that PostgreSQL's user owns.

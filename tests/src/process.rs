@@ -177,6 +177,19 @@ impl Drop for Process {
     }
 }
 
+/// The state (`R`, `S`, `T`, `Z`, …) and the parent of a process.
+pub(crate) fn process_state(id: u32) -> Option<(char, u32)> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name in parentheses, which comes first, may contain anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process exists and has not ended. A process that ended stays listed until its parent collects it.
+pub(crate) fn is_alive(id: u32) -> bool {
+    process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
 /// A command without the `DOCKET_…` variables of the test's own environment.
 pub fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);

@@ -37,6 +37,7 @@ pub struct Builder {
     mode: Mode,
     durable: bool,
     standby: bool,
+    own_servers: bool,
     processes: Vec<String>,
     settings: Vec<(String, String)>,
     /// Role of PostgreSQL that Docket connects as.
@@ -56,6 +57,14 @@ impl Builder {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self.own_servers()
+    }
+
+    /// Starts a PostgreSQL and a NATS for this system alone, which the story may stop, kill and configure. Other systems
+    /// share the servers of the test run, with a database and a stream each.
+    #[must_use]
+    pub fn own_servers(mut self) -> Self {
+        self.own_servers = true;
         self
     }
 
@@ -63,7 +72,7 @@ impl Builder {
     #[must_use]
     pub fn standby(mut self) -> Self {
         self.standby = true;
-        self
+        self.own_servers()
     }
 
     /// One process for each of these role lists, such as `["write", "project,read"]`.
@@ -77,7 +86,7 @@ impl Builder {
     #[must_use]
     pub fn database_role(mut self, role: &str) -> Self {
         self.role = role.to_owned();
-        self
+        self.own_servers()
     }
 
     /// Gives an embedded process a file system of so many bytes in place of the folder of its data; it is empty at each
@@ -137,7 +146,8 @@ impl Builder {
         let directory = tempfile::Builder::new().prefix("docket-test-").tempdir().expect("a temporary directory");
         let (postgres, nats) = match self.mode {
             Mode::Embedded => (None, None),
-            Mode::Scaled => (Some(Postgres::start(self.durable).await), Some(Nats::start().await)),
+            Mode::Scaled if self.own_servers => (Some(Postgres::start(self.durable).await), Some(Nats::start().await)),
+            Mode::Scaled => (Some(Postgres::shared().await), Some(Nats::shared().await)),
         };
         match (&self.store, &postgres) {
             (Some(folder), Some(postgres)) => postgres.load(&folder.join("docket.sql")).await,
@@ -164,6 +174,7 @@ impl Builder {
             ("NO_COLOR".to_owned(), "1".to_owned()),
         ];
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
+        environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_STREAM".to_owned(), nats.stream().to_owned())));
         environment.extend(self.settings);
         environment.retain(|(name, _)| !self.without.contains(name));
         let dockets = self
@@ -230,6 +241,7 @@ impl TestSystem {
             mode,
             durable: false,
             standby: false,
+            own_servers: false,
             processes: vec!["write,react,project,read".to_owned()],
             settings: vec![],
             role: "postgres".into(),

@@ -1,11 +1,12 @@
 //! End-to-end tests of the loyalty program over HTTP and the CLI, in the modes embedded and scaled.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::client::{Client, token};
 use tests::dice::Dice;
 use tests::system::{Builder, Mode, TestSystem};
+use tests::wait::until;
 
 tests::stories![
     settings = with_loyalty;
@@ -15,23 +16,11 @@ tests::stories![
 ];
 
 /// How long a test waits for an expected state.
-const WITHIN: Duration = Duration::from_secs(30);
 /// How often the server is killed. `DOCKET_KILLS=200` runs a long campaign.
 const KILLS: u32 = 8;
 
 fn with_loyalty(builder: Builder) -> Builder {
     builder.program("docket-loyalty").setting("DOCKET_LOYALTY_POINTS_LAST_SECONDS", "3600")
-}
-
-async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(began.elapsed() < WITHIN, "timed out waiting for {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Creates and confirms an order of `units` pens at 1.00 each.

@@ -191,7 +191,7 @@ mod tests {
     use super::{Outcome, Request, Target, parse_head};
 
     #[test]
-    fn an_answer_is_whole_when_its_body_is_there() {
+    fn a_response_is_complete_when_its_body_has_arrived() {
         assert_eq!(parse_head(b"HTTP/1.1 201 Created\r\nContent-Le").ok(), Some(None));
         let answer = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
         assert_eq!(parse_head(answer).ok(), Some(Some((201, answer.len()))));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_one_customer_after_the_other() {
+    fn each_request_is_for_the_next_customer() {
         let (path, body_end) = ("/v1/orders", r#","currency":"USD"}"#);
         let target = Target { address: "127.0.0.1:1".to_owned(), path, token: Some("t".to_owned()), body_end };
         let mut request = Request::new(&target, 0);

@@ -20,7 +20,7 @@ const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
 /// The part that is turned on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum On {
+enum Enabled {
     Nothing,
     Metrics,
     Logs,
@@ -28,7 +28,7 @@ enum On {
     Everything,
 }
 
-const ALL: [On; 5] = [On::Nothing, On::Metrics, On::Logs, On::Traces, On::Everything];
+const ALL: [Enabled; 5] = [Enabled::Nothing, Enabled::Metrics, Enabled::Logs, Enabled::Traces, Enabled::Everything];
 
 /// Measures each variant in turn, embedded and scaled, and prints the medians.
 ///
@@ -40,9 +40,9 @@ pub async fn run(load: Load, rounds: u32) -> anyhow::Result<()> {
     let modes = [(Mode::Embedded, Peer::Embedded), (Mode::Scaled, Peer::Scaled)];
     for round in 1..=rounds {
         for (row, (mode, _)) in modes.into_iter().enumerate() {
-            for (column, on) in ALL.into_iter().enumerate() {
-                let rate = measure(mode, on, &receiver, load).await?;
-                eprintln!("round {round}, {mode:?}, {on:?}: {rate:.0} req/s");
+            for (column, enabled) in ALL.into_iter().enumerate() {
+                let rate = measure(mode, enabled, &receiver, load).await?;
+                eprintln!("round {round}, {mode:?}, {enabled:?}: {rate:.0} req/s");
                 rates.entry((row, column)).or_default().push(rate);
             }
         }
@@ -67,13 +67,13 @@ pub async fn run(load: Load, rounds: u32) -> anyhow::Result<()> {
 /// Returns requests per second. With logs on, the access log and all other lines are written as JSON to a rotating
 /// file, and errors also to a second file. With metrics on, they are scraped. With traces on, a tenth of the requests
 /// is sampled.
-async fn measure(mode: Mode, on: On, receiver: &str, load: Load) -> anyhow::Result<f64> {
+async fn measure(mode: Mode, enabled: Enabled, receiver: &str, load: Load) -> anyhow::Result<f64> {
     let folder = tempfile::tempdir()?;
     let file = |name: &str| folder.path().join(name).display().to_string();
-    let has = |part| on == part || on == On::Everything;
+    let has = |part| enabled == part || enabled == Enabled::Everything;
     let mut settings = vec![("DOCKET_LOG_FORMAT", "off".to_owned())];
-    settings.push(("DOCKET_METRICS", has(On::Metrics).to_string()));
-    if has(On::Logs) {
+    settings.push(("DOCKET_METRICS", has(Enabled::Metrics).to_string()));
+    if has(Enabled::Logs) {
         settings.push(("DOCKET_LOG_LEVEL", "http".to_owned()));
         settings.push(("DOCKET_LOG_FILE", file("docket.log")));
         settings.push(("DOCKET_LOG_ERROR_FILE", file("errors.log")));
@@ -81,13 +81,13 @@ async fn measure(mode: Mode, on: On, receiver: &str, load: Load) -> anyhow::Resu
         settings.push(("DOCKET_LOG_LEVEL", "error".to_owned()));
         settings.push(("DOCKET_ACCESS_LOG", "off".to_owned()));
     }
-    if has(On::Traces) {
+    if has(Enabled::Traces) {
         settings.push(("DOCKET_OTLP_ENDPOINT", receiver.to_owned()));
         settings.push(("DOCKET_TRACE_RATIO", "0.1".to_owned()));
     }
     let system = docket(mode, &settings).await?;
     let load_it = with_docket(&system, load);
-    let (outcome, _) = match has(On::Metrics) {
+    let (outcome, _) = match has(Enabled::Metrics) {
         false => load_it.await?,
         true => tokio::select! {
             outcome = load_it => outcome?,

@@ -23,9 +23,9 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(30);
 /// In the sustained measurement: changes that are published at a time, and changes that the slowest socket may lag
 /// behind.
 const AT_ONCE: u64 = 64;
-const ON_THE_WAY: u64 = 192;
+const IN_FLIGHT_MAX: u64 = 192;
 /// Number of sockets that do not read; number of bursts, changes per burst, and interval of the bursts.
-const SILENT: usize = 10;
+const SLOW_CLIENTS: usize = 10;
 const BURSTS: usize = 200;
 const BURST: u64 = 16;
 const BURST_EVERY: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     drop(sockets);
     println!("\nfan-out: one change to {} subscribers, time from the sending of the command, in ms:", settings.sockets);
     table::print(&["who", "p50", "p99", "last"], &rows);
-    docket.beside_silent(settings.subscribers).await?;
+    docket.with_slow_clients(settings.subscribers).await?;
     let mut rows = vec![];
     for _ in 0..settings.rounds {
         let sockets = Sockets::open(&bare.address, settings.subscribers, BARE_HELLO).await?;
@@ -105,7 +105,7 @@ async fn sustained<F: Future<Output = anyhow::Result<()>>>(
     let before = sockets.slowest()?;
     let (mut published, started) = (0, Instant::now());
     while started.elapsed() < measured {
-        if published - (sockets.slowest()? - before) <= ON_THE_WAY - AT_ONCE {
+        if published - (sockets.slowest()? - before) <= IN_FLIGHT_MAX - AT_ONCE {
             publish(AT_ONCE).await?;
             published += AT_ONCE;
         } else {
@@ -201,12 +201,12 @@ impl<'a> Docket<'a> {
     }
 
     /// Measures how clients that do not read affect the other clients and the server's memory.
-    async fn beside_silent(&self, subscribers: usize) -> anyhow::Result<()> {
+    async fn with_slow_clients(&self, subscribers: usize) -> anyhow::Result<()> {
         let sockets = Sockets::open(&self.address, subscribers, &self.hello).await?;
         let cut_before = self.cut_off().await;
         let mut rows = vec![];
-        for silent in [0, SILENT, 0] {
-            let _silent = Sockets::open_silent(&self.address, silent, &self.hello).await?;
+        for slow in [0, SLOW_CLIENTS, 0] {
+            let _slow = Sockets::open_without_reading(&self.address, slow, &self.hello).await?;
             let (mut times, mut most) = (vec![], 0.0_f64);
             for _ in 0..BURSTS {
                 let (before, started) = (sockets.slowest()?, Instant::now());
@@ -221,10 +221,10 @@ impl<'a> Docket<'a> {
             }
             times.sort_unstable_by(f64::total_cmp);
             let at = |share: f64| format!("{:.1}", times[((times.len() - 1) as f64 * share) as usize]);
-            rows.push(vec![format!("{silent} sockets that do not read"), at(0.5), at(0.99), format!("{most:.0}")]);
+            rows.push(vec![format!("{slow} sockets that do not read"), at(0.5), at(0.99), format!("{most:.0}")]);
         }
         let cut = self.cut_off().await - cut_before;
-        ensure!(cut == SILENT as u64, "The server cut off {cut} instead of {SILENT} slow sockets.");
+        ensure!(cut == SLOW_CLIENTS as u64, "The server cut off {cut} instead of {SLOW_CLIENTS} slow sockets.");
         println!(
             "\n{BURST} changes to {subscribers} subscribers, time until the last one has received all, in ms; server memory in MiB:"
         );

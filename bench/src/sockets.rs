@@ -23,7 +23,7 @@ const OPENED_AT_ONCE: usize = 64;
 /// with the server: a reader that wakes for each arrival would mostly measure the wake-ups. With the sleep, a change is
 /// seen late by at most this time, and never early.
 const READERS: usize = 2;
-const GATHER: Duration = Duration::from_millis(1);
+const READER_SLEEP: Duration = Duration::from_millis(1);
 /// The pong of the Centrifuge protocol: a text frame `{}`, masked with zeros (RFC 6455, section 5.3).
 const PONG: &[u8] = &[0x81, 0x82, 0, 0, 0, 0, b'{', b'}'];
 
@@ -67,9 +67,8 @@ impl Sockets {
     pub async fn open(address: &str, count: usize, hello: &str) -> anyhow::Result<Self> {
         let counters: Arc<Vec<Counter>> = Arc::new((0..count).map(|_| Counter::default()).collect());
         let (started, closed) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        let gather = || std::thread::sleep(GATHER);
-        let readers =
-            Builder::new_multi_thread().worker_threads(READERS).enable_all().on_thread_park(gather).build()?;
+        let sleep = || std::thread::sleep(READER_SLEEP);
+        let readers = Builder::new_multi_thread().worker_threads(READERS).enable_all().on_thread_park(sleep).build()?;
         let mut opening = JoinSet::new();
         for number in 0..count {
             if opening.len() == OPENED_AT_ONCE {
@@ -95,12 +94,12 @@ impl Sockets {
     ///
     /// # Errors
     /// A socket cannot be opened.
-    pub async fn open_silent(address: &str, count: usize, hello: &str) -> anyhow::Result<Vec<TcpStream>> {
-        let mut silent = vec![];
+    pub async fn open_without_reading(address: &str, count: usize, hello: &str) -> anyhow::Result<Vec<TcpStream>> {
+        let mut sockets = vec![];
         for _ in 0..count {
-            silent.push(timeout(OPEN_WITHIN, open(address, hello)).await.context("a socket was not open in time")??);
+            sockets.push(timeout(OPEN_WITHIN, open(address, hello)).await.context("a socket was not open in time")??);
         }
-        Ok(silent)
+        Ok(sockets)
     }
 
     /// Returns the number of changes that the slowest socket has received.

@@ -662,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn create_takes_at_most_a_thousand_items() {
+    fn create_accepts_at_most_a_thousand_items() {
         let items = |count: usize| (0..count).map(|n| item(&n.to_string(), 1, "1")).collect();
         assert_eq!(Order::default().decide(&create_with(items(LINES_MAX))).unwrap().len(), LINES_MAX + 1);
         given([]).when(create_with(items(LINES_MAX + 1))).then_expect_error(Error::TooManyLines);
@@ -675,14 +675,14 @@ mod tests {
     }
 
     #[test]
-    fn every_other_command_needs_an_order() {
+    fn commands_other_than_create_need_an_order() {
         for command in every_command().into_iter().skip(1) {
             given([]).when(command).then_expect_error(Error::NotFound);
         }
     }
 
     #[test]
-    fn a_final_order_takes_no_change() {
+    fn a_confirmed_or_cancelled_order_cannot_change() {
         for command in every_command().into_iter().skip(1) {
             given([created(), added("tea", 1, 100), confirmed(100)])
                 .when(command.clone())
@@ -694,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn add_item_makes_a_line_in_the_orders_currency() {
+    fn add_item_creates_a_line_in_the_currency_of_the_order() {
         let named =
             NewItem { name: "Green tea".parse().ok(), category: "drinks".parse().ok(), ..item("tea", 3, "2.5") };
         given([created()]).when(Command::AddItem(named)).then_expect_events(events([Event::ItemAdded {
@@ -710,7 +710,7 @@ mod tests {
     }
 
     #[test]
-    fn add_item_again_adds_to_the_line_at_the_same_price_only() {
+    fn add_item_adds_to_a_line_only_at_the_same_price() {
         let history = [created(), added("tea", 2, 250)];
         given(history.clone())
             .when(Command::AddItem(item("tea", 3, "2.50")))
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn add_item_keeps_the_limits_of_line_order_and_total() {
+    fn add_item_enforces_the_limits_of_line_order_and_total() {
         given([created(), added("tea", Quantity::MAX, 1)])
             .when(Command::AddItem(item("tea", 1, "0.01")))
             .then_expect_error(Error::QuantityTooLarge { sku: sku("tea") });
@@ -735,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn change_quantity_sets_a_line_and_the_same_again_writes_nothing() {
+    fn change_quantity_sets_a_line_and_writes_nothing_if_unchanged() {
         let history = [created(), added("tea", 2, 250)];
         given(history.clone()).when(change("tea", 5)).then_expect_events(events([changed("tea", 5)]));
         given(history.clone()).when(change("tea", 2)).then_expect_events(events([]));
@@ -746,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn remove_item_takes_a_line_out_once() {
+    fn remove_item_removes_a_line_once() {
         let history = [created(), added("tea", 2, 250)];
         let removed = Event::ItemRemoved { sku: sku("tea") };
         given(history.clone()).when(remove("tea")).then_expect_events(events([removed.clone()]));
@@ -754,14 +754,14 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_item_may_come_back_at_another_price() {
+    fn a_removed_item_can_be_added_again_at_another_price() {
         given([created(), added("tea", 2, 250), Event::ItemRemoved { sku: sku("tea") }])
             .when(Command::AddItem(item("tea", 1, "9.99")))
             .then_expect_events(events([added("tea", 1, 999)]));
     }
 
     #[test]
-    fn confirm_needs_a_line_and_states_the_total() {
+    fn confirm_requires_a_line_and_records_the_total() {
         given([created(), added("tea", 2, 250), added("rye", 1, 300)])
             .when(Command::Confirm)
             .then_expect_events(events([confirmed(800)]));
@@ -772,13 +772,13 @@ mod tests {
     }
 
     #[test]
-    fn cancel_gives_up_a_draft() {
+    fn a_draft_can_be_cancelled() {
         given([created()]).when(cancel()).then_expect_events(events([cancelled()]));
         given([created(), added("tea", 2, 250)]).when(cancel()).then_expect_events(events([cancelled()]));
     }
 
     #[test]
-    fn the_latest_name_given_stands() {
+    fn the_latest_name_replaces_the_earlier_one() {
         let mut order = Order::default();
         let named = |name: &str| Event::ItemAdded {
             sku: sku("tea"),

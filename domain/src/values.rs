@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_take_their_alphabet_and_length_only() {
+    fn ids_accept_only_their_alphabet_and_length() {
         for good in ["a", "A-1_z", &"x".repeat(64)] {
             assert_eq!(good.parse::<OrderId>().unwrap().as_str(), good);
             assert_eq!(good.parse::<CustomerId>().unwrap().as_str(), good);
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_number_as_an_amount_shows_the_right_form() {
+    fn a_json_number_as_an_amount_is_refused_with_the_right_form() {
         assert!(refusal::<Amount>("2.55").contains("write it in quotes, \"2.55\""));
         assert!(refusal::<Amount>("3").contains("write it in quotes, \"3\""));
         for other in ["-3", "1e30", "true", "null", "{}"] {
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn currencies_are_codes_that_something_is_sold_in() {
+    fn only_currencies_that_goods_are_sold_in_are_accepted() {
         assert_eq!(Currency::default().as_str(), "USD");
         assert_eq!(["USD", "JPY", "KWD"].map(|code| currency(code).minor_digits()), [2, 0, 3]);
         for bad in ["", "usd", "US", "XXX", "XAU", "CLF", "ZZZ"] {
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn quantities_have_both_limits() {
+    fn quantities_have_a_minimum_and_a_maximum() {
         assert_eq!(serde_json::from_str::<Quantity>("1000000").unwrap().get(), 1_000_000);
         for bad in ["0", "-1", "1000001", "1.5", "\"1\"", "99999999999999999999", "null"] {
             assert!(refusal::<Quantity>(bad).contains("a whole number from 1 to 1000000"), "{bad}");
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_name_the_key_at_fault() {
+    fn an_invalid_attribute_is_named_in_the_error() {
         let attributes: Attributes = serde_json::from_str(r#"{"store_id":"s-1","note":""}"#).unwrap();
         assert_eq!(attributes.get("store_id"), Some("s-1"));
         assert_eq!(attributes.iter().collect::<Vec<_>>(), [("note", ""), ("store_id", "s-1")]);
@@ -628,7 +628,7 @@ mod tests {
         }
 
         #[test]
-        fn an_accepted_amount_is_exact_or_too_precise(
+        fn an_amount_converts_exactly_or_is_too_precise(
             text in "[0-9]{1,11}(\\.[0-9]{1,4})?",
             code in prop::sample::select(vec!["USD", "JPY", "KWD"]),
         ) {

@@ -36,7 +36,7 @@ fn files(dir: &Path) -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn the_schema_files_are_what_the_types_give() {
+fn the_schema_files_match_the_types() {
     let (dir, expected) = (schemas_dir(), schemas::of::<Order>());
     assert_eq!(expected.len(), 6, "one schema per event type");
     if env::var_os("UPDATE_SCHEMAS").is_some_and(|value| value == "1") {
@@ -76,7 +76,7 @@ fn present(event_type: &str) -> &'static str {
 }
 
 #[test]
-fn what_is_not_lifted_does_not_decode() {
+fn an_old_payload_without_upcasting_does_not_decode() {
     for stored in files(&golden_dir())["ItemAdded.v1.json"].as_array().unwrap() {
         let whole = stored["ItemAdded"].get("name").is_some() && stored["ItemAdded"].get("category").is_some();
         assert_eq!(serde_json::from_value::<Event>(stored.clone()).is_ok(), whole, "{stored}");
@@ -107,7 +107,7 @@ fn every_golden_event_decodes_folds_and_is_valid() {
 }
 
 #[test]
-fn the_golden_events_in_order_are_a_whole_order() {
+fn the_golden_events_in_order_form_a_complete_order() {
     let golden = files(&golden_dir());
     let first = |event_type: &str| {
         let name = format!("{event_type}.v1.json");
@@ -121,7 +121,7 @@ fn the_golden_events_in_order_are_a_whole_order() {
 }
 
 #[test]
-fn a_schema_refuses_what_the_type_refuses() {
+fn schemas_and_types_refuse_the_same_payloads() {
     let schemas = files(&schemas_dir());
     let item = |wrong: Value| {
         let mut item = json!({"sku": "tea", "quantity": 1, "unit_price": 250, "name": null, "category": null});

@@ -9,11 +9,11 @@ pub mod summaries;
 pub mod view;
 
 use domain::order::Order;
-use projection_engine::projection::{AnyAggregate, AnyProjection, kind_of};
+use projection_engine::projection::{AnyAggregate, AnyProjection, aggregate_type_of};
 
 /// Returns the aggregate types of the read models of orders.
 pub fn aggregates() -> Vec<&'static dyn AnyAggregate> {
-    vec![kind_of::<Order>()]
+    vec![aggregate_type_of::<Order>()]
 }
 
 /// Returns the projections of orders.

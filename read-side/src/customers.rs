@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use crate::json::text;
 use crate::orders::channels::find_changed;
 
-use push::api::{ChangedStream, Channel, QueryApi, Refusal};
+use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
 use push::problems::not_found;
 use push::recovery::RECOVERED_MAX;
@@ -36,8 +36,8 @@ pub fn channel() -> Channel {
         shows: "every change of every order of one customer",
         group: CORE,
         projection: Some(customers::PROJECTION.name),
-        allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
-        refusal: Refusal::NotFound,
+        allows: |_, principal, id| std::future::ready(Ok(principal.can_access_customer(id))).boxed(),
+        denied_answer: DeniedAnswer::NotFound,
         snapshot: |_, tx, id| async move { Ok(("view", text(&customers::find(tx, id).await?))) }.boxed(),
         missed: Some(|api, id, after, until| changed_orders(api, id, after, until).boxed()),
         event_types: &[],
@@ -86,7 +86,7 @@ async fn customer(
     Query(query): Query<Freshness>,
 ) -> Result<Response, Problem> {
     let missing = || not_found("customer-not-found", "There is no such customer");
-    if !principal.may_see(&id) {
+    if !principal.can_access_customer(&id) {
         return Err(missing());
     }
     let find = || customers::find(api.store.db(), &id);

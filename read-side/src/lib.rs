@@ -12,7 +12,7 @@ pub mod reports;
 pub mod revocations;
 
 use push::api::{Channel, QueryApi};
-use push::cursor::OldKind;
+use push::cursor::V1Kind;
 use push::publisher::AnyPublisher;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -44,12 +44,12 @@ pub fn operations_channels() -> Vec<Channel> {
 /// The kinds of channel of cursor format 1, in the order in which a change was published on them. A cursor `7+2` means
 /// that the client has the change at position 8 on the first two kinds. Frozen, because such cursors stay readable for
 /// ever.
-pub const KINDS_OF_EDITION_1: &[OldKind] = &[
-    OldKind::Prefix("order:"),
-    OldKind::Prefix("customer:"),
-    OldKind::Name("orders"),
-    OldKind::Name("reports:sales"),
-    OldKind::Name("projections"),
+pub const CURSOR_V1_KINDS: &[V1Kind] = &[
+    V1Kind::Prefix("order:"),
+    V1Kind::Prefix("customer:"),
+    V1Kind::Name("orders"),
+    V1Kind::Name("reports:sales"),
+    V1Kind::Name("projections"),
 ];
 
 #[cfg(test)]
@@ -60,7 +60,7 @@ mod tests {
 
     /// Cursors of format 1 that clients still have keep their meaning.
     #[test]
-    fn cursors_of_the_first_edition_mean_what_they_meant() {
+    fn cursors_of_format_1_keep_their_meaning() {
         let channels = ["order:o-1", "customer:ada", "orders", "reports:sales", "projections"];
         for (text, expected) in [
             ("7.e", [7, 7, 7, 7, 7]),
@@ -72,7 +72,7 @@ mod tests {
         ] {
             let cursor: Cursor = text.parse().expect("a cursor");
             let known = cursor.of("core").expect("the group of format 1");
-            assert_eq!(channels.map(|channel| known.position_on(channel, KINDS_OF_EDITION_1)), expected, "{text}");
+            assert_eq!(channels.map(|channel| known.position_on(channel, CURSOR_V1_KINDS)), expected, "{text}");
         }
     }
 }

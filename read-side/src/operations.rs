@@ -24,7 +24,7 @@ use utoipa_axum::routes;
 
 use crate::json::text;
 
-use push::api::{Channel, QueryApi, Refusal, Shown};
+use push::api::{Channel, DeniedAnswer, QueryApi, SnapshotMember};
 use push::consistency::with_position_header;
 use push::problems::{invalid, unavailable};
 
@@ -46,7 +46,7 @@ pub fn channel() -> Channel {
         group: CORE,
         projection: None,
         allows: |_, principal, _| std::future::ready(Ok(principal.is_admin())).boxed(),
-        refusal: Refusal::Admin,
+        denied_answer: DeniedAnswer::Admin,
         snapshot: |api, _, _| status(api).boxed(),
         missed: None,
         event_types: &[],
@@ -54,7 +54,7 @@ pub fn channel() -> Channel {
     }
 }
 
-async fn status(api: &QueryApi) -> Result<Shown, Error> {
+async fn status(api: &QueryApi) -> Result<SnapshotMember, Error> {
     Ok(("items", text(&api.progress.status(&api.store).await?.0)))
 }
 

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use crate::json::text;
 use crate::orders::channels::changed_in_log_of;
 
-use push::api::{Channel, QueryApi, Refusal};
+use push::api::{Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
 use push::problems::invalid;
 
@@ -30,7 +30,7 @@ pub const SALES: &str = "reports:sales";
 /// Names of the events that count as a sale.
 const SALE_EVENTS: &[&str] = &["OrderConfirmed"];
 /// Most events of the log that are searched for missed sales. Sales have no index by position.
-const LOOKED_THROUGH_MAX: i64 = 10_000;
+const SCANNED_EVENTS_MAX: i64 = 10_000;
 
 /// Returns the channel with newly confirmed orders.
 pub fn channel() -> Channel {
@@ -42,12 +42,12 @@ pub fn channel() -> Channel {
         group: CORE,
         projection: Some(sales::PROJECTION.name),
         allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
-        refusal: Refusal::Staff,
+        denied_answer: DeniedAnswer::Staff,
         snapshot: |_, tx, _| {
             async move { Ok(("items", text(&sales::report(tx, Dimension::Day, None, None).await?))) }.boxed()
         },
         missed: Some(|api, _, after, until| {
-            changed_in_log_of(api, after, until, SALE_EVENTS, LOOKED_THROUGH_MAX).boxed()
+            changed_in_log_of(api, after, until, SALE_EVENTS, SCANNED_EVENTS_MAX).boxed()
         }),
         event_types: SALE_EVENTS,
         has_presence: false,

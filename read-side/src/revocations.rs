@@ -24,7 +24,7 @@ use push::problems::unavailable;
 /// Topic of the messages between processes that announce a new revocation.
 const TOPIC: &str = "revoked";
 /// How often the database is read, even without a message.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_EVERY: Duration = Duration::from_secs(1);
 
 /// Returns the revocation routes.
 pub fn router() -> OpenApiRouter<QueryApi> {
@@ -138,11 +138,11 @@ pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Er
 
 /// Applies new revocations in this process until `stop`. Processes of every role must run this task.
 pub async fn follow(store: Store, authenticator: Authenticator, stop: CancellationToken) {
-    let mut told = store.listen(TOPIC).await;
+    let mut messages = store.listen(TOPIC).await;
     loop {
         tokio::select! {
-            _ = told.next() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = messages.next() => {}
+            () = tokio::time::sleep(POLL_EVERY) => {}
             () = stop.cancelled() => return,
         }
         if let Err(error) = load(&store, &authenticator).await {

@@ -57,7 +57,7 @@ pub fn queries(program: &Program) -> OpenApiRouter<QueryApi> {
 }
 
 /// Returns the routes that every process has, whatever its roles.
-pub fn everywhere() -> OpenApiRouter<platform::auth::Authenticator> {
+pub fn common_routes() -> OpenApiRouter<platform::auth::Authenticator> {
     platform::telemetry::level::router().merge(platform::limits::router())
 }
 
@@ -74,7 +74,7 @@ pub fn document(program: &Program) -> utoipa::openapi::OpenApi {
     document.merge(commands(program).into_openapi());
     document.merge(queries(program).into_openapi());
     document.merge(connections().into_openapi());
-    document.merge(everywhere().into_openapi());
+    document.merge(common_routes().into_openapi());
     document.merge(overview::router().into_openapi());
     document
 }
@@ -102,15 +102,15 @@ pub fn docs(program: &Program) -> Router {
 mod tests {
     /// The documents in `schemas` are the contract that clients read, so they must match the code.
     #[test]
-    fn the_document_is_checked_in() {
+    fn the_openapi_document_is_checked_in() {
         let program = crate::program::Program::new(crate::modules::modules()).unwrap();
         is_checked_in("openapi.json", &super::document(&program).to_pretty_json().unwrap());
     }
 
     #[test]
-    fn the_document_of_live_updates_is_checked_in() {
-        let lists = crate::program::Program::new(crate::modules::modules()).unwrap().live_updates();
-        let document = super::asyncapi::document(&lists.channels, &lists.publishers);
+    fn the_asyncapi_document_is_checked_in() {
+        let definitions = crate::program::Program::new(crate::modules::modules()).unwrap().live_updates();
+        let document = super::asyncapi::document(&definitions.channels, &definitions.publishers);
         let document = serde_json::to_string_pretty(&document).unwrap();
         is_checked_in("asyncapi.json", &document);
     }

@@ -65,9 +65,9 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
         move || {
             let (store, reactors) = (reacting.clone(), reactors.clone());
             async move {
-                match status::trouble(&store, &reactors).await {
+                match status::describe_problems(&store, &reactors).await {
                     Ok(None) => Ok(()),
-                    Ok(Some(trouble)) => Err(trouble),
+                    Ok(Some(problems)) => Err(problems),
                     Err(error) => Err(error.to_string()),
                 }
             }
@@ -120,7 +120,7 @@ pub fn health(program: &Program, store: &Store, progress: &Progress, roles: Role
     if store.nats_connected().is_some() {
         let store = store.clone();
         // Not required: commands and queries work without NATS.
-        health.register("nats", move || std::future::ready(store.nats_trouble().map_or(Ok(()), Err)), false);
+        health.register("nats", move || std::future::ready(store.nats_problem().map_or(Ok(()), Err)), false);
     }
     health
 }

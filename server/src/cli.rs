@@ -462,7 +462,7 @@ struct ConfigCheck {
 }
 
 /// Parses the command line, runs the command, and returns the exit code.
-pub async fn main(of: Vec<Module>) -> u8 {
+pub async fn main(modules: Vec<Module>) -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -470,7 +470,7 @@ pub async fn main(of: Vec<Module>) -> u8 {
             return if error.use_stderr() { EXIT_USAGE } else { 0 };
         }
     };
-    let program = match Program::new(of) {
+    let program = match Program::new(modules) {
         Ok(program) => program,
         Err(reason) => {
             eprintln!("docket: {reason}");
@@ -508,18 +508,18 @@ pub async fn main(of: Vec<Module>) -> u8 {
             // Not written to stdout directly: `generate` panics when stdout is closed.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "docket", &mut script);
-            say(String::from_utf8_lossy(&script).trim_end());
+            print_line(String::from_utf8_lossy(&script).trim_end());
             Ok(0)
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("docket: {}", redact(&told_once(&error)));
+        eprintln!("docket: {}", redact(&format_error_chain(&error)));
         if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILED }
     })
 }
 
 /// Returns the text of an error with its causes. Leaves out a cause whose text is already there.
-fn told_once(error: &anyhow::Error) -> String {
+fn format_error_chain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
         if !text.contains(&cause) {
             text += if text.is_empty() { "" } else { ": " };
@@ -542,7 +542,7 @@ impl std::fmt::Display for Usage {
 impl std::error::Error for Usage {}
 
 /// Prints a line on stdout. When the reader has closed stdout, the program ends with exit code 0.
-fn say(line: impl std::fmt::Display) {
+fn print_line(line: impl std::fmt::Display) {
     if let Err(error) = writeln!(std::io::stdout(), "{line}") {
         let broken = error.kind() == std::io::ErrorKind::BrokenPipe;
         if !broken {
@@ -565,7 +565,7 @@ fn load(program: &Program, common: &Common, flags: &[(&str, String)]) -> anyhow:
 fn selected(program: Program, settings: &Settings) -> anyhow::Result<Program> {
     let usage = |reason: String| Usage(anyhow!(reason));
     let program = program.select(&settings.server.modules, settings.server.roles()?).map_err(usage)?;
-    program.apply(&settings.of_modules).map_err(usage)?;
+    program.apply(&settings.module_settings).map_err(usage)?;
     Ok(program)
 }
 

@@ -19,7 +19,7 @@ const MEASURE_EVERY: Duration = Duration::from_secs(5);
 const MEASURE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Periodically measures the positions of the log, the lag of read models and the state of reactors, until `stop`.
-pub async fn observe(
+pub async fn measure_positions(
     store: Store,
     progress: Progress,
     reactors: Vec<&'static dyn Reactor>,
@@ -29,7 +29,7 @@ pub async fn observe(
     let mut next_count = NextCount::default();
     loop {
         let outcome = async {
-            store.observe().await?;
+            store.record_metrics().await?;
             if roles.project {
                 progress.observe(&store).await?;
             }

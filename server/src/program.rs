@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use command_engine::reactions::reactor::{Acts, Reactor};
 use kernel::upcast::Upcasters;
 use projection_engine::registry::{CORE, Group, Registry};
-use push::api::Lists;
+use push::api::ContextDefinitions;
 
 use crate::module::{Module, Setting};
 use crate::settings::Roles;
@@ -31,7 +31,7 @@ impl Names {
         Self { kind, owners: BTreeMap::new() }
     }
 
-    fn take(&mut self, name: &str, module: &'static str) -> Result<(), String> {
+    fn claim(&mut self, name: &str, module: &'static str) -> Result<(), String> {
         match self.owners.insert(name.to_owned(), module) {
             None => Ok(()),
             Some(_) if self.kind == "name" => Err(format!("Two modules have the name {name}. Rename one of them.")),
@@ -49,9 +49,9 @@ impl Program {
     pub fn new(modules: Vec<Module>) -> Result<Self, String> {
         check_names(&modules)?;
         check_needs(&modules)?;
-        let foreign: Vec<_> = modules.iter().filter(|module| !module.is_built_in()).collect();
-        foreign.iter().try_for_each(|module| check_foreign(module))?;
-        check_prefixes(&foreign)?;
+        let external: Vec<_> = modules.iter().filter(|module| !module.is_built_in()).collect();
+        external.iter().try_for_each(|module| check_external(module))?;
+        check_prefixes(&external)?;
         let mut groups: Vec<Group> = Vec::new();
         for module in &modules {
             let group = match groups.iter_mut().find(|group| group.name == module.group) {
@@ -84,8 +84,8 @@ impl Program {
             let of_module = format!("The reactor {} of the module {}", reactor.name(), module.name);
             if let Some(unknown) = types.chain(reactor.process()).find(|kind| !known.contains(kind)) {
                 return Err(format!(
-                    "{of_module} uses the aggregate {unknown}, which no module has. Add `kind_of` of it to the module's \
-                     aggregates."
+                    "{of_module} uses the aggregate {unknown}, which no module has. Add it with `aggregate_type_of` to \
+                     the module's aggregates."
                 ));
             }
             let kinds = || modules.iter().flat_map(|module| &module.aggregates);
@@ -155,12 +155,12 @@ impl Program {
     }
 
     /// Returns the channels and publishers of all modules.
-    pub fn live_updates(&self) -> Lists {
+    pub fn live_updates(&self) -> ContextDefinitions {
         let modules = self.modules.iter();
-        Lists {
+        ContextDefinitions {
             channels: modules.clone().flat_map(|module| &module.channels).copied().collect(),
             publishers: modules.flat_map(|module| &module.publishers).copied().collect(),
-            old_kinds: read_side::KINDS_OF_EDITION_1,
+            cursor_v1_kinds: read_side::CURSOR_V1_KINDS,
         }
     }
 
@@ -199,7 +199,7 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
         ["name", "aggregate", "read model", "table"].map(Names::new);
     let [mut routes, mut lines, mut settings, mut checks, mut reactors] =
         ["route", "bulk command", "setting", "health check", "reactor"].map(Names::new);
-    CHECKS.iter().try_for_each(|name| checks.take(name, "server"))?;
+    CHECKS.iter().try_for_each(|name| checks.claim(name, "server"))?;
     for module in modules {
         let name = module.name;
         if !is_name(name) || name == CORE && !module.is_built_in() {
@@ -207,7 +207,7 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
                 "`{name}` is not a valid module name. Use lower-case letters, digits and hyphens; `core` is reserved."
             ));
         }
-        names.take(name, name)?;
+        names.claim(name, name)?;
         for kind in &module.aggregates {
             let kind_name = kind.aggregate_type();
             if !is_name(kind_name) {
@@ -215,7 +215,7 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
                     "The name of the aggregate `{kind_name}` of the module {name} must be lower-case letters, digits and hyphens."
                 ));
             }
-            aggregates.take(kind_name, name)?;
+            aggregates.claim(kind_name, name)?;
             let mut events = BTreeSet::new();
             if let Some((twice, _)) = kind.events().iter().find(|(event, _)| !events.insert(*event)) {
                 return Err(format!(
@@ -224,10 +224,10 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
             }
         }
         for projection in &module.projections {
-            projections.take(projection.name(), name)?;
-            projection.tables().iter().try_for_each(|table| tables.take(table.name, name))?;
+            projections.claim(projection.name(), name)?;
+            projection.tables().iter().try_for_each(|table| tables.claim(table.name, name))?;
         }
-        own_routes(module).iter().try_for_each(|route| routes.take(route, name))?;
+        own_routes(module).iter().try_for_each(|route| routes.claim(route, name))?;
         for reactor in &module.reactors {
             if !is_name(reactor.name()) {
                 return Err(format!(
@@ -235,11 +235,11 @@ fn check_names(modules: &[Module]) -> Result<(), String> {
                     reactor.name()
                 ));
             }
-            reactors.take(reactor.name(), name)?;
+            reactors.claim(reactor.name(), name)?;
         }
-        module.bulk.iter().flat_map(|bulk| bulk.types).try_for_each(|line| lines.take(line, name))?;
-        module.settings.iter().try_for_each(|setting| settings.take(setting.name, name))?;
-        module.checks.iter().try_for_each(|check| checks.take(check.name, name))?;
+        module.bulk.iter().flat_map(|bulk| bulk.types).try_for_each(|line| lines.claim(line, name))?;
+        module.settings.iter().try_for_each(|setting| settings.claim(setting.name, name))?;
+        module.checks.iter().try_for_each(|check| checks.claim(check.name, name))?;
     }
     Ok(())
 }
@@ -307,9 +307,9 @@ fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that the names of everything a foreign module owns begin with the module's name. By these prefixes `docket
+/// Checks that the names of everything an external module owns begin with the module's name. By these prefixes `docket
 /// modules` finds what a removed module has left.
-fn check_foreign(module: &Module) -> Result<(), String> {
+fn check_external(module: &Module) -> Result<(), String> {
     let name = module.name;
     if module.group != name {
         return Err(format!("The module {name} must have its own checkpoint group, not {}.", module.group));

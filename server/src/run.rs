@@ -55,7 +55,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let (roles, proxies) = (settings.server.roles()?, settings.server.proxies()?);
     let program = program.select(&settings.server.modules, roles).map_err(|reason| anyhow!(reason))?;
-    program.apply(&settings.of_modules).map_err(|reason| anyhow!(reason))?;
+    program.apply(&settings.module_settings).map_err(|reason| anyhow!(reason))?;
     let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
     let connections_max = connections_max(settings.server.http_connections_max);
     let authenticator = Authenticator::new(&settings.auth)?;
@@ -69,7 +69,7 @@ pub async fn serve(
     let metrics_listener = metrics_listener(&settings).await?;
     let shutdown = Shutdown::new();
     shutdown.listen()?;
-    on_hangup(reload)?;
+    reload_on_sighup(reload)?;
     // The store stops after the requests have been answered, so it has its own token.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
@@ -84,7 +84,7 @@ pub async fn serve(
     let progress = Progress::new(program.registry().clone());
     progress.refresh(store.db()).await?;
     authenticator.fetch_keys().await?;
-    shutdown.tracker.spawn(authenticator.clone().follow_keys(shutdown.token.clone()));
+    shutdown.tracker.spawn(authenticator.clone().refresh_keys(shutdown.token.clone()));
     revocations::load(&store, &authenticator).await?;
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
     let limiter = Limiter::new(&settings.limits, authenticator.clone());
@@ -109,8 +109,8 @@ pub async fn serve(
     }
     if roles.read {
         let (auth, stop) = (authenticator.clone(), shutdown.token.clone());
-        let (push, lists) = (settings.push.clone(), program.live_updates());
-        let query = QueryApi::new(store.clone(), progress.clone(), auth.clone(), push, lists, stop.clone())?;
+        let (push, definitions) = (settings.push.clone(), program.live_updates());
+        let query = QueryApi::new(store.clone(), progress.clone(), auth.clone(), push, definitions, stop.clone())?;
         shutdown.tracker.spawn(progress.clone().follow(store.clone(), stop.clone()));
         for group in query.channels.groups() {
             shutdown.tracker.spawn(feed::run(query.clone(), group));
@@ -124,7 +124,7 @@ pub async fn serve(
     let program = Arc::new(program);
     let overview = Overview::new(program.clone(), store.clone(), authenticator.clone());
     app = app.merge(overview::router().with_state(overview).split_for_parts().0);
-    app = app.merge(api::everywhere().with_state(authenticator).split_for_parts().0);
+    app = app.merge(api::common_routes().with_state(authenticator).split_for_parts().0);
     let app = limiter.limit(app).merge(connections);
     let health = health(&program, &store, &progress, roles);
     let mut app = app.merge(api::docs(&program)).merge(health.router());
@@ -140,7 +140,7 @@ pub async fn serve(
         None => {}
     }
     let app = http::harden(app, roles.not_found_hint(), cors(&settings.push)?);
-    shutdown.tracker.spawn(observe::observe(
+    shutdown.tracker.spawn(observe::measure_positions(
         store.clone(),
         progress,
         program.reactors(),
@@ -213,7 +213,7 @@ async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListe
 }
 
 /// On each SIGHUP, reads the log level from the settings again, and reopens the log files.
-fn on_hangup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> anyhow::Result<()> {
+fn reload_on_sighup(reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {

@@ -73,7 +73,7 @@ pub struct Settings {
     /// Settings of logs, metrics and traces.
     pub log: platform::telemetry::settings::Settings,
     /// Values of the modules' settings, by name.
-    pub of_modules: BTreeMap<&'static str, String>,
+    pub module_settings: BTreeMap<&'static str, String>,
 }
 
 /// The roles of a process.
@@ -160,7 +160,7 @@ impl Settings {
     ///
     /// # Errors
     /// The file cannot be read, a name is not a setting, or a value is invalid. The error names the setting.
-    pub fn load(file: Option<&Path>, flags: &[(&str, String)], of_modules: &[Setting]) -> anyhow::Result<Self> {
+    pub fn load(file: Option<&Path>, flags: &[(&str, String)], module_settings: &[Setting]) -> anyhow::Result<Self> {
         let mut builder = Config::builder();
         builder = match file {
             Some(file) => builder.add_source(File::from(file).format(FileFormat::Toml)),
@@ -174,15 +174,18 @@ impl Settings {
         // DOCKET_TOKEN is the token of `docket import`, not a setting.
         named.remove("token");
         let settings = Self {
-            server: part(&mut named, &names_of(&Server::default()))?,
-            store: part(&mut named, &names_of(&event_store::settings::Settings::default()))?,
-            pump: part(&mut named, &names_of(&projection_engine::settings::Settings::default()))?,
-            auth: part(&mut named, &AUTH.map(String::from))?,
-            limits: part(&mut named, &names_of(&platform::limits::Settings::default()))?,
-            write: part(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
-            push: part(&mut named, &names_of(&push::settings::Settings::default()))?,
-            log: part(&mut named, &names_of(&platform::telemetry::settings::Settings::default()))?,
-            of_modules: of_modules.iter().map(|setting| own(&mut named, setting)).collect::<Result<_, _>>()?,
+            server: extract(&mut named, &names_of(&Server::default()))?,
+            store: extract(&mut named, &names_of(&event_store::settings::Settings::default()))?,
+            pump: extract(&mut named, &names_of(&projection_engine::settings::Settings::default()))?,
+            auth: extract(&mut named, &AUTH.map(String::from))?,
+            limits: extract(&mut named, &names_of(&platform::limits::Settings::default()))?,
+            write: extract(&mut named, &names_of(&command_engine::settings::Settings::default()))?,
+            push: extract(&mut named, &names_of(&push::settings::Settings::default()))?,
+            log: extract(&mut named, &names_of(&platform::telemetry::settings::Settings::default()))?,
+            module_settings: module_settings
+                .iter()
+                .map(|setting| module_setting(&mut named, setting))
+                .collect::<Result<_, _>>()?,
         };
         if let Some(unknown) = named.keys().next() {
             bail!(
@@ -222,7 +225,7 @@ impl Settings {
             };
             lines.push(format!("{name} = {value}"));
         }
-        lines.extend(self.of_modules.iter().map(|(name, value)| format!("{name} = {value:?}")));
+        lines.extend(self.module_settings.iter().map(|(name, value)| format!("{name} = {value:?}")));
         lines.push(format!("jwt_issuer = {:?}", self.auth.jwt_issuer));
         lines.push(format!("jwt_audience = {:?}", self.auth.jwt_audience));
         lines.push(format!("# jwt_secret: {}", if self.auth.jwt_secret.is_some() { "set" } else { "not set" }));
@@ -253,7 +256,7 @@ pub fn without_password(url: &str) -> String {
 }
 
 /// Returns the value of a module's setting, or its default when it is not given.
-fn own(named: &mut Named, setting: &Setting) -> anyhow::Result<(&'static str, String)> {
+fn module_setting(named: &mut Named, setting: &Setting) -> anyhow::Result<(&'static str, String)> {
     let value = match named.remove(setting.name) {
         Some(value) => value.into_string().with_context(|| format!("{}: give a string", setting.name))?,
         None => setting.default.to_owned(),
@@ -270,7 +273,7 @@ fn names_of(defaults: &impl Serialize) -> Vec<String> {
 }
 
 /// Removes a crate's settings from `named`, and parses them.
-fn part<T: DeserializeOwned>(named: &mut Named, names: &[String]) -> anyhow::Result<T> {
+fn extract<T: DeserializeOwned>(named: &mut Named, names: &[String]) -> anyhow::Result<T> {
     let mut builder = Config::builder();
     for name in names {
         if let Some(value) = named.remove(name) {
@@ -285,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_overridden_by_flags_and_a_wrong_name_is_named() {
+    fn flags_override_the_file_and_an_unknown_setting_is_named() {
         let folder = std::env::temp_dir().join(format!("docket-settings-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("docket.toml");
@@ -308,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_is_none_is_named() {
+    fn an_unknown_role_is_named_in_the_error() {
         let server = Server { roles: "write,prject".into(), ..Server::default() };
         assert!(server.roles().unwrap_err().to_string().contains("`prject`"));
     }

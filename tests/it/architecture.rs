@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The workspace crates that each crate may depend on. Dependencies that only tests need are not checked.
-const ARROWS: &[(&str, &[&str])] = &[
+const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("platform", &[]),
     ("event-store", &["kernel", "platform"]),
@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Business terms. The engine must not use them in names.
-const BUSINESS: &[&str] = &[
+const BUSINESS_TERMS: &[&str] = &[
     "order", "orders", "sku", "payment", "payments", "product", "products", "sale", "sales", "checkout", "refund",
     "shipment",
 ];
@@ -55,7 +55,7 @@ const BUSINESS_EXCEPTIONS: &[(&str, &str)] = &[
 ];
 
 /// Groups of files that still depend on each other in a cycle; the files are sorted by name.
-const CIRCLE_EXCEPTIONS: &[&[&str]] = &[];
+const CYCLE_EXCEPTIONS: &[&[&str]] = &[];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace folder").to_owned()
@@ -97,13 +97,13 @@ const EXAMPLES: &[&str] =
     &["server", "kernel", "event-store", "projection-engine", "push", "command-engine", "platform"];
 
 /// Returns the dependencies that no rule allows.
-fn wrong_arrows(crates: &[Crate]) -> Vec<String> {
+fn forbidden_dependencies(crates: &[Crate]) -> Vec<String> {
     let mut wrong = Vec::new();
     let examples = root().join("examples").canonicalize().expect("the examples folder exists");
     for Crate { name, uses, folder } in crates {
-        let listed = ARROWS.iter().find(|(known, _)| known == name).map(|(_, allowed)| *allowed);
+        let listed = ALLOWED_DEPENDENCIES.iter().find(|(known, _)| known == name).map(|(_, allowed)| *allowed);
         match listed.or_else(|| folder.starts_with(&examples).then_some(EXAMPLES)) {
-            None => wrong.push(format!("{name} is not in ARROWS: add it in tests/it/architecture.rs")),
+            None => wrong.push(format!("{name} is not in ALLOWED_DEPENDENCIES: add it in tests/it/architecture.rs")),
             Some(allowed) => {
                 wrong.extend(
                     uses.iter()
@@ -179,7 +179,7 @@ fn modules(source: &str) -> Vec<String> {
 }
 
 /// Returns the groups of files that depend on each other in a cycle.
-fn circles(files: &BTreeMap<String, String>) -> Vec<Vec<String>> {
+fn cycles(files: &BTreeMap<String, String>) -> Vec<Vec<String>> {
     let uses: BTreeMap<&str, BTreeSet<&str>> = files
         .iter()
         .map(|(file, source)| {
@@ -204,19 +204,19 @@ fn circles(files: &BTreeMap<String, String>) -> Vec<Vec<String>> {
     let mut found = BTreeSet::new();
     for (file, reached) in &reach {
         if reached.contains(file) {
-            let circle = reached.iter().filter(|other| reach[*other].contains(file));
-            found.insert(circle.map(|&other| other.to_owned()).collect::<Vec<_>>());
+            let cycle = reached.iter().filter(|other| reach[*other].contains(file));
+            found.insert(cycle.map(|&other| other.to_owned()).collect::<Vec<_>>());
         }
     }
     found.into_iter().collect()
 }
 
 /// Returns the business terms in the names of a source. `order by` is excluded, because it is SQL.
-fn business_words(source: &str) -> BTreeSet<String> {
+fn business_terms(source: &str) -> BTreeSet<String> {
     let code = code(source).replace("order by", "").replace("preserve_order", "");
     let names = code.split(|c: char| !c.is_alphanumeric() && c != '_');
     let words = names.flat_map(words_of).map(|word| word.to_lowercase());
-    words.filter(|word| BUSINESS.contains(&word.as_str())).collect()
+    words.filter(|word| BUSINESS_TERMS.contains(&word.as_str())).collect()
 }
 
 /// Splits a name into words: `order_id`, `OrderId` and `ORDER_ID` have the same words.
@@ -237,12 +237,12 @@ fn words_of(name: &str) -> Vec<&str> {
 }
 
 #[test]
-fn crates_depend_on_each_other_only_along_the_arrows() {
-    assert_eq!(wrong_arrows(&crates()), Vec::<String>::new());
+fn crates_have_only_allowed_dependencies() {
+    assert_eq!(forbidden_dependencies(&crates()), Vec::<String>::new());
 }
 
 #[test]
-fn the_engine_depends_on_nothing_outside_of_it() {
+fn the_engine_depends_only_on_itself() {
     let engine = root().join("engine");
     let crates = crates();
     let inside = |name: &str| crates.iter().any(|known| known.name == name && known.folder.starts_with(&engine));
@@ -253,25 +253,24 @@ fn the_engine_depends_on_nothing_outside_of_it() {
 }
 
 #[test]
-fn no_files_of_a_crate_use_each_other_in_a_circle() {
+fn the_files_of_a_crate_have_no_dependency_cycles() {
     let mut found = BTreeSet::new();
     for Crate { name, folder, .. } in crates() {
-        let in_crate =
-            |circle: Vec<String>| circle.into_iter().map(|file| format!("{name}/{file}")).collect::<Vec<_>>();
-        found.extend(circles(&sources(&folder)).into_iter().map(in_crate));
+        let in_crate = |cycle: Vec<String>| cycle.into_iter().map(|file| format!("{name}/{file}")).collect::<Vec<_>>();
+        found.extend(cycles(&sources(&folder)).into_iter().map(in_crate));
     }
     let excepted: BTreeSet<Vec<String>> =
-        CIRCLE_EXCEPTIONS.iter().map(|circle| circle.iter().map(|&file| file.to_owned()).collect()).collect();
+        CYCLE_EXCEPTIONS.iter().map(|cycle| cycle.iter().map(|&file| file.to_owned()).collect()).collect();
     assert_eq!(found, excepted);
 }
 
 #[test]
-fn the_engine_names_nothing_by_a_word_of_the_business() {
+fn the_engine_uses_no_business_terms() {
     let engine = root().join("engine");
     let mut found = BTreeSet::new();
     for Crate { name, folder, .. } in crates().into_iter().filter(|one| one.folder.starts_with(&engine)) {
         for (file, source) in sources(&folder) {
-            found.extend(business_words(&source).into_iter().map(|word| (format!("{name}/{file}"), word)));
+            found.extend(business_terms(&source).into_iter().map(|word| (format!("{name}/{file}"), word)));
         }
     }
     let excepted = BUSINESS_EXCEPTIONS.iter().map(|&(file, word)| (file.to_owned(), word.to_owned()));
@@ -279,7 +278,7 @@ fn the_engine_names_nothing_by_a_word_of_the_business() {
 }
 
 #[test]
-fn what_the_checks_look_for_is_found() {
+fn the_checks_find_planted_violations() {
     let planted = |name: &str, uses: &[&str]| Crate {
         name: name.into(),
         folder: PathBuf::new(),
@@ -287,23 +286,23 @@ fn what_the_checks_look_for_is_found() {
     };
     let crates = [planted("kernel", &["domain"]), planted("extra", &[]), planted("domain", &["kernel"])];
     assert_eq!(
-        wrong_arrows(&crates),
-        ["kernel -> domain", "extra is not in ARROWS: add it in tests/it/architecture.rs"]
+        forbidden_dependencies(&crates),
+        ["kernel -> domain", "extra is not in ALLOWED_DEPENDENCIES: add it in tests/it/architecture.rs"]
     );
 
     let source = "// An order by its customer.\nlet rows = \"select 1 order by id\";\nstruct OrderId; // order\nfn in_order() {}\nuse std::sync::atomic::Ordering;";
-    assert_eq!(business_words(source).into_iter().collect::<Vec<_>>(), ["order"]);
-    assert!(business_words("use std::cmp::Ordering; // an order\n// an order").is_empty());
-    assert_eq!(business_words("const PAYMENTS_MAX: u8 = 1;").into_iter().collect::<Vec<_>>(), ["payments"]);
+    assert_eq!(business_terms(source).into_iter().collect::<Vec<_>>(), ["order"]);
+    assert!(business_terms("use std::cmp::Ordering; // an order\n// an order").is_empty());
+    assert_eq!(business_terms("const PAYMENTS_MAX: u8 = 1;").into_iter().collect::<Vec<_>>(), ["payments"]);
 
     let files =
         |files: &[(&str, &str)]| files.iter().map(|&(file, source)| (file.to_owned(), source.to_owned())).collect();
-    let circle = files(&[
+    let cycle = files(&[
         ("a.rs", "use crate::b::thing;"),
         ("b.rs", "use crate::{c, d::Other};"),
         ("c.rs", "fn f() { crate::a::thing() }"),
         ("d.rs", "// use crate::a;\nuse other_crate::a;"),
     ]);
-    assert_eq!(circles(&circle), [["a.rs", "b.rs", "c.rs"]]);
-    assert!(circles(&files(&[("a.rs", "use crate::a::b::thing;"), ("a/b.rs", "")])).is_empty());
+    assert_eq!(cycles(&cycle), [["a.rs", "b.rs", "c.rs"]]);
+    assert!(cycles(&files(&[("a.rs", "use crate::a::b::thing;"), ("a/b.rs", "")])).is_empty());
 }

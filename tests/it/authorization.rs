@@ -21,9 +21,9 @@ use tests::system::{Builder, Mode, TestSystem};
 
 tests::stories![
     settings = two_kinds_of_keys;
-    every_operation_allows_whom_it_should,
-    every_channel_allows_whom_it_should,
-    not_yours_and_not_there_are_the_same,
+    every_operation_checks_access,
+    every_channel_checks_access,
+    foreign_and_missing_resources_look_alike,
 ];
 
 const OWNER: &str = "owner";
@@ -33,16 +33,16 @@ const NOBODY: &str = "nobdy";
 /// An allowed origin: test systems allow every port of localhost.
 const PAGE: &str = "http://localhost:5173";
 /// This file, named in failure messages.
-const HERE: &str = "tests/it/authorization.rs";
+const THIS_FILE: &str = "tests/it/authorization.rs";
 
 /// Who may use an operation or channel, and the response for another customer where only the owner and staff may use
 /// it.
 #[derive(Clone, Copy, Debug)]
-enum May {
+enum Access {
     /// Everybody with a valid token.
     Anyone,
     /// The customer who owns the resource, staff and admins.
-    Own(Foreign),
+    Own(OnForeign),
     /// Staff and admins.
     Staff,
     /// Admins.
@@ -51,13 +51,13 @@ enum May {
 
 /// The response for a customer who requests a resource of another customer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Foreign {
+enum OnForeign {
     /// 404 with this slug, as for a resource that does not exist.
-    NotThere(&'static str),
+    NotFound(&'static str),
     /// 200 and an empty list, as for a customer who does not exist.
     EmptyList,
     /// 200, with 404 `order-not-found` as the result of the line.
-    LineNotThere,
+    LineNotFound,
     /// 403 `forbidden`, whether that customer exists or not.
     Forbidden,
 }
@@ -72,11 +72,11 @@ struct Operation {
     body: &'static str,
     header: Option<(&'static str, &'static str)>,
     success: u16,
-    may: May,
+    access: Access,
 }
 
-const fn row(method: &'static str, path: &'static str, success: u16, may: May) -> Operation {
-    Operation { method, path, query: "", body: "", header: None, success, may }
+const fn row(method: &'static str, path: &'static str, success: u16, access: Access) -> Operation {
+    Operation { method, path, query: "", body: "", header: None, success, access }
 }
 
 impl Operation {
@@ -100,8 +100,8 @@ impl Operation {
     }
 }
 
-const ORDER: May = May::Own(Foreign::NotThere("order-not-found"));
-const CUSTOMER: May = May::Own(Foreign::NotThere("customer-not-found"));
+const ORDER: Access = Access::Own(OnForeign::NotFound("order-not-found"));
+const CUSTOMER: Access = Access::Own(OnForeign::NotFound("customer-not-found"));
 const ITEM: &str = r#"{"sku":"ink","quantity":1,"unit_price":"1.00"}"#;
 const QUANTITY: &str = r#"{"quantity":2}"#;
 const REASON: &str = r#"{"reason":"changed my mind"}"#;
@@ -109,7 +109,7 @@ const VERSION: (&str, &str) = ("if-match", "\"2\"");
 
 /// Every operation, some of them in several variants.
 const OPERATIONS: &[Operation] = &[
-    row("POST", "/v1/orders", 201, May::Own(Foreign::Forbidden)).body(r#"{"customer_id":"{owner}"}"#),
+    row("POST", "/v1/orders", 201, Access::Own(OnForeign::Forbidden)).body(r#"{"customer_id":"{owner}"}"#),
     row("POST", "/v1/orders/{id}/items", 200, ORDER).body(ITEM),
     row("POST", "/v1/orders/{id}/items", 200, ORDER).body(ITEM).header(VERSION.0, VERSION.1),
     row("PUT", "/v1/orders/{id}/items/{sku}", 200, ORDER).body(QUANTITY),
@@ -120,12 +120,12 @@ const OPERATIONS: &[Operation] = &[
     row("POST", "/v1/orders/{id}/confirm", 200, ORDER).header(VERSION.0, VERSION.1),
     row("POST", "/v1/orders/{id}/cancel", 200, ORDER).body(REASON),
     row("POST", "/v1/orders/{id}/cancel", 200, ORDER).body(REASON).header(VERSION.0, VERSION.1),
-    row("POST", "/v1/commands", 200, May::Own(Foreign::LineNotThere))
+    row("POST", "/v1/commands", 200, Access::Own(OnForeign::LineNotFound))
         .body(r#"{"type":"add_item","order_id":"{id}","sku":"ink","quantity":1,"unit_price":"1.00"}"#),
-    row("POST", "/v1/commands", 200, May::Own(Foreign::LineNotThere))
+    row("POST", "/v1/commands", 200, Access::Own(OnForeign::LineNotFound))
         .body(r#"{"type":"confirm_order","order_id":"{id}","expected_version":2}"#),
-    row("GET", "/v1/orders", 200, May::Own(Foreign::EmptyList)).query("?customer_id={owner}"),
-    row("GET", "/v1/orders", 200, May::Own(Foreign::EmptyList)).query("?customer_id={owner}&q=pen&sort=total"),
+    row("GET", "/v1/orders", 200, Access::Own(OnForeign::EmptyList)).query("?customer_id={owner}"),
+    row("GET", "/v1/orders", 200, Access::Own(OnForeign::EmptyList)).query("?customer_id={owner}&q=pen&sort=total"),
     row("GET", "/v1/orders/{id}", 200, ORDER),
     row("GET", "/v1/orders/{id}", 200, ORDER).query("?as_of=1"),
     row("GET", "/v1/orders/{id}", 200, ORDER).query("?as_of=2100-01-01T00:00:00Z"),
@@ -135,29 +135,29 @@ const OPERATIONS: &[Operation] = &[
     row("GET", "/v1/orders/{id}/events", 200, ORDER).query("?after=1&limit=1"),
     row("GET", "/v1/customers/{id}", 200, CUSTOMER),
     row("GET", "/v1/customers/{id}", 200, CUSTOMER).query("?min_position=1"),
-    row("GET", "/v1/reports/sales", 200, May::Staff).query("?by=day"),
-    row("GET", "/v1/products/top", 200, May::Staff).query("?by=revenue"),
-    row("GET", "/v1/projections", 200, May::Admin),
-    row("GET", "/v1/modules", 200, May::Admin),
-    row("GET", "/v1/rate-limit", 200, May::Anyone),
-    row("GET", "/v1/events", 200, May::Admin).query("?limit=1"),
-    row("GET", "/v1/admin/revocations", 200, May::Admin),
-    row("POST", "/v1/admin/revocations", 201, May::Admin).body(r#"{"token_id":"of nobody"}"#),
-    row("GET", "/v1/admin/log-level", 200, May::Admin),
-    row("PUT", "/v1/admin/log-level", 200, May::Admin).body(r#"{"level":"info"}"#),
-    row("POST", "/v1/tickets", 201, May::Anyone),
+    row("GET", "/v1/reports/sales", 200, Access::Staff).query("?by=day"),
+    row("GET", "/v1/products/top", 200, Access::Staff).query("?by=revenue"),
+    row("GET", "/v1/projections", 200, Access::Admin),
+    row("GET", "/v1/modules", 200, Access::Admin),
+    row("GET", "/v1/rate-limit", 200, Access::Anyone),
+    row("GET", "/v1/events", 200, Access::Admin).query("?limit=1"),
+    row("GET", "/v1/admin/revocations", 200, Access::Admin),
+    row("POST", "/v1/admin/revocations", 201, Access::Admin).body(r#"{"token_id":"of nobody"}"#),
+    row("GET", "/v1/admin/log-level", 200, Access::Admin),
+    row("PUT", "/v1/admin/log-level", 200, Access::Admin).body(r#"{"level":"info"}"#),
+    row("POST", "/v1/tickets", 201, Access::Anyone),
 ];
 
 /// Operations whose rows are in [`CHANNELS`], because access depends on the channel.
 const BY_CHANNEL: &[(&str, &str)] = &[("GET", "/v1/live"), ("GET", "/v1/poll")];
 
 /// Every kind of channel as in `/asyncapi.json`, and who may subscribe.
-const CHANNELS: &[(&str, May)] = &[
-    ("order:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
-    ("customer:{id}", May::Own(Foreign::NotThere("channel-not-found"))),
-    ("orders", May::Staff),
-    ("reports:sales", May::Staff),
-    ("projections", May::Admin),
+const CHANNELS: &[(&str, Access)] = &[
+    ("order:{id}", Access::Own(OnForeign::NotFound("channel-not-found"))),
+    ("customer:{id}", Access::Own(OnForeign::NotFound("channel-not-found"))),
+    ("orders", Access::Staff),
+    ("reports:sales", Access::Staff),
+    ("projections", Access::Admin),
 ];
 
 /// Every transport as in `/asyncapi.json`.
@@ -178,7 +178,7 @@ const UNDOCUMENTED: &[(&str, &[u16])] = &[
 
 /// An authenticated user.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Who {
+enum User {
     Owner,
     Other,
     Staff,
@@ -190,12 +190,12 @@ struct Credential {
     name: String,
     token: Option<String>,
     /// The user, or the slug of the 401.
-    is: Result<Who, &'static str>,
+    user: Result<User, &'static str>,
 }
 
 /// A way to present a credential.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum Presentation {
     /// The header `Authorization`.
     Header,
     /// `?ticket=` with a ticket issued for the token, or with the token itself where no ticket is issued.
@@ -332,7 +332,7 @@ fn bad_tokens() -> Vec<(String, String, &'static str)> {
 
 /// Returns every credential, valid and invalid.
 async fn credentials(system: &TestSystem) -> Vec<Credential> {
-    let mut all = vec![Credential { name: "no token".to_owned(), token: None, is: Err("authentication-required") }];
+    let mut all = vec![Credential { name: "no token".to_owned(), token: None, user: Err("authentication-required") }];
     let mut bad = bad_tokens();
     for (name, changes, what) in [
         ("revoked by subject", json!({"sub": "mallory", "role": "admin"}), json!({"subject": "mallory"})),
@@ -342,30 +342,33 @@ async fn credentials(system: &TestSystem) -> Vec<Credential> {
         system.reader().post("/v1/admin/revocations").json(what).send().await.expect(201);
         bad.push((name.to_owned(), token, "token-revoked"));
     }
-    all.extend(bad.into_iter().map(|(name, token, slug)| Credential { name, token: Some(token), is: Err(slug) }));
+    all.extend(bad.into_iter().map(|(name, token, slug)| Credential { name, token: Some(token), user: Err(slug) }));
     let rsa = EncodingKey::from_rsa_pem(key_text("rs256.pem").as_bytes()).expect("an RSA key");
     let by_rsa = forged(&json!({"alg": "RS256"}), &claims(json!({})), &rsa, Algorithm::RS256);
-    for (name, token, who) in [
-        ("owner", token(OWNER, "customer"), Who::Owner),
-        ("owner by RS256", by_rsa, Who::Owner),
-        ("other", token(OTHER, "customer"), Who::Other),
-        ("staff", token("clerk", "staff"), Who::Staff),
-        ("admin", token("boss", "admin"), Who::Admin),
+    for (name, token, user) in [
+        ("owner", token(OWNER, "customer"), User::Owner),
+        ("owner by RS256", by_rsa, User::Owner),
+        ("other", token(OTHER, "customer"), User::Other),
+        ("staff", token("clerk", "staff"), User::Staff),
+        ("admin", token("boss", "admin"), User::Admin),
     ] {
-        all.push(Credential { name: name.to_owned(), token: Some(token), is: Ok(who) });
+        all.push(Credential { name: name.to_owned(), token: Some(token), user: Ok(user) });
     }
     all
 }
 
 /// Returns the expected response for a user: a status, and the slug of a problem.
-fn expected(may: May, who: Who, success: u16) -> (u16, Option<&'static str>) {
+fn expected(access: Access, user: User, success: u16) -> (u16, Option<&'static str>) {
     let good = (success, None);
-    match (may, who) {
-        (May::Anyone, _) | (_, Who::Admin) | (May::Staff, Who::Staff) | (May::Own(_), Who::Owner | Who::Staff) => good,
-        (May::Staff | May::Admin, _) => (403, Some("forbidden")),
-        (May::Own(Foreign::NotThere(slug)), Who::Other) => (404, Some(slug)),
-        (May::Own(Foreign::Forbidden), Who::Other) => (403, Some("forbidden")),
-        (May::Own(Foreign::EmptyList | Foreign::LineNotThere), Who::Other) => good,
+    match (access, user) {
+        (Access::Anyone, _)
+        | (_, User::Admin)
+        | (Access::Staff, User::Staff)
+        | (Access::Own(_), User::Owner | User::Staff) => good,
+        (Access::Staff | Access::Admin, _) => (403, Some("forbidden")),
+        (Access::Own(OnForeign::NotFound(slug)), User::Other) => (404, Some(slug)),
+        (Access::Own(OnForeign::Forbidden), User::Other) => (403, Some("forbidden")),
+        (Access::Own(OnForeign::EmptyList | OnForeign::LineNotFound), User::Other) => good,
     }
 }
 
@@ -435,10 +438,12 @@ async fn check_rows(system: &TestSystem) -> Vec<String> {
     let mut faults = Vec::new();
     let mut compare = |what: &str, table: &str, listed: BTreeSet<String>, rows: BTreeSet<String>| {
         for missing in listed.difference(&rows) {
-            faults.push(format!("{what} {missing} has no row: add one to {table} in {HERE} to define who may use it"));
+            faults.push(format!(
+                "{what} {missing} has no row: add one to {table} in {THIS_FILE} to define who may use it"
+            ));
         }
         for gone in rows.difference(&listed) {
-            faults.push(format!("{what} {gone} does not exist any more: remove its row from {table} in {HERE}"));
+            faults.push(format!("{what} {gone} does not exist any more: remove its row from {table} in {THIS_FILE}"));
         }
     };
     let document = system.get("/openapi.json").anonymous().send().await.expect(200).json();
@@ -495,11 +500,11 @@ fn plain_routes() -> BTreeSet<String> {
 
 /// Fails the test if there are faults, and lists all of them.
 #[track_caller]
-fn none(faults: &[String]) {
+fn assert_no_faults(faults: &[String]) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-async fn every_operation_allows_whom_it_should(system: TestSystem) {
+async fn every_operation_checks_access(system: TestSystem) {
     let mut faults = check_rows(&system).await;
     for (path, statuses) in UNDOCUMENTED {
         let status = system.get(path).anonymous().send().await.status;
@@ -508,12 +513,12 @@ async fn every_operation_allows_whom_it_should(system: TestSystem) {
         }
     }
     let credentials = credentials(&system).await;
-    let allowed = credentials.iter().filter(|credential| credential.is.is_ok()).count();
+    let allowed = credentials.iter().filter(|credential| credential.user.is_ok()).count();
     let mut orders = Orders::create(&system, "matrix", OPERATIONS.len() * allowed + 1).await;
     let unused = orders.next();
     for operation in OPERATIONS {
         for credential in &credentials {
-            let order = if credential.is.is_ok() { orders.next() } else { unused.clone() };
+            let order = if credential.user.is_ok() { orders.next() } else { unused.clone() };
             let answer = by(request(&system, operation, &order, OWNER), credential.token.as_deref()).send().await;
             if let Some(fault) = fault(operation, credential, &answer) {
                 faults.push(format!("{} with {}: {fault}", operation.name(), credential.name));
@@ -528,14 +533,14 @@ async fn every_operation_allows_whom_it_should(system: TestSystem) {
             faults.push(format!("{} with a cookie: {}", operation.name(), answer.status));
         }
     }
-    none(&faults);
+    assert_no_faults(&faults);
 }
 
 /// Returns what is wrong with a response.
 fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Option<String> {
-    let (status, problem) = match credential.is {
+    let (status, problem) = match credential.user {
         Err(slug) => (401, Some(slug)),
-        Ok(who) => expected(operation.may, who, operation.success),
+        Ok(user) => expected(operation.access, user, operation.success),
     };
     let text = String::from_utf8_lossy(&answer.body);
     if (answer.status, slug(&answer.body).as_deref()) != (status, problem) {
@@ -544,14 +549,14 @@ fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Opt
     if status == 401 && answer.header("www-authenticate").is_none() {
         return Some("401 without WWW-Authenticate".to_owned());
     }
-    let is_foreign = credential.is == Ok(Who::Other);
-    match operation.may {
-        May::Own(Foreign::EmptyList) if credential.is.is_ok() => {
+    let is_foreign = credential.user == Ok(User::Other);
+    match operation.access {
+        Access::Own(OnForeign::EmptyList) if credential.user.is_ok() => {
             let is_empty = answer.json()["items"].as_array().is_none_or(Vec::is_empty);
             (is_empty != is_foreign)
                 .then(|| format!("{text}: the list is {}", if is_empty { "empty" } else { "not empty" }))
         }
-        May::Own(Foreign::LineNotThere) if credential.is.is_ok() => {
+        Access::Own(OnForeign::LineNotFound) if credential.user.is_ok() => {
             let line = answer.json();
             let expected = if is_foreign { json!(404) } else { json!(200) };
             (line["status"] != expected).then(|| format!("got {line}, expected {expected}"))
@@ -562,7 +567,7 @@ fn fault(operation: &Operation, credential: &Credential, answer: &Answer) -> Opt
 
 /// Configures each kind of key alone: a token of the other kind is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_key_believes_its_own_algorithm_only() {
+async fn each_key_accepts_only_its_own_algorithm() {
     let rsa = EncodingKey::from_rsa_pem(key_text("rs256.pem").as_bytes()).expect("an RSA key");
     let by_rsa = forged(&json!({"alg": "RS256"}), &claims(json!({})), &rsa, Algorithm::RS256);
     let by_secret = token(OWNER, "customer");
@@ -592,7 +597,7 @@ async fn each_key_believes_its_own_algorithm_only() {
             }
         }
     }
-    none(&faults);
+    assert_no_faults(&faults);
 }
 
 /// A presented credential: additions to the query, headers, and the body of `connect`.
@@ -602,21 +607,21 @@ struct Presented {
     connect: Value,
 }
 
-async fn present(system: &TestSystem, credential: &Credential, way: Way) -> Presented {
+async fn present(system: &TestSystem, credential: &Credential, way: Presentation) -> Presented {
     let mut presented = Presented { query: String::new(), headers: Vec::new(), connect: json!({}) };
     let Some(token) = &credential.token else { return presented };
     match way {
-        Way::Header => presented.headers.push(("authorization", format!("Bearer {token}"))),
-        Way::Cookie => {
+        Presentation::Header => presented.headers.push(("authorization", format!("Bearer {token}"))),
+        Presentation::Cookie => {
             presented.headers.push(("cookie", format!("theme=dark; docket_token={token}")));
             presented.headers.push(("origin", PAGE.to_owned()));
         }
-        Way::Protocol => {
+        Presentation::Protocol => {
             let protocols = format!("centrifuge-json, bearer.{}", URL_SAFE_NO_PAD.encode(token));
             presented.headers.push(("sec-websocket-protocol", protocols));
         }
-        Way::Connect => presented.connect = json!({"token": token}),
-        Way::Ticket => {
+        Presentation::Connect => presented.connect = json!({"token": token}),
+        Presentation::Ticket => {
             let answer = system.reader().post("/v1/tickets").token(token).send().await;
             let ticket = match answer.status {
                 201 => answer.json()["ticket"].as_str().expect("a ticket").to_owned(),
@@ -630,7 +635,7 @@ async fn present(system: &TestSystem, credential: &Credential, way: Way) -> Pres
 
 /// Result of a subscription.
 #[derive(Debug, PartialEq)]
-enum Heard {
+enum SubscribeResult {
     /// A snapshot was received.
     Snapshot,
     /// Status and slug of a refused stream or poll.
@@ -642,7 +647,7 @@ enum Heard {
 }
 
 /// Subscribes to a channel with an event stream or a poll.
-async fn listen(client: &Client, path: &str, channel: &str, presented: &Presented) -> Heard {
+async fn listen(client: &Client, path: &str, channel: &str, presented: &Presented) -> SubscribeResult {
     let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().expect("the HTTP client builds");
     let wait = if path == "/v1/poll" { "&wait=0" } else { "" };
     let mut request = http.get(format!("{}{path}?channel={channel}{wait}{}", client.base(), presented.query));
@@ -653,7 +658,10 @@ async fn listen(client: &Client, path: &str, channel: &str, presented: &Presente
     let status = answer.status().as_u16();
     if status != 200 {
         let body = answer.bytes().await.expect("a complete response");
-        return Heard::Refused(status, slug(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned()));
+        return SubscribeResult::Refused(
+            status,
+            slug(&body).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned()),
+        );
     }
     // An event stream does not end: its first event is enough.
     let (mut body, mut text) = (answer.bytes_stream(), String::new());
@@ -661,47 +669,48 @@ async fn listen(client: &Client, path: &str, channel: &str, presented: &Presente
         let Some(Ok(bytes)) = body.next().await else { panic!("{path}?channel={channel} has no snapshot: {text}") };
         text.push_str(&String::from_utf8_lossy(&bytes));
     }
-    Heard::Snapshot
+    SubscribeResult::Snapshot
 }
 
 /// Connects a WebSocket. The error says how the connection was refused.
-async fn connect(client: &Client, path: &str, presented: &Presented) -> Result<Socket, Heard> {
+async fn connect(client: &Client, path: &str, presented: &Presented) -> Result<Socket, SubscribeResult> {
     let headers: Vec<(&str, &str)> = presented.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let url = format!("{}{path}?{}", client.base(), presented.query.trim_start_matches('&'));
-    let mut socket = Socket::open(&url, &headers).await.map_err(|status| Heard::Refused(status, String::new()))?;
-    let reply = socket.try_call("connect", presented.connect.clone()).await.map_err(Heard::Closed)?;
+    let mut socket =
+        Socket::open(&url, &headers).await.map_err(|status| SubscribeResult::Refused(status, String::new()))?;
+    let reply = socket.try_call("connect", presented.connect.clone()).await.map_err(SubscribeResult::Closed)?;
     match reply["error"]["code"].as_u64() {
         None => Ok(socket),
-        Some(code) => Err(Heard::Error(code)),
+        Some(code) => Err(SubscribeResult::Error(code)),
     }
 }
 
-async fn subscribe(socket: &mut Socket, channel: &str) -> Heard {
+async fn subscribe(socket: &mut Socket, channel: &str) -> SubscribeResult {
     match socket.try_call("subscribe", json!({"channel": channel})).await {
-        Err(code) => Heard::Closed(code),
+        Err(code) => SubscribeResult::Closed(code),
         Ok(reply) => match reply["error"]["code"].as_u64() {
-            Some(code) => Heard::Error(code),
-            None if reply["subscribe"]["data"].is_object() => Heard::Snapshot,
+            Some(code) => SubscribeResult::Error(code),
+            None if reply["subscribe"]["data"].is_object() => SubscribeResult::Snapshot,
             None => panic!("neither a snapshot nor an error: {reply}"),
         },
     }
 }
 
 /// Returns how an invalid credential must be refused.
-fn refusal(way: Way, slug: &'static str, is_socket: bool) -> Heard {
+fn refusal(way: Presentation, slug: &'static str, is_socket: bool) -> SubscribeResult {
     match (is_socket, way, slug) {
-        (false, Way::Ticket, slug) if slug != "authentication-required" => {
-            Heard::Refused(401, "invalid-ticket".to_owned())
+        (false, Presentation::Ticket, slug) if slug != "authentication-required" => {
+            SubscribeResult::Refused(401, "invalid-ticket".to_owned())
         }
-        (false, _, slug) => Heard::Refused(401, slug.to_owned()),
-        (true, Way::Ticket, _) => Heard::Closed(3500),
-        (true, _, "token-expired") => Heard::Error(109),
-        (true, _, "token-revoked") => Heard::Closed(4503),
-        (true, _, _) => Heard::Closed(3500),
+        (false, _, slug) => SubscribeResult::Refused(401, slug.to_owned()),
+        (true, Presentation::Ticket, _) => SubscribeResult::Closed(3500),
+        (true, _, "token-expired") => SubscribeResult::Error(109),
+        (true, _, "token-revoked") => SubscribeResult::Closed(4503),
+        (true, _, _) => SubscribeResult::Closed(3500),
     }
 }
 
-async fn every_channel_allows_whom_it_should(system: TestSystem) {
+async fn every_channel_checks_access(system: TestSystem) {
     let mut faults = Vec::new();
     let mut orders = Orders::create(&system, "listen", 1).await;
     let order = orders.next();
@@ -712,45 +721,52 @@ async fn every_channel_allows_whom_it_should(system: TestSystem) {
     };
     let credentials = credentials(&system).await;
     for credential in &credentials {
-        let mut check = |what: String, heard: Heard, expected: Heard| {
-            if heard != expected {
-                faults.push(format!("{what} with {}: got {heard:?}, expected {expected:?}", credential.name));
+        let mut check = |what: String, result: SubscribeResult, expected: SubscribeResult| {
+            if result != expected {
+                faults.push(format!("{what} with {}: got {result:?}, expected {expected:?}", credential.name));
             }
         };
-        for (address, may) in CHANNELS {
+        for (address, access) in CHANNELS {
             for path in ["/v1/live", "/v1/poll"] {
-                for way in [Way::Header, Way::Ticket, Way::Cookie] {
-                    let expected = match credential.is.map(|who| expected(*may, who, 200)) {
+                for way in [Presentation::Header, Presentation::Ticket, Presentation::Cookie] {
+                    let expected = match credential.user.map(|user| expected(*access, user, 200)) {
                         Err(slug) => refusal(way, slug, false),
-                        Ok((200, _)) => Heard::Snapshot,
-                        Ok((status, slug)) => Heard::Refused(status, slug.unwrap_or_default().to_owned()),
+                        Ok((200, _)) => SubscribeResult::Snapshot,
+                        Ok((status, slug)) => SubscribeResult::Refused(status, slug.unwrap_or_default().to_owned()),
                     };
                     let presented = present(&system, credential, way).await;
-                    let heard = listen(reader, path, &name_of(address), &presented).await;
-                    check(format!("{path} of {address} by {way:?}"), heard, expected);
+                    let result = listen(reader, path, &name_of(address), &presented).await;
+                    check(format!("{path} of {address} by {way:?}"), result, expected);
                 }
             }
         }
         for path in ["/ws", "/ws/admin"] {
-            for way in [Way::Header, Way::Ticket, Way::Cookie, Way::Protocol, Way::Connect] {
+            for way in [
+                Presentation::Header,
+                Presentation::Ticket,
+                Presentation::Cookie,
+                Presentation::Protocol,
+                Presentation::Connect,
+            ] {
                 let presented = present(&system, credential, way).await;
-                let mut socket = match (connect(reader, path, &presented).await, credential.is) {
-                    (Ok(socket), Ok(who)) if path == "/ws" || who == Who::Admin => socket,
-                    (outcome, is) => {
-                        let expected = is.map_or_else(|slug| refusal(way, slug, true), |_| Heard::Closed(4503));
-                        let heard = outcome.err().unwrap_or(Heard::Snapshot);
-                        check(format!("{path} by {way:?}"), heard, expected);
+                let mut socket = match (connect(reader, path, &presented).await, credential.user) {
+                    (Ok(socket), Ok(user)) if path == "/ws" || user == User::Admin => socket,
+                    (outcome, user) => {
+                        let expected =
+                            user.map_or_else(|slug| refusal(way, slug, true), |_| SubscribeResult::Closed(4503));
+                        let result = outcome.err().unwrap_or(SubscribeResult::Snapshot);
+                        check(format!("{path} by {way:?}"), result, expected);
                         continue;
                     }
                 };
-                for (address, may) in CHANNELS {
-                    let is_allowed = credential.is.is_ok_and(|who| expected(*may, who, 200).0 == 200);
-                    let expected = if is_allowed { Heard::Snapshot } else { Heard::Error(103) };
-                    let heard = subscribe(&mut socket, &name_of(address)).await;
-                    check(format!("{path}, {address}, by {way:?}"), heard, expected);
+                for (address, access) in CHANNELS {
+                    let is_allowed = credential.user.is_ok_and(|user| expected(*access, user, 200).0 == 200);
+                    let expected = if is_allowed { SubscribeResult::Snapshot } else { SubscribeResult::Error(103) };
+                    let result = subscribe(&mut socket, &name_of(address)).await;
+                    check(format!("{path}, {address}, by {way:?}"), result, expected);
                 }
                 // Presence is for staff; no client may publish.
-                let is_staff = matches!(credential.is, Ok(Who::Staff | Who::Admin));
+                let is_staff = matches!(credential.user, Ok(User::Staff | User::Admin));
                 for (command, code) in [
                     ("presence", (!is_staff).then_some(103)),
                     ("presence_stats", (!is_staff).then_some(103)),
@@ -759,40 +775,45 @@ async fn every_channel_allows_whom_it_should(system: TestSystem) {
                     ("history", Some(108)),
                 ] {
                     let reply = socket.call(command, json!({"channel": name_of("order:{id}"), "data": {}})).await;
-                    let heard = reply["error"]["code"].as_u64().map_or(Heard::Snapshot, Heard::Error);
-                    check(format!("{path}, {command} by {way:?}"), heard, code.map_or(Heard::Snapshot, Heard::Error));
+                    let result =
+                        reply["error"]["code"].as_u64().map_or(SubscribeResult::Snapshot, SubscribeResult::Error);
+                    check(
+                        format!("{path}, {command} by {way:?}"),
+                        result,
+                        code.map_or(SubscribeResult::Snapshot, SubscribeResult::Error),
+                    );
                 }
             }
         }
     }
-    none(&faults);
-    worse_credentials_first(&system, &name_of("order:{id}")).await;
+    assert_no_faults(&faults);
+    only_the_first_credential_counts(&system, &name_of("order:{id}")).await;
     a_ticket_ends_with_its_token(&system, &name_of("order:{id}")).await;
 }
 
 /// Checks that only the first of several credentials counts, even if it is invalid.
-async fn worse_credentials_first(system: &TestSystem, channel: &str) {
+async fn only_the_first_credential_counts(system: &TestSystem, channel: &str) {
     let reader = system.reader();
-    let good = Credential { name: "owner".to_owned(), token: Some(token(OWNER, "customer")), is: Ok(Who::Owner) };
-    for way in [Way::Ticket, Way::Cookie] {
+    let good = Credential { name: "owner".to_owned(), token: Some(token(OWNER, "customer")), user: Ok(User::Owner) };
+    for way in [Presentation::Ticket, Presentation::Cookie] {
         let mut both = present(system, &good, way).await;
         both.headers.push(("authorization", "Bearer nonsense".to_owned()));
         for path in ["/v1/live", "/v1/poll"] {
-            let heard = listen(reader, path, channel, &both).await;
+            let result = listen(reader, path, channel, &both).await;
             assert_eq!(
-                heard,
-                Heard::Refused(401, "invalid-token".to_owned()),
+                result,
+                SubscribeResult::Refused(401, "invalid-token".to_owned()),
                 "{path}: {way:?} with an invalid header"
             );
         }
-        assert_eq!(connect(reader, "/ws", &both).await.err(), Some(Heard::Closed(3500)), "{way:?}");
+        assert_eq!(connect(reader, "/ws", &both).await.err(), Some(SubscribeResult::Closed(3500)), "{way:?}");
     }
     // A cookie counts only for a page of an allowed origin.
-    let cookie = present(system, &good, Way::Cookie).await.headers.remove(0);
+    let cookie = present(system, &good, Presentation::Cookie).await.headers.remove(0);
     for (origin, expected) in [
-        (None, Heard::Refused(401, "authentication-required".to_owned())),
-        (Some("https://evil.test"), Heard::Refused(403, "origin-not-allowed".to_owned())),
-        (Some("null"), Heard::Refused(403, "origin-not-allowed".to_owned())),
+        (None, SubscribeResult::Refused(401, "authentication-required".to_owned())),
+        (Some("https://evil.test"), SubscribeResult::Refused(403, "origin-not-allowed".to_owned())),
+        (Some("null"), SubscribeResult::Refused(403, "origin-not-allowed".to_owned())),
     ] {
         let mut headers = vec![cookie.clone()];
         headers.extend(origin.map(|origin| ("origin", origin.to_owned())));
@@ -804,18 +825,18 @@ async fn worse_credentials_first(system: &TestSystem, channel: &str) {
 /// Checks that a ticket opens one connection, and none after its token is revoked.
 async fn a_ticket_ends_with_its_token(system: &TestSystem, channel: &str) {
     let reader = system.reader();
-    let refused = Heard::Refused(401, "invalid-ticket".to_owned());
+    let refused = SubscribeResult::Refused(401, "invalid-ticket".to_owned());
     let credential = |jti: &str| {
         let token = Some(signed(&claims(json!({"jti": jti}))));
-        Credential { name: jti.to_owned(), token, is: Ok(Who::Owner) }
+        Credential { name: jti.to_owned(), token, user: Ok(User::Owner) }
     };
-    let used = present(system, &credential("once"), Way::Ticket).await;
-    assert_eq!(listen(reader, "/v1/poll", channel, &used).await, Heard::Snapshot);
+    let used = present(system, &credential("once"), Presentation::Ticket).await;
+    assert_eq!(listen(reader, "/v1/poll", channel, &used).await, SubscribeResult::Snapshot);
     for path in ["/v1/poll", "/v1/live"] {
         assert_eq!(listen(reader, path, channel, &used).await, refused, "{path} with a used ticket");
     }
-    assert_eq!(connect(reader, "/ws", &used).await.err(), Some(Heard::Closed(3500)));
-    let late = present(system, &credential("revoked-later"), Way::Ticket).await;
+    assert_eq!(connect(reader, "/ws", &used).await.err(), Some(SubscribeResult::Closed(3500)));
+    let late = present(system, &credential("revoked-later"), Presentation::Ticket).await;
     let what = json!({"token_id": "revoked-later"});
     reader.post("/v1/admin/revocations").json(what).send().await.expect(201);
     assert_eq!(listen(reader, "/v1/live", channel, &late).await, refused, "with a ticket of a revoked token");
@@ -839,12 +860,12 @@ fn comparable(answer: &Answer, id: &str) -> String {
 
 /// Another customer cannot distinguish an existing order or customer from one that does not exist: neither by the
 /// response nor by its duration.
-async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
+async fn foreign_and_missing_resources_look_alike(system: TestSystem) {
     let other = token(OTHER, "customer");
     // Only the owner's list has orders; nobody's list is empty.
-    let own = OPERATIONS.iter().filter(|operation| matches!(operation.may, May::Own(_)));
+    let own = OPERATIONS.iter().filter(|operation| matches!(operation.access, Access::Own(_)));
     let own: Vec<&Operation> = own.collect();
-    let mut orders = Orders::create(&system, "hidden", own.len() + ASKED).await;
+    let mut orders = Orders::create(&system, "hidden", own.len() + TIMED_REQUESTS).await;
     let mut faults = Vec::new();
     for operation in &own {
         let (order, missing) = (orders.next(), format!("absent-{:05}", orders.next));
@@ -858,8 +879,8 @@ async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
         }
     }
     let mut socket = Socket::connect(system.reader(), &other).await;
-    for (address, may) in CHANNELS {
-        if !matches!(may, May::Own(_)) {
+    for (address, access) in CHANNELS {
+        if !matches!(access, Access::Own(_)) {
             continue;
         }
         let order = orders.next();
@@ -885,38 +906,38 @@ async fn not_yours_and_not_there_are_the_same(system: TestSystem) {
             }
         }
     }
-    none(&faults);
+    assert_no_faults(&faults);
     for operation in own {
         let ask = async |order: &str, owner: &str| {
             request(&system, operation, order, owner).token(&other).send().await;
         };
-        same_class_of_time(&operation.name(), ask).await;
+        assert_similar_duration(&operation.name(), ask).await;
     }
     for path in ["/v1/live", "/v1/poll"] {
         let ask = async |order: &str, _: &str| {
             let path = format!("{path}?channel=order:{order}");
             system.get(&path).token(&other).send().await.expect_problem(404, "channel-not-found");
         };
-        same_class_of_time(&format!("{path} of order:{{id}}"), ask).await;
+        assert_similar_duration(&format!("{path} of order:{{id}}"), ask).await;
     }
 }
 
 /// Number of requests of each kind whose times are compared.
-const ASKED: usize = 100;
+const TIMED_REQUESTS: usize = 100;
 /// Number of attempts before a difference counts, because a busy machine causes differences too.
 const TRIES: usize = 3;
 /// Smallest ratio of the two times that counts as a difference. A difference must be large enough to be measured over a
 /// network.
-const TIMES_MAX: f64 = 3.0;
-const LONGER_MS: f64 = 1.0;
+const DIFFERENCE_RATIO_MIN: f64 = 3.0;
+const DIFFERENCE_MS_MIN: f64 = 1.0;
 
 /// Checks that requests for another customer's resource and for a missing one take about the same time. Compares the
 /// medians of interleaved requests.
-async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
+async fn assert_similar_duration(what: &str, ask: impl AsyncFn(&str, &str)) {
     let mut measured = Vec::new();
     for _ in 0..TRIES {
         let (mut foreign, mut absent) = (Vec::new(), Vec::new());
-        for number in 0..ASKED {
+        for number in 0..TIMED_REQUESTS {
             let (there, missing) = (format!("hidden-{number:05}"), format!("absent-{number:05}"));
             let mut timed = [(&mut foreign, there, OWNER), (&mut absent, missing, NOBODY)];
             // The order of the two requests alternates.
@@ -932,7 +953,7 @@ async fn same_class_of_time(what: &str, ask: impl AsyncFn(&str, &str)) {
         let (foreign, absent) = (median(foreign), median(absent));
         measured.push((foreign, absent));
         let (shorter, longer) = (foreign.min(absent), foreign.max(absent));
-        if longer < shorter * TIMES_MAX || longer - shorter < LONGER_MS {
+        if longer < shorter * DIFFERENCE_RATIO_MIN || longer - shorter < DIFFERENCE_MS_MIN {
             return;
         }
     }
@@ -947,7 +968,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 /// While the read models are behind, the server cannot know whether an order exists. A customer gets the same response
 /// for another customer's order as for a missing one, after the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_model_that_is_behind_tells_nothing() {
+async fn a_lagging_read_model_does_not_reveal_orders_of_others() {
     let builder = without_rate(TestSystem::builder(Mode::Scaled).processes(&["write,read", "project"]));
     let mut system = builder.start().await;
     let mut orders = Orders::create(&system, "hidden", 1).await;

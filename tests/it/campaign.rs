@@ -14,14 +14,14 @@ use tests::client::{Client, token};
 use tests::dice::Dice;
 use tests::fold::Event;
 use tests::listener::{Listener, Transport};
-use tests::load::{Latest, Load, Run, Sent, Shape};
+use tests::load::{Latest, Load, LoadRun, Sent, Shape};
 use tests::nats::Nats;
 use tests::postgres::Postgres;
 use tests::process::POLL;
 use tests::record::{Record, number};
 use tests::stream::stream_equals_the_log;
 use tests::system::{Builder, Mode, TestSystem};
-use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -33,7 +33,7 @@ const SHAPE: Shape = Shape { name: "campaign", clients: 4, orders: 6, commands_e
 /// the log.
 const PAUSE: Duration = Duration::from_millis(8);
 /// Time limit for a listener to reach the end of the log.
-const TOLD_DEADLINE: Duration = Duration::from_secs(20);
+const DELIVERY_DEADLINE: Duration = Duration::from_secs(20);
 const CHANNELS: [&[&str]; 3] =
     [&["orders"], &["order:campaign-0-0", "customer:customer-1"], &["customer:customer-2", "orders"]];
 
@@ -108,21 +108,21 @@ async fn campaign(builder: impl Fn() -> Builder, faults: &[Fault]) {
         let part = cycles.min(CYCLES_OF_A_SYSTEM);
         cycles -= part;
         record.clear();
-        let mut stage = Stage::start(builder()).await;
+        let mut observed = ObservedSystem::start(builder()).await;
         for cycle in 1..=part {
             let fault = dice.pick(faults);
             record.line(format!("cycle {cycle}: {fault:?}"));
-            stage.cycle(cycle, fault, &mut dice, &mut record).await;
+            observed.cycle(cycle, fault, &mut dice, &mut record).await;
         }
-        if stage.system.mode == Mode::Scaled {
-            stream_equals_the_log(&stage.system, &stage.log).await;
+        if observed.system.mode == Mode::Scaled {
+            stream_equals_the_log(&observed.system, &observed.log).await;
         }
-        stage.system.cli(&["verify"]).await;
+        observed.system.cli(&["verify"]).await;
     }
 }
 
 /// A running system with its listeners.
-struct Stage {
+struct ObservedSystem {
     system: TestSystem,
     /// Each listener with a description of its behaviour and with its channels.
     listeners: Vec<(String, Listener, &'static [&'static str])>,
@@ -131,7 +131,7 @@ struct Stage {
     log: Vec<Event>,
 }
 
-impl Stage {
+impl ObservedSystem {
     async fn start(builder: Builder) -> Self {
         let mut system = builder.stopped().await;
         if let Some(postgres) = &system.postgres {
@@ -156,7 +156,7 @@ impl Stage {
                 for stay in [60, 170, 450] {
                     bases.rotate_left(1);
                     let stay = Duration::from_millis(stay);
-                    let listener = Listener::restless(transport, bases.clone(), &staff, channels, stay);
+                    let listener = Listener::reconnecting(transport, bases.clone(), &staff, channels, stay);
                     listeners.push((format!("{transport:?} for {stay:?} each"), listener, channels));
                 }
             }
@@ -168,22 +168,22 @@ impl Stage {
     }
 
     async fn cycle(&mut self, cycle: u64, fault: Fault, dice: &mut Dice, record: &mut Record) {
-        let load = Load::start_run(self.system.writer(), SHAPE, Run { number: cycle, pause: PAUSE });
-        let askers: Vec<_> =
-            readers(&self.system).into_iter().map(|reader| Asker::start(reader, load.latest())).collect();
+        let load = Load::start_run(self.system.writer(), SHAPE, LoadRun { number: cycle, pause: PAUSE });
+        let checks: Vec<_> =
+            readers(&self.system).into_iter().map(|reader| FreshnessCheck::start(reader, load.latest())).collect();
         let acknowledged = 5 + dice.below(40);
         load.acknowledged(acknowledged).await;
         pause(dice, 0, 20).await;
         record.add(&format!("after {acknowledged} acknowledgements"));
         let started = Instant::now();
-        let replaced = self.play(fault, dice, record).await;
-        record.add(&format!("played in {:?}", started.elapsed()));
+        let replaced = self.inject(fault, dice, record).await;
+        record.add(&format!("injected in {:?}", started.elapsed()));
         self.sent.extend(load.finish().await);
         record.add(&format!("all answered after {:?}", started.elapsed()));
         self.system.settled().await;
         record.add(&format!("settled after {:?}", started.elapsed()));
         self.check().await;
-        let wrong: Vec<_> = askers.iter().flat_map(Asker::faults).collect();
+        let wrong: Vec<_> = checks.iter().flat_map(FreshnessCheck::faults).collect();
         assert_eq!(wrong, Vec::<String>::new(), "an acknowledged change was not readable");
         if replaced.is_some() {
             drop(replaced);
@@ -192,16 +192,16 @@ impl Stage {
     }
 
     /// Injects the fault and repairs it. Returns the old primary after a failover.
-    async fn play(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
+    async fn inject(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
         match fault {
-            DocketDies | DocketDiesTwice | DocketFreezes => self.play_docket(fault, dice, record).await,
-            NatsDies | NatsIsWiped | NatsFreezes => self.play_nats(fault, dice).await,
-            _ => return self.play_postgres(fault, dice, record).await,
+            DocketDies | DocketDiesTwice | DocketFreezes => self.inject_docket(fault, dice, record).await,
+            NatsDies | NatsIsWiped | NatsFreezes => self.inject_nats(fault, dice).await,
+            _ => return self.inject_postgres(fault, dice, record).await,
         }
         None
     }
 
-    async fn play_docket(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) {
+    async fn inject_docket(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) {
         let number = usize::try_from(dice.below(self.system.dockets.len() as u64)).expect("a process number");
         let docket = &mut self.system.dockets[number];
         record.add(&format!("process {number} ({})", docket.roles));
@@ -224,7 +224,7 @@ impl Stage {
         }
     }
 
-    async fn play_nats(&mut self, fault: Fault, dice: &mut Dice) {
+    async fn inject_nats(&mut self, fault: Fault, dice: &mut Dice) {
         let nats: &mut Nats = self.system.nats.as_mut().expect("a scaled system");
         match fault {
             NatsFreezes => {
@@ -243,7 +243,7 @@ impl Stage {
         }
     }
 
-    async fn play_postgres(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
+    async fn inject_postgres(&mut self, fault: Fault, dice: &mut Dice, record: &mut Record) -> Option<Postgres> {
         let postgres = self.system.postgres.as_mut().expect("a scaled system");
         match fault {
             PostgresFreezes => {
@@ -290,7 +290,7 @@ impl Stage {
     /// received the right changes.
     async fn check(&mut self) {
         self.log = read_models_equal_the_fold(&self.system).await;
-        outcomes_are_true(&self.log, &self.sent);
+        assert_outcomes_match_log(&self.log, &self.sent);
         let mut customers = HashMap::new();
         for event in &self.log {
             if let Some(customer) = event.payload["customer_id"].as_str() {
@@ -307,7 +307,7 @@ impl Stage {
             for channel in *channels {
                 let events = self.log.iter().filter(|event| of_channel(channel, event));
                 let expected: Vec<_> = events.map(|event| event.position).collect();
-                if let Err(difference) = listener.try_ends_with(channel, &expected, TOLD_DEADLINE).await {
+                if let Err(difference) = listener.try_expect_changes(channel, &expected, DELIVERY_DEADLINE).await {
                     wrong.push(format!("{how}: {difference}"));
                 }
             }
@@ -326,12 +326,12 @@ async fn pause(dice: &mut Dice, from: u64, to: u64) {
 }
 
 /// Reads each change as soon as it is acknowledged. The response must contain the change, or be a 503.
-struct Asker {
+struct FreshnessCheck {
     faults: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
 
-impl Asker {
+impl FreshnessCheck {
     fn start(reader: Client, mut latest: watch::Receiver<Option<Latest>>) -> Self {
         let faults = Arc::<Mutex<Vec<String>>>::default();
         let found = Arc::clone(&faults);
@@ -362,7 +362,7 @@ impl Asker {
     }
 }
 
-impl Drop for Asker {
+impl Drop for FreshnessCheck {
     fn drop(&mut self) {
         self.task.abort();
     }

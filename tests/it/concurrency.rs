@@ -2,7 +2,7 @@
 
 use tests::load::{Load, Shape};
 use tests::system::TestSystem;
-use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
 
 tests::stories![a_crash_under_load_loses_nothing];
 
@@ -17,5 +17,5 @@ async fn a_crash_under_load_loses_nothing(mut system: TestSystem) {
     system.restart().await;
     let sent = load.finish().await;
     let log = read_models_equal_the_fold(&system).await;
-    outcomes_are_true(&log, &sent);
+    assert_outcomes_match_log(&log, &sent);
 }

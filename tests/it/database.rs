@@ -10,10 +10,10 @@ use tests::load::{Load, Shape};
 use tests::postgres::{PASSWORD, Postgres};
 use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
-use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
 
 /// Time limit for a process to leave a server that was replaced.
-const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
+const FAILOVER_WITHIN: Duration = Duration::from_secs(5);
 /// Time limit for a state on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ async fn connect(url: &str) -> PgConnection {
 }
 
 /// Creates orders until one is accepted, and returns its id.
-async fn create_until_taken(system: &TestSystem, name: &str, deadline: Duration) -> String {
+async fn create_until_accepted(system: &TestSystem, name: &str, deadline: Duration) -> String {
     let started = Instant::now();
     for number in 0.. {
         let id = format!("{name}-{number}");
@@ -51,13 +51,13 @@ async fn readiness(system: &TestSystem, docket: usize) -> Value {
 
 /// The old primary keeps answering, read-only, on its open connections: no process may keep using it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_leaves_nobody_on_the_old_server() {
+async fn no_process_uses_the_old_server_after_a_failover() {
     let mut system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
     let load = Load::start(system.writer(), Shape { name: "failover", clients: 8, orders: 8, commands_each: 200 });
     load.acknowledged(200).await;
     let _old = system.fail_over().await;
     let started = Instant::now();
-    let id = create_until_taken(&system, "after", FOLLOW_WITHIN).await;
+    let id = create_until_accepted(&system, "after", FAILOVER_WITHIN).await;
     // A query must find the order soon: no process reads from the old server any more.
     loop {
         let answer = system.get(&format!("/v1/orders/{id}")).send().await;
@@ -65,7 +65,7 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
             break;
         }
         assert!(
-            started.elapsed() < FOLLOW_WITHIN,
+            started.elapsed() < FAILOVER_WITHIN,
             "the query still gets {} after {:?}",
             answer.status,
             started.elapsed()
@@ -74,7 +74,7 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
     }
     let sent = load.finish().await;
     let log = read_models_equal_the_fold(&system).await;
-    outcomes_are_true(&log, &sent);
+    assert_outcomes_match_log(&log, &sent);
     for docket in 0..3 {
         let ready = readiness(&system, docket).await;
         assert_eq!(ready["checks"]["database"]["status"], "ok", "{ready}");
@@ -84,7 +84,7 @@ async fn a_failover_leaves_nobody_on_the_old_server() {
 /// When a machine disappears, its connections stay open but silent. Requests that wait on such a connection are
 /// abandoned, and commands, read models and queries continue over new connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fall_silent_are_given_up() {
+async fn silent_connections_are_abandoned() {
     let system = TestSystem::builder(Mode::Scaled).standby().processes(&["write", "project", "read"]).start().await;
     let network = system.database.as_ref().expect("a proxy in front of the database");
     system.post("/v1/orders").json(order("before")).send().await.expect(201);
@@ -99,9 +99,9 @@ async fn connections_that_fall_silent_are_given_up() {
     );
     assert!([200, 503].contains(&probe.status), "{probe:?}");
     assert!(command.is_ok_and(|answer| [201, 503].contains(&answer.status)));
-    let id = create_until_taken(&system, "after", 3 * FOLLOW_WITHIN).await;
+    let id = create_until_accepted(&system, "after", 3 * FAILOVER_WITHIN).await;
     while system.get(&format!("/v1/orders/{id}")).send().await.status != 200 {
-        assert!(started.elapsed() < 6 * FOLLOW_WITHIN, "the read models do not catch up");
+        assert!(started.elapsed() < 6 * FAILOVER_WITHIN, "the read models do not catch up");
         tokio::time::sleep(POLL).await;
     }
     for asked in asking {
@@ -129,14 +129,14 @@ async fn a_url_with_two_hosts_finds_the_primary() {
     system.settled().await;
     first.kill_all();
     second.promote().await;
-    create_until_taken(&system, "after", FOLLOW_WITHIN).await;
+    create_until_accepted(&system, "after", FAILOVER_WITHIN).await;
     read_models_equal_the_fold(&system).await;
     system.get("/v1/orders/before").send().await.expect(200);
 }
 
 /// The appender loses its connection while the role is at its connection limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_appender_gets_its_connection_back_at_the_limit() {
+async fn the_appender_reconnects_at_the_connection_limit() {
     let postgres = Postgres::start(false).await;
     let own = ["create role shop login password 'shop'", "alter database docket owner to shop"];
     postgres.sql(&own).await;
@@ -161,7 +161,7 @@ async fn the_appender_gets_its_connection_back_at_the_limit() {
             Err(error) => assert!(started.elapsed() < DEADLINE, "the slot is not freed: {error}"),
         }
     };
-    create_until_taken(&system, "again", Duration::from_secs(10)).await;
+    create_until_accepted(&system, "again", Duration::from_secs(10)).await;
     read_models_equal_the_fold(&system).await;
     let ready = readiness(&system, 0).await;
     assert_eq!(ready["checks"]["append"]["status"], "ok", "{ready}");
@@ -185,7 +185,7 @@ async fn two_schemas_hold_two_stores() {
 
 /// A database or a role may have any defaults: durability and appends must not depend on them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_servers_defaults_do_not_count() {
+async fn session_settings_override_server_defaults() {
     let mut system = TestSystem::builder(Mode::Scaled).durable().stopped().await;
     let defaults = [
         "alter database docket set synchronous_commit = off",
@@ -205,7 +205,7 @@ async fn the_servers_defaults_do_not_count() {
         system.postgres.as_mut().expect("a scaled system").restart().await;
         let sent = load.finish().await;
         let log = read_models_equal_the_fold(&system).await;
-        outcomes_are_true(&log, &sent);
+        assert_outcomes_match_log(&log, &sent);
     }
     // Without a crash, no command of a contended order fails as if the store were unavailable.
     let load = Load::start(system.writer(), Shape { name: "quiet", clients: 12, orders: 2, commands_each: 40 });
@@ -216,7 +216,7 @@ async fn the_servers_defaults_do_not_count() {
 
 /// Readiness reports a server that does not sync.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_does_not_sync_is_not_called_ready() {
+async fn a_server_that_does_not_sync_degrades_readiness() {
     let system = TestSystem::scaled().await;
     let ready = readiness(&system, 0).await;
     assert_eq!((&ready["status"], &ready["checks"]["durability"]["status"]), (&json!("degraded"), &json!("failed")));
@@ -227,7 +227,7 @@ async fn a_server_that_does_not_sync_is_not_called_ready() {
 
 /// A database that cannot store every text is refused, because retries could never succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_cannot_hold_every_text_is_refused() {
+async fn a_database_with_another_encoding_than_utf8_is_refused() {
     let postgres = Postgres::start(false).await;
     let create = "create database narrow encoding 'LATIN1' locale 'C' template template0";
     postgres.sql(&[create]).await;
@@ -242,7 +242,7 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
 
 /// A value that the database refuses is not an outage: the response says so, and nothing is retried forever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_database_refuses_is_no_outage() {
+async fn a_value_refused_by_the_database_is_not_an_outage() {
     let system = TestSystem::scaled().await;
     let rules = "create function refuse() returns trigger language plpgsql as $$ begin
                      if new.aggregate_id = 'no-value' then raise exception sqlstate '22P05'; end if;

@@ -110,7 +110,7 @@ fn spans(page: &str) -> Vec<&str> {
 }
 
 #[test]
-fn what_the_documents_name_is_there() {
+fn names_in_documents_exist() {
     let tree = Tree::read();
     let mut faults = BTreeSet::new();
     for page in PAGES {
@@ -121,9 +121,9 @@ fn what_the_documents_name_is_there() {
 }
 
 #[test]
-fn a_name_that_is_gone_is_found() {
+fn a_missing_name_is_found() {
     let tree = Tree::read();
-    assert_eq!(tree.fault("documents.rs::what_the_documents_name_is_there"), None);
+    assert_eq!(tree.fault("documents.rs::names_in_documents_exist"), None);
     assert_eq!(tree.fault("engine/event-store/src/store.rs"), None);
     let gone = ["nowhere.rs", "documents.rs::no_such_function", "Store::no_such_function"];
     for span in gone.iter().map(|span| span.replace("no_such", "absent")) {

@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 
 tests::stories![
     conditional_requests_follow_the_rfc,
-    bodies_are_read_alike_on_every_path,
+    bodies_are_validated_alike_on_every_path,
     ambiguous_headers_are_refused,
-    answers_are_kept_and_framed_by_nobody,
-    a_socket_says_which_rule_was_broken,
+    responses_forbid_caching_and_framing,
+    a_socket_closes_with_the_code_of_the_broken_rule,
 ];
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -109,7 +109,7 @@ async fn conditional_requests_work_behind_a_proxy_that_compresses() {
 }
 
 /// A body is refused in the same way as a single command and as a line of a bulk request.
-async fn bodies_are_read_alike_on_every_path(system: TestSystem) {
+async fn bodies_are_validated_alike_on_every_path(system: TestSystem) {
     let cases: [(&str, u16, &str, &str); 17] = [
         (r#"{"customer_id":"ada","customer_id":"ada"}"#, 422, "invalid-body", "/customer_id"),
         (r#"{"customer_id":"ada","attributes":{"a":"1","a":"2"}}"#, 422, "invalid-body", "/attributes/a"),
@@ -283,7 +283,7 @@ async fn ambiguous_headers_are_refused(system: TestSystem) {
     }
 }
 
-async fn answers_are_kept_and_framed_by_nobody(system: TestSystem) {
+async fn responses_forbid_caching_and_framing(system: TestSystem) {
     order(&system, "kept").await;
     let ada = token("ada", "customer");
     let fixed = [
@@ -389,7 +389,7 @@ async fn exchange(client: &Client, sent: &[u8], count: usize) -> Vec<(u8, Vec<u8
     frames
 }
 
-async fn a_socket_says_which_rule_was_broken(system: TestSystem) {
+async fn a_socket_closes_with_the_code_of_the_broken_rule(system: TestSystem) {
     let long = vec![b' '; 65_537];
     let half = vec![b' '; 40_000];
     let pieces = |count: usize| [frame(0x01, b""), frame(0x00, b"").repeat(count)].concat();
@@ -429,7 +429,7 @@ async fn a_socket_says_which_rule_was_broken(system: TestSystem) {
 
 /// Pages may send the usual headers and those of the settings, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_may_send_the_usual_headers_and_those_of_the_settings() {
+async fn cors_allows_the_usual_and_the_configured_headers() {
     let system = TestSystem::builder(Mode::Embedded)
         .setting("DOCKET_CORS_REQUEST_HEADERS", "X-Tenant, x-api-version")
         .setting("DOCKET_CORS_ANSWER_HEADERS", "server-timing")
@@ -478,7 +478,7 @@ async fn pages_may_send_the_usual_headers_and_those_of_the_settings() {
 
 /// The content security policy of `/docs` allows everything that the page needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_browser_shows_the_docs_under_their_policy() {
+async fn a_browser_shows_the_docs_under_their_security_policy() {
     let system = TestSystem::embedded().await;
     let names = ["chromium", "chromium-browser", "google-chrome"];
     let browser = names.iter().find_map(|name| find_on_path(name)).expect("install a browser with: tests/run install");
@@ -523,7 +523,7 @@ async fn a_file_may_begin_with_a_byte_order_mark() {
 
 /// A reader that closes the pipe early (`docket … | head -1`) is not a failure, and nothing is printed about it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_pipe_is_no_failure() {
+async fn a_closed_pipe_is_not_a_failure() {
     let system = TestSystem::embedded().await;
     order(&system, "piped").await;
     for (arguments, code) in [

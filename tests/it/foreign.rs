@@ -12,8 +12,8 @@ use crate::replay::{dead_letters, statement};
 
 tests::stories![
     settings = with_toy;
-    two_kinds_of_aggregates_never_meet,
-    events_of_an_endless_stream_are_folded_one_by_one,
+    aggregates_of_two_types_are_independent,
+    events_of_an_unbounded_stream_are_folded_one_by_one,
     a_panic_in_a_fold_parks_its_own_group_only,
     a_stream_is_parked_at_the_event_that_fails,
     an_id_that_no_aggregate_can_have_is_refused,
@@ -22,11 +22,11 @@ tests::stories![
     the_stream_at_fault_is_parked_and_not_one_with_the_same_id,
     decisions_in_two_groups_write_nothing_twice,
     an_aggregate_that_panics_stops_its_own_stream_only,
-    a_slow_fold_holds_nobody_up,
-    one_cursor_follows_two_groups,
-    a_panic_in_a_channel_answers_and_takes_nothing_down,
-    what_a_gone_module_has_left_is_shown_and_removed,
-    a_restored_log_acts_outside_only_once_it_is_released
+    a_slow_fold_delays_no_other_module,
+    one_cursor_resumes_two_groups,
+    a_panic_in_a_channel_returns_500_and_affects_nothing_else,
+    data_of_a_removed_module_is_listed_and_pruned,
+    a_restored_log_acts_outside_only_after_a_release
 ];
 
 fn with_toy(builder: Builder) -> Builder {
@@ -66,7 +66,7 @@ async fn letter(system: &TestSystem) -> Value {
     until("a stream is parked", async || dead_letters(system).await.pop()).await
 }
 
-async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
+async fn aggregates_of_two_types_are_independent(mut system: TestSystem) {
     order(&system, "17").await;
     counter(&system, "17").await;
     counter(&system, "18").await;
@@ -117,7 +117,7 @@ async fn two_kinds_of_aggregates_never_meet(mut system: TestSystem) {
     assert_eq!(toy.expect("the module")["aggregates"], json!(["counter", "meter"]));
 }
 
-async fn events_of_an_endless_stream_are_folded_one_by_one(system: TestSystem) {
+async fn events_of_an_unbounded_stream_are_folded_one_by_one(system: TestSystem) {
     for value in [3, 9, 4] {
         system.post("/v1/meters/m-1/readings").json(json!({"value": value})).send().await.expect(200);
     }
@@ -391,7 +391,7 @@ async fn an_aggregate_that_panics_stops_its_own_stream_only(system: TestSystem) 
     assert_eq!(answer["events"][0]["data"]["version"], 5, "the feed must continue: {answer}");
 }
 
-async fn a_slow_fold_holds_nobody_up(system: TestSystem) {
+async fn a_slow_fold_delays_no_other_module(system: TestSystem) {
     counter(&system, "slow").await;
     system.settled().await;
     count(&system, "slow", 1, "sleep 5000").await;
@@ -429,7 +429,7 @@ async fn polled(system: &TestSystem, cursor: &str, changes: usize) -> (Vec<(Stri
     (found, cursor)
 }
 
-async fn one_cursor_follows_two_groups(mut system: TestSystem) {
+async fn one_cursor_resumes_two_groups(mut system: TestSystem) {
     order(&system, "17").await;
     counter(&system, "17").await;
     system.settled().await;
@@ -475,7 +475,7 @@ async fn one_cursor_follows_two_groups(mut system: TestSystem) {
     assert!(answer["events"].as_array().expect("events").iter().any(|event| event["event"] == "snapshot"), "{answer}");
 }
 
-async fn a_panic_in_a_channel_answers_and_takes_nothing_down(system: TestSystem) {
+async fn a_panic_in_a_channel_returns_500_and_affects_nothing_else(system: TestSystem) {
     counter(&system, "panic-snapshot").await;
     order(&system, "17").await;
     system.settled().await;
@@ -485,7 +485,7 @@ async fn a_panic_in_a_channel_answers_and_takes_nothing_down(system: TestSystem)
     }
 }
 
-async fn what_a_gone_module_has_left_is_shown_and_removed(mut system: TestSystem) {
+async fn data_of_a_removed_module_is_listed_and_pruned(mut system: TestSystem) {
     counter(&system, "17").await;
     order(&system, "17").await;
     system.settled().await;
@@ -549,7 +549,7 @@ async fn called(file: &std::path::Path, ids: &[&str]) {
     until("the calls", async || (calls(file) == ids).then_some(())).await;
 }
 
-async fn a_restored_log_acts_outside_only_once_it_is_released(mut system: TestSystem) {
+async fn a_restored_log_acts_outside_only_after_a_release(mut system: TestSystem) {
     let file = system.directory().join("calls");
     system.set("TOY_CALLS", file.to_str().expect("UTF-8"));
     system.restart().await;

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tests::client::token;
-use tests::raw::{Outcome, Until, converse, exchange};
+use tests::raw::{Outcome, Until, exchange, exchange_frames};
 use tests::system::{Builder, TestSystem};
 
-use self::corpus::{Expect, Frames, ORDER, Row, Spoken};
+use self::corpus::{Expect, ExpectFrames, Frames, ORDER, Row};
 
 tests::stories![
     settings = without_rate;
@@ -30,7 +30,7 @@ tests::stories![
 /// Time limit of a response on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Number of rows that run concurrently.
-const AT_ONCE: usize = 8;
+const CONCURRENT_ROWS: usize = 8;
 /// Minimum number of requests in the corpus.
 const ROWS_MIN: usize = 300;
 
@@ -67,7 +67,7 @@ async fn requests(system: &TestSystem) -> Vec<Row> {
 }
 
 /// Checks that the server is ready, accepts commands, and has logged no error or panic.
-async fn goes_on(system: &TestSystem, after: &str) -> Vec<String> {
+async fn check_server_alive(system: &TestSystem, after: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let ready = system.get("/health/ready").anonymous().send().await;
     if ready.status != 200 || ready.json()["status"] != "ready" {
@@ -85,7 +85,7 @@ async fn goes_on(system: &TestSystem, after: &str) -> Vec<String> {
 
 /// Fails the test if there are faults, and lists all of them.
 #[track_caller]
-fn none(faults: &[String]) {
+fn assert_no_faults(faults: &[String]) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
@@ -101,13 +101,16 @@ async fn hostile_requests_are_refused(system: TestSystem) {
     let mut faults = Vec::new();
     for (family, rows) in families {
         let (count, started) = (rows.len(), Instant::now());
-        let found: Vec<Option<String>> =
-            futures::stream::iter(rows).map(|row| fault(address, row)).buffer_unordered(AT_ONCE).collect().await;
+        let found: Vec<Option<String>> = futures::stream::iter(rows)
+            .map(|row| fault(address, row))
+            .buffer_unordered(CONCURRENT_ROWS)
+            .collect()
+            .await;
         faults.extend(found.into_iter().flatten());
-        faults.extend(goes_on(&system, family).await);
+        faults.extend(check_server_alive(&system, family).await);
         println!("{family}: {count} requests in {:.1} s", started.elapsed().as_secs_f64());
     }
-    none(&faults);
+    assert_no_faults(&faults);
 }
 
 /// Runs a row and returns what is wrong with its outcome.
@@ -183,29 +186,29 @@ async fn hostile_frames_are_refused(system: TestSystem) {
         let (count, started) = (rows.len(), Instant::now());
         let found: Vec<Option<String>> = futures::stream::iter(rows)
             .map(|row| frames_fault(address, &admin, row))
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENT_ROWS)
             .collect()
             .await;
         faults.extend(found.into_iter().flatten());
-        faults.extend(goes_on(&system, family).await);
+        faults.extend(check_server_alive(&system, family).await);
         println!("{family}: {count} conversations in {:.1} s", started.elapsed().as_secs_f64());
     }
-    none(&faults);
+    assert_no_faults(&faults);
 }
 
 /// Runs a row of frames and returns what is wrong with its outcome.
 async fn frames_fault(address: &str, token: &str, row: Frames) -> Option<String> {
-    let said = converse(address, token, &row.bytes, DEADLINE).await;
-    let is_right = !said.is_silent
+    let trace = exchange_frames(address, token, &row.bytes, DEADLINE).await;
+    let is_right = !trace.is_silent
         && match row.expect {
-            Spoken::Closed(codes) => said.closed.is_some_and(|code| codes.contains(&code)),
-            Spoken::Error(codes) => {
-                said.is_alive && said.errors.iter().any(|code| codes.is_empty() || codes.contains(code))
+            ExpectFrames::Closed(codes) => trace.closed.is_some_and(|code| codes.contains(&code)),
+            ExpectFrames::Error(codes) => {
+                trace.is_alive && trace.errors.iter().any(|code| codes.is_empty() || codes.contains(code))
             }
-            Spoken::Refused => said.closed.is_some() || (said.is_alive && !said.errors.is_empty()),
-            Spoken::Fine(_) => said.is_alive && said.errors.is_empty(),
+            ExpectFrames::Refused => trace.closed.is_some() || (trace.is_alive && !trace.errors.is_empty()),
+            ExpectFrames::Fine(_) => trace.is_alive && trace.errors.is_empty(),
         };
-    (!is_right).then(|| format!("{}: {}: got {said:?}, expected {:?}", row.family, row.what, row.expect))
+    (!is_right).then(|| format!("{}: {}: got {trace:?}, expected {:?}", row.family, row.what, row.expect))
 }
 
 /// Seeded mutations of the corpus: the server must answer none with a 5xx and must keep working.
@@ -213,5 +216,5 @@ async fn mutated_requests_do_no_harm(system: TestSystem) {
     prepare(&system).await;
     let rows = requests(&system).await;
     mutations::run(&system, &rows).await;
-    none(&goes_on(&system, "the mutations").await);
+    assert_no_faults(&check_server_alive(&system, "the mutations").await);
 }

@@ -33,7 +33,7 @@ async fn a_kept_store_opens(mode: Mode, name: &str) {
     let builder = TestSystem::builder(mode).setting("DOCKET_IDEMPOTENCY_HOURS", IDEMPOTENCY_HOURS_MAX);
     let mut system = builder.store(store).stopped().await;
     system.cli(&["migrate"]).await;
-    the_read_models_are_where_they_were(&system, &recorded).await;
+    the_read_models_have_their_recorded_positions(&system, &recorded).await;
     system.start().await;
     assert_eq!(system.settled().await, number(&recorded, "head"), "opening a store must write no events");
     the_read_models_equal_the_log(&system, &recorded).await;
@@ -44,10 +44,10 @@ async fn a_kept_store_opens(mode: Mode, name: &str) {
     revoked_tokens_are_refused(&system, &recorded).await;
     assert_eq!(dead_letters(&system).await, recorded["dead_letters"]);
     assert_eq!(system.settled().await, number(&recorded, "head"), "none of these steps may write an event");
-    commands_go_on(&system, &recorded).await;
-    a_parked_order_goes_on_without_its_event(&system, &recorded).await;
-    old_generations_come_back(&system, &recorded).await;
-    a_replay_leaves_out_discarded_events(&system, &recorded).await;
+    orders_of_the_store_accept_commands(&system, &recorded).await;
+    a_parked_order_continues_without_its_event(&system, &recorded).await;
+    old_generations_can_be_restored(&system, &recorded).await;
+    a_replay_skips_discarded_events(&system, &recorded).await;
     // The store opens again with the events that the current release has written.
     system.restart().await;
     system.settled().await;
@@ -102,7 +102,7 @@ fn assert_holds(found: &Value, recorded: &Value, what: &str) {
 }
 
 /// Runs before the server starts: in the PostgreSQL store, the read models are behind the log.
-async fn the_read_models_are_where_they_were(system: &TestSystem, recorded: &Value) {
+async fn the_read_models_have_their_recorded_positions(system: &TestSystem, recorded: &Value) {
     let found: Value = serde_json::from_str(&system.cli(&["projections", "--json"]).await).expect("the output is JSON");
     assert_eq!(found["head"], recorded["head"]);
     for row in found["items"].as_array().expect("items") {
@@ -259,7 +259,7 @@ async fn revoked_tokens_are_refused(system: &TestSystem, recorded: &Value) {
 
 /// Orders of the store accept commands: one order has a snapshot, the other was created by stock code. The total in the
 /// event of a confirmation follows from the snapshot and the events after it.
-async fn commands_go_on(system: &TestSystem, recorded: &Value) {
+async fn orders_of_the_store_accept_commands(system: &TestSystem, recorded: &Value) {
     for command in list(recorded, "commands") {
         let answer = assert_same_answer(send(system, command, command["body"].as_str()).await, command);
         let (mut order, mut event) = (command["order"].clone(), command["event"].clone());
@@ -297,7 +297,7 @@ async fn dead_letters(system: &TestSystem) -> Value {
 }
 
 /// A parked order blocks a replay until its event is discarded.
-async fn a_parked_order_goes_on_without_its_event(system: &TestSystem, recorded: &Value) {
+async fn a_parked_order_continues_without_its_event(system: &TestSystem, recorded: &Value) {
     let refused = system.try_cli(&["replay", "--all"]).await;
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(
@@ -308,11 +308,11 @@ async fn a_parked_order_goes_on_without_its_event(system: &TestSystem, recorded:
     for letter in list(recorded, "dead_letters").iter().filter(|letter| letter["state"] == "parked") {
         system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
     }
-    orders_go_on_after_discarded_events(system, recorded).await;
+    orders_continue_after_discarded_events(system, recorded).await;
 }
 
 /// Checks that all dead letters are discarded and that their orders contain the later events.
-async fn orders_go_on_after_discarded_events(system: &TestSystem, recorded: &Value) {
+async fn orders_continue_after_discarded_events(system: &TestSystem, recorded: &Value) {
     let found = dead_letters(system).await;
     let expected: Value = list(recorded, "dead_letters").iter().cloned().map(discarded).collect();
     assert_eq!(found, expected);
@@ -331,7 +331,7 @@ fn discarded(mut letter: Value) -> Value {
 
 /// The generations that served before the earlier release's own replay are brought up to date from their old positions.
 /// This is skipped for a projection that has a newer version now.
-async fn old_generations_come_back(system: &TestSystem, recorded: &Value) {
+async fn old_generations_can_be_restored(system: &TestSystem, recorded: &Value) {
     let status = async |name: &Value| {
         let answer = system.get("/v1/projections").send().await.expect(200).json();
         let found = answer["items"].as_array().expect("items").iter().find(|row| row["name"] == *name).cloned();
@@ -349,9 +349,9 @@ async fn old_generations_come_back(system: &TestSystem, recorded: &Value) {
     system.cli(&["verify"]).await;
 }
 
-async fn a_replay_leaves_out_discarded_events(system: &TestSystem, recorded: &Value) {
+async fn a_replay_skips_discarded_events(system: &TestSystem, recorded: &Value) {
     system.cli(&["replay", "--all"]).await;
     system.settled().await;
-    orders_go_on_after_discarded_events(system, recorded).await;
+    orders_continue_after_discarded_events(system, recorded).await;
     system.cli(&["verify"]).await;
 }

@@ -19,9 +19,9 @@ use tokio::process::Command;
 tests::stories![
     settings = own_servers;
     a_stock_client_sees_each_change_once,
-    stock_clients_go_on_after_a_crash,
-    readers_of_a_large_order_are_not_cut_off,
-    an_event_source_outlives_refusals,
+    stock_clients_resume_after_a_crash,
+    readers_of_a_large_order_are_not_disconnected,
+    an_event_source_survives_refusals,
 ];
 
 /// One of the stories kills PostgreSQL.
@@ -88,7 +88,7 @@ const AWAY: i64 = 8;
 /// A client that was disconnected beyond its token's expiry still holds the old token: it asks for a fresh one and
 /// reconnects.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stock_clients_come_back_with_a_token_that_has_expired() {
+async fn stock_clients_reconnect_after_their_token_expired() {
     let mut system = with_short_grace().await;
     system.post("/v1/orders").json(json!({"order_id": "away", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
@@ -175,7 +175,7 @@ async fn change(follower: &mut Follower, channel: &str) -> Value {
     line["data"].clone()
 }
 
-async fn stock_clients_go_on_after_a_crash(mut system: TestSystem) {
+async fn stock_clients_resume_after_a_crash(mut system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "live-3", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
     let ada = token("ada", "customer");
@@ -219,7 +219,7 @@ async fn stock_clients_go_on_after_a_crash(mut system: TestSystem) {
 
 /// Changes of 300 KB, one after another, on two channels of each client. Three changes fill the send buffer of a
 /// client.
-async fn readers_of_a_large_order_are_not_cut_off(system: TestSystem) {
+async fn readers_of_a_large_order_are_not_disconnected(system: TestSystem) {
     const CHANGES: usize = 60;
     let item = |number: u32| json!({"sku": format!("sku-{number}"), "quantity": 1, "unit_price": "1.00", "name": "x".repeat(200)});
     let items: Vec<_> = (0..1_000).map(item).collect();
@@ -261,7 +261,7 @@ async fn readers_of_a_large_order_are_not_cut_off(system: TestSystem) {
 
 /// An `EventSource` gives up for good when a response is not an event stream. When a customer has too many connections
 /// or the database is unavailable, the client must keep reconnecting, and must then receive every change.
-async fn an_event_source_outlives_refusals(mut system: TestSystem) {
+async fn an_event_source_survives_refusals(mut system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "patient", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
     let ada = token("ada", "customer");

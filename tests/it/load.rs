@@ -15,10 +15,10 @@ use tokio::net::TcpStream;
 tests::stories![
     a_half_duplex_client_gets_every_result_in_order,
     a_client_that_never_reads_costs_little_memory,
-    commands_in_bulk_are_held_to_the_rate,
+    bulk_commands_are_rate_limited,
     bulk_requests_of_one_principal_are_counted,
-    others_are_answered_beside_eight_bulk_requests,
-    a_command_that_changes_nothing_answers_the_orders_own_position,
+    eight_bulk_requests_do_not_delay_other_clients,
+    a_command_without_changes_returns_the_position_of_its_order,
 ];
 
 /// Number of lines that a client sends before it reads.
@@ -125,7 +125,7 @@ async fn a_client_that_never_reads_costs_little_memory(system: TestSystem) {
     system.get("/v1/orders").send().await.expect(200);
 }
 
-async fn commands_in_bulk_are_held_to_the_rate(system: TestSystem) {
+async fn bulk_commands_are_rate_limited(system: TestSystem) {
     let ada = token("ada", "customer");
     let lines: String = (0..450)
         .map(|number| {
@@ -198,7 +198,7 @@ async fn one_after_the_other(system: &TestSystem, prefix: &str, count: usize) ->
     took
 }
 
-async fn others_are_answered_beside_eight_bulk_requests(system: TestSystem) {
+async fn eight_bulk_requests_do_not_delay_other_clients(system: TestSystem) {
     let alone = p95(one_after_the_other(&system, "alone", 100).await);
     let stop = Arc::new(AtomicBool::new(false));
     let feeds: Vec<_> = (0..8)
@@ -237,7 +237,7 @@ async fn others_are_answered_beside_eight_bulk_requests(system: TestSystem) {
 /// More clients than the server can answer in time; each retries at once when it is refused. The target wait is so
 /// short that a machine of any speed is overloaded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn overload_is_shed_and_what_is_taken_is_quick() {
+async fn overload_is_refused_and_accepted_commands_are_fast() {
     for mode in [Mode::Embedded, Mode::Scaled] {
         let system = TestSystem::builder(mode).setting("DOCKET_APPEND_WAIT_MS_MAX", "20").start().await;
         let end = Instant::now() + Duration::from_secs(4);
@@ -280,7 +280,7 @@ async fn overload_is_shed_and_what_is_taken_is_quick() {
     }
 }
 
-async fn a_command_that_changes_nothing_answers_the_orders_own_position(system: TestSystem) {
+async fn a_command_without_changes_returns_the_position_of_its_order(system: TestSystem) {
     let created = system.post("/v1/orders").json(create("own", "ada")).send().await.expect(201);
     for number in 0..5 {
         system.post("/v1/orders").json(create(&format!("other-{number}"), "bob")).send().await.expect(201);

@@ -12,7 +12,7 @@ use tests::listener::{Listener, Transport};
 use tests::system::{Builder, Docket, Mode, TestSystem};
 use tests::wait::until_true;
 
-tests::stories![the_log_level_changes_while_running, who_goes_before_the_answer_is_counted];
+tests::stories![the_log_level_changes_while_running, abandoned_requests_are_counted];
 
 mod metrics {
     use super::every_metric_is_in_the_docs;
@@ -47,7 +47,7 @@ fn lines(docket: &Docket) -> Vec<Value> {
 
 /// The log lines and spans of one request in three processes can be found by one request id and one trace id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_request_is_followed_everywhere() {
+async fn one_request_can_be_traced_through_all_processes() {
     let collector = Collector::start().await;
     let system = TestSystem::builder(Mode::Scaled)
         .processes(&["write", "project", "read"])
@@ -66,7 +66,7 @@ async fn one_request_is_followed_everywhere() {
     let request = system.post("/v1/orders").header("x-request-id", REQUEST_ID).header("traceparent", TRACEPARENT);
     let answer = request.json(order("followed")).send().await.expect(201);
     assert_eq!(answer.header("x-request-id"), Some(REQUEST_ID));
-    listener.ends_with("orders", &[answer.position() - 1, answer.position()], DEADLINE).await;
+    listener.expect_changes("orders", &[answer.position() - 1, answer.position()], DEADLINE).await;
 
     let names = ["POST /v1/orders", "decide", "append", "commit", "publish", "project", "push"];
     let spans = collector.trace(TRACE_ID, &names).await;
@@ -126,7 +126,7 @@ async fn one_request_is_followed_everywhere() {
 
 /// Logs, traces and metrics go to a collector that does not run. Nothing else is affected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_collector_costs_nothing_but_spans() {
+async fn a_dead_collector_affects_only_telemetry() {
     let mut system = TestSystem::builder(Mode::Embedded)
         .setting("DOCKET_OTLP_ENDPOINT", "http://127.0.0.1:1")
         .setting("DOCKET_OTLP_LOGS", "true")
@@ -178,7 +178,7 @@ async fn the_log_level_changes_while_running(system: TestSystem) {
 
 /// A request whose client gives up is logged and counted with nginx's status 499. A long poll that is abandoned does
 /// not count as request time.
-async fn who_goes_before_the_answer_is_counted(system: TestSystem) {
+async fn abandoned_requests_are_counted(system: TestSystem) {
     system.put("/v1/admin/log-level").json(json!({"level": "http"})).send().await.expect(200);
     let given_up = |path: &str, id: &str| {
         let request = system.get(path).header("x-request-id", id).try_send();
@@ -293,7 +293,7 @@ fn rotated(path: &Path) -> Vec<String> {
 
 /// No output of a process shows a secret that the process has or receives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_secret_is_told() {
+async fn no_output_contains_a_secret() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let collector = Collector::start().await;
     let mut system = TestSystem::builder(Mode::Scaled)
@@ -371,7 +371,7 @@ async fn live(system: &TestSystem) {
     let made = system.post("/v1/orders").json(order("counted")).send().await.expect(201).position();
     system.post("/v1/orders").json(order("counted")).send().await.expect(409);
     system.post("/v1/orders/counted/confirm").send().await.expect(200);
-    socket.ends_with("orders", &[made - 1, made, made + 1], DEADLINE).await;
+    socket.expect_changes("orders", &[made - 1, made, made + 1], DEADLINE).await;
     let cursor = system.get("/v1/poll?channel=orders&wait=0").send().await.expect(200).json()["cursor"].clone();
     let cursor = cursor.as_str().expect("a cursor");
     system.get(&format!("/v1/poll?channel=orders&wait=0&cursor={cursor}")).send().await.expect(200);
@@ -409,7 +409,7 @@ async fn every_metric_is_in_the_docs(system: TestSystem) {
 
 /// Every query of a dashboard or an alert uses metrics that a running server has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dashboards_ask_for_what_there_is() {
+async fn dashboards_and_alerts_use_existing_metrics() {
     let system = with_reactors(TestSystem::builder(Mode::Scaled)).start().await;
     live(&system).await;
     let there = families(&system.dockets[0].metrics().await);
@@ -430,7 +430,7 @@ async fn dashboards_ask_for_what_there_is() {
 /// While NATS is unavailable, requests are answered, and readiness and metrics report the failure. Everything recovers
 /// without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nats_away_is_degraded_and_comes_back() {
+async fn a_nats_outage_degrades_readiness_and_recovers() {
     let mut system = TestSystem::builder(Mode::Scaled).durable().processes(&["write", "project", "read"]).start().await;
     let made = system.post("/v1/orders").json(order("before")).send().await.expect(201).position();
     system.settled().await;
@@ -472,7 +472,7 @@ async fn nats_away_is_degraded_and_comes_back() {
 
 /// Without its database a process is not ready, answers with Retry-After, and recovers without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_away_is_503_and_comes_back() {
+async fn a_postgres_outage_returns_503_and_recovers() {
     let mut system = TestSystem::builder(Mode::Scaled).own_servers().start().await;
     system.post("/v1/orders").json(order("before")).send().await.expect(201);
     let postgres = system.postgres.as_mut().expect("a scaled system");
@@ -540,7 +540,7 @@ async fn the_whole_topology_works() {
     let last = positions[positions.len() - 1];
     positions.extend(last + 1..=last + 50);
     for listener in &listeners {
-        listener.ends_with("orders", &positions, DEADLINE).await;
+        listener.expect_changes("orders", &positions, DEADLINE).await;
     }
     front.get("/metrics").anonymous().send().await.expect(404);
 

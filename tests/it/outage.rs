@@ -8,7 +8,7 @@ use tests::nats::Nats;
 use tests::process::POLL;
 use tests::stream::stream_equals_the_log;
 use tests::system::{Mode, TestSystem};
-use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
 
 /// Starts one process per role. Only then do the projections and the live updates depend on JetStream.
 async fn by_role() -> TestSystem {
@@ -22,12 +22,12 @@ fn nats(system: &mut TestSystem) -> &mut Nats {
 }
 
 /// Sends one more command and checks that the read models and the JetStream stream equal the log.
-async fn all_is_well(system: &TestSystem, sent: &[tests::load::Sent]) {
+async fn assert_consistent(system: &TestSystem, sent: &[tests::load::Sent]) {
     let body = json!({"customer_id": "after", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]});
     system.post("/v1/orders").json(body).send().await.expect(201);
     let log = read_models_equal_the_fold(system).await;
     if !sent.is_empty() {
-        outcomes_are_true(&log, sent);
+        assert_outcomes_match_log(&log, sent);
     }
     stream_equals_the_log(system, &log).await;
 }
@@ -50,7 +50,7 @@ async fn the_stream_is_deleted_under_load() {
         delete_stream(nats(&mut system)).await;
     }
     let sent = load.finish().await;
-    all_is_well(&system, &sent).await;
+    assert_consistent(&system, &sent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,7 +63,7 @@ async fn nats_dies_and_comes_back_empty() {
     load.acknowledged(600).await;
     nats(&mut system).restart().await;
     let sent = load.finish().await;
-    all_is_well(&system, &sent).await;
+    assert_consistent(&system, &sent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +77,7 @@ async fn nats_dies_and_comes_back_with_its_data() {
     nats(&mut system).kill9();
     nats(&mut system).restart().await;
     let sent = load.finish().await;
-    all_is_well(&system, &sent).await;
+    assert_consistent(&system, &sent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +92,7 @@ async fn commands_and_reads_answer_without_nats() {
     assert_eq!(system.get("/v1/orders/before").send().await.expect(200).json()["order_id"], "before");
     system.get("/v1/orders").send().await.expect(200);
     nats(&mut system).restart().await;
-    all_is_well(&system, &[]).await;
+    assert_consistent(&system, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,5 +104,5 @@ async fn postgres_dies_under_load() {
     postgres.kill9();
     postgres.restart().await;
     let sent = load.finish().await;
-    all_is_well(&system, &sent).await;
+    assert_consistent(&system, &sent).await;
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tests::client::{Client, token_of};
 use tests::dice::Dice;
 use tests::fold::{Event, read_log};
-use tests::load::{Load, Outcome, Run, Sent, Shape};
+use tests::load::{Load, LoadRun, Outcome, Sent, Shape};
 use tests::ports::free_port;
-use tests::power::{Disk, Rest};
+use tests::power::{Disk, Remains};
 use tests::process::{Process, profile_directory};
 use tests::record::{Record, number};
-use tests::verify::{outcomes_are_true, read_models_of};
+use tests::verify::{assert_outcomes_match_log, read_models_of};
 
 const CYCLES: u64 = 100;
 const SHAPE: Shape = Shape { name: "power", clients: 8, orders: 6, commands_each: u64::MAX };
@@ -57,18 +57,18 @@ impl Machine {
     /// Starts a load and returns it once `count` commands are acknowledged; the load keeps running.
     async fn load(&mut self, client: &Client, count: u64) -> Load {
         self.runs += 1;
-        let load = Load::start_run(client, SHAPE, Run { number: self.runs, ..Run::default() });
+        let load = Load::start_run(client, SHAPE, LoadRun { number: self.runs, ..LoadRun::default() });
         load.acknowledged(count).await;
         load
     }
 
     /// Cuts the power.
-    async fn cut(&mut self, load: Option<Load>, rest: Rest, dice: &mut Dice) {
+    async fn cut(&mut self, load: Option<Load>, remains: Remains, dice: &mut Dice) {
         self.process.kill9();
         if let Some(load) = load {
             self.sent.extend(load.stop().await);
         }
-        self.disk.cut(rest, dice);
+        self.disk.cut(remains, dice);
     }
 }
 
@@ -77,7 +77,7 @@ fn is_acknowledged(command: &&Sent) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_acknowledged_survives_a_power_cut() {
+async fn acknowledged_commands_survive_a_power_cut() {
     let mut record = Record::new("DOCKET_POWER_SEED");
     let mut dice = Dice::new(record.seed);
     let mut machine = None;
@@ -88,14 +88,14 @@ async fn what_was_acknowledged_survives_a_power_cut() {
             machine = Some(Machine::new(Disk::environment));
         }
         let machine = machine.as_mut().expect("the machine exists");
-        let rest = dice.pick(&[Rest::Synced, Rest::SyncedAndSome]);
-        record.line(format!("cut {cycle}: {rest:?}"));
+        let remains = dice.pick(&[Remains::Synced, Remains::SyncedAndSome]);
+        record.line(format!("cut {cycle}: {remains:?}"));
         machine.process.start();
         if dice.below(4) == 0 {
             let moment = Duration::from_micros(dice.below(250_000));
             record.add(&format!("{moment:?} after the start"));
             tokio::time::sleep(moment).await;
-            machine.cut(None, rest, &mut dice).await;
+            machine.cut(None, remains, &mut dice).await;
             continue;
         }
         let client = machine.ready().await;
@@ -103,7 +103,7 @@ async fn what_was_acknowledged_survives_a_power_cut() {
         let acknowledged = machine.sent.iter().filter(is_acknowledged).count();
         record.add(&format!("{} events, {acknowledged} commands acknowledged before", log.len()));
         if acknowledged > 0 {
-            outcomes_are_true(&log, &machine.sent);
+            assert_outcomes_match_log(&log, &machine.sent);
         }
         // Sometimes the load is long enough to fill a journal.
         let most = dice.pick(&[150, 150, 150, 150, 150, 2_000]);
@@ -116,14 +116,14 @@ async fn what_was_acknowledged_survives_a_power_cut() {
             record.add(&format!("{moment:?} after SIGTERM"));
         }
         tokio::time::sleep(moment).await;
-        machine.cut(Some(load), rest, &mut dice).await;
+        machine.cut(Some(load), remains, &mut dice).await;
     }
 }
 
 /// The control experiment: this story must find lost commands in a store that does not sync its log at each commit, as
 /// SQLite with `synchronous=NORMAL`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
+async fn an_unsynced_log_loses_acknowledged_commands() {
     let mut machine = Machine::new(|disk| disk.environment_without_syncs_of("docket.db-wal"));
     machine.process.start();
     machine.ready().await;
@@ -132,7 +132,7 @@ async fn a_log_that_is_not_synced_loses_what_was_acknowledged() {
     machine.process.start();
     let client = machine.ready().await;
     let load = machine.load(&client, 50).await;
-    machine.cut(Some(load), Rest::Synced, &mut Dice::new(0)).await;
+    machine.cut(Some(load), Remains::Synced, &mut Dice::new(0)).await;
     machine.process.start();
     let client = machine.ready().await;
     let log = read_log(&client).await;

@@ -9,34 +9,34 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Client, signed, token};
 use tests::fold::read_log;
-use tests::listener::{Listener, Transport, known_up_to};
+use tests::listener::{Listener, Transport, cursor_position};
 use tests::proxy::Proxy;
-use tests::socket::{Socket, ask_and_read_nothing};
+use tests::socket::{Socket, get_without_reading};
 use tests::system::{Mode, TestSystem};
 
 tests::stories![
-    a_socket_goes_on_from_the_log,
-    a_stream_and_a_poll_go_on_from_the_log,
-    a_stream_is_cut_between_the_events_of_one_change,
+    a_socket_resumes_from_the_log,
+    a_stream_and_a_poll_resume_from_the_log,
+    a_stream_that_is_cut_inside_a_change_resumes_with_the_rest,
     a_poll_of_large_changes_misses_nothing,
-    what_was_missed_may_be_more_than_there_is,
-    large_orders_take_no_memory,
+    too_many_missed_changes_cause_a_reset,
+    unread_large_orders_use_little_memory,
     readers_keep_up_with_an_import,
     every_transport_survives_a_crash,
     a_ticket_opens_one_connection,
-    a_page_may_listen_from_allowed_origins_only,
-    a_page_of_an_allowed_origin_may_ask_anything,
-    what_a_socket_sends_wrongly_is_told,
-    polls_of_what_is_in_no_log_have_their_pace,
-    a_customer_gets_so_much_of_the_past,
-    what_was_revoked_before_connect_is_refused,
-    all_channels_begin_at_one_position,
+    a_page_can_subscribe_only_from_an_allowed_origin,
+    preflight_requests_of_allowed_origins_are_accepted,
+    a_socket_gets_an_error_code_for_bad_input,
+    polls_of_the_projections_channel_are_paced,
+    a_customers_resumes_are_limited_by_a_replay_quota,
+    a_token_revoked_before_connect_is_refused,
+    no_snapshot_is_newer_than_the_cursor_of_its_response,
     a_revoked_token_ends_every_connection,
     a_fresh_token_may_have_another_role,
-    a_slow_client_is_cut_off_alone,
-    patches_make_the_view,
-    who_looks_at_an_order_is_shown,
-    limits_are_told,
+    only_the_slow_client_is_disconnected,
+    patches_applied_in_order_give_the_view,
+    presence_shows_the_subscribers_of_an_order,
+    connection_and_command_limits_are_enforced,
 ];
 
 async fn create(system: &TestSystem, order: &str, customer: &str) {
@@ -68,7 +68,7 @@ fn recovered(reply: &Value, after: u64) -> Vec<u64> {
     publications.iter().map(|publication| publication["offset"].as_u64().expect("an offset")).collect()
 }
 
-async fn a_socket_goes_on_from_the_log(system: TestSystem) {
+async fn a_socket_resumes_from_the_log(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     create(&system, "o-2", "bob").await;
     for number in 0..4 {
@@ -129,7 +129,7 @@ async fn a_socket_goes_on_from_the_log(system: TestSystem) {
     );
 }
 
-async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
+async fn a_stream_and_a_poll_resume_from_the_log(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     create(&system, "o-2", "ada").await;
     system.settled().await;
@@ -146,7 +146,7 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
     system.settled().await;
     // A cursor is valid for any set of channels.
     let polled = system.get(&again(&cursor, 5)).send().await.expect(200).json();
-    let told: Vec<_> = polled["events"]
+    let received: Vec<_> = polled["events"]
         .as_array()
         .expect("events")
         .iter()
@@ -154,7 +154,7 @@ async fn a_stream_and_a_poll_go_on_from_the_log(system: TestSystem) {
             (event["channel"].as_str().expect("a channel").to_owned(), event["offset"].as_u64().expect("an offset"))
         })
         .collect();
-    assert_eq!(told, [("order:o-1".into(), one), ("orders".into(), one), ("orders".into(), two)], "{polled}");
+    assert_eq!(received, [("order:o-1".into(), one), ("orders".into(), one), ("orders".into(), two)], "{polled}");
     // A poll waits for the next change.
     let next = polled["cursor"].as_str().expect("a cursor").to_owned();
     let waiting = {
@@ -209,7 +209,7 @@ async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count
         text += std::str::from_utf8(&bytes.expect("the stream continues").expect("a complete chunk")).expect("UTF-8");
         while let Some((event, rest)) = text.split_once("\n\n") {
             let id = event.lines().find_map(|line| line.strip_prefix("id: ")).filter(|_| event.contains("event: pub"));
-            ids.extend(id.map(|id| known_up_to(id).expect("a position")));
+            ids.extend(id.map(|id| cursor_position(id).expect("a position")));
             text = rest.to_owned();
         }
     }
@@ -218,7 +218,7 @@ async fn stream(client: &Client, query: &str, last_event_id: Option<&str>, count
 
 /// A change is published on each of its channels, one after another. A client that is disconnected in between gets the
 /// rest.
-async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
+async fn a_stream_that_is_cut_inside_a_change_resumes_with_the_rest(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     add(&system, "o-1", "pen").await;
     system.settled().await;
@@ -230,8 +230,8 @@ async fn a_stream_is_cut_between_the_events_of_one_change(system: TestSystem) {
     let mut live = events(system.reader(), &query, &start);
     let added = add(&system, "o-1", "ink").await;
     let confirmed = system.post("/v1/orders/o-1/confirm").send().await.expect(200).position();
-    let told: Vec<_> = channels.iter().take(3).map(|channel| (added, *channel)).collect();
-    let all = [told, channels.map(|channel| (confirmed, channel)).to_vec()].concat();
+    let of_added: Vec<_> = channels.iter().take(3).map(|channel| (added, *channel)).collect();
+    let all = [of_added, channels.map(|channel| (confirmed, channel)).to_vec()].concat();
     let seen: Vec<_> = live.by_ref().take(all.len()).collect().await;
     let names = |events: &[(String, u64, String)]| -> Vec<(u64, String)> {
         events.iter().map(|(_, position, channel)| (*position, channel.clone())).collect()
@@ -321,8 +321,8 @@ async fn every_transport_survives_a_crash(mut system: TestSystem) {
     for (order, channel) in expected {
         let expected = positions(&system, order).await;
         for listener in &listeners {
-            let told = listener.ends_with(channel, &expected, Duration::from_secs(30)).await;
-            assert_eq!(told.resets, [], "every missed change must come from the log");
+            let received = listener.expect_changes(channel, &expected, Duration::from_secs(30)).await;
+            assert_eq!(received.resets, [], "every missed change must come from the log");
         }
     }
 }
@@ -356,7 +356,7 @@ async fn a_ticket_opens_one_connection(system: TestSystem) {
 }
 
 /// A browser sends a preflight request for every route, without a token.
-async fn a_page_of_an_allowed_origin_may_ask_anything(system: TestSystem) {
+async fn preflight_requests_of_allowed_origins_are_accepted(system: TestSystem) {
     let page = "http://localhost:5173";
     for (client, path, method) in [
         (system.writer(), "/v1/orders", "POST"),
@@ -392,7 +392,7 @@ fn expired(subject: &str) -> String {
 }
 
 /// A socket that sends unusable input gets an error code that names the mistake.
-async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
+async fn a_socket_gets_an_error_code_for_bad_input(system: TestSystem) {
     let reader = system.reader();
     let url = format!("{}/ws", reader.base());
     let mut late = Socket::open(&url, &[]).await.expect("a WebSocket");
@@ -404,14 +404,14 @@ async fn what_a_socket_sends_wrongly_is_told(system: TestSystem) {
         let reply = late.call("subscribe", body).await;
         assert_eq!(reply["error"]["code"], 107, "{reply}");
     }
-    assert_eq!(late.say_goodbye().await, Some(1000), "the server must answer the Close");
+    assert_eq!(late.close().await, Some(1000), "the server must answer the Close");
     let mut long = Socket::connect(reader, &token("c", "customer")).await;
     long.send(&json!({"id": 7, "ping": {"x": "y".repeat(70_000)}})).await;
     assert_eq!(long.closed().await, 1009);
 }
 
 /// A resume that would cost too much is answered by a snapshot, and is not charged.
-async fn a_customer_gets_so_much_of_the_past(system: TestSystem) {
+async fn a_customers_resumes_are_limited_by_a_replay_quota(system: TestSystem) {
     create(&system, "long", "ada").await;
     let mut socket = Socket::connect(system.reader(), &token("ada", "customer")).await;
     let bulk: String = (0..600)
@@ -445,7 +445,7 @@ async fn a_customer_gets_so_much_of_the_past(system: TestSystem) {
 }
 
 /// A token that was revoked between the upgrade and the first command is refused.
-async fn what_was_revoked_before_connect_is_refused(system: TestSystem) {
+async fn a_token_revoked_before_connect_is_refused(system: TestSystem) {
     let url = format!("{}/ws", system.reader().base());
     let bearer = format!("Bearer {}", token("mallory", "staff"));
     let mut early = Socket::open(&url, &[("authorization", &bearer)]).await.expect("a WebSocket");
@@ -456,7 +456,7 @@ async fn what_was_revoked_before_connect_is_refused(system: TestSystem) {
 }
 
 /// The cursor in a response is never before a snapshot in the same response, whichever channels had to begin with one.
-async fn all_channels_begin_at_one_position(system: TestSystem) {
+async fn no_snapshot_is_newer_than_the_cursor_of_its_response(system: TestSystem) {
     create(&system, "quiet", "ada").await;
     system.settled().await;
     let first = system.get("/v1/poll?channel=order:quiet&wait=0").send().await.expect(200).json();
@@ -473,7 +473,7 @@ async fn all_channels_begin_at_one_position(system: TestSystem) {
         for _ in 0..40 {
             let path = format!("/v1/poll?channel=orders&channel=order:quiet&wait=0&cursor={cursor}");
             let answer = system.get(&path).send().await.expect(200).json();
-            let next = answer["cursor"].as_str().and_then(known_up_to).expect("a position");
+            let next = answer["cursor"].as_str().and_then(cursor_position).expect("a position");
             let events = answer["events"].as_array().expect("events");
             let shown = events.iter().filter(|event| event["event"] == "snapshot");
             for event in shown {
@@ -487,7 +487,7 @@ async fn all_channels_begin_at_one_position(system: TestSystem) {
 
 /// The projections channel has no events in the log, so each poll gets the current state. A second poll right after the
 /// first waits.
-async fn polls_of_what_is_in_no_log_have_their_pace(system: TestSystem) {
+async fn polls_of_the_projections_channel_are_paced(system: TestSystem) {
     let poll = |cursor: &str| system.get(&format!("/v1/poll?channel=projections&wait=10&cursor={cursor}"));
     let first = poll("").send().await.expect(200).json();
     assert_eq!(first["events"][0]["event"], "snapshot", "{first}");
@@ -501,7 +501,7 @@ async fn polls_of_what_is_in_no_log_have_their_pace(system: TestSystem) {
     assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&took), "{took:?}");
 }
 
-async fn a_page_may_listen_from_allowed_origins_only(system: TestSystem) {
+async fn a_page_can_subscribe_only_from_an_allowed_origin(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
     let base = system.reader().base().to_owned();
@@ -621,7 +621,7 @@ async fn a_fresh_token_may_have_another_role(system: TestSystem) {
     assert_eq!(socket.call("subscribe", json!({"channel": "orders"})).await["error"]["code"], 103);
 }
 
-async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
+async fn only_the_slow_client_is_disconnected(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
     let staff = token("clerk", "staff");
@@ -639,8 +639,8 @@ async fn a_slow_client_is_cut_off_alone(system: TestSystem) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let expected = positions(&system, None).await;
-    let told = fine.ends_with("orders", &expected, Duration::from_secs(60)).await;
-    assert_eq!(told.resets, [], "a client that reads must not be disconnected and must get each change");
+    let received = fine.expect_changes("orders", &expected, Duration::from_secs(60)).await;
+    assert_eq!(received.resets, [], "a client that reads must not be disconnected and must get each change");
     assert_eq!(slow.closed().await, 3008);
 }
 
@@ -674,13 +674,13 @@ async fn readers_keep_up_with_an_import(system: TestSystem) {
     system.import_sample().await;
     let expected = positions(&system, None).await;
     for listener in &listeners {
-        let told = listener.ends_with("orders", &expected, Duration::from_secs(60)).await;
-        assert_eq!(told.resets, [], "no change may be left out");
+        let received = listener.expect_changes("orders", &expected, Duration::from_secs(60)).await;
+        assert_eq!(received.resets, [], "no change may be left out");
     }
 }
 
 /// The missed changes of each channel fit into the limit, but those of all channels together do not.
-async fn what_was_missed_may_be_more_than_there_is(system: TestSystem) {
+async fn too_many_missed_changes_cause_a_reset(system: TestSystem) {
     let orders: Vec<_> = (0..12).map(|number| format!("large-{number}")).collect();
     create_large(&system, &orders, 50).await;
     let channels: String = orders.iter().map(|order| format!("&channel=order:{order}")).collect();
@@ -705,7 +705,7 @@ async fn what_was_missed_may_be_more_than_there_is(system: TestSystem) {
 }
 
 /// A customer's clients request large orders and do not read them. The process must keep little of that in memory.
-async fn large_orders_take_no_memory(system: TestSystem) {
+async fn unread_large_orders_use_little_memory(system: TestSystem) {
     let orders: Vec<_> = (0..16).map(|number| format!("large-{number}")).collect();
     create_large(&system, &orders, 700).await;
     let ada = token("ada", "customer");
@@ -721,7 +721,7 @@ async fn large_orders_take_no_memory(system: TestSystem) {
     let before = memory_mib();
     let (mut unread, mut deaf) = (vec![], vec![]);
     for _ in 0..20 {
-        unread.push(ask_and_read_nothing(system.reader(), &path("live", 3), &ada).await);
+        unread.push(get_without_reading(system.reader(), &path("live", 3), &ada).await);
         let mut socket = Socket::connect_slowly(system.reader(), &ada).await;
         for order in &orders {
             socket.send(&json!({"id": 9, "subscribe": {"channel": format!("order:{order}")}})).await;
@@ -733,7 +733,7 @@ async fn large_orders_take_no_memory(system: TestSystem) {
             change(&system, order, quantity).await;
         }
         for _ in 0..8 {
-            unread.push(ask_and_read_nothing(system.reader(), &path("poll", 3), &ada).await);
+            unread.push(get_without_reading(system.reader(), &path("poll", 3), &ada).await);
         }
     }
     let held = memory_mib();
@@ -769,7 +769,7 @@ async fn a_poll_of_large_changes_misses_nothing(system: TestSystem) {
     }
 }
 
-async fn patches_make_the_view(system: TestSystem) {
+async fn patches_applied_in_order_give_the_view(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
     let mut socket = Socket::connect(system.reader(), &token("ada", "customer")).await;
@@ -809,7 +809,7 @@ async fn patches_make_the_view(system: TestSystem) {
     assert_eq!(socket.call("subscribe", wrong).await["error"]["code"], 107);
 }
 
-async fn who_looks_at_an_order_is_shown(system: TestSystem) {
+async fn presence_shows_the_subscribers_of_an_order(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
     let mut clerk = Socket::connect(system.reader(), &token("clerk", "staff")).await;
@@ -835,7 +835,7 @@ async fn who_looks_at_an_order_is_shown(system: TestSystem) {
     assert!(gone.elapsed() > Duration::from_secs(14), "the leave must wait for a possible reconnect");
 }
 
-async fn limits_are_told(system: TestSystem) {
+async fn connection_and_command_limits_are_enforced(system: TestSystem) {
     create(&system, "o-1", "ada").await;
     system.settled().await;
     let ada = token("ada", "customer");
@@ -874,7 +874,7 @@ async fn limits_are_told(system: TestSystem) {
 /// deleted, the network is cut, the projector is restarted. Every listener must end with exactly the changes of its
 /// channels. `DOCKET_LISTENERS` sets the number of listeners.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listeners_on_three_processes_outlive_everything() {
+async fn listeners_on_three_processes_survive_every_fault() {
     let count = std::env::var("DOCKET_LISTENERS").ok().and_then(|count| count.parse().ok()).unwrap_or(48);
     let mut system = TestSystem::builder(Mode::Scaled)
         .own_servers()
@@ -958,8 +958,8 @@ async fn listeners_on_three_processes_outlive_everything() {
                 None => true,
             };
             let expected: Vec<_> = log.iter().filter(of_channel).map(|event| event.position).collect();
-            let told = listener.ends_with(name, &expected, Duration::from_secs(60)).await;
-            assert_eq!(told.resets, [], "{name}: every missed change must come from the log");
+            let received = listener.expect_changes(name, &expected, Duration::from_secs(60)).await;
+            assert_eq!(received.resets, [], "{name}: every missed change must come from the log");
         }
     }
 }

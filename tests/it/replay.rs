@@ -11,31 +11,31 @@ use sqlx::{Connection, PgConnection, SqliteConnection};
 use tests::fold::{normal, read_log};
 use tests::load::{Load, Shape};
 use tests::system::{Mode, TestSystem};
-use tests::verify::{list_orders, outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, list_orders, read_models_equal_the_fold};
 use tests::wait::until;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 tests::stories![
     a_rebuild_gives_the_same_rows,
-    a_rebuild_under_load_is_not_noticed,
-    a_row_changed_by_hand_is_found_and_mended,
-    an_older_generation_can_come_back,
+    a_rebuild_under_load_does_not_affect_queries,
+    a_row_changed_by_hand_is_found_and_repaired,
+    a_projection_can_roll_back_to_an_older_generation,
     a_poisoned_event_parks_one_order,
     many_poisoned_orders_park_together,
-    a_discarded_beginning_makes_no_order,
+    an_order_whose_creation_is_discarded_does_not_exist,
     a_dead_letter_does_not_stop_a_release,
-    releases_of_two_versions_do_not_fight,
-    a_new_projection_is_built_beside_the_others,
-    another_log_is_not_projected_on,
+    two_releases_do_not_overwrite_each_other,
+    a_new_projection_is_built_while_the_others_serve,
+    events_of_another_log_are_not_projected,
     dead_letters_do_not_outlive_their_log,
 ];
 
 /// The story that restarts PostgreSQL.
 mod killed {
-    use super::a_killed_rebuild_goes_on_where_it_stopped;
+    use super::a_killed_rebuild_resumes_where_it_stopped;
 
-    tests::stories![settings = own_servers; a_killed_rebuild_goes_on_where_it_stopped];
+    tests::stories![settings = own_servers; a_killed_rebuild_resumes_where_it_stopped];
 
     fn own_servers(builder: tests::system::Builder) -> tests::system::Builder {
         builder.own_servers()
@@ -116,7 +116,7 @@ async fn watch(system: &TestSystem, stop: Arc<AtomicBool>) -> tokio::task::JoinH
     })
 }
 
-async fn a_rebuild_under_load_is_not_noticed(system: TestSystem) {
+async fn a_rebuild_under_load_does_not_affect_queries(system: TestSystem) {
     // More events than a switch may have left to apply: the generation must be built and catch up before it takes over.
     system.import_sample().await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -157,7 +157,7 @@ async fn begins_at(system: &TestSystem) -> i64 {
     position.unwrap_or_else(|| panic!("{planned}"))
 }
 
-async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
+async fn a_killed_rebuild_resumes_where_it_stopped(mut system: TestSystem) {
     system.import_sample().await;
     system.settled().await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -186,14 +186,14 @@ async fn a_killed_rebuild_goes_on_where_it_stopped(mut system: TestSystem) {
     let sent = load.stop().await;
     let log = read_models_equal_the_fold(&system).await;
     assert!(status(&system, "sales").await["rebuild"].is_null());
-    outcomes_are_true(&log, &sent);
+    assert_outcomes_match_log(&log, &sent);
     system.cli(&["verify"]).await;
 }
 
 /// A rebuild that began while no process projected must not take over with an old position, because a server has
 /// advanced in the meantime.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_sets_nobody_back() {
+async fn a_rebuild_never_moves_a_position_back() {
     let mut system = TestSystem::scaled().await;
     system.import_sample().await;
     system.settled().await;
@@ -252,7 +252,7 @@ pub(crate) async fn statement(system: &TestSystem, read_models: bool, statement:
     }
 }
 
-async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
+async fn a_row_changed_by_hand_is_found_and_repaired(system: TestSystem) {
     loaded(&system, "hand").await;
     system.settled().await;
     system.cli(&["verify"]).await;
@@ -282,7 +282,7 @@ async fn a_row_changed_by_hand_is_found_and_mended(system: TestSystem) {
     read_models_equal_the_fold(&system).await;
 }
 
-async fn an_older_generation_can_come_back(system: TestSystem) {
+async fn a_projection_can_roll_back_to_an_older_generation(system: TestSystem) {
     loaded(&system, "first").await;
     system.settled().await;
     let refused = system.try_cli(&["replay", "sales", "--rollback"]).await;
@@ -431,7 +431,7 @@ async fn a_poisoned_event_parks_one_order(system: TestSystem) {
 }
 
 /// Events of an order whose creation cannot be read do not form an order.
-async fn a_discarded_beginning_makes_no_order(system: TestSystem) {
+async fn an_order_whose_creation_is_discarded_does_not_exist(system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "sound", "customer_id": "c"})).send().await.expect(201);
     foreign_event(&system, "phantom", 1, "{}").await;
     foreign_event(&system, "phantom", 2, r#"{"ItemAdded":{"sku":"ink","quantity":2,"unit_price":300}}"#).await;
@@ -504,7 +504,7 @@ async fn a_dead_letter_does_not_stop_a_release(mut system: TestSystem) {
 }
 
 /// The version of a generation distinguishes what an older and a newer release left in the database.
-async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
+async fn two_releases_do_not_overwrite_each_other(mut system: TestSystem) {
     let version =
         |version| format!("update checkpoints set version = {version} where projection = 'sales' and state = 'live'");
     loaded(&system, "older").await;
@@ -552,7 +552,7 @@ async fn releases_of_two_versions_do_not_fight(mut system: TestSystem) {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("use the newer program"));
 }
 
-async fn a_new_projection_is_built_beside_the_others(mut system: TestSystem) {
+async fn a_new_projection_is_built_while_the_others_serve(mut system: TestSystem) {
     loaded(&system, "before").await;
     system.settled().await;
     system.terminate().await;
@@ -570,7 +570,7 @@ async fn a_new_projection_is_built_beside_the_others(mut system: TestSystem) {
 }
 
 /// A log that was restored to an older state and has grown since: the positions exist, but the events are others.
-async fn another_log_is_not_projected_on(mut system: TestSystem) {
+async fn events_of_another_log_are_not_projected(mut system: TestSystem) {
     loaded(&system, "lost").await;
     system.settled().await;
     let position = status(&system, "sales").await["position"].as_i64().expect("a position");
@@ -703,7 +703,7 @@ async fn a_log_moves(from: Mode, to: Mode) {
 
 /// SQLite stores any text in the payload column.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payload_that_is_no_json_is_exported_too() {
+async fn a_payload_that_is_not_json_is_exported_too() {
     let mut source = TestSystem::builder(Mode::Embedded).start().await;
     source.post("/v1/orders").json(json!({"order_id": "odd", "customer_id": "c"})).send().await.expect(201);
     foreign_event(&source, "odd", 2, "{\"not\n json").await;

@@ -15,7 +15,7 @@ async fn three() -> TestSystem {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_processes_are_one_system() {
+async fn three_processes_act_as_one_system() {
     let system = three().await;
     let (write, read) = (&system.dockets[0].client, &system.dockets[2].client);
     let ada = token("ada", "customer");
@@ -60,7 +60,7 @@ async fn three_processes_are_one_system() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_role_may_die_alone() {
+async fn each_role_can_fail_alone() {
     let mut system = three().await;
     let body = |id: &str| json!({"order_id": id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]});
     system.dockets[1].kill9();
@@ -79,7 +79,7 @@ async fn each_role_may_die_alone() {
 /// PostgreSQL does not wait for the disk when read models are written. A crash loses the last commits, and surviving
 /// processes must forget the positions that were lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn checkpoints_that_went_back_are_believed() {
+async fn processes_accept_checkpoints_that_moved_back() {
     let mut system = three().await;
     system.post("/v1/orders").json(json!({"order_id": "back", "customer_id": "ada"})).send().await.expect(201);
     let head = system.settled().await;
@@ -101,7 +101,7 @@ async fn checkpoints_that_went_back_are_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_of_everything_are_one_system() {
+async fn two_processes_with_every_role_act_as_one_system() {
     use tests::load::{Load, Shape};
     let all = "write,react,project,read";
     let system = TestSystem::builder(Mode::Scaled).processes(&[all, all]).start().await;
@@ -129,5 +129,5 @@ async fn two_of_everything_are_one_system() {
     assert_eq!(right.put(path).json(quantity(1)).send().await.expect(200).version(), 13);
     assert_eq!(left.put(path).key("back").json(quantity(5)).send().await.expect(200).version(), 14);
     let log = read_models_equal_the_fold(&system).await;
-    tests::verify::outcomes_are_true(&log, &sent);
+    tests::verify::assert_outcomes_match_log(&log, &sent);
 }

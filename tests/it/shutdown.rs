@@ -6,7 +6,7 @@ use tests::client::{Client, token};
 use tests::load::{Load, Shape};
 use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
-use tests::verify::{outcomes_are_true, read_models_equal_the_fold};
+use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -25,12 +25,12 @@ async fn a_busy_process_stops_in_time(mut system: TestSystem) {
     let sent = load.stop().await;
     system.start().await;
     let log = read_models_equal_the_fold(&system).await;
-    outcomes_are_true(&log, &sent);
+    assert_outcomes_match_log(&log, &sent);
 }
 
 /// While a request is still running, readiness on the metrics address reports that the process is draining.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_draining_process_says_so() {
+async fn a_draining_process_reports_that_it_drains() {
     let system = TestSystem::builder(Mode::Scaled).start().await;
     let docket = &system.dockets[0];
     let mut slow = TcpStream::connect(docket.address()).await.expect("the server listens");

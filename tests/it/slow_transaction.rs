@@ -37,7 +37,7 @@ async fn follow(client: Client, stop: Arc<AtomicBool>) -> Vec<Event> {
 }
 
 /// Waits until another session waits for a lock, or until `done` returns true.
-async fn somebody_waits(observer: &mut PgConnection, done: impl Fn() -> bool) {
+async fn wait_for_blocked_session(observer: &mut PgConnection, done: impl Fn() -> bool) {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(20) && !done() {
         let row =
@@ -55,7 +55,7 @@ fn create(system: &TestSystem, id: &str) -> Request {
 }
 
 /// Starts a transaction of foreign code that has inserted the order `slow` and is neither committed nor rolled back.
-async fn undecided(slow: &mut PgConnection) -> Transaction<'_, Postgres> {
+async fn open_transaction(slow: &mut PgConnection) -> Transaction<'_, Postgres> {
     let mut transaction = slow.begin().await.expect("PostgreSQL answers");
     let payload = json!({"OrderCreated": {"customer_id": "foreign", "currency": "USD", "attributes": {}}});
     let insert = sqlx::query(INSERT).bind(domain::order::Order::TYPE).bind("slow").bind(payload);
@@ -71,11 +71,11 @@ async fn a_slow_transaction(commit: bool) {
     let follower = tokio::spawn(follow(system.reader().clone(), Arc::clone(&stop)));
     let mut slow = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
     let mut observer = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
-    let transaction = undecided(&mut slow).await;
+    let transaction = open_transaction(&mut slow).await;
 
     let commands: Vec<_> =
         (0..8).map(|number| tokio::spawn(create(&system, &format!("during-{number}")).try_send())).collect();
-    somebody_waits(&mut observer, || commands.iter().all(tokio::task::JoinHandle::is_finished)).await;
+    wait_for_blocked_session(&mut observer, || commands.iter().all(tokio::task::JoinHandle::is_finished)).await;
     if commit { transaction.commit().await } else { transaction.rollback().await }.expect("PostgreSQL answers");
 
     let mut acknowledged: Vec<Answer> = vec![];
@@ -115,10 +115,10 @@ async fn a_late_rollback_leaves_no_gap() {
 
 /// While the appender is blocked, more commands arrive than its queue may hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_is_told() {
+async fn a_full_queue_returns_503() {
     let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_APPEND_QUEUE_MAX", "2").start().await;
     let mut slow = PgConnection::connect(system.database_url()).await.expect("PostgreSQL accepts the connection");
-    let transaction = undecided(&mut slow).await;
+    let transaction = open_transaction(&mut slow).await;
     let send = async |number: i32| (number, create(&system, &format!("order-{number}")).send().await);
     let mut answers = (0..12).map(send).collect::<FuturesUnordered<_>>();
     let (_, first) = answers.next().await.expect("a response");

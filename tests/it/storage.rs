@@ -37,7 +37,7 @@ fn done(output: Output) -> String {
 
 /// A second process that opens the database through any path meets the lock of the first one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_path_to_a_database_leads_to_one_lock() {
+async fn every_path_to_a_database_uses_the_same_lock() {
     let system = TestSystem::embedded().await;
     let (real, aliases) = (system.directory(), tempfile::tempdir().expect("a temporary directory"));
     let folder = |name: &str| {
@@ -61,7 +61,7 @@ async fn every_path_to_a_database_leads_to_one_lock() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_with_two_names_is_refused() {
+async fn a_database_with_hard_links_is_refused() {
     let system = TestSystem::builder(Mode::Embedded).stopped().await;
     let folder = system.directory().display().to_string();
     for name in ["docket.db", "docket-read.db"] {
@@ -160,7 +160,7 @@ fn fill(system: &TestSystem, bytes: u64) -> PathBuf {
 }
 
 /// Commands are refused while there is no space, queries still work, and everything recovers without a restart.
-async fn survives(system: &TestSystem, filled: u64) {
+async fn check_low_disk(system: &TestSystem, filled: u64) {
     let mut taken = create_until(system, "before", 201).await.0;
     system.settled().await;
     let filler = fill(system, filled);
@@ -188,21 +188,21 @@ async fn survives(system: &TestSystem, filled: u64) {
 async fn commands_are_refused_before_the_disk_is_full() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", &(8 * MIB).to_string());
     let system = builder.disk(32 * MIB).start().await;
-    survives(&system, 26 * MIB).await;
+    check_low_disk(&system, 26 * MIB).await;
     assert!(!system.dockets[0].log().contains("Append failed."), "SQLite must not meet a full disk");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_costs_a_503_and_no_restart() {
+async fn a_full_disk_returns_503_and_needs_no_restart() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", "0");
     let system = builder.disk(16 * MIB).start().await;
-    survives(&system, 16 * MIB).await;
+    check_low_disk(&system, 16 * MIB).await;
     assert!(system.dockets[0].log().contains("Append failed."), "SQLite must meet a full disk");
 }
 
 /// A rebuild is refused when the disk space is low, because it would take the space from the running server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_needs_room() {
+async fn a_rebuild_is_refused_when_disk_space_is_low() {
     let builder = TestSystem::builder(Mode::Embedded).setting("DOCKET_DISK_FREE_BYTES_MIN", &(1_i64 << 60).to_string());
     let system = builder.stopped().await;
     done(system.try_cli(&["migrate"]).await);
@@ -227,7 +227,7 @@ fn modes(folder: &Path) -> Vec<(PathBuf, u32)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_are_for_their_owner_only() {
+async fn files_are_readable_only_by_their_owner() {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let folder = scratch.path().join("new");
     let (data, logs) = (folder.join("data/docket.db"), folder.join("logs/docket.log"));
@@ -263,7 +263,7 @@ async fn files_are_for_their_owner_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_emptied_key_is_named() {
+async fn an_emptied_key_file_is_named_in_the_error() {
     let system = TestSystem::builder(Mode::Embedded).stopped().await;
     let folder = system.directory().join("dev");
     fs::create_dir(&folder).expect("the directory is writable");
@@ -291,7 +291,7 @@ where
 
 /// A role that can read a view, one column of another view, and a view of its own over the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replay_keeps_grants_and_what_depends_on_views() {
+async fn a_replay_keeps_grants_and_dependent_views() {
     let system = TestSystem::builder(Mode::Scaled).own_servers().start().await;
     let postgres = system.postgres.as_ref().expect("a scaled system");
     let (owner, bi) = (postgres.url(), postgres.url_as("bi"));
@@ -347,7 +347,7 @@ async fn a_replay_keeps_grants_and_what_depends_on_views() {
 
 /// One role owns the log; servers connect as another role.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_servers_role_cannot_change_what_happened() {
+async fn the_database_role_of_a_server_cannot_change_events() {
     let mut system = TestSystem::builder(Mode::Scaled).database_role("docket_server").stopped().await;
     let postgres = system.postgres.as_ref().expect("a scaled system");
     let [admin, owner, server] = ["postgres", "docket_owner", "docket_server"].map(|role| postgres.url_as(role));

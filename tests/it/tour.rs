@@ -10,8 +10,8 @@ tests::stories![
     a_list_is_filtered_sorted_and_paged,
     errors_are_problems,
     versions_guard_changes,
-    others_orders_do_not_exist,
-    commands_come_in_bulk,
+    orders_of_other_customers_are_not_found,
+    commands_can_be_sent_in_bulk,
 ];
 
 /// Reads an order once the read model has reached `position`.
@@ -180,7 +180,7 @@ async fn versions_guard_changes(system: TestSystem) {
     read_models_equal_the_fold(&system).await;
 }
 
-async fn others_orders_do_not_exist(system: TestSystem) {
+async fn orders_of_other_customers_are_not_found(system: TestSystem) {
     let (ada, bob, clerk) = (token("ada", "customer"), token("bob", "customer"), token("clerk", "staff"));
     let mine = json!({"order_id": "own-1", "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]});
     system.post("/v1/orders").token(&bob).json(mine.clone()).send().await.expect(403);
@@ -226,7 +226,7 @@ async fn others_orders_do_not_exist(system: TestSystem) {
     system.get("/v1/orders").token(&elsewhere).send().await.expect(401);
 }
 
-async fn commands_come_in_bulk(system: TestSystem) {
+async fn commands_can_be_sent_in_bulk(system: TestSystem) {
     let lines = [
         json!({"type": "create_order", "id": "a", "order_id": "bulk-1", "customer_id": "ada", "occurred_at": "2017-01-01T11:53:26Z"}).to_string(),
         json!({"type": "add_item", "id": "b", "order_id": "bulk-1", "sku": "pen", "quantity": 2, "unit_price": "1.00"}).to_string(),

@@ -17,7 +17,7 @@ use crate::system::Docket;
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A running nginx or Prometheus; it ends when the value is dropped.
-pub struct Beside {
+pub struct SupportProgram {
     /// Client of the program.
     pub client: Client,
     _process: Process,
@@ -28,12 +28,12 @@ pub struct Beside {
 ///
 /// # Panics
 /// If nginx is not installed; the message contains the command that installs it.
-pub async fn nginx(dockets: &[Docket]) -> Beside {
+pub async fn nginx(dockets: &[Docket]) -> SupportProgram {
     nginx_with(dockets, "").await
 }
 
 /// Starts nginx as [`nginx`] does, with more directives in its server block.
-pub async fn nginx_with(dockets: &[Docket], directives: &str) -> Beside {
+pub async fn nginx_with(dockets: &[Docket], directives: &str) -> SupportProgram {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
     fs::copy(deploy("nginx/nginx.conf"), folder.path().join("nginx.conf")).expect("deploy/nginx/nginx.conf exists");
@@ -57,7 +57,7 @@ pub async fn nginx_with(dockets: &[Docket], directives: &str) -> Beside {
 ///
 /// # Panics
 /// If Prometheus is not installed; the message contains the command that installs it.
-pub async fn prometheus(dockets: &[Docket]) -> Beside {
+pub async fn prometheus(dockets: &[Docket]) -> SupportProgram {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let port = free_port();
     let target = |docket: &Docket| {
@@ -80,7 +80,7 @@ pub async fn prometheus(dockets: &[Docket]) -> Beside {
     start("prometheus", "usr/bin", &arguments, port, "/-/ready", folder).await
 }
 
-impl Beside {
+impl SupportProgram {
     /// Runs a Prometheus query and returns the labels and the value of each series.
     pub async fn query(&self, query: &str) -> Vec<(Value, f64)> {
         let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
@@ -127,7 +127,14 @@ fn program(name: &str, unpacked: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is missing; install it with: tests/run install"))
 }
 
-async fn start(name: &str, unpacked: &str, arguments: &[String], port: u16, ready: &str, folder: TempDir) -> Beside {
+async fn start(
+    name: &str,
+    unpacked: &str,
+    arguments: &[String],
+    port: u16,
+    ready: &str,
+    folder: TempDir,
+) -> SupportProgram {
     let program = program(name, unpacked);
     let log = folder.path().join("output.log");
     let mut process = Process::new(name, program, log).args(arguments.to_vec()).drop_signal("TERM");
@@ -135,5 +142,5 @@ async fn start(name: &str, unpacked: &str, arguments: &[String], port: u16, read
     let client = Client::new(format!("http://127.0.0.1:{port}"));
     let is_ready = || async { client.get(ready).anonymous().try_send().await.is_ok_and(|answer| answer.status == 200) };
     process.wait_until(START_DEADLINE, is_ready).await;
-    Beside { client, _process: process, _folder: folder }
+    SupportProgram { client, _process: process, _folder: folder }
 }

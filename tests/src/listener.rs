@@ -15,7 +15,7 @@ use crate::process::POLL;
 
 /// Pause before a listener reconnects.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Longest time that a restless listener stays on a connection that brings no progress.
+/// Longest time that a reconnecting listener stays on a connection that brings no progress.
 const STAY_MAX: Duration = Duration::from_secs(2);
 /// Time without data after which a listener gives its connection up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ impl Received {
         self.spans.push(Span { since: position, version, changes: vec![], through: position });
     }
 
-    fn known_through(&mut self, position: u64) {
+    fn advance_to(&mut self, position: u64) {
         if let Some(span) = self.spans.last_mut() {
             span.through = span.through.max(position);
         }
@@ -133,7 +133,7 @@ impl Received {
 
 /// Returns the position up to which a cursor covers everything in the checkpoint group of the built-in contexts. In
 /// `2.EPOCH.core=7+NAME`, that is 7; of the events after 7, the cursor covers some.
-pub fn known_up_to(cursor: &str) -> Option<u64> {
+pub fn cursor_position(cursor: &str) -> Option<u64> {
     cursor.split('.').find_map(|part| part.strip_prefix("core="))?.split('+').next()?.parse().ok()
 }
 
@@ -169,7 +169,7 @@ impl Listener {
 
     /// Starts a listener that moves to the next of `bases` once it has stayed for `stay` and made progress, so that it
     /// resumes all the time.
-    pub fn restless(transport: Transport, bases: Vec<String>, token: &str, names: &[&str], stay: Duration) -> Self {
+    pub fn reconnecting(transport: Transport, bases: Vec<String>, token: &str, names: &[&str], stay: Duration) -> Self {
         Self::run(transport, bases, token, names, Some(stay))
     }
 
@@ -202,23 +202,29 @@ impl Listener {
     ///
     /// # Panics
     /// With the differences.
-    pub async fn ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Received {
-        self.try_ends_with(channel, expected, deadline).await.unwrap_or_else(|difference| panic!("{difference}"))
+    pub async fn expect_changes(&self, channel: &str, expected: &[u64], deadline: Duration) -> Received {
+        self.try_expect_changes(channel, expected, deadline).await.unwrap_or_else(|difference| panic!("{difference}"))
     }
 
-    /// Checks a channel as [`Self::ends_with`] does, for callers that collect the differences of several listeners.
+    /// Checks a channel as [`Self::expect_changes`] does, for callers that collect the differences of several
+    /// listeners.
     ///
     /// # Errors
     /// The differences.
-    pub async fn try_ends_with(&self, channel: &str, expected: &[u64], deadline: Duration) -> Result<Received, String> {
+    pub async fn try_expect_changes(
+        &self,
+        channel: &str,
+        expected: &[u64],
+        deadline: Duration,
+    ) -> Result<Received, String> {
         let started = Instant::now();
         let last = expected.last().copied().unwrap_or(0);
         while self.received(channel).through() < last && started.elapsed() < deadline {
             tokio::time::sleep(POLL).await;
         }
-        let told = self.received(channel);
-        let differences = told.differences(channel, expected);
-        if differences.is_empty() { Ok(told) } else { Err(format!("{channel}: {}", differences.join("; "))) }
+        let received = self.received(channel);
+        let differences = received.differences(channel, expected);
+        if differences.is_empty() { Ok(received) } else { Err(format!("{channel}: {}", differences.join("; "))) }
     }
 }
 
@@ -262,8 +268,8 @@ impl Run {
             let known = self.channels.lock().expect("the lock is not poisoned").get(channel).cloned();
             let body = match known {
                 None => json!({"channel": channel}),
-                Some(told) => {
-                    json!({"channel": channel, "recover": true, "offset": told.through(), "epoch": told.epoch})
+                Some(received) => {
+                    json!({"channel": channel, "recover": true, "offset": received.through(), "epoch": received.epoch})
                 }
             };
             hello += &format!("\n{}", json!({"id": id, "subscribe": body}));
@@ -285,16 +291,16 @@ impl Run {
                 if let Some(reply) = line.get("subscribe") {
                     let channel = by_id.get(&line["id"].as_u64()?)?;
                     let epoch = reply["epoch"].as_str()?.to_owned();
-                    self.received(channel, |told| told.epoch = epoch);
+                    self.received(channel, |received| received.epoch = epoch);
                     let offset = reply["offset"].as_u64()?;
                     match reply["recovered"] == true {
                         true => {
                             for publication in reply["publications"].as_array()? {
                                 self.publication(channel, publication)?;
                             }
-                            self.received(channel, |told| told.known_through(offset));
+                            self.received(channel, |received| received.advance_to(offset));
                         }
-                        false => self.received(channel, |told| told.snapshot(offset, &reply["data"])),
+                        false => self.received(channel, |received| received.snapshot(offset, &reply["data"])),
                     }
                 }
                 if line["push"]["pub"].is_object() {
@@ -307,15 +313,15 @@ impl Run {
     fn publication(&self, channel: &str, publication: &Value) -> Option<()> {
         let previous = publication["tags"]["prev"].as_str()?.parse().ok()?;
         let position = publication["offset"].as_u64()?;
-        self.received(channel, |told| told.change(position, previous, &publication["data"]));
+        self.received(channel, |received| received.change(position, previous, &publication["data"]));
         Some(())
     }
 
     /// Records that a cursor covers all channels up to a position.
-    fn known_through(&self, cursor: &str) -> Option<()> {
-        let position = known_up_to(cursor)?;
+    fn advance_all_to(&self, cursor: &str) -> Option<()> {
+        let position = cursor_position(cursor)?;
         let mut channels = self.channels.lock().expect("the lock is not poisoned");
-        channels.values_mut().for_each(|told| told.known_through(position));
+        channels.values_mut().for_each(|received| received.advance_to(position));
         Some(())
     }
 
@@ -328,11 +334,11 @@ impl Run {
         match event["event"].as_str()? {
             "snapshot" => {
                 let position = event["data"]["position"].as_u64()?;
-                self.received(channel, |told| told.snapshot(position, &event["data"]));
+                self.received(channel, |received| received.snapshot(position, &event["data"]));
             }
             "pub" => {
                 let (position, previous) = (event["offset"].as_u64()?, event["prev"].as_u64()?);
-                self.received(channel, |told| told.change(position, previous, &event["data"]));
+                self.received(channel, |received| received.change(position, previous, &event["data"]));
             }
             _ => {}
         }
@@ -360,7 +366,7 @@ impl Run {
                     for data in unconfirmed.drain(..) {
                         self.event(&serde_json::from_str(&data).ok()?)?;
                     }
-                    self.known_through(&id)?;
+                    self.advance_all_to(&id)?;
                     *cursor = Some(id);
                 }
                 text = rest.to_owned();
@@ -376,7 +382,7 @@ impl Run {
         let answer: Value = request.send().await.ok()?.error_for_status().ok()?.json().await.ok()?;
         answer["events"].as_array()?.iter().try_for_each(|event| self.event(event))?;
         let next = answer["cursor"].as_str()?;
-        self.known_through(next)?;
+        self.advance_all_to(next)?;
         *cursor = Some(next.to_owned());
         Some(())
     }

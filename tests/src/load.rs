@@ -62,7 +62,7 @@ pub struct Sent {
 
 /// One of several loads of the same shape on one system, and its pace.
 #[derive(Clone, Copy, Default)]
-pub struct Run {
+pub struct LoadRun {
     /// Number of the run. Another run uses other idempotency keys and the same orders.
     pub number: u64,
     /// Pause between two commands of one client.
@@ -82,7 +82,7 @@ pub struct Latest {
 
 struct Shared {
     shape: Shape,
-    run: Run,
+    run: LoadRun,
     client: Client,
     latest: watch::Sender<Option<Latest>>,
     /// For each place, the number of orders that were finished there before the open one.
@@ -101,11 +101,11 @@ impl Load {
     /// Starts the clients. They survive a restart of the server: a command without a response is sent again under its
     /// idempotency key.
     pub fn start(client: &Client, shape: Shape) -> Self {
-        Self::start_run(client, shape, Run::default())
+        Self::start_run(client, shape, LoadRun::default())
     }
 
     /// Starts one of several loads of the same shape.
-    pub fn start_run(client: &Client, shape: Shape, run: Run) -> Self {
+    pub fn start_run(client: &Client, shape: Shape, run: LoadRun) -> Self {
         let generations = (0..shape.orders).map(|_| AtomicU64::new(0)).collect();
         let (acknowledged, stopping) = (AtomicU64::new(0), AtomicBool::new(false));
         let (client, latest) = (client.clone(), watch::Sender::default());

@@ -19,7 +19,7 @@ const SECTOR: usize = 512;
 
 /// What remains after a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
+pub enum Remains {
     /// Only synced data.
     Synced,
     /// Synced data, and some sectors and some names that were not synced: a disk may write them before a sync.
@@ -75,11 +75,11 @@ impl Disk {
     }
 
     /// Cuts the power: replaces the folder by what remains of it. The process that used it must have been killed.
-    pub fn cut(&self, rest: Rest, dice: &mut Dice) {
+    pub fn cut(&self, remains: Remains, dice: &mut Dice) {
         let (folder, left) = (self.folder(), self.outside("left"));
         if self.shadow().join("folders").join(id(&folder)).exists() {
             fs::create_dir(&left).expect("a new directory");
-            self.restore(&folder, &id(&folder), &left, rest, dice);
+            self.restore(&folder, &id(&folder), &left, remains, dice);
             fs::remove_dir_all(&folder).expect("a directory of this test");
             fs::rename(&left, &folder).expect("both directories exist");
         }
@@ -87,7 +87,7 @@ impl Disk {
     }
 
     /// Writes to `to` what remains of the folder with the id `of`. `from` is its path if it still exists.
-    fn restore(&self, from: &Path, of: &str, to: &Path, rest: Rest, dice: &mut Dice) {
+    fn restore(&self, from: &Path, of: &str, to: &Path, remains: Remains, dice: &mut Dice) {
         let mut synced = self.names(of);
         let mut present: HashMap<String, PathBuf> = HashMap::new();
         for entry in fs::read_dir(from).into_iter().flatten().flatten() {
@@ -96,23 +96,24 @@ impl Disk {
             let id = id(&entry.path());
             present.insert(id.clone(), entry.path());
             // A disk may write a new name before it is synced.
-            let written = rest == Rest::SyncedAndSome && dice.below(2) == 0;
+            let written = remains == Remains::SyncedAndSome && dice.below(2) == 0;
             if written && !name.ends_with("-shm") && (kind.is_file() || kind.is_dir()) {
                 let mode = entry.metadata().expect("the entry exists").mode() & 0o7777;
                 synced.insert(name, Entry { is_folder: kind.is_dir(), mode, id });
             }
         }
         // A disk may also write the removal of a name before it is synced.
-        synced.retain(|name, _| rest == Rest::Synced || from.join(name).exists() || dice.below(2) == 0);
+        synced.retain(|name, _| remains == Remains::Synced || from.join(name).exists() || dice.below(2) == 0);
         for (name, entry) in &synced {
             let (to, from) = (to.join(name), present.get(&entry.id));
             if entry.is_folder {
                 fs::create_dir(&to).expect("a new directory");
-                self.restore(from.unwrap_or(&to), &entry.id, &to, rest, dice);
+                self.restore(from.unwrap_or(&to), &entry.id, &to, remains, dice);
             } else {
                 let bytes = fs::read(self.shadow().join("files").join(&entry.id)).unwrap_or_default();
-                let now =
-                    from.filter(|_| rest == Rest::SyncedAndSome).map(|path| fs::read(path).expect("the file exists"));
+                let now = from
+                    .filter(|_| remains == Remains::SyncedAndSome)
+                    .map(|path| fs::read(path).expect("the file exists"));
                 fs::write(&to, now.map_or(bytes.clone(), |now| mix(&bytes, &now, dice))).expect("a new file");
             }
             fs::set_permissions(&to, Permissions::from_mode(entry.mode)).expect("a file of this test");

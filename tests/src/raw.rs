@@ -180,9 +180,9 @@ fn head_of(first: u8, mask: u8, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a socket sent until it answered the ping that [`converse`] sends last, or closed.
+/// What a socket sent until it answered the ping that [`exchange_frames`] sends last, or closed.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Said {
+pub struct SocketTrace {
     /// Error codes of replies.
     pub errors: Vec<u64>,
     /// Number of replies without an error.
@@ -199,7 +199,7 @@ pub struct Said {
 const LAST_ID: u64 = 4_000_000_000;
 
 /// Opens a socket, connects with the token, sends bytes and then a ping. Returns what the server sent.
-pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Duration) -> Said {
+pub async fn exchange_frames(address: &str, token: &str, bytes: &[u8], deadline: Duration) -> SocketTrace {
     let mut stream = TcpStream::connect(address).await.expect("the server listens");
     let upgrade = format!(
         "GET /ws HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
@@ -214,7 +214,7 @@ pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Durati
         let _ = writer.write_all(&bytes).await;
         writer
     });
-    let mut said = Said::default();
+    let mut trace = SocketTrace::default();
     let mut is_connected = false;
     let reading = async {
         let (mut text, mut buffer) = (Vec::new(), vec![0; 16 * 1024]);
@@ -231,7 +231,7 @@ pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Durati
             while let Some((opcode, payload)) = take_frame(&mut text) {
                 match opcode {
                     8 => {
-                        said.closed = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                        trace.closed = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
                         return;
                     }
                     1 => {
@@ -239,12 +239,12 @@ pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Durati
                             let line: Value = serde_json::from_str(line).unwrap_or_default();
                             match (line["id"].as_u64(), line["error"]["code"].as_u64()) {
                                 (Some(LAST_ID), error) => {
-                                    said.errors.extend(error);
-                                    said.is_alive = true;
+                                    trace.errors.extend(error);
+                                    trace.is_alive = true;
                                     return;
                                 }
-                                (_, Some(code)) => said.errors.push(code),
-                                (Some(id), None) if id != 1 || line["connect"].is_null() => said.good += 1,
+                                (_, Some(code)) => trace.errors.push(code),
+                                (Some(id), None) if id != 1 || line["connect"].is_null() => trace.good += 1,
                                 _ => {}
                             }
                         }
@@ -256,8 +256,8 @@ pub async fn converse(address: &str, token: &str, bytes: &[u8], deadline: Durati
     };
     let in_time = tokio::time::timeout(deadline, reading).await.is_ok();
     writing.abort();
-    said.is_silent = !in_time;
-    said
+    trace.is_silent = !in_time;
+    trace
 }
 
 /// Takes the first complete frame of a server and returns its opcode and payload.

@@ -20,7 +20,7 @@ use crate::client::Client;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Opens a connection with a small receive buffer, so that unread data soon blocks the server.
-async fn small(client: &Client) -> TcpStream {
+async fn connect_with_small_buffer(client: &Client) -> TcpStream {
     let tcp = TcpSocket::new_v4().expect("a socket");
     tcp.set_recv_buffer_size(16 * 1024).expect("a small buffer");
     let address = client.base().trim_start_matches("http://").parse().expect("an address");
@@ -28,8 +28,8 @@ async fn small(client: &Client) -> TcpStream {
 }
 
 /// Sends a GET over a connection with a small receive buffer, and does not read the response.
-pub async fn ask_and_read_nothing(client: &Client, path: &str, token: &str) -> TcpStream {
-    let mut tcp = small(client).await;
+pub async fn get_without_reading(client: &Client, path: &str, token: &str) -> TcpStream {
+    let mut tcp = connect_with_small_buffer(client).await;
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.expect("the request is sent");
     tcp
@@ -49,17 +49,17 @@ impl Socket {
     /// Connects to the process of `client` with this token.
     pub async fn connect(client: &Client, token: &str) -> Self {
         let mut socket = Self::open(&format!("{}/ws", client.base()), &[]).await.expect("a WebSocket");
-        socket.hello(token).await;
+        socket.send_connect(token).await;
         socket
     }
 
     /// Connects as [`Self::connect`] does, over a connection with a small receive buffer.
     pub async fn connect_slowly(client: &Client, token: &str) -> Self {
-        let tcp = MaybeTlsStream::Plain(small(client).await);
+        let tcp = MaybeTlsStream::Plain(connect_with_small_buffer(client).await);
         let url = format!("{}/ws", client.base().replacen("http", "ws", 1));
         let (stream, _) = tokio_tungstenite::client_async(url, tcp).await.expect("a WebSocket");
         let mut socket = Self::over(stream);
-        socket.hello(token).await;
+        socket.send_connect(token).await;
         socket
     }
 
@@ -84,7 +84,7 @@ impl Socket {
         Self { stream, lines: VecDeque::new(), pushes: VecDeque::new(), last_id: 0 }
     }
 
-    async fn hello(&mut self, token: &str) {
+    async fn send_connect(&mut self, token: &str) {
         let reply = self.call("connect", json!({"token": token})).await;
         assert!(reply["connect"]["client"].is_string(), "{reply}");
     }
@@ -160,7 +160,7 @@ impl Socket {
     }
 
     /// Closes the socket and returns the code of the server's own Close, if the server sends one.
-    pub async fn say_goodbye(mut self) -> Option<u16> {
+    pub async fn close(mut self) -> Option<u16> {
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
         self.stream.send(Message::Close(Some(goodbye))).await.expect("the socket is open");
         loop {

@@ -13,7 +13,7 @@ use crate::system::{TestSystem, settled};
 ///
 /// # Panics
 /// At the first event that violates this.
-pub fn log_is_sound(log: &[Event]) {
+pub fn assert_log_invariants(log: &[Event]) {
     let (mut versions, mut ids) = (HashMap::<&str, u64>::new(), HashSet::new());
     for (event, expected) in log.iter().zip(1..) {
         assert_eq!(event.position, expected, "positions are not dense");
@@ -30,7 +30,7 @@ pub fn log_is_sound(log: &[Event]) {
 ///
 /// # Panics
 /// At the first command that violates this.
-pub fn outcomes_are_true(log: &[Event], sent: &[Sent]) {
+pub fn assert_outcomes_match_log(log: &[Event], sent: &[Sent]) {
     let mut by_request: HashMap<&str, Vec<&Event>> = HashMap::new();
     for event in log {
         if let Some(request_id) = event.metadata["request_id"].as_str() {
@@ -83,7 +83,7 @@ pub async fn read_models_equal_the_fold(system: &TestSystem) -> Vec<Event> {
 pub async fn read_models_of(reader: &Client) -> Vec<Event> {
     settled(reader).await;
     let log = read_log(reader).await;
-    log_is_sound(&log);
+    assert_log_invariants(&log);
     let orders = fold(&log);
     let listed = list_orders(reader, "").await;
     assert_eq!(

@@ -137,7 +137,7 @@ impl CreateOrder {
     /// # Errors
     /// 403 when a customer names another customer; 422 with the place of every wrong item.
     pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
-        if !principal.may_see(self.customer_id.as_str()) {
+        if !principal.can_access_customer(self.customer_id.as_str()) {
             return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
                 .detail("A customer can create orders only for their own id. Set customer_id to the sub of the token.")
                 .error("/customer_id", "Must be the sub of the token."));

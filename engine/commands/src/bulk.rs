@@ -26,7 +26,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::client_stream::HalfDuplex;
-use platform::limits::Pace;
+use platform::limits::CommandPacer;
 use platform::problem::Problem;
 use serde::Serialize;
 use serde_json::Value;
@@ -36,7 +36,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::CommandApi;
-use crate::bulk::budget::Held;
+use crate::bulk::budget::Permits;
 use crate::bulk::envelope::{Envelope, RequestContext, envelope};
 use crate::bulk::lines::Line;
 use crate::bulk::split::split_lines;
@@ -58,7 +58,7 @@ const DISCARD_WITHIN: Duration = Duration::from_secs(30);
 /// Concurrent commands of one request.
 const WORKERS: usize = 128;
 /// Lines of one request whose results are not in the spool.
-const LINES_UNDER_WAY_MAX: usize = 1_024;
+const LINES_IN_FLIGHT_MAX: usize = 1_024;
 
 /// Returns the route.
 pub fn router() -> OpenApiRouter<CommandApi> {
@@ -84,12 +84,12 @@ pub struct LineResult {
 }
 
 /// A result, and the permits that its line holds until the result is in the spool.
-type Done = (LineResult, Option<Held>);
+type Done = (LineResult, Option<Permits>);
 
 struct Task {
     envelope: Envelope,
     reply: oneshot::Sender<Done>,
-    held: Held,
+    permits: Permits,
 }
 
 /// Executes many commands in one request, one JSON object per line. `type` names the command. The other members are the
@@ -124,11 +124,11 @@ async fn commands(
         ));
     }
     let spool = Arc::new(Spool::new(api.budget().enter(&principal.subject)?, UNREAD_WITHIN));
-    let (results, waiting) = mpsc::channel(LINES_UNDER_WAY_MAX);
+    let (results, waiting) = mpsc::channel(LINES_IN_FLIGHT_MAX);
     let context = (platform::request_id::current(), platform::request_id::current_trace());
     let pace = api.limiter.pace(&principal);
     let reading = Reading { api, principal, context, pace, spool: spool.clone(), unread: CancellationToken::new() };
-    tokio::spawn(keep(spool.clone(), waiting, reading.unread.clone()));
+    tokio::spawn(spool_results(spool.clone(), waiting, reading.unread.clone()));
     tokio::spawn(async move {
         // Suspends the write timeout of the connection while the request is read, because the client may not read the
         // response during that time.
@@ -141,10 +141,14 @@ async fn commands(
 }
 
 /// Moves results to the spool in the order of their lines.
-async fn keep(spool: Arc<Spool>, mut results: mpsc::Receiver<oneshot::Receiver<Done>>, unread: CancellationToken) {
+async fn spool_results(
+    spool: Arc<Spool>,
+    mut results: mpsc::Receiver<oneshot::Receiver<Done>>,
+    unread: CancellationToken,
+) {
     let mut bytes = Vec::new();
     while let Some(result) = results.recv().await {
-        let Ok((result, held)) = result.await else { continue };
+        let Ok((result, permits)) = result.await else { continue };
         // After this, no further line is read, and the results of lines in progress are added without a limit.
         if !unread.is_cancelled() && spool.room().await.is_err() {
             unread.cancel();
@@ -153,7 +157,7 @@ async fn keep(spool: Arc<Spool>, mut results: mpsc::Receiver<oneshot::Receiver<D
         if serde_json::to_writer(&mut bytes, &result).is_ok() {
             spool.push(&bytes).await;
         }
-        drop(held);
+        drop(permits);
     }
     spool.finish().await;
 }
@@ -163,7 +167,7 @@ struct Reading {
     api: CommandApi,
     principal: Principal,
     context: RequestContext,
-    pace: Pace,
+    pace: CommandPacer,
     spool: Arc<Spool>,
     /// Cancelled when the client leaves too many results unread.
     unread: CancellationToken,
@@ -199,8 +203,8 @@ impl Reading {
     ) -> Result<(), (u64, Problem)> {
         let mut workers: [Option<mpsc::Sender<Task>>; WORKERS] = [const { None }; WORKERS];
         for number in 1.. {
-            let until_ended = |problem: Problem| (number, problem);
-            let next = self.unless_ended(tokio::time::timeout(LINE_WITHIN, lines.next())).await.map_err(until_ended)?;
+            let at_line = |problem: Problem| (number, problem);
+            let next = self.or_stopped(tokio::time::timeout(LINE_WITHIN, lines.next())).await.map_err(at_line)?;
             let line = match next {
                 Err(_) => return Err((number, no_line())),
                 Ok(None) => return Ok(()),
@@ -213,27 +217,27 @@ impl Reading {
                 return Err((number, expired()));
             }
             // A blank line is charged like any other line. Otherwise a client could hold a request open for nothing.
-            self.unless_ended(self.pace.take()).await.map_err(until_ended)?;
+            self.or_stopped(self.pace.take()).await.map_err(at_line)?;
             if line.as_ref().is_ok_and(|line| line.iter().all(u8::is_ascii_whitespace)) {
                 tokio::task::yield_now().await;
                 continue;
             }
             let bytes = LINE_OVERHEAD_BYTES + BYTES_PER_LINE_BYTE * line.as_ref().map_or(0, |line| line.len());
-            let held = self.unless_ended(self.spool.place().bytes(bytes)).await.map_err(until_ended)?;
-            let held = held.map_err(until_ended)?;
-            let Ok(place) = self.unless_ended(results.reserve()).await.map_err(until_ended)? else { return Ok(()) };
+            let permits = self.or_stopped(self.spool.slot().bytes(bytes)).await.map_err(at_line)?;
+            let permits = permits.map_err(at_line)?;
+            let Ok(permit) = self.or_stopped(results.reserve()).await.map_err(at_line)? else { return Ok(()) };
             let envelope = match line {
                 Ok(line) => envelope(number, &line, &self.principal, &self.context, self.api.lines()),
                 Err(problem) => Envelope { number, id: None, command: Err(problem) },
             };
             let slot = match &envelope.command {
-                Ok((line, _)) => self.api.decider().number_of(&line.step.stream()),
+                Ok((line, _)) => self.api.decider().hash_of(&line.step.stream()),
                 Err(_) => number as usize,
             };
             let (reply, result) = oneshot::channel();
-            place.send(result);
+            permit.send(result);
             let worker = workers[slot % WORKERS].get_or_insert_with(|| worker(self.api.clone(), self.spool.clone()));
-            if worker.send(Task { envelope, reply, held }).await.is_err() {
+            if worker.send(Task { envelope, reply, permits }).await.is_err() {
                 return Err((number, Problem::internal()));
             }
         }
@@ -244,7 +248,7 @@ impl Reading {
     ///
     /// # Errors
     /// The reason for which reading must end first.
-    async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T, Problem> {
+    async fn or_stopped<T>(&self, wait: impl Future<Output = T>) -> Result<T, Problem> {
         tokio::select! {
             done = wait => Ok(done),
             () = self.api.stop.cancelled() => Err(stopping()),
@@ -289,12 +293,12 @@ fn stopping() -> Problem {
 fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
     let (tasks, mut waiting) = mpsc::channel::<Task>(8);
     tokio::spawn(async move {
-        while let Some(Task { envelope, reply, held }) = waiting.recv().await {
+        while let Some(Task { envelope, reply, permits }) = waiting.recv().await {
             let Envelope { number: line, id, command } = envelope;
             let outcome = match command {
                 Ok((command, origin)) => {
                     let Line { step, id, resource, status } = command;
-                    let _turn = spool.place().command().await;
+                    let _permits = spool.slot().command().await;
                     let mut steps = [step];
                     let executed = AssertUnwindSafe(api.decider().execute(&mut steps, &origin)).catch_unwind();
                     let executed = executed.await.unwrap_or_else(|_| Err(Problem::internal().into()));
@@ -315,7 +319,7 @@ fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
                 // Unreachable: lines have no idempotency key.
                 Err(Rejected::KeyUsed) => continue,
             };
-            let _ = reply.send((result, Some(held)));
+            let _ = reply.send((result, Some(permits)));
         }
     });
     tasks

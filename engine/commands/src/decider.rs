@@ -30,7 +30,8 @@ use crate::step::AnyStep;
 /// Attempts to decide a command while appends conflict. Only other processes cause conflicts, because streams are
 /// locked within a process.
 const ATTEMPTS: usize = 12;
-/// How long a patient command waits for the locks of its streams. Other commands wait `append_wait_ms_max`.
+/// How long a command waits for the locks of its streams if [`Origin::waits_for_capacity`] is set. Other commands wait
+/// `append_wait_ms_max`.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long a refusal is delayed when the processor is the bottleneck: as long as `Retry-After` says.
 const REFUSAL_HELD: Duration = Duration::from_secs(1);
@@ -60,7 +61,7 @@ pub struct Origin {
     /// Whether the command is imported history. Reactors ignore its events.
     pub is_history: bool,
     /// True when the command waits while the store is overloaded; false when it is refused then.
-    pub is_patient: bool,
+    pub waits_for_capacity: bool,
     /// The id of the request.
     pub request_id: Option<String>,
     /// The trace context of the request.
@@ -126,7 +127,7 @@ impl Decider {
     }
 
     /// Returns a hash of a stream, to distribute work.
-    pub(crate) fn number_of(&self, stream: &StreamId) -> usize {
+    pub(crate) fn hash_of(&self, stream: &StreamId) -> usize {
         self.hasher.hash_one(stream) as usize
     }
 
@@ -146,7 +147,7 @@ impl Decider {
 
     async fn decide_and_append(&self, steps: &mut [Box<dyn AnyStep>], origin: &Origin) -> Result<Executed, Rejected> {
         let source = self.hasher.hash_one(&origin.principal.subject);
-        if !origin.is_patient && self.store.is_overloaded(source) {
+        if !origin.waits_for_capacity && self.store.is_overloaded(source) {
             // A client that retries immediately takes processor time from the commands that were accepted.
             if self.store.is_short_of_processor() {
                 tokio::time::sleep(REFUSAL_HELD).await;
@@ -155,7 +156,7 @@ impl Decider {
         }
         let streams: Vec<StreamId> = steps.iter().map(|step| step.stream()).collect();
         let kind = steps.first().map_or("aggregate", |step| step.kind());
-        let _locks = self.lock_streams(&streams, kind, origin.is_patient).await?;
+        let _locks = self.lock_streams(&streams, kind, origin.waits_for_capacity).await?;
         let mut fresh = false;
         for attempt in 0..ATTEMPTS {
             let span = trace::child("decide", SpanKind::Internal, origin.trace.as_ref());
@@ -179,7 +180,7 @@ impl Decider {
                 }
             }
             let span = trace::child("append", SpanKind::Internal, origin.trace.as_ref());
-            span.describe(|| match streams.first() {
+            span.set_attributes(|| match streams.first() {
                 Some(first) => vec![
                     KeyValue::new("docket.aggregate.type", first.aggregate_type.to_string()),
                     KeyValue::new("docket.aggregate.id", first.aggregate_id.to_string()),
@@ -254,7 +255,7 @@ impl Decider {
             let StreamId { aggregate_type, aggregate_id } = stream;
             let events = self.store.read_stream(aggregate_type, aggregate_id, version - 1, version, 1).await;
             let events = events.map_err(unavailable)?;
-            let missing = || unavailable(StoreError::Stored(format!("{stream} has no event {version}")));
+            let missing = || unavailable(StoreError::CorruptData(format!("{stream} has no event {version}")));
             position = position.max(events.first().ok_or_else(missing)?.position);
         }
         Ok(position)
@@ -266,12 +267,12 @@ impl Decider {
         &self,
         streams: &[StreamId],
         kind: &'static str,
-        is_patient: bool,
+        waits_for_capacity: bool,
     ) -> Result<Vec<MutexGuard<'_, ()>>, Problem> {
-        let mut slots: Vec<usize> = streams.iter().map(|stream| self.number_of(stream) % LOCKS).collect();
+        let mut slots: Vec<usize> = streams.iter().map(|stream| self.hash_of(stream) % LOCKS).collect();
         slots.sort_unstable();
         slots.dedup();
-        let within = if is_patient { LOCK_WAIT } else { self.store.append_wait_max() };
+        let within = if waits_for_capacity { LOCK_WAIT } else { self.store.append_wait_max() };
         let all = async {
             let mut guards = Vec::with_capacity(slots.len());
             for slot in slots {
@@ -292,12 +293,12 @@ fn append(
     origin: &Origin,
     source: u64,
     position: i64,
-    span: &trace::Open,
+    span: &trace::OpenSpan,
 ) -> Result<Append, Problem> {
     let command_id = Uuid::now_v7().to_string();
     // The events continue the trace of the request. A trace that is not sampled is not stored, unless a client started
     // it.
-    let traceparent = span.traceparent().or_else(|| origin.trace.as_ref().and_then(trace::worth_keeping));
+    let traceparent = span.traceparent().or_else(|| origin.trace.as_ref().and_then(trace::propagated_traceparent));
     // Truncated to microseconds, the precision of the databases and the clients.
     let now = Timestamp::from_microsecond(event_store::now_us()).unwrap_or_default();
     let mut metadata = || {
@@ -338,5 +339,13 @@ fn append(
         answer: None,
     });
     let trace = span.context().cloned();
-    Ok(Append { writes, checks, reaction: None, idempotency, source, is_patient: origin.is_patient, trace })
+    Ok(Append {
+        writes,
+        checks,
+        reaction: None,
+        idempotency,
+        source,
+        waits_for_capacity: origin.waits_for_capacity,
+        trace,
+    })
 }

@@ -43,16 +43,16 @@ pub fn unavailable(error: Error) -> Problem {
     }
     tracing::error!(%error, "The store failed.");
     match error {
-        Error::Stored(_) => {
+        Error::CorruptData(_) => {
             return Problem::internal()
                 .detail("The stored events cannot be read. A retry does not help. Contact the operator.");
         }
-        Error::Refused(_) => {
+        Error::ConstraintViolated(_) => {
             return Problem::internal().detail(
                 "The database refused the change. Nothing was written. A retry does not help. Contact the operator.",
             );
         }
-        Error::Unstorable(_) => {
+        Error::InvalidValue(_) => {
             return Problem::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "unstorable-value",

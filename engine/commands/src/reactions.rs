@@ -31,7 +31,7 @@ pub use crate::reactions::leader::{Clock, reacting};
 use crate::reactions::reactor::Reactor;
 
 /// How often the checkpoints are polled for changes by operators.
-const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs registered reactors until `stop`. Each reactor has its own task, so a reactor that hangs does not delay another
 /// one.
@@ -59,7 +59,7 @@ async fn watch_fences(rows: Reactions, seen: watch::Sender<Arc<BTreeMap<String, 
             Err(error) => tracing::debug!(%error, "Could not read the checkpoints of reactors."),
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = stop.cancelled() => {}
         }
     }

@@ -46,7 +46,7 @@ pub struct Memory {
     /// Returns the cached version, if the aggregate is cached.
     pub(crate) version: fn(&Repositories, &str) -> Option<i64>,
     /// Caches a state whose events are durable. The last argument is the number of events that were appended.
-    pub(crate) keep: for<'a> fn(&'a Repositories, &'a str, &'a AnyLoaded, i64) -> BoxFuture<'a, ()>,
+    pub(crate) put: for<'a> fn(&'a Repositories, &'a str, &'a AnyLoaded, i64) -> BoxFuture<'a, ()>,
     /// Removes an aggregate from the cache, so that the next decision reads the log.
     pub(crate) evict: fn(&Repositories, &str),
 }
@@ -56,7 +56,7 @@ impl Memory {
     pub(crate) fn of<A: Aggregate>() -> Self {
         Self {
             version: |repositories, id| repositories.of::<A>().cached(id).map(|loaded| loaded.version),
-            keep: |repositories, id, state, appended| {
+            put: |repositories, id, state, appended| {
                 async move {
                     if let Ok(loaded) = state.clone().downcast::<Loaded<A>>() {
                         repositories.of::<A>().put(id, loaded, appended).await;

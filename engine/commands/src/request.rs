@@ -108,7 +108,7 @@ impl<T> CommandRequest<T> {
             key,
             occurred_at: None,
             is_history: false,
-            is_patient: false,
+            waits_for_capacity: false,
             request_id: request_id::current(),
             trace: request_id::current_trace(),
         };

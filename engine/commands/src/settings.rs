@@ -31,7 +31,7 @@ impl Default for Settings {
 /// The quarter of one principal must have room for the longest line.
 const BULK_BYTES_MIN: usize = 32 << 20;
 /// The semaphore that counts the bytes is acquired with a `u32`.
-const BULK_BYTES_MOST: usize = 1 << 32;
+const BULK_BYTES_MAX: usize = 1 << 32;
 
 impl Settings {
     /// Checks the limits.
@@ -47,8 +47,8 @@ impl Settings {
                 return Err(format!("{name} must be 1 to 10000"));
             }
         }
-        if !(BULK_BYTES_MIN..=BULK_BYTES_MOST).contains(&self.bulk_bytes_max) {
-            return Err(format!("bulk_bytes_max must be {BULK_BYTES_MIN} to {BULK_BYTES_MOST}"));
+        if !(BULK_BYTES_MIN..=BULK_BYTES_MAX).contains(&self.bulk_bytes_max) {
+            return Err(format!("bulk_bytes_max must be {BULK_BYTES_MIN} to {BULK_BYTES_MAX}"));
         }
         Ok(())
     }

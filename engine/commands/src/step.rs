@@ -134,7 +134,7 @@ impl<A: Aggregate> AnyStep for Step<A> {
             )));
         }
         let creates = self.command.creates();
-        if !creates && !may_know(principal, state.access()) {
+        if !creates && !can_access(principal, state.access()) {
             return Err(refused(&A::Error::not_found()));
         }
         // A command that creates an aggregate has no expected version. The version would also reveal the aggregate to
@@ -225,10 +225,10 @@ pub(crate) fn evolved<A: Aggregate>(loaded: &Loaded<A>, events: &[A::Event]) -> 
 }
 
 /// Whether a principal may see an aggregate.
-pub fn may_know(principal: &Principal, access: Access<'_>) -> bool {
+pub fn can_access(principal: &Principal, access: Access<'_>) -> bool {
     match access {
         Access::Absent => false,
-        Access::Owner(subject) => principal.may_see(subject),
+        Access::Owner(subject) => principal.can_access_customer(subject),
         Access::Staff => principal.is_staff(),
     }
 }

@@ -110,7 +110,15 @@ fn origin(key: Option<&str>) -> Origin {
     let subject = "clerk".to_owned();
     let principal = Principal { subject, role: Role::Staff, token_id: None, issued_at: 0, expires_at: i64::MAX };
     let key = key.map(|key| Key { scope: "clerk".into(), key: key.into(), request_hash: "hash".into(), status: 200 });
-    Origin { principal, key, occurred_at: None, is_history: false, is_patient: true, request_id: None, trace: None }
+    Origin {
+        principal,
+        key,
+        occurred_at: None,
+        is_history: false,
+        waits_for_capacity: true,
+        request_id: None,
+        trace: None,
+    }
 }
 
 async fn add(decider: &Decider, key: Option<&str>, first: i64, second: i64) -> Result<Executed, Rejected> {
@@ -126,7 +134,7 @@ async fn sums(decider: &Decider) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn all_commit_or_none_and_the_first_refusal_answers() {
+async fn all_streams_commit_or_none_and_the_first_refusal_is_returned() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path()).await;
     let decider = Decider::new(store.clone());
@@ -146,7 +154,7 @@ async fn all_commit_or_none_and_the_first_refusal_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_over_the_same_streams_in_opposite_order_do_not_wait_for_each_other_for_ever() {
+async fn commands_on_the_same_streams_in_opposite_order_do_not_deadlock() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path()).await;
     // Two deciders act like two processes: each has its own locks, so they conflict in the log.

@@ -110,7 +110,7 @@ impl<A: Aggregate> AggregateRepository<A> {
             let events = log.read_stream(A::TYPE, id, version, i64::MAX, EVENTS_AT_ONCE).await?;
             for event in &events {
                 let stored = |reason: serde_json::Error| {
-                    Error::Stored(format!(
+                    Error::CorruptData(format!(
                         "{} {id}: event {} ({}): {reason}",
                         A::TYPE,
                         event.sequence,

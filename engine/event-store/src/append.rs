@@ -23,7 +23,7 @@ pub struct Append {
     /// Number of the principal. Sources share the appender's time equally.
     pub source: u64,
     /// True when the append waits for room in the queue without a time limit and is never shed.
-    pub is_patient: bool,
+    pub waits_for_capacity: bool,
     /// Trace context of the append, if its request is traced. Its span is linked with the transaction's span.
     pub trace: Option<Context>,
 }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_that_makes_no_sense_is_refused() {
+    fn a_malformed_append_is_refused() {
         let check = |id: &str| StreamCheck { stream: StreamId::new("t", id), version: 1 };
         let reaction = ReactionMove { from: 2, to: 1, ..ReactionMove::default() };
         let refused = [

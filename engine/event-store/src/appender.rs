@@ -20,8 +20,8 @@ use crate::log::Log;
 use crate::metrics::METRICS;
 use crate::plan::{Committed, Lineages};
 use crate::queue::{Limits, Queue, Refused};
+use crate::recent_events::RecentEvents;
 use crate::settings::Settings;
-use crate::tail::Tail;
 use crate::trace;
 
 /// A queued append and the channel for its result.
@@ -41,16 +41,16 @@ fn answer(reply: oneshot::Sender<Reply>, at: Instant, outcome: Result<Appended, 
 /// Queues appends for the one task that writes. After the last clone is dropped, that task writes the queued appends
 /// and stops.
 #[derive(Clone)]
-pub(crate) struct Appender(Arc<Entrance>);
+pub(crate) struct Appender(Arc<Inner>);
 
-struct Entrance {
+struct Inner {
     queue: Arc<Queue<Pending>>,
     log: Log,
     /// Runtime of the appender's thread.
     runtime: Handle,
 }
 
-impl Drop for Entrance {
+impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
     }
@@ -62,7 +62,7 @@ impl Appender {
         log: Log,
         settings: &Settings,
         head: watch::Sender<i64>,
-        tail: Tail,
+        recent: RecentEvents,
         tracker: &tokio_util::task::TaskTracker,
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(Limits {
@@ -70,14 +70,14 @@ impl Appender {
             batch_events_max: settings.append_batch_events_max,
             wait_max: settings.append_wait_max(),
         }));
-        let committer = Committer { log: log.clone(), head, tail, lineages: Lineages::default() };
+        let committer = Committer { log: log.clone(), head, recent, lineages: Lineages::default() };
         let task = tracker.track_future(run(committer, queue.clone()));
         // The task has its own thread: a commit takes several steps, and on the shared runtime each step would wait
         // behind all requests that are ready to run.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let entrance = Entrance { queue, log, runtime: runtime.handle().clone() };
+        let inner = Inner { queue, log, runtime: runtime.handle().clone() };
         std::thread::Builder::new().name("appender".into()).spawn(move || runtime.block_on(task))?;
-        Ok(Self(Arc::new(entrance)))
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Tries an append between two batches. Runs on the appender's thread, because the connection belongs to its
@@ -99,39 +99,39 @@ impl Appender {
 
     pub(crate) async fn append(&self, append: Append) -> Result<Appended, AppendError> {
         let started = Instant::now();
-        let outcome = self.queued(append).await;
+        let outcome = self.enqueue_and_wait(append).await;
         METRICS.wait.record(started.elapsed().as_secs_f64(), &[]);
         outcome
     }
 
-    async fn queued(&self, append: Append) -> Result<Appended, AppendError> {
+    async fn enqueue_and_wait(&self, append: Append) -> Result<Appended, AppendError> {
         append.check()?;
         let queue = &self.0.queue;
         let (reply, answered) = oneshot::channel();
-        let (source, events, is_patient) = (append.source, append.events(), append.is_patient);
+        let (source, events, waits_for_capacity) = (append.source, append.events(), append.waits_for_capacity);
         let pending = Pending { append, reply };
-        match is_patient {
-            true => queue.push_patiently(source, events, pending).await.ok_or(Error::Closing)?,
+        match waits_for_capacity {
+            true => queue.push_when_free(source, events, pending).await.ok_or(Error::Closing)?,
             false => queue.push(source, events, pending).map_err(|refused| match refused {
                 Refused::Full(_) => Error::Overloaded,
                 Refused::Closed => Error::Closing,
             })?,
         }
-        let _under_way = queue.enter();
+        let _in_flight = queue.enter();
         let (at, outcome) = answered.await.map_err(|_| Error::Closing)?;
-        queue.answered(at.elapsed());
+        queue.record_scheduling_delay(at.elapsed());
         outcome
     }
 }
 
 /// The database did not answer within this time.
-struct Silent(Duration);
+struct Timeout(Duration);
 
 /// The state of the writing task: where batches are written, and who is notified of committed events.
 struct Committer {
     log: Log,
     head: watch::Sender<i64>,
-    tail: Tail,
+    recent: RecentEvents,
     lineages: Lineages,
 }
 
@@ -142,10 +142,10 @@ async fn run(mut committer: Committer, queue: Arc<Queue<Pending>>) {
         let events = batch.iter().map(|pending| pending.append.events()).sum();
         let outcome = committer.write(batch).await;
         queue.written(events);
-        if let Err(Silent(waited)) = outcome {
+        if let Err(Timeout(waited)) = outcome {
             // The commands behind the batch have waited as long, and each would wait as long again.
             for next in queue.drain() {
-                answer(next.reply, Instant::now(), Err(Error::Silent(waited).into()));
+                answer(next.reply, Instant::now(), Err(Error::Timeout(waited).into()));
             }
         }
     }
@@ -157,12 +157,12 @@ impl Committer {
     ///
     /// # Errors
     /// The database did not answer in time.
-    async fn write(&mut self, batch: Vec<Pending>) -> Result<(), Silent> {
+    async fn write(&mut self, batch: Vec<Pending>) -> Result<(), Timeout> {
         let appends: Vec<&Append> = batch.iter().map(|pending| &pending.append).collect();
         let traces = appends.iter().filter_map(|append| append.trace.as_ref());
-        let span = trace::shared("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
+        let span = trace::shared_span("commit", traces.clone().map(|trace| trace.span().span_context().clone()));
         if let Some(span) = &span {
-            span.describe([KeyValue::new("docket.append.commands", appends.len() as i64)]);
+            span.set_attributes([KeyValue::new("docket.append.commands", appends.len() as i64)]);
             traces.for_each(|of| of.span().add_link(span.context().span().span_context().clone(), vec![]));
         }
         let started = Instant::now();
@@ -175,7 +175,7 @@ impl Committer {
                 self.committed(batch, committed);
                 Ok(())
             }
-            Err(error) if batch.len() > 1 && error.is_about_the_data() => {
+            Err(error) if batch.len() > 1 && error.is_data_error() => {
                 for pending in batch {
                     Box::pin(self.write(vec![pending])).await?;
                 }
@@ -186,9 +186,9 @@ impl Committer {
                 tracing::error!(%error, commands = batch.len(), "Append failed.");
                 for pending in batch {
                     self.lineages.record(&pending.append, false);
-                    answer(pending.reply, Instant::now(), Err(error.of_each().into()));
+                    answer(pending.reply, Instant::now(), Err(error.for_append().into()));
                 }
-                if let Error::Silent(waited) = error { Err(Silent(waited)) } else { Ok(()) }
+                if let Error::Timeout(waited) = error { Err(Timeout(waited)) } else { Ok(()) }
             }
         }
     }
@@ -202,7 +202,7 @@ impl Committer {
             if let Ok(appended) = &outcome {
                 events += append.events() as u64;
                 log_appended(&append, appended);
-                self.tail.push(recorded(append, appended.position, committed.recorded_at));
+                self.recent.push(into_recorded_events(append, appended.position, committed.recorded_at));
             }
             if matches!(outcome, Err(AppendError::Conflict { .. })) {
                 METRICS.conflicts.add(1, &[]);
@@ -242,7 +242,7 @@ fn log_appended(append: &Append, appended: &Appended) {
 }
 
 /// Converts the events of a committed append; `last` is the position of the last one.
-fn recorded(append: Append, last: i64, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
+fn into_recorded_events(append: Append, last: i64, recorded_at: i64) -> impl Iterator<Item = RecordedEvent> {
     let first = last - append.events() as i64 + 1;
     let events = append.writes.into_iter().flat_map(|write| {
         let (stream, sequences) = (write.stream, write.expected_version + 1..);

@@ -60,7 +60,7 @@ impl Db {
         Ok(match self {
             Self::Sqlite { read, .. } => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(read).await?,
             Self::Postgres { read, primary, .. } => {
-                primary.answered(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read)).await?
+                primary.run_until_failover(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(read)).await?
             }
         })
     }
@@ -70,7 +70,7 @@ impl Db {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
             Self::Postgres { write, primary, .. } => {
-                Tx::Postgres(primary.answered(write.begin()).await?, primary.clone())
+                Tx::Postgres(primary.run_until_failover(write.begin()).await?, primary.clone())
             }
         })
     }
@@ -89,11 +89,11 @@ impl Db {
 
     /// Returns a number that changes whenever the database may have lost commits that did not wait for the disk.
     /// PostgreSQL closes every connection when it crashes, so the number grows with each connection that is opened.
-    pub fn epoch(&self) -> u64 {
+    pub fn connections_opened(&self) -> u64 {
         match self {
             // A crash of the machine also ends this process.
             Self::Sqlite { .. } => 0,
-            Self::Postgres { primary, .. } => primary.epoch(),
+            Self::Postgres { primary, .. } => primary.connections_opened(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Db {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
             Self::Postgres { read, primary, .. } => {
                 let begun = read.begin_with("begin isolation level repeatable read read only");
-                let mut tx = Tx::Postgres(primary.answered(begun).await?, primary.clone());
+                let mut tx = Tx::Postgres(primary.run_until_failover(begun).await?, primary.clone());
                 // The caller may keep the transaction open for a long time while it processes the rows.
                 for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
                     tx.execute(&format!("set local {setting} = 0"), vec![]).await?;
@@ -131,7 +131,7 @@ impl Tx {
             }
             Self::Postgres(tx, primary) => {
                 let executed = sqlx::query_with(sql, postgres_arguments(values)).execute(&mut **tx);
-                primary.answered(executed).await?.rows_affected()
+                primary.run_until_failover(executed).await?.rows_affected()
             }
         })
     }
@@ -141,7 +141,9 @@ impl Tx {
         Ok(match self {
             Self::Sqlite(tx) => sqlx::query_as_with(sql, sqlite_arguments(values)).fetch_all(&mut **tx).await?,
             Self::Postgres(tx, primary) => {
-                primary.answered(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(&mut **tx)).await?
+                primary
+                    .run_until_failover(sqlx::query_as_with(sql, postgres_arguments(values)).fetch_all(&mut **tx))
+                    .await?
             }
         })
     }
@@ -163,7 +165,7 @@ impl Tx {
             }
             Self::Postgres(tx, primary) => {
                 let (sql, arrays) = (table.postgres_sql(generation), postgres_arrays(table, rows));
-                primary.answered(sqlx::query_with(&sql, arrays).execute(&mut **tx)).await?;
+                primary.run_until_failover(sqlx::query_with(&sql, arrays).execute(&mut **tx)).await?;
             }
         }
         Ok(())
@@ -177,11 +179,11 @@ impl Tx {
             self.execute("set local lock_timeout = '10s'", vec![]).await?;
             self.execute("lock table checkpoints in exclusive mode", vec![]).await?;
         }
-        self.patiently().await
+        self.disable_statement_timeout().await
     }
 
     /// Removes the time limit of this transaction's statements.
-    pub(crate) async fn patiently(&mut self) -> Result<(), Error> {
+    pub(crate) async fn disable_statement_timeout(&mut self) -> Result<(), Error> {
         if let Self::Postgres(..) = self {
             self.execute("set local statement_timeout = 0", vec![]).await?;
         }
@@ -192,7 +194,7 @@ impl Tx {
     pub async fn commit(self) -> Result<(), Error> {
         match self {
             Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx, primary) => primary.answered(tx.commit()).await?,
+            Self::Postgres(tx, primary) => primary.run_until_failover(tx.commit()).await?,
         }
         Ok(())
     }
@@ -273,7 +275,7 @@ mod tests {
     };
 
     #[test]
-    fn rows_are_cut_into_few_lengths() {
+    fn rows_are_split_into_chunks_of_few_lengths() {
         let rows: Vec<usize> = (0..150).collect();
         let chunks: Vec<_> = sqlite_chunks(&rows).collect();
         assert_eq!(chunks.iter().map(|chunk| chunk.len()).collect::<Vec<_>>(), [64, 64, 16, 4, 2]);

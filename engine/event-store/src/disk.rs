@@ -11,7 +11,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 use tokio_util::sync::CancellationToken;
 
 /// Interval between two checks of the file systems.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of bytes that a probe writes: about as many as a commit.
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -25,20 +25,20 @@ struct Inner {
     /// Free bytes below which commands are refused; 0 means no limit.
     free_bytes_min: u64,
     /// Reason why commands are refused, according to the last check; `None` while they are accepted.
-    trouble: Mutex<Option<String>>,
+    problem: Mutex<Option<String>>,
 }
 
 impl Disk {
     /// Creates the monitor and checks the file systems of these databases.
     pub(crate) fn new(databases: Vec<PathBuf>, free_bytes_min: u64) -> Self {
-        let disk = Self(Arc::new(Inner { databases, free_bytes_min, trouble: Mutex::default() }));
-        disk.look();
+        let disk = Self(Arc::new(Inner { databases, free_bytes_min, problem: Mutex::default() }));
+        disk.check();
         disk
     }
 
     /// Returns the reason why commands are refused; `None` while they are accepted. At most about a second old.
-    pub fn trouble(&self) -> Option<String> {
-        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes a file beside each database and removes it again. This finds faults that the regular check does not:
@@ -49,9 +49,9 @@ impl Disk {
     pub async fn probe(&self) -> Result<(), String> {
         let disk = self.clone();
         let probe = move || {
-            disk.look();
-            match disk.trouble() {
-                Some(trouble) => Err(trouble),
+            disk.check();
+            match disk.problem() {
+                Some(problem) => Err(problem),
                 None => disk.0.databases.iter().try_for_each(|database| {
                     write_probe(database)
                         .map_err(|error| format!("the folder {} cannot be written: {error}", folder(database)))
@@ -65,27 +65,29 @@ impl Disk {
     pub(crate) async fn watch(self, stop: CancellationToken) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
                 () = stop.cancelled() => return,
             }
             let disk = self.clone();
             // On a blocking thread, because a network file system may answer slowly.
-            let _ = tokio::task::spawn_blocking(move || disk.look()).await;
+            let _ = tokio::task::spawn_blocking(move || disk.check()).await;
         }
     }
 
-    fn look(&self) {
-        let now = self.0.databases.iter().find_map(|database| self.trouble_of(database));
-        let mut known = self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    fn check(&self) {
+        let now = self.0.databases.iter().find_map(|database| self.find_problem(database));
+        let mut known = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*known, &now) {
-            (None, Some(trouble)) => tracing::error!(trouble, "Commands are refused until the disk problem is solved."),
+            (None, Some(problem)) => {
+                tracing::error!(trouble = problem, "Commands are refused until the disk problem is solved.")
+            }
             (Some(_), None) => tracing::info!("Commands are accepted again: the disk has room and can be written."),
             _ => {}
         }
         *known = now;
     }
 
-    fn trouble_of(&self, database: &Path) -> Option<String> {
+    fn find_problem(&self, database: &Path) -> Option<String> {
         // If the file system cannot be inspected, SQLite reports its own errors.
         let about = statvfs(folder_of(database)).ok()?;
         let (free, min) = (about.f_bavail.saturating_mul(about.f_frsize), self.0.free_bytes_min);
@@ -117,19 +119,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_disk_with_too_little_room_is_trouble() {
+    async fn a_disk_with_too_little_room_is_a_problem() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("store.db");
         let disk = |free_bytes_min| Disk::new(vec![database.clone()], free_bytes_min);
-        assert_eq!((disk(0).trouble(), disk(1).trouble()), (None, None));
+        assert_eq!((disk(0).problem(), disk(1).problem()), (None, None));
         disk(1).probe().await.unwrap();
         let full = disk(u64::MAX);
-        let trouble = full.trouble().unwrap();
+        let problem = full.problem().unwrap();
         assert!(
-            trouble.contains("disk_free_bytes_min") && trouble.contains(folder.path().to_str().unwrap()),
-            "{trouble}"
+            problem.contains("disk_free_bytes_min") && problem.contains(folder.path().to_str().unwrap()),
+            "{problem}"
         );
-        assert_eq!(full.probe().await, Err(trouble));
+        assert_eq!(full.probe().await, Err(problem));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a probe leaves no file");
     }
 

@@ -12,7 +12,7 @@ pub enum Error {
     Database(#[from] sqlx::Error),
     /// The database did not answer in time. The operation may still complete.
     #[error("the database did not answer within {} s", .0.as_secs())]
-    Silent(Duration),
+    Timeout(Duration),
     /// The schema could not be brought up to date.
     #[error("the database migration failed: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -42,14 +42,14 @@ pub enum Error {
     },
     /// The database cannot store one of the values. A retry fails in the same way.
     #[error("the database cannot store a value: {0}")]
-    Unstorable(String),
+    InvalidValue(String),
     /// The data contradicts stored data, or violates a constraint that an operator added to the tables. A retry fails
     /// in the same way.
     #[error("the database refused the events: {0}")]
-    Refused(String),
+    ConstraintViolated(String),
     /// A stored stream or snapshot cannot be read, or the JetStream stream contradicts the log.
     #[error("stored data is invalid: {0}")]
-    Stored(String),
+    CorruptData(String),
     /// The append contradicts itself: a programming error of the caller.
     #[error("the append is invalid: {0}")]
     Malformed(&'static str),
@@ -63,30 +63,30 @@ pub enum Error {
 
 impl Error {
     /// Returns whether the database refused the data itself, so that a retry fails in the same way.
-    pub fn is_about_the_data(&self) -> bool {
-        matches!(self, Self::Database(error) if is_about_the_data(error))
+    pub fn is_data_error(&self) -> bool {
+        matches!(self, Self::Database(error) if is_data_error(error))
     }
 
     /// Copies the error of a failed batch for each of its appends, reduced to the facts that the caller of an append
     /// needs.
-    pub(crate) fn of_each(&self) -> Self {
+    pub(crate) fn for_append(&self) -> Self {
         match self {
-            Self::Silent(waited) => Self::Silent(*waited),
+            Self::Timeout(waited) => Self::Timeout(*waited),
             Self::Storage(reason) => Self::Storage(reason.clone()),
-            Self::Database(error) if is_about_the_data(error) && is_about_a_value(error) => {
-                Self::Unstorable(error.to_string())
+            Self::Database(error) if is_data_error(error) && is_value_error(error) => {
+                Self::InvalidValue(error.to_string())
             }
-            Self::Database(error) if is_about_the_data(error) => Self::Refused(error.to_string()),
+            Self::Database(error) if is_data_error(error) => Self::ConstraintViolated(error.to_string()),
             Self::Database(error) => Self::Database(sqlx::Error::Protocol(error.to_string())),
-            other => Self::Stored(other.to_string()),
+            other => Self::CorruptData(other.to_string()),
         }
     }
 
     /// Returns whether the failure is transient: the database was unavailable, busy, starting or stopping.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         use sqlx::Error::{Database, Io, PoolTimedOut, Protocol, WorkerCrashed};
         match self {
-            Self::Silent(_) | Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
+            Self::Timeout(_) | Self::Database(Io(_) | PoolTimedOut | Protocol(_) | WorkerCrashed) => true,
             Self::Database(Database(error)) => {
                 error.code().is_some_and(|code| match (code.len(), code.parse::<u32>()) {
                     // SQLSTATE classes of PostgreSQL: connection, resources, operator intervention, rollback; and
@@ -104,7 +104,7 @@ impl Error {
 
 /// Returns whether the error is a data exception (SQLSTATE class 22) or an integrity violation (class 23). In SQLite:
 /// `SQLITE_CONSTRAINT` (19) and `SQLITE_MISMATCH` (20), whose extended codes use the higher bytes.
-pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
+pub(crate) fn is_data_error(error: &sqlx::Error) -> bool {
     let Some(code) = error.as_database_error().and_then(|error| error.code()) else { return false };
     match (code.len(), code.parse::<u32>()) {
         (5, _) => code.starts_with("22") || code.starts_with("23"),
@@ -114,7 +114,7 @@ pub(crate) fn is_about_the_data(error: &sqlx::Error) -> bool {
 }
 
 /// Returns whether a single value caused a data error: SQLSTATE class 22, or `SQLITE_MISMATCH`.
-fn is_about_a_value(error: &sqlx::Error) -> bool {
+fn is_value_error(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code.starts_with("22") || code == "20")
 }
@@ -132,7 +132,7 @@ pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
 }
 
 /// Reason why an append failed. Nothing was written, with one exception: after an [`Error::Database`] at commit, or an
-/// [`Error::Silent`], the outcome is unknown, and only an idempotency key makes a retry safe.
+/// [`Error::Timeout`], the outcome is unknown, and only an idempotency key makes a retry safe.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
     /// A stream is at another version than the append expects.

@@ -183,13 +183,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_foreign_code_is_named_by_its_natural_key() {
+    fn an_event_without_an_event_id_has_its_natural_key_as_id() {
         assert_eq!(event("{}").id(), "order/a-1/2");
         assert_eq!(event(r#"{"event_id":"e-1"}"#).id(), "e-1");
     }
 
     #[test]
-    fn a_text_of_the_metadata_is_found_by_its_whole_name() {
+    fn a_metadata_text_is_found_only_by_its_complete_name() {
         let metadata = r#"{"x_id": "1", "b": "id", "c": "\"id\": \"2\"", "idid":"3", "a\"id":"4","id": "5"}"#;
         assert_eq!(metadata_text(metadata, "id"), Some("5"));
         assert_eq!(metadata_text(metadata, "idid"), Some("3"));

@@ -20,8 +20,8 @@ impl Tx {
 
     /// Creates the missing indexes of a generation.
     pub async fn index(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
-        let name = table.of(generation);
-        self.patiently().await?;
+        let name = table.generation_table(generation);
+        self.disable_statement_timeout().await?;
         for (columns, number) in table.indexes.iter().zip(1..) {
             let sql = format!("create index if not exists {name}_{number} on {name} ({columns})");
             self.execute(&sql, vec![]).await?;
@@ -37,7 +37,7 @@ impl Tx {
     /// on the view.
     pub async fn serve(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
         let (view, columns) = (table.name, table.column_names());
-        let definition = format!("view {view} as select {columns} from {}", table.of(generation));
+        let definition = format!("view {view} as select {columns} from {}", table.generation_table(generation));
         if let Self::Sqlite(_) = self {
             // SQLite has no grants, and objects that depend on the view refer to it by name.
             self.drop("view", view).await?;
@@ -93,7 +93,7 @@ impl Tx {
     /// # Errors
     /// [`Error::Dependents`]: another object depends on the table.
     pub async fn remove(&mut self, table: &Table, generation: i64) -> Result<(), Error> {
-        self.drop("table", &table.of(generation)).await
+        self.drop("table", &table.generation_table(generation)).await
     }
 
     /// Removes the tables of a generation whose declarations this program does not have, and the views in front of
@@ -138,7 +138,7 @@ impl Tx {
 
     /// Returns the number of keys whose rows differ between two generations, or exist in only one of them.
     pub async fn differences(&mut self, table: &Table, a: i64, b: i64) -> Result<i64, Error> {
-        let (columns, a, b) = (table.column_names(), table.of(a), table.of(b));
+        let (columns, a, b) = (table.column_names(), table.generation_table(a), table.generation_table(b));
         let sql = match self {
             // Compares by primary key, the sort order of both tables. With `except`, SQLite would keep the whole result
             // in memory.
@@ -174,7 +174,7 @@ impl Tx {
         generation: i64,
         mut row: impl FnMut(Vec<Value>),
     ) -> Result<(), Error> {
-        let sql = format!("select {} from {}", table.column_names(), table.of(generation));
+        let sql = format!("select {} from {}", table.column_names(), table.generation_table(generation));
         match self {
             Self::Sqlite(tx) => {
                 let mut rows = sqlx::query(&sql).fetch(&mut **tx);
@@ -184,7 +184,7 @@ impl Tx {
             }
             Self::Postgres(tx, primary) => {
                 let mut rows = sqlx::query(&sql).fetch(&mut **tx);
-                while let Some(found) = primary.answered(rows.try_next()).await? {
+                while let Some(found) = primary.run_until_failover(rows.try_next()).await? {
                     row(values(table, &found)?);
                 }
             }
@@ -196,7 +196,7 @@ impl Tx {
     pub async fn row(&mut self, table: &Table, generation: i64, key: &[Value]) -> Result<Option<Vec<Value>>, Error> {
         let keys = table.columns.iter().filter(|c| c.merge == Merge::Key).zip(1..);
         let own: Vec<_> = keys.map(|(column, number)| format!("{} = ${number}", column.name)).collect();
-        let (columns, name) = (table.column_names(), table.of(generation));
+        let (columns, name) = (table.column_names(), table.generation_table(generation));
         let sql = format!("select {columns} from {name} where {}", own.join(" and "));
         let key = key.to_vec();
         Ok(match self {
@@ -206,7 +206,7 @@ impl Tx {
             }
             Self::Postgres(tx, primary) => {
                 let found = sqlx::query_with(&sql, postgres_arguments(key)).fetch_optional(&mut **tx);
-                let row = primary.answered(found).await?;
+                let row = primary.run_until_failover(found).await?;
                 row.map(|row| values(table, &row)).transpose()?
             }
         })

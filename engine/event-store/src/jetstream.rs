@@ -24,8 +24,8 @@ use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::log::Log;
 use crate::metrics::METRICS;
+use crate::recent_events::RecentEvents;
 use crate::settings::Settings;
-use crate::tail::Tail;
 use crate::trace::{self, Span};
 
 /// Number of messages that are sent before the relay waits for an acknowledgement.
@@ -33,11 +33,11 @@ const RELAY_WINDOW: i64 = 512;
 /// Interval at which an idle relay reads the log, to find events of writers that cannot wake it.
 const RELAY_POLL: Duration = Duration::from_millis(200);
 /// Pause after a window that was not full.
-const RELAY_GATHER: Duration = Duration::from_millis(5);
+const RELAY_PAUSE: Duration = Duration::from_millis(5);
 /// Pause before a failed relay or reader tries again.
 pub(crate) const RETRY: Duration = Duration::from_millis(300);
 /// Minimum interval between two log lines about a relay that keeps failing.
-const SAY_EVERY: Duration = Duration::from_secs(30);
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum time for NATS to answer whether the stream exists, before it is removed.
 const REMOVED_WITHIN: Duration = Duration::from_secs(5);
 /// Maximum time for NATS to answer each request of a settings check.
@@ -45,7 +45,7 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(5);
 /// First NATS server version whose streams can start at a given sequence. Older servers silently ignore `first_seq`.
 const SERVER_MIN: (u32, u32) = (2, 10);
 /// Key of the stream's metadata that holds the incarnation of the log to which the stream belongs.
-const INCARNATION: &str = "docket_incarnation";
+const INCARNATION_KEY: &str = "docket_incarnation";
 
 /// The connection to NATS and its JetStream stream.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ pub(crate) struct Bus {
     replicas: usize,
     incarnation: String,
     /// Reason why the relay cannot publish; `None` while it can.
-    trouble: Arc<Mutex<Option<String>>>,
+    problem: Arc<Mutex<Option<String>>>,
 }
 
 impl Bus {
@@ -85,7 +85,7 @@ impl Bus {
             bytes_max: settings.nats_stream_bytes_max,
             replicas: settings.nats_replicas,
             incarnation,
-            trouble: Arc::default(),
+            problem: Arc::default(),
         };
         match tokio::time::timeout(Duration::from_secs(3), bus.client.flush()).await {
             Ok(Ok(())) => bus.check_version()?,
@@ -107,20 +107,20 @@ impl Bus {
     }
 
     /// Returns the reason why events do not reach the JetStream stream; `None` while they do.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         if !self.is_connected() {
             return Some("NATS is not connected".to_owned());
         }
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn in_trouble(&self, why: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    fn set_problem(&self, why: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Clears the relay's error, because another process publishes now.
-    pub(crate) fn out_of_trouble(&self) {
-        self.in_trouble(None);
+    pub(crate) fn clear_problem(&self) {
+        self.set_problem(None);
     }
 
     /// Returns whether the client is connected to NATS.
@@ -150,7 +150,7 @@ impl Bus {
                         discard: stream::DiscardPolicy::Old,
                         first_sequence: (first > 1).then_some(first),
                         allow_direct: true,
-                        metadata: [(INCARNATION.to_owned(), self.incarnation.clone())].into(),
+                        metadata: [(INCARNATION_KEY.to_owned(), self.incarnation.clone())].into(),
                         ..Default::default()
                     })
                     .await
@@ -164,8 +164,8 @@ impl Bus {
                 made
             }
         };
-        match found.cached_info().config.metadata.get(INCARNATION) {
-            Some(owner) if *owner == self.incarnation => self.with_replicas(found).await,
+        match found.cached_info().config.metadata.get(INCARNATION_KEY) {
+            Some(owner) if *owner == self.incarnation => self.ensure_replicas(found).await,
             _ => Err(Error::Settings(format!(
                 "the JetStream stream `{0}` belongs to another store. Give this store its own name in nats_stream. If that \
                  other store no longer exists, or this store was restored from its backup, delete the stream instead \
@@ -176,7 +176,7 @@ impl Bus {
     }
 
     /// Sets the stream's number of replicas to `nats_replicas`.
-    async fn with_replicas(&self, stream: stream::Stream) -> Result<stream::Stream, Error> {
+    async fn ensure_replicas(&self, stream: stream::Stream) -> Result<stream::Stream, Error> {
         let config = stream.cached_info().config.clone();
         if config.num_replicas == self.replicas {
             return Ok(stream);
@@ -186,14 +186,14 @@ impl Bus {
         self.context.get_stream(&self.stream).await.map_err(nats)
     }
 
-    /// Deletes the JetStream stream if it belongs to this log, or, with `of_anybody`, in any case. Returns whether the
+    /// Deletes the JetStream stream if it belongs to this log, or, with `force`, in any case. Returns whether the
     /// stream existed.
-    pub(crate) async fn remove(&self, of_anybody: bool) -> Result<bool, Error> {
+    pub(crate) async fn remove(&self, force: bool) -> Result<bool, Error> {
         let away = |_| Error::Nats("no server in nats_url answered in time".to_owned());
         let found = tokio::time::timeout(REMOVED_WITHIN, self.context.get_stream(&self.stream)).await.map_err(away)?;
         match found {
             Ok(found)
-                if of_anybody || found.cached_info().config.metadata.get(INCARNATION) == Some(&self.incarnation) =>
+                if force || found.cached_info().config.metadata.get(INCARNATION_KEY) == Some(&self.incarnation) =>
             {
                 self.context.delete_stream(&self.stream).await.map_err(nats)?;
                 Ok(true)
@@ -213,7 +213,7 @@ impl Bus {
     pub(crate) async fn messages(&self, from: i64) -> Result<pull::Ordered, Error> {
         self.check_version()?;
         let stream = self.context.get_stream(&self.stream).await.map_err(nats)?;
-        let owner = stream.cached_info().config.metadata.get(INCARNATION);
+        let owner = stream.cached_info().config.metadata.get(INCARNATION_KEY);
         if owner != Some(&self.incarnation) {
             return Err(Error::Nats(format!("the JetStream stream `{}` belongs to another store", self.stream)));
         }
@@ -251,23 +251,29 @@ impl Bus {
 
     /// Publishes the log to the JetStream stream until `stop`. The relay keeps no state of its own: it reads the end of
     /// the stream and continues from there, so a crash between commit and publication loses no event.
-    pub(crate) async fn relay(&self, log: &Log, end: &Tail, head: watch::Receiver<i64>, stop: &CancellationToken) {
-        let mut said = None;
+    pub(crate) async fn relay(
+        &self,
+        log: &Log,
+        recent: &RecentEvents,
+        head: watch::Receiver<i64>,
+        stop: &CancellationToken,
+    ) {
+        let mut last_logged = None;
         while !stop.is_cancelled() {
             let outcome = tokio::select! {
-                outcome = self.relay_from_tail(log, end, head.clone()) => outcome,
+                outcome = self.relay_from_tail(log, recent, head.clone()) => outcome,
                 () = stop.cancelled() => return,
             };
             if let Err(error) = outcome {
                 METRICS.relay_failures.add(1, &[]);
-                // A relay that keeps failing logs the reason only once in `SAY_EVERY`.
-                if said.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
-                    said = Some(Instant::now());
+                // A relay that keeps failing logs the reason only once in `LOG_INTERVAL`.
+                if last_logged.is_none_or(|at: Instant| at.elapsed() >= LOG_INTERVAL) {
+                    last_logged = Some(Instant::now());
                     tracing::warn!(%error, "Relay failed. It starts again from the end of the JetStream stream.");
                 }
                 // The database has its own health check.
                 if !matches!(error, Error::Database(_)) {
-                    self.in_trouble(Some(error.to_string()));
+                    self.set_problem(Some(error.to_string()));
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -276,22 +282,27 @@ impl Bus {
 
     /// Reads the end of the JetStream stream, checks that its last message is an event of this log, and publishes what
     /// follows until an error occurs.
-    async fn relay_from_tail(&self, log: &Log, end: &Tail, mut head: watch::Receiver<i64>) -> Result<(), Error> {
+    async fn relay_from_tail(
+        &self,
+        log: &Log,
+        recent: &RecentEvents,
+        mut head: watch::Receiver<i64>,
+    ) -> Result<(), Error> {
         let (log_head, _) = log.head().await?;
         let stream = self.stream(log_head).await?;
         let mut tail = stream.cached_info().state.last_sequence as i64;
         METRICS.stream_position.record(tail, &[]);
         if tail > log_head {
-            return Err(Error::Stored(format!(
+            return Err(Error::CorruptData(format!(
                 "the JetStream stream `{}` ends at {tail}, after the log's head {log_head}: the log was restored. Stop the \
                  servers and run `docket events restored`, which deletes the stream",
                 self.stream
             )));
         }
         self.check_tail(&stream, log, tail).await?;
-        self.in_trouble(None);
+        self.set_problem(None);
         loop {
-            let events = match end.after(tail, RELAY_WINDOW as usize) {
+            let events = match recent.after(tail, RELAY_WINDOW as usize) {
                 Some(events) => events,
                 None => log.read(tail, RELAY_WINDOW).await?,
             };
@@ -307,7 +318,7 @@ impl Bus {
             METRICS.stream_position.record(tail, &[]);
             if events.len() < RELAY_WINDOW as usize {
                 // Each read of the log costs a query, so the events of a busy log are collected into larger windows.
-                tokio::time::sleep(RELAY_GATHER).await;
+                tokio::time::sleep(RELAY_PAUSE).await;
             }
         }
     }
@@ -326,7 +337,7 @@ impl Bus {
         if sent == ours {
             return Ok(());
         }
-        Err(Error::Stored(format!(
+        Err(Error::CorruptData(format!(
             "at position {tail} the JetStream stream `{}` has event {}, but the log has event {}: the log was restored or \
              replaced, or another program writes to the stream. Stop the servers and run `docket events restored`, which \
              deletes the stream",
@@ -355,7 +366,7 @@ impl Bus {
 
     /// Builds the message of an event, and its span if the event's request is traced.
     fn message(&self, event: &RecordedEvent) -> Result<(String, HeaderMap, bytes::Bytes, Option<Span>), Error> {
-        let payload = event.to_message().map_err(|e| Error::Stored(format!("event {}: {e}", event.position)))?;
+        let payload = event.to_message().map_err(|e| Error::CorruptData(format!("event {}: {e}", event.position)))?;
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_ID, event.id());
         headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, (event.position - 1).to_string());
@@ -363,10 +374,10 @@ impl Bus {
             headers.insert("X-Request-Id", id);
         }
         let subject = format!("{}.events.{}.{}", self.stream, event.aggregate_type, event.event_type);
-        let span = trace::of_event("publish", SpanKind::Producer, event);
+        let span = trace::event_span("publish", SpanKind::Producer, event);
         if let Some(span) = &span {
             let system = KeyValue::new("messaging.system", "nats");
-            span.describe([system, KeyValue::new("messaging.destination.name", subject.clone())]);
+            span.set_attributes([system, KeyValue::new("messaging.destination.name", subject.clone())]);
             trace::inject(span, &mut headers);
         }
         Ok((subject, headers, payload.into(), span))
@@ -414,7 +425,7 @@ mod tests {
     use crate::event::NewEvent;
     use crate::migrations::Migrations;
     use crate::plan::Lineages;
-    use crate::subscription::{Pace, Subscription};
+    use crate::subscription::{Batching, Subscription};
 
     #[test]
     fn servers_before_2_10_are_refused() {
@@ -469,7 +480,7 @@ mod tests {
 
         fn relay(&self, bus: Bus) {
             let (log, head, stop) = (self.log.clone(), self.head.subscribe(), self.stop.clone());
-            tokio::spawn(async move { bus.relay(&log, &Tail::default(), head, &stop).await });
+            tokio::spawn(async move { bus.relay(&log, &RecentEvents::default(), head, &stop).await });
         }
 
         /// Waits until the stream ends at a position, then checks that it holds every event of the log exactly once.
@@ -547,7 +558,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_deleted_stream_begins_again_after_the_head() {
+    async fn a_deleted_stream_is_created_again_after_the_head() {
         let rig = Rig::new().await;
         rig.bus().await.stream(0).await.unwrap();
         rig.relay(rig.bus().await);
@@ -581,7 +592,7 @@ mod tests {
 
     /// The stream belongs to the log as it was before a restore, and contains events that the restored log lacks.
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_the_stream_says_and_the_log_does_not_is_not_read() {
+    async fn an_event_of_the_stream_that_the_log_lacks_is_not_read() {
         let rig = Rig::new().await;
         rig.append(5).await;
         let bus = rig.bus().await;
@@ -596,7 +607,8 @@ mod tests {
         bus.publish(&after, 3).await.unwrap();
         for from in [0, 3] {
             let (log, head) = (rig.log.clone(), rig.head.subscribe());
-            let mut reader = Subscription::new(log, Tail::default(), Some(rig.bus().await), head, from, Pace::Gathered);
+            let mut reader =
+                Subscription::new(log, RecentEvents::default(), Some(rig.bus().await), head, from, Batching::Batched);
             // The situation after a pause: the log has been read up to `from`, and the stream is asked for the events
             // that follow.
             reader.follow_stream_from(from).await;
@@ -616,7 +628,7 @@ mod tests {
         bus.stream(0).await.unwrap();
         rig.nats.jetstream().await.publish("docket.events.x.y", "not ours".into()).await.unwrap().await.unwrap();
         let head = rig.head.subscribe();
-        let refused = bus.relay_from_tail(&rig.log, &Tail::default(), head).await.unwrap_err().to_string();
+        let refused = bus.relay_from_tail(&rig.log, &RecentEvents::default(), head).await.unwrap_err().to_string();
         assert!(refused.contains("docket events restored"), "{refused}");
     }
 }

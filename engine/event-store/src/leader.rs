@@ -18,20 +18,20 @@ use crate::postgres::primary::{Primary, Purpose, Reserved};
 use crate::sqlite;
 
 /// Interval between two attempts of a process that does not lead.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Minimum interval between two log lines about failed attempts.
-const SAY_EVERY: Duration = Duration::from_secs(30);
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum time for the server to answer one attempt.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The leadership of this process in a role. Dropping it releases the role.
 pub struct Leadership {
     role: String,
-    hold: Hold,
+    lock: Lock,
 }
 
 /// The lock that represents the role.
-enum Hold {
+enum Lock {
     /// An advisory lock on a separate connection, outside the pools.
     Connection(Reserved, Primary),
     /// An advisory lock on the connection that all leaderships of the process share, and the generation of that
@@ -44,60 +44,60 @@ enum Hold {
 
 impl Leadership {
     /// Waits until this process leads.
-    pub(crate) async fn win(log: &Log, role: &str) -> Self {
+    pub(crate) async fn acquire(log: &Log, role: &str) -> Self {
         lead(role, false);
-        let mut said: Option<Instant> = None;
-        let mut say_now = || {
-            let due = said.is_none_or(|at| at.elapsed() >= SAY_EVERY);
-            said = if due { Some(Instant::now()) } else { said };
+        let mut last_logged: Option<Instant> = None;
+        let mut log_now = || {
+            let due = last_logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
+            last_logged = if due { Some(Instant::now()) } else { last_logged };
             due
         };
         loop {
-            match tokio::time::timeout(ANSWER_WITHIN, Self::ask(log, role)).await {
+            match tokio::time::timeout(ANSWER_WITHIN, Self::try_acquire_shared(log, role)).await {
                 Ok(Ok(Some(leadership))) => return leadership,
                 Ok(Ok(None)) => {}
                 // Dropping the attempt also closed its connection, so the next attempt opens another one.
-                Err(_) if say_now() => tracing::warn!(role, "An attempt to become leader timed out. Trying again."),
+                Err(_) if log_now() => tracing::warn!(role, "An attempt to become leader timed out. Trying again."),
                 Err(_) => {}
                 Ok(Err(error)) => {
-                    if say_now() {
+                    if log_now() {
                         tracing::warn!(%error, role, "An attempt to become leader failed. Trying again.");
                     }
                 }
             }
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
     /// Tries once to lead. Uses a separate connection, because the leadership lasts only as long as a CLI command.
-    pub(crate) async fn try_win(log: &Log, role: &str) -> Result<Option<Self>, Error> {
+    pub(crate) async fn try_acquire(log: &Log, role: &str) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Self::of_file(log, role),
             Database::Postgres(log) => log,
         };
-        let mut reserved = log.primary.connect(Purpose::Hold).await?;
+        let mut reserved = log.primary.connect(Purpose::CliLock).await?;
         let won = try_lock(&mut reserved, &lock_name(log.primary.schema(), role)).await?;
-        Ok(won.then(|| Self::new(role, Hold::Connection(reserved, log.primary.clone()))))
+        Ok(won.then(|| Self::new(role, Lock::Connection(reserved, log.primary.clone()))))
     }
 
-    fn new(role: &str, hold: Hold) -> Self {
+    fn new(role: &str, lock: Lock) -> Self {
         lead(role, true);
-        Self { role: role.to_owned(), hold }
+        Self { role: role.to_owned(), lock }
     }
 
     fn of_file(log: &sqlite::Log, role: &str) -> Result<Option<Self>, Error> {
-        Ok(log.try_lead(role)?.map(|file| Self::new(role, Hold::File(file))))
+        Ok(log.try_lead(role)?.map(|file| Self::new(role, Lock::File(file))))
     }
 
     /// Tries once to lead, over the connection that all leaderships of the process share.
-    async fn ask(log: &Log, role: &str) -> Result<Option<Self>, Error> {
+    async fn try_acquire_shared(log: &Log, role: &str) -> Result<Option<Self>, Error> {
         let log = match &log.database {
             Database::Sqlite(log) => return Self::of_file(log, role),
             Database::Postgres(log) => log,
         };
         let generation = log.locks.try_take(&log.primary, &lock_name(log.primary.schema(), role)).await?;
-        let hold = |generation| Hold::Shared(log.locks.clone(), log.primary.clone(), generation);
-        Ok(generation.map(|generation| Self::new(role, hold(generation))))
+        let lock = |generation| Lock::Shared(log.locks.clone(), log.primary.clone(), generation);
+        Ok(generation.map(|generation| Self::new(role, lock(generation))))
     }
 
     /// Checks that this process still holds the lock: the connection of the lock answers, and its server still accepts
@@ -106,16 +106,16 @@ impl Leadership {
     /// # Errors
     /// The lock is lost, or the server does not answer.
     pub async fn check(&mut self) -> Result<(), Error> {
-        match &mut self.hold {
-            Hold::File(_) => Ok(()),
-            Hold::Shared(locks, primary, generation) => {
+        match &mut self.lock {
+            Lock::File(_) => Ok(()),
+            Lock::Shared(locks, primary, generation) => {
                 let (locks, primary, generation) = (locks.clone(), primary.clone(), *generation);
                 // Runs in its own task, so that a caller that stops waiting does not cancel it: a cancelled check would
                 // close the shared connection and release the locks of all other roles.
                 let checked = tokio::spawn(async move { locks.check(&primary, generation).await });
                 checked.await.map_err(|_| Error::Closing)?
             }
-            Hold::Connection(reserved, primary) => {
+            Lock::Connection(reserved, primary) => {
                 reserved.ping().await?;
                 match reserved.is_current(primary) {
                     true => Ok(()),
@@ -139,7 +139,7 @@ fn lock_name(schema: &str, role: &str) -> String {
 impl Drop for Leadership {
     fn drop(&mut self) {
         lead(&self.role, false);
-        if let (Hold::Shared(locks, primary, generation), Ok(runtime)) = (&self.hold, Handle::try_current()) {
+        if let (Lock::Shared(locks, primary, generation), Ok(runtime)) = (&self.lock, Handle::try_current()) {
             let (locks, generation, name) = (locks.clone(), *generation, lock_name(primary.schema(), &self.role));
             runtime.spawn(async move { locks.give_back(generation, &name).await });
         }

@@ -22,13 +22,13 @@ mod postgres;
 mod privileges;
 mod queue;
 pub mod reactions;
+mod recent_events;
 pub mod settings;
 mod snapshots;
 mod sqlite;
 pub mod store;
 pub mod subscription;
 pub mod table;
-mod tail;
 pub mod trace;
 mod upcast;
 

@@ -39,11 +39,11 @@ macro_rules! each {
 
 /// Calls a method of the database, like `each!`. Stops waiting for PostgreSQL when the connections to a replaced server
 /// are given up.
-macro_rules! ask_each {
+macro_rules! each_until_failover {
     ($self:ident, $log:ident => $call:expr) => {
         match &$self.database {
             Database::Sqlite($log) => $call.await,
-            Database::Postgres($log) => $log.primary.answered($call).await,
+            Database::Postgres($log) => $log.primary.run_until_failover($call).await,
         }
     };
 }
@@ -103,17 +103,17 @@ impl Log {
 
     /// Writes events with their positions. The first position must follow the head.
     pub(crate) async fn restore(&self, events: &[RecordedEvent]) -> Result<(), sqlx::Error> {
-        ask_each!(self, log => log.restore(events))
+        each_until_failover!(self, log => log.restore(events))
     }
 
     /// Returns the position of the last event, and the log's incarnation.
     pub(crate) async fn head(&self) -> Result<(i64, String), sqlx::Error> {
-        ask_each!(self, log => log.head())
+        each_until_failover!(self, log => log.head())
     }
 
     /// Replaces the log's incarnation.
     pub(crate) async fn rename(&self, incarnation: &str) -> Result<(), sqlx::Error> {
-        ask_each!(self, log => log.rename(incarnation))
+        each_until_failover!(self, log => log.rename(incarnation))
     }
 
     /// Returns the events with `position > after`, in order, at most `limit`.
@@ -123,12 +123,12 @@ impl Log {
 
     /// Returns the events with `position > after` in their stored versions, in order, at most `limit`.
     pub(crate) async fn read_stored(&self, after: i64, limit: i64) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        ask_each!(self, log => log.read(after, limit))
+        each_until_failover!(self, log => log.read(after, limit))
     }
 
     /// Returns the events at these positions, in order. Positions without an event are skipped.
     pub(crate) async fn read_positions(&self, positions: &[i64]) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        ask_each!(self, log => log.read_positions(positions)).map(|events| self.upcast(events))
+        each_until_failover!(self, log => log.read_positions(positions)).map(|events| self.upcast(events))
     }
 
     /// Upcasts events to their newest versions.
@@ -145,7 +145,8 @@ impl Log {
         to: i64,
         limit: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let events = ask_each!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
+        let events =
+            each_until_failover!(self, log => log.read_stream(aggregate_type, aggregate_id, after, to, limit))?;
         Ok(self.upcast(events))
     }
 
@@ -156,7 +157,7 @@ impl Log {
         aggregate_ids: &[String],
         before: i64,
     ) -> Result<Vec<RecordedEvent>, sqlx::Error> {
-        let events = ask_each!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
+        let events = each_until_failover!(self, log => log.read_streams(aggregate_type, aggregate_ids, before))?;
         Ok(self.upcast(events))
     }
 
@@ -166,13 +167,13 @@ impl Log {
         scope: &str,
         key: &str,
     ) -> Result<Option<IdempotencyRecord>, sqlx::Error> {
-        ask_each!(self, log => log.idempotency_record(scope, key))
+        each_until_failover!(self, log => log.idempotency_record(scope, key))
     }
 
     /// Removes idempotency records created before `created_at`, in microseconds since 1970; at most 5,000 in one call.
     /// Returns the number of removed records.
     pub(crate) async fn purge_idempotency_before(&self, created_at: i64) -> Result<u64, sqlx::Error> {
-        ask_each!(self, log => log.purge_idempotency_before(created_at))
+        each_until_failover!(self, log => log.purge_idempotency_before(created_at))
     }
 
     /// Returns the state and the version of an aggregate's snapshot, if the snapshot has this `state_version`.
@@ -182,7 +183,7 @@ impl Log {
         aggregate_id: &str,
         state_version: i64,
     ) -> Result<Option<(String, i64)>, sqlx::Error> {
-        ask_each!(self, log => log.snapshot(aggregate_type, aggregate_id, state_version))
+        each_until_failover!(self, log => log.snapshot(aggregate_type, aggregate_id, state_version))
     }
 
     /// Saves a snapshot of an aggregate. SQLite writes it with the next append.
@@ -192,7 +193,7 @@ impl Log {
                 log.snapshots.put(snapshot);
                 Ok(())
             }
-            Database::Postgres(log) => log.primary.answered(log.save_snapshot(&snapshot)).await,
+            Database::Postgres(log) => log.primary.run_until_failover(log.save_snapshot(&snapshot)).await,
         }
     }
 }

@@ -175,7 +175,7 @@ pub(crate) fn unchanged_position(append: &Append, idempotency: &Idempotency) -> 
 
 /// Decides which appends win. They are judged in order of arrival, each on the state that the winners before it leave.
 pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: &Lineages) -> Plan<'a> {
-    let mut judge = Judge {
+    let mut planner = BatchPlanner {
         state,
         lineages,
         versions: state.streams.iter().map(|(_, version)| *version).collect(),
@@ -191,10 +191,10 @@ pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: 
         .iter()
         .map(|append| {
             let is_taken = append.idempotency.is_some() && taken.next().unwrap_or_default();
-            match judge.check(append, is_taken) {
-                Ok(()) => Ok(judge.apply(append)),
+            match planner.check(append, is_taken) {
+                Ok(()) => Ok(planner.apply(append)),
                 Err(error) => {
-                    judge.break_lineages(append);
+                    planner.break_lineages(append);
                     Err(error)
                 }
             }
@@ -202,16 +202,16 @@ pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: 
         .collect();
     Plan {
         outcomes,
-        events: judge.head,
-        checkpoints: judge.checkpoints,
-        backlog: judge.backlog,
-        deadlines: judge.deadlines,
+        events: planner.head,
+        checkpoints: planner.checkpoints,
+        backlog: planner.backlog,
+        deadlines: planner.deadlines,
         recorded_at: now_us(),
     }
 }
 
 /// The state after the appends judged so far.
-struct Judge<'a, 'b> {
+struct BatchPlanner<'a, 'b> {
     state: &'b LockedState<'a>,
     lineages: &'b Lineages,
     /// Versions of the streams, in the order of `state.streams`.
@@ -227,7 +227,7 @@ struct Judge<'a, 'b> {
     deadlines: HashMap<DeadlineRow<'a>, Option<i64>>,
 }
 
-impl<'a> Judge<'a, '_> {
+impl<'a> BatchPlanner<'a, '_> {
     /// Checks all conditions of an append.
     fn check(&self, append: &'a Append, is_taken: bool) -> Result<(), AppendError> {
         if let Some(idempotency) = &append.idempotency
@@ -247,7 +247,7 @@ impl<'a> Judge<'a, '_> {
             self.check_version(&check.stream, check.version)?;
         }
         match &append.reaction {
-            Some(reaction) if !self.can_move(reaction) => Err(AppendError::Fenced),
+            Some(reaction) if !self.reaction_applies(reaction) => Err(AppendError::Fenced),
             _ => Ok(()),
         }
     }
@@ -265,7 +265,7 @@ impl<'a> Judge<'a, '_> {
     }
 
     /// Returns whether the checkpoint is where the reaction expects it, and every backlog row that it settles exists.
-    fn can_move(&self, reaction: &'a ReactionMove) -> bool {
+    fn reaction_applies(&self, reaction: &'a ReactionMove) -> bool {
         let place = place_of(&self.checkpoints, reaction);
         let is_there = |row: &BacklogRow<'_>| match self.backlog.get(row) {
             Some(now) => now.is_some(),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loser_leaves_its_neighbours_and_no_hole() {
+    fn a_conflict_affects_no_other_append_and_leaves_no_gap() {
         let batch = [append("a", 0, 2), append("a", 0, 1), append("a", 2, 1), append("b", 4, 1)];
         let outcomes = outcomes(&batch, &[("b", 4)]);
         assert_eq!(outcomes[0].as_ref().unwrap(), &at(&[2], 12));
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_of_several_streams_is_whole_or_absent() {
+    fn an_append_to_several_streams_is_atomic() {
         let both = |a, b| Append { writes: vec![write("a", a, 2), write("b", b, 1)], ..Append::default() };
         let outcomes = outcomes(&[both(0, 1), both(0, 0), append("b", 1, 1), append("a", 2, 1)], &[]);
         let Err(AppendError::Conflict { stream, expected: 1, actual: 0 }) = &outcomes[0] else { panic!() };
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn an_append_without_events_answers_with_the_position_that_it_names() {
+    fn an_append_without_events_returns_its_given_position() {
         let nothing = Append {
             checks: vec![StreamCheck { stream: StreamId::new("t", "b"), version: 4 }],
             idempotency: keyed("b", "k", Some(Unchanged { version: 4, position: 7 })),
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_wins_once_and_a_conflict_gives_it_back() {
+    fn an_idempotency_key_is_used_once_and_a_conflict_releases_it() {
         let with_key = |id: &str, expected| Append { idempotency: keyed(id, "k", None), ..append(id, expected, 1) };
         let outcomes = outcomes(&[with_key("a", 3), with_key("a", 0), with_key("b", 0)], &[]);
         assert!(matches!(outcomes[0], Err(AppendError::Conflict { .. })));
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_on_a_write_that_failed_fails_too() {
+    fn a_write_fails_after_its_predecessor_failed() {
         let chained = |ticket, predecessor, expected| {
             let mut append = append("a", expected, 1);
             append.writes[0].lineage = Some(Lineage { id: 1, ticket, predecessor });
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn reactions_of_one_batch_follow_each_other() {
+    fn reactions_of_one_batch_see_the_earlier_ones() {
         let step = |from, to, fence| ReactionMove { reactor: "r".into(), from, to, fence, ..ReactionMove::default() };
         let deadline = |name: &str| DeadlineKey { process: "p".into(), id: "1".into(), name: name.into() };
         let batch = [

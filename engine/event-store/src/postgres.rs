@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::append::Append;
 use crate::db::Db;
-use crate::error::{Error, is_about_the_data, is_denied, is_rollback};
+use crate::error::{Error, is_data_error, is_denied, is_rollback};
 use crate::event::RecordedEvent;
 use crate::idempotency::{IDEMPOTENCY_RECORD, IdempotencyRecord};
 use crate::migrations::Migrations;
@@ -39,7 +39,7 @@ const PROBE_WITHIN: Duration = Duration::from_millis(1_500);
 /// processes do not wait for each other.
 static PROBE_KEY: LazyLock<String> = LazyLock::new(|| format!("readiness probe {}", uuid::Uuid::new_v4()));
 /// Idle time after which a connection is tested before its next use.
-const RESTED: Duration = Duration::from_secs(1);
+const IDLE_BEFORE_TEST: Duration = Duration::from_secs(1);
 
 /// Number of connections that write read models: for the projector, a rebuild, and short writes of queries and
 /// operators.
@@ -124,9 +124,9 @@ impl Log {
     }
 
     pub(crate) async fn append(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, Error> {
-        let appended = self.primary.answered(async {
+        let appended = self.primary.run_until_failover(async {
             let mut place = self.writer.lock().await;
-            let mut writer = self.usable(place.take()).await?;
+            let mut writer = self.usable_writer(place.take()).await?;
             let mut retries = 0;
             let outcome = loop {
                 match writer.append(batch, lineages).await {
@@ -135,7 +135,7 @@ impl Log {
                 }
             };
             // After any other error the state of the connection is unknown, so it is closed.
-            if outcome.as_ref().err().is_none_or(is_about_the_data) {
+            if outcome.as_ref().err().is_none_or(is_data_error) {
                 writer.used = Instant::now();
                 *place = Some(writer);
             }
@@ -143,15 +143,15 @@ impl Log {
         });
         match tokio::time::timeout(APPEND_WITHIN, appended).await {
             Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(Error::Silent(APPEND_WITHIN)),
+            Err(_) => Err(Error::Timeout(APPEND_WITHIN)),
         }
     }
 
     /// Checks that an append would be written now: writes a row over the appender's own connection and rolls back.
     pub(crate) async fn probe(&self) -> Result<(), Error> {
-        let probed = self.primary.answered(async {
+        let probed = self.primary.run_until_failover(async {
             let mut place = self.writer.lock().await;
-            let mut writer = self.usable(place.take()).await?;
+            let mut writer = self.usable_writer(place.take()).await?;
             let mut tx = writer.reserved.connection.begin().await?;
             sqlx::query(
                 "insert into idempotency (scope, key, request_hash, status, aggregate_id, version, position, created_at)
@@ -168,15 +168,15 @@ impl Log {
         // If the probe is cancelled by the timeout, its connection is closed, and the next append opens another one.
         match tokio::time::timeout(PROBE_WITHIN, probed).await {
             Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(Error::Silent(PROBE_WITHIN)),
+            Err(_) => Err(Error::Timeout(PROBE_WITHIN)),
         }
     }
 
     /// Returns the appender's connection if it is usable; otherwise opens another one.
-    async fn usable(&self, known: Option<Writer>) -> Result<Writer, sqlx::Error> {
+    async fn usable_writer(&self, known: Option<Writer>) -> Result<Writer, sqlx::Error> {
         if let Some(mut writer) = known
             && writer.reserved.is_current(&self.primary)
-            && (writer.used.elapsed() <= RESTED || writer.reserved.ping().await.is_ok())
+            && (writer.used.elapsed() <= IDLE_BEFORE_TEST || writer.reserved.ping().await.is_ok())
         {
             return Ok(writer);
         }

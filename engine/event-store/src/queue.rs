@@ -23,12 +23,12 @@ const BATCH_EVENTS_MIN: usize = 512;
 /// Below this number of commands in flight, no command is shed: so few fit into the next batch.
 const COMMANDS_NEVER_SHED: usize = 64;
 /// Assumed time to write one event, until it has been measured.
-const EVENT_TIME_AT_FIRST: Duration = Duration::from_micros(10);
+const INITIAL_EVENT_TIME: Duration = Duration::from_micros(10);
 /// Number of times that a command waits for the processor: when its request arrives, when it is written, and once while
 /// faster requests run before it.
-const WAKES: u32 = 3;
+const SCHEDULING_WAITS: u32 = 3;
 /// Average wait of an answer for the processor above which the process is short of processor time.
-const WAKE_TIME_MAX: Duration = Duration::from_millis(50);
+const SCHEDULING_DELAY_MAX: Duration = Duration::from_millis(50);
 /// Maximum number of emptied queues that are kept for other sources.
 const SPARE_MAX: usize = 256;
 
@@ -51,16 +51,16 @@ pub(crate) struct Queue<T> {
     /// Notified when a batch was written and the queue has room.
     left: Notify,
     /// Number of queued commands whose requests have not received their result.
-    under_way: AtomicUsize,
+    in_flight: AtomicUsize,
     /// Moving average, in microseconds, of the time between a result and the moment when its request runs again. It
     /// measures the wait for the processor.
-    wake_us: AtomicU64,
+    scheduling_delay_us: AtomicU64,
 }
 
 /// Counts a command as in flight until it is dropped.
-pub(crate) struct UnderWay<'a>(&'a AtomicUsize);
+pub(crate) struct InFlight<'a>(&'a AtomicUsize);
 
-impl Drop for UnderWay<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -108,7 +108,7 @@ impl<T> Queue<T> {
             commands: 0,
             events: 0,
             batch_events: limits.batch_events_max,
-            event_time: EVENT_TIME_AT_FIRST,
+            event_time: INITIAL_EVENT_TIME,
             writing_since: None,
             is_closed: false,
         };
@@ -117,51 +117,52 @@ impl<T> Queue<T> {
             waiting: Mutex::new(waiting),
             arrived: Notify::new(),
             left: Notify::new(),
-            under_way: AtomicUsize::new(0),
-            wake_us: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            scheduling_delay_us: AtomicU64::new(0),
         }
     }
 
     /// Counts a queued command as in flight, until the returned guard is dropped.
-    pub(crate) fn enter(&self) -> UnderWay<'_> {
-        self.under_way.fetch_add(1, Relaxed);
-        UnderWay(&self.under_way)
+    pub(crate) fn enter(&self) -> InFlight<'_> {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight(&self.in_flight)
     }
 
     /// Records how long a result waited until its request ran.
-    pub(crate) fn answered(&self, waited: Duration) {
+    pub(crate) fn record_scheduling_delay(&self, waited: Duration) {
         // Two concurrent updates may lose one value, which an average tolerates.
         let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        self.wake_us.store((self.wake_us.load(Relaxed) * 15).saturating_add(waited) / 16, Relaxed);
+        self.scheduling_delay_us
+            .store((self.scheduling_delay_us.load(Relaxed) * 15).saturating_add(waited) / 16, Relaxed);
     }
 
-    fn wake_time(&self) -> Duration {
-        Duration::from_micros(self.wake_us.load(Relaxed))
+    fn scheduling_delay(&self) -> Duration {
+        Duration::from_micros(self.scheduling_delay_us.load(Relaxed))
     }
 
     /// Returns whether answers wait long for the processor.
     pub(crate) fn is_short_of_processor(&self) -> bool {
-        self.wake_time() > WAKE_TIME_MAX
+        self.scheduling_delay() > SCHEDULING_DELAY_MAX
     }
 
     /// Returns whether a command of this source would be refused now.
     pub(crate) fn is_overloaded(&self, source: u64) -> bool {
-        self.sheds(&self.lock(), source, 1)
+        self.would_shed(&self.lock(), source, 1)
     }
 
-    fn sheds(&self, waiting: &Waiting<T>, source: u64, events: usize) -> bool {
-        let expected = || waiting.expected_wait(source, events) + self.wake_time() * WAKES;
-        let under_way = self.under_way.load(Relaxed).max(waiting.commands);
-        waiting.is_full(&self.limits, source) || under_way >= COMMANDS_NEVER_SHED && expected() > self.limits.wait_max
+    fn would_shed(&self, waiting: &Waiting<T>, source: u64, events: usize) -> bool {
+        let expected = || waiting.expected_wait(source, events) + self.scheduling_delay() * SCHEDULING_WAITS;
+        let in_flight = self.in_flight.load(Relaxed).max(waiting.commands);
+        waiting.is_full(&self.limits, source) || in_flight >= COMMANDS_NEVER_SHED && expected() > self.limits.wait_max
     }
 
     /// Queues a command, unless the queue is full or the command would wait too long.
     pub(crate) fn push(&self, source: u64, events: usize, command: T) -> Result<(), Refused<T>> {
-        self.enqueue(source, events, command, |waiting| self.sheds(waiting, source, events))
+        self.enqueue(source, events, command, |waiting| self.would_shed(waiting, source, events))
     }
 
     /// Queues a command as soon as there is room, without a time limit. Returns `None` when the queue is closed.
-    pub(crate) async fn push_patiently(&self, source: u64, events: usize, mut command: T) -> Option<()> {
+    pub(crate) async fn push_when_free(&self, source: u64, events: usize, mut command: T) -> Option<()> {
         loop {
             let left = self.left.notified();
             match self.enqueue(source, events, command, |waiting| waiting.is_full(&self.limits, source)) {
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_single_command_waits_for_one_turn_of_a_source_with_thousands() {
+    async fn a_single_command_waits_for_at_most_one_turn_of_a_busy_source() {
         let queue = queue(8_192);
         for _ in 0..2_000 {
             queue.push(BULK, 1, "bulk").unwrap();
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_source_is_taken_in_order_and_nothing_is_lost() {
+    async fn commands_of_each_source_keep_their_order_and_none_is_lost() {
         let queue = Queue::new(Limits { commands_max: 10_000, batch_events_max: 100, wait_max: Duration::MAX });
         for number in 0..900_usize {
             queue.push(number as u64 % 7, number % 5 * 20, number).unwrap();
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_source_has_half_of_the_queue_at_most() {
+    async fn a_source_uses_at_most_half_of_the_queue() {
         let queue = queue(10);
         for _ in 0..5 {
             queue.push(BULK, 1, "bulk").unwrap();
@@ -405,22 +406,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_patiently_is_taken_when_there_is_room() {
+    async fn a_waiting_command_is_queued_when_there_is_room() {
         let queue = std::sync::Arc::new(queue(2));
         queue.push(BULK, 1, "first").unwrap();
         let waiting = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.push_patiently(BULK, 1, "patient").await }
+            async move { queue.push_when_free(BULK, 1, "waiting").await }
         });
         tokio::task::yield_now().await;
         assert_eq!(batch(&queue).await, ["first"]);
         queue.written(1);
         assert_eq!(waiting.await.unwrap(), Some(()));
-        assert_eq!(batch(&queue).await, ["patient"]);
+        assert_eq!(batch(&queue).await, ["waiting"]);
     }
 
     #[tokio::test]
-    async fn more_than_can_be_written_in_time_is_shed_and_a_source_without_a_backlog_is_not() {
+    async fn a_backlog_beyond_the_wait_limit_is_shed_but_no_other_source() {
         let queue = queue(8_192);
         // A disk that writes 512 events in 256 ms writes 200 events in 100 ms.
         for _ in 0..20 {
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_commands_are_never_shed_and_many_are_while_the_disk_does_not_answer() {
+    async fn while_the_disk_hangs_few_commands_are_accepted_and_many_are_shed() {
         let queue = queue(8_192);
         queue.push(BULK, 1, "written").unwrap();
         batch(&queue).await;
@@ -446,28 +447,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn commands_are_shed_while_answers_wait_for_the_processor() {
+    async fn commands_are_shed_while_responses_wait_for_the_processor() {
         let queue = queue(8_192);
-        let mut under_way: Vec<_> = (0..COMMANDS_NEVER_SHED).map(|_| queue.enter()).collect();
+        let mut in_flight: Vec<_> = (0..COMMANDS_NEVER_SHED).map(|_| queue.enter()).collect();
         assert!(!queue.is_overloaded(SINGLE));
         for _ in 0..50 {
-            queue.answered(Duration::from_millis(60));
+            queue.record_scheduling_delay(Duration::from_millis(60));
         }
         assert!(
             queue.is_short_of_processor() && queue.is_overloaded(SINGLE),
             "three times 60 ms exceed the limit of 100 ms"
         );
-        under_way.pop();
+        in_flight.pop();
         assert!(
             !queue.is_overloaded(SINGLE),
             "so few commands are never shed: their answers show when the processor is free again"
         );
-        (0..100).for_each(|_| queue.answered(Duration::from_micros(50)));
+        (0..100).for_each(|_| queue.record_scheduling_delay(Duration::from_micros(50)));
         assert!(!queue.is_short_of_processor());
     }
 
     #[test]
-    fn batches_are_as_large_as_the_disk_writes_in_time() {
+    fn the_batch_size_follows_the_speed_of_the_disk() {
         let queue: Queue<()> =
             Queue::new(Limits { commands_max: 1, batch_events_max: 4_000, wait_max: Duration::ZERO });
         let batch_after = |events: usize, took_ms| {

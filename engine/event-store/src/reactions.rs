@@ -397,7 +397,7 @@ impl Reactions {
     ///
     /// # Errors
     /// The database is unavailable.
-    pub async fn forget(&self, reactor: &str) -> Result<bool, Error> {
+    pub async fn remove(&self, reactor: &str) -> Result<bool, Error> {
         let mut tx = self.0.begin_durably().await?;
         tx.raise_fence(reactor).await?;
         tx.execute("delete from reactor_backlog where reactor = $1", vec![reactor.into()]).await?;

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_a_stream_waits() {
+    fn the_newest_snapshot_of_a_stream_is_kept() {
         let waiting = WaitingSnapshots::default();
         for version in [5, 15, 10] {
             waiting.put(snapshot(1, version, 3));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded() {
+    fn waiting_snapshots_are_bounded() {
         let waiting = WaitingSnapshots::default();
         (0..2 * WAITING_MAX).for_each(|id| waiting.put(snapshot(id, 1, 1)));
         assert_eq!(waiting.take().count(), WAITING_MAX);

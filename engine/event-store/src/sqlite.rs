@@ -63,7 +63,7 @@ pub(crate) enum Access {
     /// Appends to the log. A second process with this access is refused.
     Owner,
     /// Reads the log and writes read models, with or without an owner running.
-    Beside,
+    NonAppending,
 }
 
 impl Log {
@@ -80,7 +80,7 @@ impl Log {
                 let (Some(log), Some(views)) = locks else { return Err(Error::InUse(path.to_owned())) };
                 Some(Arc::new([log, views]))
             }
-            Access::Beside => None,
+            Access::NonAppending => None,
         };
         for database in [&file, &views] {
             create(database, access)?;
@@ -401,7 +401,7 @@ fn pool(connections_max: u32) -> SqlitePoolOptions {
 fn failed(error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
     match (code, error) {
-        (_, sqlx::Error::PoolTimedOut) => Error::Silent(ACQUIRE_WITHIN),
+        (_, sqlx::Error::PoolTimedOut) => Error::Timeout(ACQUIRE_WITHIN),
         // SQLITE_FULL and SQLITE_READONLY; of SQLITE_IOERR only failed writes, for example because of a quota, and a
         // failed growth of the WAL index. After a failed sync the outcome is unknown.
         (Some(code), error) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 4_874) => {

@@ -24,10 +24,10 @@ use crate::log::{Database, Log};
 use crate::metrics::METRICS;
 use crate::migrations::Migrations;
 use crate::now_us;
+use crate::recent_events::RecentEvents;
 use crate::settings::Settings;
 use crate::sqlite::Access;
-use crate::subscription::{Pace, Subscription};
-use crate::tail::Tail;
+use crate::subscription::{Batching, Subscription};
 
 /// Opens the store and brings its schema up to date.
 ///
@@ -71,7 +71,7 @@ pub async fn open_without_appender(
         Err(Error::InUse(_)) => {}
         Err(error) => return Err(error),
     }
-    let (log, db) = Log::open(&settings, upcasters, Access::Beside).await?;
+    let (log, db) = Log::open(&settings, upcasters, Access::NonAppending).await?;
     // No process waits on the bus for the work of a CLI command.
     let settings = Settings { nats_url: String::new(), ..settings };
     start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
@@ -84,18 +84,18 @@ pub async fn open_without_appender(
 /// The reason why a server would not start.
 pub async fn check(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
     settings.check()?;
-    let mut notes = Vec::new();
+    let mut advice = Vec::new();
     if !settings.database_url.starts_with("sqlite:") {
         let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
         if let Err(Error::Settings(reason)) = log.is_migrated(migrations).await {
-            notes.push(format!("Not ready to serve: {reason}."));
+            advice.push(format!("Not ready to serve: {reason}."));
         }
-        notes.extend(log.primary.notes(crate::postgres::connections(settings.connections_max)).await?);
+        advice.extend(log.primary.advice(crate::postgres::connections(settings.connections_max)).await?);
     }
     if !settings.nats_url.is_empty() {
         Bus::connect(settings, String::new()).await?.check().await?;
     }
-    Ok(notes)
+    Ok(advice)
 }
 
 async fn start(
@@ -110,19 +110,19 @@ async fn start(
     }
     let (position, incarnation) = log.head().await?;
     let (head, _) = watch::channel(position);
-    let tail = Tail::default();
+    let recent = RecentEvents::default();
     let bus = match settings.nats_url.as_str() {
         "" => None,
         _ => Some(Bus::connect(&settings, incarnation.clone()).await?),
     };
-    let appender = Appender::start(log.clone(), &settings, head.clone(), tail.clone(), &tracker)
+    let appender = Appender::start(log.clone(), &settings, head.clone(), recent.clone(), &tracker)
         .map_err(|error| Error::Settings(format!("cannot start the appender: {error}")))?;
     if let Database::Sqlite(log) = &log.database {
         tracker.spawn(log.disk.clone().watch(stop.clone()));
     }
     let log_db = log.db(&db);
     let follows_heads = AtomicBool::new(false);
-    let inner = Inner { log, db, log_db, bus, appender, head, tail, follows_heads, incarnation, settings };
+    let inner = Inner { log, db, log_db, bus, appender, head, recent, follows_heads, incarnation, settings };
     Ok(Store { inner: Arc::new(inner), stop, tracker })
 }
 
@@ -142,7 +142,7 @@ struct Inner {
     bus: Option<Bus>,
     appender: Appender,
     head: watch::Sender<i64>,
-    tail: Tail,
+    recent: RecentEvents,
     /// Whether this process is notified of the heads of other processes, and so does not need the JetStream stream.
     follows_heads: AtomicBool,
     incarnation: String,
@@ -156,9 +156,9 @@ impl Store {
     /// # Errors
     /// After [`AppendError::Store`] the outcome may be unknown. After any other error nothing was written.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
-        if let Some(trouble) = self.disk().and_then(Disk::trouble) {
+        if let Some(problem) = self.disk().and_then(Disk::problem) {
             METRICS.failures.add(1, &[]);
-            return Err(Error::Storage(trouble).into());
+            return Err(Error::Storage(problem).into());
         }
         self.inner.appender.append(append).await
     }
@@ -180,22 +180,22 @@ impl Store {
         self.inner.settings.append_wait_max()
     }
 
-    /// Deletes the JetStream stream if it belongs to this log, or, with `of_anybody`, in any case. Returns whether the
-    /// stream existed. To be called before [`Store::renew`].
+    /// Deletes the JetStream stream if it belongs to this log, or, with `force`, in any case. Returns whether the
+    /// stream existed. To be called before [`Store::renew_incarnation`].
     ///
     /// # Errors
     /// NATS is unavailable, or the stream belongs to another incarnation: to another store, or to this store before it
     /// was restored from a backup.
-    pub async fn remove_stream(&self, nats_url: &str, of_anybody: bool) -> Result<bool, Error> {
+    pub async fn remove_stream(&self, nats_url: &str, force: bool) -> Result<bool, Error> {
         let settings = Settings { nats_url: nats_url.to_owned(), ..self.inner.settings.clone() };
-        Bus::connect(&settings, self.incarnation().to_owned()).await?.remove(of_anybody).await
+        Bus::connect(&settings, self.incarnation().to_owned()).await?.remove(force).await
     }
 
     /// Gives a restored log another incarnation and returns it. Processes use it after they open the store again.
     ///
     /// # Errors
     /// The database is unavailable.
-    pub async fn renew(&self) -> Result<String, Error> {
+    pub async fn renew_incarnation(&self) -> Result<String, Error> {
         let incarnation = uuid::Uuid::new_v4().to_string();
         self.inner.log.rename(&incarnation).await?;
         Ok(incarnation)
@@ -230,7 +230,7 @@ impl Store {
     ///
     /// # Errors
     /// The database is unavailable.
-    pub async fn observe(&self) -> Result<i64, Error> {
+    pub async fn record_metrics(&self) -> Result<i64, Error> {
         if let Some(connected) = self.nats_connected() {
             METRICS.nats_connected.record(connected.into(), &[]);
         }
@@ -286,24 +286,24 @@ impl Store {
     /// heads of other processes ([`Store::start_write_tasks`], [`Store::follow_heads`]) reads the log, and takes the
     /// events that it has just appended itself from memory. Every other process reads the JetStream stream.
     pub fn subscribe(&self, after: i64) -> Subscription {
-        self.subscription(after, Pace::Gathered)
+        self.subscription(after, Batching::Batched)
     }
 
     /// Subscribes to every event after a position, without a pause between batches: for subscribers on which other work
     /// waits.
-    pub fn subscribe_at_once(&self, after: i64) -> Subscription {
-        self.subscription(after, Pace::AtOnce)
+    pub fn subscribe_without_pause(&self, after: i64) -> Subscription {
+        self.subscription(after, Batching::Immediate)
     }
 
-    fn subscription(&self, after: i64, pace: Pace) -> Subscription {
+    fn subscription(&self, after: i64, batching: Batching) -> Subscription {
         let bus = self.inner.bus.clone().filter(|_| !self.inner.follows_heads.load(Ordering::Relaxed));
         Subscription::new(
             self.inner.log.clone(),
-            self.inner.tail.clone(),
+            self.inner.recent.clone(),
             bus,
             self.inner.head.subscribe(),
             after,
-            pace,
+            batching,
         )
     }
 
@@ -344,18 +344,18 @@ impl Store {
     }
 
     /// Returns the reason why events do not reach the JetStream stream; `None` while they do, or without NATS.
-    pub fn nats_trouble(&self) -> Option<String> {
-        self.inner.bus.as_ref().and_then(Bus::trouble)
+    pub fn nats_problem(&self) -> Option<String> {
+        self.inner.bus.as_ref().and_then(Bus::problem)
     }
 
     /// Waits until this process leads in a role.
     pub async fn lead(&self, role: &str) -> Leadership {
-        Leadership::win(&self.inner.log, role).await
+        Leadership::acquire(&self.inner.log, role).await
     }
 
     /// Tries once to lead in a role. Returns `None` when another process leads.
     pub async fn try_lead(&self, role: &str) -> Result<Option<Leadership>, Error> {
-        Leadership::try_win(&self.inner.log, role).await
+        Leadership::try_acquire(&self.inner.log, role).await
     }
 
     /// Notifies all processes of a position. Delivery is not guaranteed, so receivers must also poll.
@@ -425,7 +425,8 @@ impl Store {
     }
 
     async fn relay(&self) {
-        let Some(bus) = &self.inner.bus else { return };
+        let inner = &self.inner;
+        let Some(bus) = &inner.bus else { return };
         let lead = async {
             loop {
                 let mut leadership = self.lead("relay").await;
@@ -436,10 +437,10 @@ impl Store {
                     }
                 };
                 tokio::select! {
-                    () = bus.relay(&self.inner.log, &self.inner.tail, self.inner.head.subscribe(), &self.stop) => return,
+                    () = bus.relay(&inner.log, &inner.recent, inner.head.subscribe(), &self.stop) => return,
                     () = lost => {
                         tracing::warn!("Relay stopped: this process lost the leadership.");
-                        bus.out_of_trouble();
+                        bus.clear_problem();
                     }
                 }
             }

@@ -11,33 +11,33 @@ use crate::error::Error;
 use crate::event::RecordedEvent;
 use crate::jetstream::Bus;
 use crate::log::Log;
-use crate::tail::Tail;
+use crate::recent_events::RecentEvents;
 use crate::upcast::upcast;
 
 /// Maximum number of events in one batch.
 const BATCH_MAX: usize = 2_000;
 /// Time without messages or notifications after which a reader reads the log itself.
-const SILENCE: Duration = Duration::from_millis(500);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A busy log is read in fewer, larger batches, because each batch costs its reader a transaction. These are the
 /// minimum times between two batches, after a small batch and after a large one. The first event after a pause does not
 /// wait.
-const GATHER: Duration = Duration::from_millis(5);
-const GATHER_MANY: Duration = Duration::from_millis(40);
+const BATCH_PAUSE: Duration = Duration::from_millis(5);
+const LARGE_BATCH_PAUSE: Duration = Duration::from_millis(40);
 /// Number of events that makes a batch a large one.
-const MANY: usize = 100;
+const LARGE_BATCH_EVENTS: usize = 100;
 
 /// Maximum time for NATS to open the JetStream stream, and time for which it is not tried again after a failure.
-const BUS_WITHIN: Duration = Duration::from_secs(1);
-const BUS_AGAIN: Duration = Duration::from_secs(3);
+const NATS_TIMEOUT: Duration = Duration::from_secs(1);
+const NATS_RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How a subscriber receives the events of a busy log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub(crate) enum Batching {
     /// In fewer, larger batches.
-    Gathered,
+    Batched,
     /// Without a pause between batches.
-    AtOnce,
+    Immediate,
 }
 
 /// Current source of the events.
@@ -53,12 +53,12 @@ enum Source {
 /// not have, the subscription reads the log instead.
 pub struct Subscription {
     log: Log,
-    tail: Tail,
+    recent: RecentEvents,
     bus: Option<Bus>,
     head: watch::Receiver<i64>,
     source: Source,
     last: i64,
-    pace: Pace,
+    batching: Batching,
     /// Earliest time of the next batch.
     next_at: Instant,
     /// Earliest time of the next attempt to use NATS.
@@ -68,20 +68,20 @@ pub struct Subscription {
 impl Subscription {
     pub(crate) fn new(
         log: Log,
-        tail: Tail,
+        recent: RecentEvents,
         bus: Option<Bus>,
         head: watch::Receiver<i64>,
         after: i64,
-        pace: Pace,
+        batching: Batching,
     ) -> Self {
         Self {
             log,
-            tail,
+            recent,
             bus,
             head,
             source: Source::Log,
             last: after,
-            pace,
+            batching,
             next_at: Instant::now(),
             bus_from: Instant::now(),
         }
@@ -107,17 +107,17 @@ impl Subscription {
             let batch = match &mut self.source {
                 Source::Log => self.read_log().await?,
                 Source::Stream(messages) => {
-                    let chunk = tokio::time::timeout(SILENCE, messages.next()).await;
+                    let chunk = tokio::time::timeout(IDLE_TIMEOUT, messages.next()).await;
                     self.take_chunk(chunk.ok()).await?
                 }
             };
             if let Some(event) = batch.last() {
                 self.last = event.position;
                 // The JetStream client has already fetched further messages, so a long pause would only cause delay.
-                let pause = match (self.pace, &self.source, batch.len()) {
-                    (Pace::AtOnce, ..) | (_, _, BATCH_MAX..) => Duration::ZERO,
-                    (_, Source::Log, MANY..) => GATHER_MANY,
-                    _ => GATHER,
+                let pause = match (self.batching, &self.source, batch.len()) {
+                    (Batching::Immediate, ..) | (_, _, BATCH_MAX..) => Duration::ZERO,
+                    (_, Source::Log, LARGE_BATCH_EVENTS..) => LARGE_BATCH_PAUSE,
+                    _ => BATCH_PAUSE,
                 };
                 self.next_at = Instant::now() + pause;
                 return Ok(batch);
@@ -127,8 +127,8 @@ impl Subscription {
 
     /// Reads the next events of the log: from memory if this process appended them recently, otherwise from the
     /// database.
-    async fn read_on(&mut self) -> Result<Vec<RecordedEvent>, Error> {
-        match self.tail.after(self.last, BATCH_MAX) {
+    async fn read_next(&mut self) -> Result<Vec<RecordedEvent>, Error> {
+        match self.recent.after(self.last, BATCH_MAX) {
             Some(events) => Ok(events),
             None => Ok(self.log.read(self.last, BATCH_MAX as i64).await?),
         }
@@ -138,7 +138,7 @@ impl Subscription {
     /// waits to be woken.
     async fn read_log(&mut self) -> Result<Vec<RecordedEvent>, Error> {
         self.head.borrow_and_update();
-        let batch = self.read_on().await?;
+        let batch = self.read_next().await?;
         if batch.len() == BATCH_MAX {
             return Ok(batch);
         }
@@ -152,7 +152,7 @@ impl Subscription {
                     }
                     Err(error) => {
                         tracing::debug!(%error, "The JetStream stream is unavailable. Reading the log instead.");
-                        self.bus_from = Instant::now() + BUS_AGAIN;
+                        self.bus_from = Instant::now() + NATS_RETRY_INTERVAL;
                     }
                 }
             }
@@ -160,7 +160,7 @@ impl Subscription {
         }
         if batch.is_empty() {
             // The timeout makes the reader poll for events of writers that cannot wake it.
-            let _ = tokio::time::timeout(SILENCE, self.head.changed()).await;
+            let _ = tokio::time::timeout(IDLE_TIMEOUT, self.head.changed()).await;
         }
         Ok(batch)
     }
@@ -181,12 +181,12 @@ impl Subscription {
         match batch.last() {
             // The messages were only repeats, or the stream ended: read the log again.
             None => self.source = Source::Log,
-            Some(last) if !holds(&self.log, last).await? => {
+            Some(last) if !log_contains(&self.log, last).await? => {
                 tracing::warn!(
                     position = last.position,
                     "The JetStream stream has an event that is not in the log. Reading the log instead."
                 );
-                self.leave();
+                self.fall_back_to_log();
                 return Ok(Vec::new());
             }
             Some(_) => {}
@@ -195,9 +195,9 @@ impl Subscription {
     }
 
     /// Switches to the log and leaves NATS alone for a while.
-    fn leave(&mut self) {
+    fn fall_back_to_log(&mut self) {
         self.source = Source::Log;
-        self.bus_from = Instant::now() + BUS_AGAIN;
+        self.bus_from = Instant::now() + NATS_RETRY_INTERVAL;
     }
 
     /// Returns the new events among the messages. Missing events are read from the log.
@@ -234,7 +234,7 @@ impl Subscription {
                         last,
                         "The JetStream stream is ahead of the log. Reading the log instead."
                     );
-                    self.leave();
+                    self.fall_back_to_log();
                     return Ok(batch);
                 };
                 last = end.position;
@@ -251,12 +251,12 @@ impl Subscription {
 
 /// Returns whether the log has this event at the same position as the JetStream stream. A log restored from a backup
 /// lacks events at its end, so it is enough to check the last event of a batch.
-async fn holds(log: &Log, event: &RecordedEvent) -> Result<bool, Error> {
+async fn log_contains(log: &Log, event: &RecordedEvent) -> Result<bool, Error> {
     let known = log.read_stored(event.position - 1, 1).await?;
     Ok(known.first().is_some_and(|known| known.position == event.position && known.id() == event.id()))
 }
 
 async fn messages(bus: &Bus, from: i64) -> Result<pull::Ordered, Error> {
-    let silent = |_| Error::Nats(format!("no answer within {BUS_WITHIN:?}"));
-    tokio::time::timeout(BUS_WITHIN, bus.messages(from)).await.map_err(silent)?
+    let silent = |_| Error::Nats(format!("no answer within {NATS_TIMEOUT:?}"));
+    tokio::time::timeout(NATS_TIMEOUT, bus.messages(from)).await.map_err(silent)?
 }

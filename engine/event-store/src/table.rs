@@ -97,7 +97,7 @@ pub struct Table {
 impl Table {
     /// Returns why a row does not fit the table: it must have one value of the right type for each column. `None` when
     /// it fits.
-    pub fn fault(&self, row: &[Value]) -> Option<String> {
+    pub fn row_error(&self, row: &[Value]) -> Option<String> {
         if row.len() != self.columns.len() {
             let (values, columns) = (row.len(), self.columns.len());
             return Some(format!("a row of {} has {values} values for {columns} columns", self.name));
@@ -110,7 +110,7 @@ impl Table {
     }
 
     /// Returns the name of the table of a generation.
-    pub(crate) fn of(&self, generation: i64) -> String {
+    pub(crate) fn generation_table(&self, generation: i64) -> String {
         format!("{}_g{generation}", self.name)
     }
 
@@ -128,7 +128,12 @@ impl Table {
                 format!("{} {}{null}", c.name, if c.int { int } else { "text" })
             })
             .collect();
-        format!("create table {} ({}, primary key ({})){tail}", self.of(generation), columns.join(", "), self.key())
+        format!(
+            "create table {} ({}, primary key ({})){tail}",
+            self.generation_table(generation),
+            columns.join(", "),
+            self.key()
+        )
     }
 
     fn on_conflict(&self, generation: i64, sqlite: bool) -> String {
@@ -137,7 +142,7 @@ impl Table {
             .iter()
             .filter(|c| c.merge != Merge::Key)
             .map(|Column { name, merge, .. }| {
-                let table = self.of(generation);
+                let table = self.generation_table(generation);
                 match merge {
                     // SQLite adds in floating point when integers overflow, and the cast then limits the sum to the
                     // largest integer.
@@ -173,7 +178,7 @@ impl Table {
             .enumerate()
             .map(|(at, c)| format!("${}::{}[]", at + 1, if c.int { "bigint" } else { "text" }))
             .collect();
-        let (name, columns) = (self.of(generation), self.column_names());
+        let (name, columns) = (self.generation_table(generation), self.column_names());
         let merge = self.on_conflict(generation, false);
         format!("insert into {name} ({columns}) select * from unnest({}) {merge}", arrays.join(", "))
     }
@@ -181,7 +186,7 @@ impl Table {
     /// Passes one placeholder for each value, because SQLite has no arrays.
     pub(crate) fn sqlite_sql(&self, generation: i64, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
-        let (name, columns) = (self.of(generation), self.column_names());
+        let (name, columns) = (self.generation_table(generation), self.column_names());
         format!(
             "insert into {name} ({columns}) values {} {}",
             vec![row; rows].join(", "),

@@ -17,7 +17,7 @@ impl Span {
     }
 
     /// Sets attributes of the span.
-    pub fn describe(&self, attributes: impl IntoIterator<Item = KeyValue>) {
+    pub fn set_attributes(&self, attributes: impl IntoIterator<Item = KeyValue>) {
         self.0.span().set_attributes(attributes);
     }
 }
@@ -29,7 +29,7 @@ impl Drop for Span {
 }
 
 /// Starts a span for work on an event; `None` when the event's request is not sampled.
-pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Option<Span> {
+pub fn event_span(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Option<Span> {
     let parent = event.metadata_text("traceparent").filter(|value| is_sampled(value))?;
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Traceparent(parent)));
     if !parent.span().span_context().is_valid() {
@@ -47,7 +47,7 @@ pub fn of_event(name: &'static str, kind: SpanKind, event: &RecordedEvent) -> Op
 
 /// Starts the span of a transaction that several requests share, with links to the spans of all sampled requests;
 /// `None` when no request is sampled.
-pub(crate) fn shared(name: &'static str, of: impl Iterator<Item = SpanContext>) -> Option<Span> {
+pub(crate) fn shared_span(name: &'static str, of: impl Iterator<Item = SpanContext>) -> Option<Span> {
     let links: Vec<_> = of.filter(SpanContext::is_sampled).map(Link::with_context).collect();
     let first = links.first()?.span_context.clone();
     // The span becomes a child of the first request's span, so that it is sampled as well.

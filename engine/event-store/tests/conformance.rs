@@ -303,28 +303,28 @@ macro_rules! conformance {
 
 conformance![
     concurrent_appends_are_dense_and_ordered,
-    a_loser_writes_nothing_and_disturbs_nobody,
-    a_key_has_one_effect,
+    a_conflict_writes_nothing_and_affects_no_other_append,
+    an_idempotency_key_takes_effect_once,
     streams_and_log_agree,
     aggregates_load_from_events_and_snapshots,
-    a_stale_cache_costs_a_conflict_and_no_event,
+    a_stale_cache_causes_a_conflict_and_loses_no_event,
     foreign_rows_get_positions,
-    a_subscription_sees_everything_once,
-    a_reopened_store_is_the_same,
+    a_subscription_delivers_every_event_once,
+    a_reopened_store_keeps_its_events_and_incarnation,
     a_row_that_the_database_refuses_fails_alone,
-    an_old_version_is_upcast_whoever_reads_it,
-    two_types_share_an_id,
-    a_key_names_the_aggregate_that_took_it,
+    an_old_version_is_upcast_for_every_reader,
+    two_aggregate_types_can_share_an_id,
+    an_idempotency_record_names_its_aggregate,
     a_check_that_fails_writes_nothing,
-    one_conflict_of_several_streams_writes_nothing,
-    appends_in_opposite_order_of_streams_are_whole,
-    a_batch_is_judged_in_its_order,
-    what_rests_on_a_failed_write_fails,
-    an_append_that_makes_no_sense_is_refused,
+    a_conflict_in_one_of_several_streams_writes_nothing,
+    appends_in_opposite_stream_order_are_atomic,
+    appends_of_a_batch_are_checked_in_order,
+    a_write_fails_when_its_predecessor_fails,
+    a_malformed_append_is_refused,
     a_stale_reaction_writes_nothing,
-    a_fence_raised_meanwhile_stops_a_reaction,
-    backlog_and_deadlines_follow_the_events,
-    a_snapshot_of_another_shape_is_ignored,
+    a_reaction_fails_if_its_fence_was_raised_meanwhile,
+    backlog_and_deadlines_change_with_the_append,
+    a_snapshot_of_another_state_version_is_ignored,
     a_snapshot_waits_for_an_append_in_sqlite,
 ];
 
@@ -369,7 +369,7 @@ async fn concurrent_appends_are_dense_and_ordered(backend: Backend) {
     }
 }
 
-async fn a_loser_writes_nothing_and_disturbs_nobody(backend: Backend) {
+async fn a_conflict_writes_nothing_and_affects_no_other_append(backend: Backend) {
     let store = &backend.store;
     store.append(append("a", 0, &[1])).await.unwrap();
     let attempts = (0..40).map(|n| {
@@ -385,7 +385,7 @@ async fn a_loser_writes_nothing_and_disturbs_nobody(backend: Backend) {
     assert_eq!(store.read(0, 100).await.unwrap().len(), 11);
 }
 
-async fn a_key_has_one_effect(backend: Backend) {
+async fn an_idempotency_key_takes_effect_once(backend: Backend) {
     let store = &backend.store;
     let attempts = (0..16).map(|n| {
         let id = format!("a-{n}");
@@ -446,7 +446,7 @@ async fn aggregates_load_from_events_and_snapshots(backend: Backend) {
     assert_eq!(AggregateRepository::<Counter>::new(backend.store.clone()).load("none").await.unwrap().version, 0);
 }
 
-async fn a_stale_cache_costs_a_conflict_and_no_event(backend: Backend) {
+async fn a_stale_cache_causes_a_conflict_and_loses_no_event(backend: Backend) {
     let (here, there) = (
         AggregateRepository::<Counter>::new(backend.store.clone()),
         AggregateRepository::<Counter>::new(backend.store.clone()),
@@ -501,7 +501,7 @@ async fn foreign_rows_get_positions(backend: Backend) {
     assert_eq!(AggregateRepository::<Counter>::new(backend.store.clone()).load("a").await.unwrap().state.sum, 121);
 }
 
-async fn a_subscription_sees_everything_once(backend: Backend) {
+async fn a_subscription_delivers_every_event_once(backend: Backend) {
     let store = backend.store.clone();
     let writer = tokio::spawn(async move {
         for n in 0..300 {
@@ -519,7 +519,7 @@ async fn a_subscription_sees_everything_once(backend: Backend) {
     assert_eq!(backend.store.subscribe(290).next().await.unwrap()[0].position, 291);
 }
 
-async fn a_reopened_store_is_the_same(backend: Backend) {
+async fn a_reopened_store_keeps_its_events_and_incarnation(backend: Backend) {
     backend.store.append(append("a", 0, &[1, 2, 3])).await.unwrap();
     let incarnation = backend.store.incarnation().to_owned();
     let Backend { store, settings, _folder, _postgres } = backend;
@@ -555,7 +555,7 @@ async fn a_row_that_the_database_refuses_fails_alone(backend: Backend) {
     assert_eq!(backend.store.read(0, 10).await.unwrap().len(), written);
 }
 
-async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
+async fn an_old_version_is_upcast_for_every_reader(backend: Backend) {
     let store = &backend.store;
     let mut old = append("a", 0, &[0]);
     old.writes[0].events[0].event_version = "0";
@@ -579,7 +579,7 @@ async fn an_old_version_is_upcast_whoever_reads_it(backend: Backend) {
     assert_eq!((&*stored[0].event_version, &*stored[0].payload), ("0", r#"{"Added":{"plus":5}}"#));
 }
 
-async fn two_types_share_an_id(backend: Backend) {
+async fn two_aggregate_types_can_share_an_id(backend: Backend) {
     let store = &backend.store;
     store.append(append("17", 0, &[1, 2])).await.unwrap();
     let gauge =
@@ -605,7 +605,7 @@ async fn two_types_share_an_id(backend: Backend) {
     assert_eq!(AggregateRepository::<Gauge>::new(store.clone()).load("17").await.unwrap().state.sum, 30);
 }
 
-async fn a_key_names_the_aggregate_that_took_it(backend: Backend) {
+async fn an_idempotency_record_names_its_aggregate(backend: Backend) {
     let store = &backend.store;
     let of = |stream: StreamWrite| {
         let idempotency = idempotency("k", "").map(|key| Idempotency { stream: stream.stream.clone(), ..key });
@@ -656,7 +656,7 @@ async fn a_check_that_fails_writes_nothing(backend: Backend) {
     );
 }
 
-async fn one_conflict_of_several_streams_writes_nothing(backend: Backend) {
+async fn a_conflict_in_one_of_several_streams_writes_nothing(backend: Backend) {
     let store = &backend.store;
     store.append(append("b", 0, &[1])).await.unwrap();
     let writes = || vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "b", 0, &[1, 1])];
@@ -672,7 +672,7 @@ async fn one_conflict_of_several_streams_writes_nothing(backend: Backend) {
     assert_eq!(appended, Appended { versions: vec![1, 3], position: 4 });
 }
 
-async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
+async fn appends_in_opposite_stream_order_are_atomic(backend: Backend) {
     const EACH: i64 = 60;
     let second = backend.second_writer().await;
     let writers = [backend.store.clone(), second.clone(), backend.store.clone(), second];
@@ -712,7 +712,7 @@ async fn appends_in_opposite_order_of_streams_are_whole(backend: Backend) {
     }
 }
 
-async fn a_batch_is_judged_in_its_order(backend: Backend) {
+async fn appends_of_a_batch_are_checked_in_order(backend: Backend) {
     backend.store.append(append("a", 0, &[1])).await.unwrap();
     let checked = |id: &str, version| Append { checks: vec![check("a", version)], ..append(id, 0, &[1]) };
     let appends = vec![checked("b", 1), append("a", 1, &[1]), checked("c", 1), checked("d", 2), append("a", 2, &[1])];
@@ -734,7 +734,7 @@ const FOREIGN: &str =
     "insert into events (aggregate_type, aggregate_id, sequence, event_type, event_version, payload, metadata)
                        values ('counter', 'a', 4, 'Added', '1', '{\"Added\":{\"by\":1}}', '{}')";
 
-async fn what_rests_on_a_failed_write_fails(backend: Backend) {
+async fn a_write_fails_when_its_predecessor_fails(backend: Backend) {
     let chained = |ticket, predecessor, expected| {
         let mut append = append("a", expected, &[1]);
         append.writes[0].lineage = Some(Lineage { id: 1, ticket, predecessor });
@@ -754,7 +754,7 @@ async fn what_rests_on_a_failed_write_fails(backend: Backend) {
     backend.store.append(chained(8, Some(7), 5)).await.unwrap();
 }
 
-async fn an_append_that_makes_no_sense_is_refused(backend: Backend) {
+async fn a_malformed_append_is_refused(backend: Backend) {
     let refused = backend.store.append(Append { checks: vec![check("a", 0)], ..Append::default() }).await;
     assert!(matches!(refused, Err(AppendError::Store(Error::Malformed(_)))), "{refused:?}");
     let twice = vec![write(Counter::TYPE, "a", 0, &[1]), write(Counter::TYPE, "a", 1, &[1])];
@@ -804,7 +804,7 @@ async fn a_stale_reaction_writes_nothing(backend: Backend) {
     assert_eq!(backend.number(CHECKPOINT).await, 9_001);
 }
 
-async fn a_fence_raised_meanwhile_stops_a_reaction(backend: Backend) {
+async fn a_reaction_fails_if_its_fence_was_raised_meanwhile(backend: Backend) {
     let mut other = backend.other().await;
     other.sql(REACTOR).await;
     // The appender now has a connection, and in PostgreSQL the function has cached its plans.
@@ -832,7 +832,7 @@ fn deadline(name: &str) -> DeadlineKey {
     DeadlineKey { process: "p".into(), id: "1".into(), name: name.into() }
 }
 
-async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
+async fn backlog_and_deadlines_change_with_the_append(backend: Backend) {
     let (store, mut other) = (&backend.store, backend.other().await);
     other.sql(REACTOR).await;
     let rows = "select (select count(*) from reactor_backlog) * 100 + (select count(*) from process_deadlines)";
@@ -879,7 +879,7 @@ async fn backlog_and_deadlines_follow_the_events(backend: Backend) {
     assert_eq!((other.number(rows).await, other.number(CHECKPOINT).await), (101, 8_001));
 }
 
-async fn a_snapshot_of_another_shape_is_ignored(backend: Backend) {
+async fn a_snapshot_of_another_state_version_is_ignored(backend: Backend) {
     let store = &backend.store;
     store.append(append("a", 0, &[1, 2, 3, 4, 5])).await.unwrap();
     // The sum differs from that of the events, so that a load shows whether it used the snapshot.

@@ -163,8 +163,8 @@ impl Principal {
         self.role == Role::Admin
     }
 
-    /// Whether the principal may read the data of this customer: it is this customer, or it is staff.
-    pub fn may_see(&self, customer_id: &str) -> bool {
+    /// Whether the principal may access the data of this customer: it is this customer, or it is staff.
+    pub fn can_access_customer(&self, customer_id: &str) -> bool {
         self.is_staff() || self.subject == customer_id
     }
 }
@@ -645,7 +645,7 @@ JQIDAQAB
     }
 
     #[test]
-    fn what_is_signed_is_believed() {
+    fn a_signed_token_is_accepted() {
         let principal = by_secret().verify(&by_secret().sign("c-1", Role::Staff, TTL).unwrap()).unwrap();
         assert_eq!((principal.subject.as_str(), principal.role), ("c-1", Role::Staff));
         assert!(principal.token_id.is_some());
@@ -653,7 +653,7 @@ JQIDAQAB
     }
 
     #[test]
-    fn a_list_of_audiences_and_a_fraction_of_a_second_are_good() {
+    fn audience_lists_and_fractional_seconds_are_accepted() {
         let mut claims = claims();
         claims["aud"] = json!(["elsewhere", "docket"]);
         claims["exp"] = json!(claims["exp"].as_f64().unwrap() + 0.5);
@@ -704,7 +704,7 @@ JQIDAQAB
     }
 
     #[test]
-    fn a_clock_may_be_seconds_off() {
+    fn a_clock_skew_of_seconds_is_tolerated() {
         let mut claims = claims();
         claims["exp"] = json!(get_current_timestamp() - 3);
         claims["nbf"] = json!(get_current_timestamp() + 3);
@@ -735,7 +735,7 @@ JQIDAQAB
     }
 
     #[test]
-    fn keys_that_cannot_be_used_are_explained() {
+    fn unusable_keys_are_refused_with_a_reason() {
         let error = |settings: &Settings| Authenticator::new(settings).err().unwrap().to_string();
         assert!(error(&Settings::default()).contains("DOCKET_JWT_SECRET"));
         let short = Settings { jwt_secret: Some(SECRET[1..].into()), ..Settings::default() };
@@ -761,7 +761,7 @@ JQIDAQAB
     }
 
     #[test]
-    fn a_key_set_is_chosen_from_by_kid_and_alg() {
+    fn the_key_of_a_set_is_selected_by_kid_and_alg() {
         let jwk = |pem: EncodingKey, algorithm, id: &str| {
             let mut jwk = Jwk::from_encoding_key(&pem, algorithm).unwrap();
             jwk.common.key_id = Some(id.to_owned());
@@ -783,12 +783,17 @@ JQIDAQAB
     }
 
     #[test]
-    fn a_customer_sees_only_its_own() {
+    fn a_customer_can_access_only_its_own_data() {
         let of = |role| Principal { subject: "c-1".to_owned(), role, token_id: None, issued_at: 0, expires_at: 0 };
         let (customer, staff, admin) = (of(Role::Customer), of(Role::Staff), of(Role::Admin));
-        assert!(customer.may_see("c-1") && !customer.may_see("c-2") && !customer.is_staff() && !customer.is_admin());
-        assert!(staff.may_see("c-2") && staff.is_staff() && !staff.is_admin());
-        assert!(admin.may_see("c-2") && admin.is_staff() && admin.is_admin());
+        assert!(
+            customer.can_access_customer("c-1")
+                && !customer.can_access_customer("c-2")
+                && !customer.is_staff()
+                && !customer.is_admin()
+        );
+        assert!(staff.can_access_customer("c-2") && staff.is_staff() && !staff.is_admin());
+        assert!(admin.can_access_customer("c-2") && admin.is_staff() && admin.is_admin());
     }
 
     async fn extract(authorization: Option<&str>) -> Result<Principal, Problem> {
@@ -816,7 +821,7 @@ JQIDAQAB
     }
 
     #[tokio::test]
-    async fn a_refusal_carries_the_challenge() {
+    async fn a_refusal_has_a_www_authenticate_challenge() {
         use axum::response::IntoResponse;
         let response = extract(None).await.unwrap_err().into_response();
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");

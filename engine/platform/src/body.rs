@@ -20,8 +20,8 @@ use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAcc
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Segment;
 
+use crate::body_memory::BodyReservation;
 use crate::problem::Problem;
-use crate::receiving::Arrived;
 
 /// Maximum characters of client data or a message in an error response.
 const SHOWN_CHARS_MAX: usize = 500;
@@ -78,11 +78,11 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
 /// Counts the body against the limits of its sender while it arrives. If a limit is reached, the body fails and
 /// `refused` receives the problem.
 fn counted(request: Request, refused: Arc<OnceLock<Problem>>) -> Request {
-    let mut arrived = Arrived::nothing(request.extensions());
+    let mut reservation = BodyReservation::new(request.extensions());
     request.map(|body| {
         Body::from_stream(body.into_data_stream().map(move |chunk| {
             let chunk = chunk?;
-            arrived.add(chunk.len()).map_err(|problem| {
+            reservation.add(chunk.len()).map_err(|problem| {
                 let _ = refused.set(problem);
                 axum::Error::new("too many bodies at once")
             })?;
@@ -205,7 +205,7 @@ struct UniqueNames<'a>(&'a mut Option<Vec<String>>);
 
 impl UniqueNames<'_> {
     /// Adds this level to the path of a duplicate member, while the error returns to the root.
-    fn within(&mut self, part: impl ToString) {
+    fn push_path_segment(&mut self, part: impl ToString) {
         if let Some(place) = self.0 {
             place.push(part.to_string());
         }
@@ -262,7 +262,7 @@ impl<'de> Visitor<'de> for UniqueNames<'_> {
                 Ok(Some(())) => {}
                 Ok(None) => break,
                 Err(error) => {
-                    self.within(at);
+                    self.push_path_segment(at);
                     return Err(error);
                 }
             }
@@ -278,7 +278,7 @@ impl<'de> Visitor<'de> for UniqueNames<'_> {
                 return Err(serde::de::Error::custom("duplicate field"));
             }
             if let Err(error) = members.next_value_seed(UniqueNames(self.0)) {
-                self.within(name.0);
+                self.push_path_segment(name.0);
                 return Err(error);
             }
             names.insert(name);
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_error_names_the_place() {
+    fn a_data_error_names_its_json_pointer() {
         let cases = [
             (r#"{"customer":5}"#, "/customer", "Must be a string, not 5."),
             (
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_sent_comes_back_short_and_keeps_no_memory() {
+    fn client_values_in_errors_are_shortened_and_not_retained() {
         let short = shortened("é".repeat(900_000));
         assert_eq!(short.chars().count(), SHOWN_CHARS_MAX + 1);
         assert!(short.capacity() <= 4 * SHOWN_CHARS_MAX, "{} bytes", short.capacity());
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syntax_error_says_where() {
+    fn a_syntax_error_states_its_line() {
         // A syntax error takes precedence over an invalid member.
         for text in ["{", r#"{"customer":"c"} x"#, "{'a':1}", "[[[[", r#"{"customer":5"#, r#"{"customer":[[["#] {
             let (status, slug, problem) = fail(text, "");
@@ -544,14 +544,14 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_passed_over_once() {
+    fn one_byte_order_mark_is_ignored() {
         assert!(parse::<Order>("\u{feff}{\"customer\":\"c\"}".as_bytes(), "").is_ok());
         assert_eq!(fail("\u{feff}\u{feff}{}", "").1, "malformed-json");
         assert_eq!(fail("{\u{feff}}", "").1, "malformed-json");
     }
 
     #[test]
-    fn a_member_that_comes_twice_is_refused_at_any_depth() {
+    fn a_duplicate_member_is_refused_at_any_depth() {
         let cases = [
             (r#"{"a":1,"b":2,"a":1}"#, "/a"),
             (r#"{"a":{"b":1,"b":1}}"#, "/a/b"),
@@ -576,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_too_deeply_is_no_crash() {
+    fn deep_nesting_does_not_crash() {
         let deep = format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
         let problem = parse::<Value>(deep.as_bytes(), "").unwrap_err();
         assert_eq!(problem.slug(), "invalid-body");
@@ -585,7 +585,7 @@ mod tests {
 
     /// Provokes all type errors of serde. No message to a client may contain a Rust type.
     #[test]
-    fn no_message_names_a_type_of_rust() {
+    fn no_message_contains_a_rust_type() {
         #[derive(Debug, Default, Deserialize)]
         #[serde(default)]
         #[allow(dead_code)]
@@ -641,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_bodies_in_utf_8_are_read() {
+    fn only_uncompressed_utf_8_bodies_are_accepted() {
         let headers = |pairs: &[(&'static str, &str)]| {
             pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_str(value).unwrap())).collect()
         };

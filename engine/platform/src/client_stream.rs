@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 /// Maximum bytes of unread request data that are read after the response, and the time limit for reading them.
 pub(crate) const UNREAD_BYTES_MAX: u64 = 256 * 1024;
-pub(crate) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
+pub(crate) const UNREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Suspends the write timeout of a connection while its client sends the whole request before it reads the response.
 /// Clones belong to the same connection.
@@ -93,7 +93,7 @@ impl ReadLimit {
 pub(crate) struct ClientStream {
     /// None only during drop.
     stream: Option<TcpStream>,
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     limit: ReadLimit,
     half_duplex: HalfDuplex,
     /// How long a write may make no progress.
@@ -103,9 +103,9 @@ pub(crate) struct ClientStream {
 }
 
 impl ClientStream {
-    pub(crate) fn new(stream: TcpStream, place: OwnedSemaphorePermit, write_timeout: Duration) -> Self {
+    pub(crate) fn new(stream: TcpStream, permit: OwnedSemaphorePermit, write_timeout: Duration) -> Self {
         let (limit, half_duplex) = (ReadLimit::default(), HalfDuplex::default());
-        Self { stream: Some(stream), place: Some(place), limit, half_duplex, write_timeout, stalled: None }
+        Self { stream: Some(stream), permit: Some(permit), limit, half_duplex, write_timeout, stalled: None }
     }
 
     pub(crate) fn limit(&self) -> ReadLimit {
@@ -121,22 +121,26 @@ impl ClientStream {
     }
 
     /// Returns the result of a write, or `TimedOut` if no write has succeeded within the write timeout.
-    fn unless_stalled<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn check_write_timeout<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
         }
-        let (since, look) = self.stalled.get_or_insert_with(|| {
+        let (since, timer) = self.stalled.get_or_insert_with(|| {
             let now = Instant::now();
             (now, Box::pin(tokio::time::sleep_until(now + self.write_timeout)))
         });
         loop {
-            ready!(look.as_mut().poll(context));
+            ready!(timer.as_mut().poll(context));
             let deadline = self.half_duplex.counts_from(*since) + self.write_timeout;
             if deadline <= Instant::now() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            look.as_mut().reset(deadline);
+            timer.as_mut().reset(deadline);
         }
     }
 }
@@ -156,7 +160,7 @@ impl AsyncRead for ClientStream {
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = self.stream().poll_write(context, bytes);
-        self.unless_stalled(context, written)
+        self.check_write_timeout(context, written)
     }
 
     fn poll_write_vectored(
@@ -165,7 +169,7 @@ impl AsyncWrite for ClientStream {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = self.stream().poll_write_vectored(context, bytes);
-        self.unless_stalled(context, written)
+        self.check_write_timeout(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -186,14 +190,14 @@ impl AsyncWrite for ClientStream {
 /// response.
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let (Some(mut stream), place) = (self.stream.take(), self.place.take()) else { return };
+        let (Some(mut stream), permit) = (self.stream.take(), self.permit.take()) else { return };
         let is_read = !matches!(stream.try_read(&mut [0; 1]), Ok(1));
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if is_read {
             return;
         }
-        runtime.spawn(tokio::time::timeout(UNREAD_WITHIN, async move {
-            let _place = place;
+        runtime.spawn(tokio::time::timeout(UNREAD_TIMEOUT, async move {
+            let _permit = permit;
             stream.shutdown().await?;
             let rest = stream.take(UNREAD_BYTES_MAX);
             tokio::io::copy(&mut std::pin::pin!(rest), &mut tokio::io::sink()).await
@@ -212,8 +216,8 @@ mod tests {
     async fn connected() -> (ClientStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        let place = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
-        (ClientStream::new(accepted.unwrap().0, place, TIMEOUT), client.unwrap())
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        (ClientStream::new(accepted.unwrap().0, permit, TIMEOUT), client.unwrap())
     }
 
     /// Writes until the client's buffers are full and the write timeout has expired. Returns the elapsed time.
@@ -229,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_reads_nothing_is_given_up_unless_its_request_is_still_read() {
+    async fn a_client_that_reads_nothing_times_out_unless_a_hold_exists() {
         let (mut stream, mut client) = connected().await;
         assert!(stall(&mut stream).await >= TIMEOUT);
 

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn if_match_takes_versions_in_every_form_that_the_rfc_allows() {
+    fn if_match_accepts_versions_in_every_form_of_the_rfc() {
         let cases: [(&[&str], Option<Versions>); 10] = [
             (&[], None),
             (&["\"3\""], listed(&[3])),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn if_match_refuses_what_is_no_version() {
+    fn if_match_refuses_invalid_versions() {
         let lines = [
             "",
             "3",
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn if_none_match_compares_weakly_and_passes_over_what_it_cannot_read() {
+    fn if_none_match_compares_weakly_and_ignores_invalid_tags() {
         let cases: [(&[&str], Option<Versions>); 9] = [
             (&[], None),
             (&["\"3\""], listed(&[3])),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_included_where_it_is_named() {
+    fn a_list_of_versions_includes_only_its_versions() {
         assert!(Versions::Any.include(7));
         assert!(Versions::Listed(vec![3, 7]).include(7) && !Versions::Listed(vec![3]).include(7));
         assert_eq!(Versions::Listed(vec![3, 7]).to_string(), "3, 7");

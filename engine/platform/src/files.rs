@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owner_reads_what_is_made() {
+    fn created_files_are_readable_only_by_the_owner() {
         let scratch = tempfile::tempdir().unwrap();
         let folder = scratch.path().join("a/b");
         create_folder(&folder).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_write_a_file_once_one_wins() {
+    fn one_of_many_concurrent_writers_creates_a_file() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("key");
         let start = Barrier::new(8);

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long outcomes are cached, so that frequent probes cause at most one check of each dependency per second.
-const OUTCOMES_FOR: Duration = Duration::from_secs(1);
+const OUTCOME_CACHE_TTL: Duration = Duration::from_secs(1);
 
 /// The health state of the process. Clones share the state.
 #[derive(Clone, Default)]
@@ -129,7 +129,7 @@ impl Health {
 
     async fn outcomes(&self) -> Outcomes {
         let mut last = self.0.outcomes.lock().await;
-        if let Some((_, outcomes)) = last.as_ref().filter(|(at, _)| at.elapsed() < OUTCOMES_FOR) {
+        if let Some((_, outcomes)) = last.as_ref().filter(|(at, _)| at.elapsed() < OUTCOME_CACHE_TTL) {
             return outcomes.clone();
         }
         let checks = self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_required_check_makes_it_not_ready() {
+    async fn a_failing_optional_check_only_degrades_readiness() {
         let health = Health::new();
         health.set_started();
         health.register("store", async || Ok(()), true);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_required_and_fails_makes_it_not_ready() {
+    async fn a_failing_required_check_makes_it_not_ready() {
         let health = Health::new();
         health.set_started();
         health.register("disk", async || Err("full".to_owned()), true);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_dependencies_are_asked_once_a_second() {
+    async fn the_checks_run_at_most_once_per_second() {
         static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let health = Health::new();
         let check = async || {
@@ -235,7 +235,7 @@ mod tests {
         health.register("store", check, true);
         join_all((0..50).map(|_| probe(&health, "/health/ready"))).await;
         assert_eq!(ASKED.load(Ordering::Relaxed), 1);
-        tokio::time::sleep(OUTCOMES_FOR).await;
+        tokio::time::sleep(OUTCOME_CACHE_TTL).await;
         probe(&health, "/health/ready").await;
         assert_eq!(ASKED.load(Ordering::Relaxed), 2);
     }

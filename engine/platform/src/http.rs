@@ -36,7 +36,7 @@ use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
 use crate::body::check_encoding;
-use crate::client_stream::{ClientStream, UNREAD_BYTES_MAX, UNREAD_WITHIN};
+use crate::client_stream::{ClientStream, UNREAD_BYTES_MAX, UNREAD_TIMEOUT};
 use crate::metrics::{self, Active};
 use crate::problem::Problem;
 use crate::proxies::Proxies;
@@ -45,7 +45,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::access::{Access, AccessRecord};
 use crate::telemetry::access_log;
 use crate::telemetry::redact::redact;
-use crate::trace::{self, Open};
+use crate::trace::{self, OpenSpan};
 
 /// Timeout for the headers of a request, and for an idle connection between requests.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,11 +58,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Maximum number of refused connections that receive a 503 response at the same time, and the time limit of each
 /// response. Other refused connections are closed without a response.
-const TURNED_AWAY_MAX: usize = 64;
-const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
-const TURNED_AWAY: &str = r#"{"type":"/problems/connection-limit","title":"Too many connections","status":503,"detail":"The server has reached its connection limit. Try again shortly, or use another server."}"#;
+const REFUSED_CONNECTIONS_MAX: usize = 64;
+const REFUSED_CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECTION_LIMIT_BODY: &str = r#"{"type":"/problems/connection-limit","title":"Too many connections","status":503,"detail":"The server has reached its connection limit. Try again shortly, or use another server."}"#;
 /// Minimum time between two log lines about refused connections.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 const HEADERS_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const REJECTION_TEXT_BYTES_MAX: u64 = 4096;
@@ -72,7 +72,7 @@ const SINGLE_HEADERS: &[&str] =
     &["authorization", "content-type", "host", "idempotency-key", "last-event-id", "origin", "sec-fetch-site"];
 /// Default headers of all responses; a route may set its own values. They prevent scripts, frames, content sniffing and
 /// referrers in browsers, and forbid caching, because most responses contain personal data.
-static ANSWER_HEADERS: [(HeaderName, HeaderValue); 5] = [
+static DEFAULT_RESPONSE_HEADERS: [(HeaderName, HeaderValue); 5] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
     (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
@@ -96,8 +96,8 @@ pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, connect
         tracing::debug!(%error, "Could not set the send buffer size. The system default applies.");
     }
     let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(connections_max));
-    let mut door = Door::default();
+    let permits = Arc::new(Semaphore::new(connections_max));
+    let mut refused = RefusedConnections::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -105,12 +105,12 @@ pub async fn serve(listener: TcpListener, app: Router, proxies: Proxies, connect
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => match places.clone().try_acquire_owned() {
-                Ok(place) => {
+            Ok((stream, peer)) => match permits.clone().try_acquire_owned() {
+                Ok(permit) => {
                     let (app, proxies, token) = (app.clone(), proxies.clone(), shutdown.token.clone());
-                    connections.spawn(connection(stream, place, peer, app, proxies, token));
+                    connections.spawn(connection(stream, permit, peer, app, proxies, token));
                 }
-                Err(_) => door.turn_away(stream, connections_max),
+                Err(_) => refused.refuse(stream, connections_max),
             },
             Err(error) => accept_failed(&error).await,
         }
@@ -131,38 +131,38 @@ async fn accept_failed(error: &io::Error) {
 }
 
 /// Refuses connections beyond the limit.
-struct Door {
-    places: Arc<Semaphore>,
-    turned_away: u64,
-    said: Option<Instant>,
+struct RefusedConnections {
+    permits: Arc<Semaphore>,
+    count: u64,
+    last_logged: Option<Instant>,
 }
 
-impl Default for Door {
+impl Default for RefusedConnections {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(TURNED_AWAY_MAX)), turned_away: 0, said: None }
+        Self { permits: Arc::new(Semaphore::new(REFUSED_CONNECTIONS_MAX)), count: 0, last_logged: None }
     }
 }
 
-impl Door {
-    fn turn_away(&mut self, mut stream: TcpStream, connections_max: usize) {
-        self.turned_away += 1;
-        metrics::turned_away();
-        if self.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+impl RefusedConnections {
+    fn refuse(&mut self, mut stream: TcpStream, connections_max: usize) {
+        self.count += 1;
+        metrics::count_refused_connection();
+        if self.last_logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             tracing::warn!(
                 connections_max,
-                turned_away = self.turned_away,
+                turned_away = self.count,
                 "Refused connections: the connection limit is reached."
             );
-            (self.said, self.turned_away) = (Some(Instant::now()), 0);
+            (self.last_logged, self.count) = (Some(Instant::now()), 0);
         }
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             tokio::spawn(async move {
                 let answer = format!(
                     "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-                     cache-control: no-store\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{TURNED_AWAY}",
-                    TURNED_AWAY.len()
+                     cache-control: no-store\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{CONNECTION_LIMIT_BODY}",
+                    CONNECTION_LIMIT_BODY.len()
                 );
-                let told = async {
+                let response = async {
                     stream.write_all(answer.as_bytes()).await?;
                     stream.shutdown().await?;
                     // If the connection closed with unread data, it would be reset and the client would lose the
@@ -170,8 +170,8 @@ impl Door {
                     while stream.read(&mut [0; 1024]).await? > 0 {}
                     Ok::<_, io::Error>(())
                 };
-                let _ = tokio::time::timeout(TURNED_AWAY_WITHIN, told).await;
-                drop(place);
+                let _ = tokio::time::timeout(REFUSED_CONNECTION_TIMEOUT, response).await;
+                drop(permit);
             });
         }
     }
@@ -179,7 +179,7 @@ impl Door {
 
 async fn connection(
     stream: TcpStream,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     peer: SocketAddr,
     app: Router,
     proxies: Proxies,
@@ -187,7 +187,7 @@ async fn connection(
 ) {
     // Otherwise small responses wait for the client's delayed ACK. Setting it fails only on a closed socket.
     let _ = stream.set_nodelay(true);
-    let stream = ClientStream::new(stream, place, WRITE_TIMEOUT);
+    let stream = ClientStream::new(stream, permit, WRITE_TIMEOUT);
     let (half_duplex, limit) = (stream.half_duplex(), stream.limit());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         let client = proxies.client(request.headers(), peer);
@@ -228,7 +228,7 @@ async fn connection(
 /// - a 500 problem for a panic,
 /// - problems for requests that axum itself refuses (unknown route or method, malformed path),
 /// - a body limit of 1 MiB, which a route may change with its own `DefaultBodyLimit`,
-/// - the headers of [`ANSWER_HEADERS`], unless the route sets its own values,
+/// - the headers of [`DEFAULT_RESPONSE_HEADERS`], unless the route sets its own values,
 /// - the refusal of requests with ambiguous headers or an encoded body, before a handler runs.
 ///
 /// `not_found_hint` is empty, or a sentence with a leading space that names the role which serves other paths. It is
@@ -241,7 +241,7 @@ pub fn harden(router: Router, not_found_hint: &'static str, cors: Option<CorsLay
     router
         .fallback(async move |uri: Uri| no_route(&uri, not_found_hint))
         .method_not_allowed_fallback(async move || no_method(not_found_hint))
-        .layer(from_fn(screen))
+        .layer(from_fn(refuse_invalid))
         // Outside of the fallback for unknown methods: no route handles OPTIONS, so a preflight would end there.
         .layer(option_layer(cors))
         .layer(from_fn(guard))
@@ -274,7 +274,7 @@ async fn guard(request: Request, next: Next) -> Response {
     let span = trace::server(|| format!("{method} {name}"), headers);
     let context = Context::new(headers, span.context());
     let id = context.id().clone();
-    span.describe(|| {
+    span.set_attributes(|| {
         vec![
             KeyValue::new("http.request.method", method.to_string()),
             KeyValue::new("http.route", name.to_owned()),
@@ -283,29 +283,29 @@ async fn guard(request: Request, next: Next) -> Response {
         ]
     });
     let access = access_log().and_then(|log| Some((log, log.begin(&request)?)));
-    let answering = Answering { active: Active::begin(method), route, span, access, is_answered: false };
+    let pending = PendingResponse { active: Active::begin(method), route, span, access, is_answered: false };
     let mut response = context
         .scope(async {
-            let answering = answering;
+            let pending = pending;
             let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                 Ok(response) => as_problem(response).await,
                 // The panic hook has logged the panic.
                 Err(_) => Problem::internal().into_response(),
             };
-            answering.end(&response);
+            pending.end(&response);
             response
         })
         .await;
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);
-    for (name, value) in &ANSWER_HEADERS {
+    for (name, value) in &DEFAULT_RESPONSE_HEADERS {
         headers.entry(name).or_insert_with(|| value.clone());
     }
     response
 }
 
 /// Refuses invalid requests. Runs inside the CORS layer, so that a page can read the refusal.
-async fn screen(request: Request, next: Next) -> Response {
+async fn refuse_invalid(request: Request, next: Next) -> Response {
     match check(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -345,39 +345,39 @@ fn check(request: &Request) -> Result<(), Problem> {
 
 /// A request that waits for its response. If it is dropped without a response (the client disconnected, or the drain
 /// timeout expired), it is counted and logged with status 499, as in nginx.
-struct Answering {
+struct PendingResponse {
     active: Active,
     route: Option<MatchedPath>,
-    span: Open,
+    span: OpenSpan,
     access: Option<(&'static Access, AccessRecord)>,
     is_answered: bool,
 }
 
-impl Answering {
+impl PendingResponse {
     fn end(mut self, response: &Response) {
         self.is_answered = true;
-        self.tell(response);
+        self.record(response);
     }
 
-    fn tell(&self, response: &Response) {
+    fn record(&self, response: &Response) {
         if let Some((log, asked)) = &self.access {
             log.end(asked, response);
         }
         self.active.end(self.route.as_ref().map(MatchedPath::as_str), response);
         let status = response.status();
-        self.span.describe(|| vec![KeyValue::new("http.response.status_code", i64::from(status.as_u16()))]);
+        self.span.set_attributes(|| vec![KeyValue::new("http.response.status_code", i64::from(status.as_u16()))]);
         if status.is_server_error() {
             self.span.failed(status.canonical_reason().unwrap_or_default());
         }
     }
 }
 
-impl Drop for Answering {
+impl Drop for PendingResponse {
     fn drop(&mut self) {
         if !self.is_answered {
-            let mut nobody_to_answer = Response::default();
-            *nobody_to_answer.status_mut() = StatusCode::from_u16(499).expect("a status has three digits");
-            self.tell(&nobody_to_answer);
+            let mut no_response = Response::default();
+            *no_response.status_mut() = StatusCode::from_u16(499).expect("a status has three digits");
+            self.record(&no_response);
         }
     }
 }
@@ -447,7 +447,7 @@ impl Drop for ReadToEnd {
         let small = body.size_hint().exact().is_some_and(|left| left <= UNREAD_BYTES_MAX);
         if small && !body.is_end_stream() {
             tokio::spawn(tokio::time::timeout(
-                UNREAD_WITHIN,
+                UNREAD_TIMEOUT,
                 async move { while let Some(Ok(_)) = body.frame().await {} },
             ));
         }
@@ -541,14 +541,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_answer_carries_the_request_id_and_guards() {
+    async fn every_response_has_the_request_id_and_security_headers() {
         let server = start().await;
         let (head, body) = ask(server.address, "GET /", b"").await;
         assert!(head.starts_with("http/1.1 200") && head.contains("x-request-id: r-1"), "{head}");
         assert_eq!(body, "127.0.0.1");
         for path in ["/", "/nowhere", "/panic", "/own"] {
             let (head, _) = ask(server.address, &format!("GET {path}"), b"").await;
-            for (name, value) in &ANSWER_HEADERS {
+            for (name, value) in &DEFAULT_RESPONSE_HEADERS {
                 let value = value.to_str().unwrap().to_lowercase();
                 let own = path == "/own" && name == CACHE_CONTROL;
                 let value = if own { "max-age=60" } else { &value };
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_axum_refuses_is_a_problem() {
+    async fn refusals_of_axum_are_problems() {
         let server = start().await;
         let (_, body) = problem(server.address, "GET /nowhere").await;
         assert_eq!((&body["status"], &body["type"]), (&Value::from(404), &Value::from("/problems/not-found")));
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_a_500_and_the_server_goes_on() {
+    async fn a_panic_is_a_500_and_the_server_keeps_serving() {
         let server = start().await;
         let (_, body) = problem(server.address, "GET /panic").await;
         assert_eq!((&body["status"], &body["type"]), (&Value::from(500), &Value::from("/problems/internal-error")));
@@ -659,7 +659,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_beyond_the_limit_are_told_and_places_come_back() {
+    async fn connections_beyond_the_limit_get_503_and_permits_are_returned() {
         let server = start_with(2).await;
         let address = server.address;
         // An upgraded connection counts towards the limit.
@@ -691,7 +691,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shutdown_lets_requests_finish_and_takes_no_new_ones() {
+    async fn a_shutdown_finishes_requests_and_accepts_no_new_ones() {
         let server = start().await;
         let address = server.address;
         // An idle connection must not delay the shutdown.

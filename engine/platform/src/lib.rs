@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod body;
+mod body_memory;
 pub mod client_stream;
 pub mod conditional;
 pub mod files;
@@ -15,7 +16,6 @@ pub mod limits;
 pub mod metrics;
 pub mod problem;
 pub mod proxies;
-mod receiving;
 pub mod request_id;
 pub mod shutdown;
 pub mod telemetry;

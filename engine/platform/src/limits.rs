@@ -29,7 +29,7 @@ const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const SWEEP_INTERVAL_SECONDS: u64 = 10;
 /// Divisor for the part of the burst that command streams leave to single requests: a quarter.
-const LEFT_TO_REQUESTS: u32 = 4;
+const RESERVED_BURST_DIVISOR: u32 = 4;
 
 /// Settings of the rate limits. Each command of `POST /v1/commands` counts as a request. A caller is identified by the
 /// token's subject or, without a valid token, by the client's address; addresses have the customers' rate.
@@ -114,9 +114,9 @@ impl Limiter {
     }
 
     /// Returns the pace of a principal whose request contains many commands. Each command costs as much as a request.
-    pub fn pace(&self, principal: &Principal) -> Pace {
+    pub fn pace(&self, principal: &Principal) -> CommandPacer {
         let key = self.0.hasher.hash_one(("subject", &principal.subject));
-        Pace { limiter: self.clone(), is_staff: principal.is_staff(), key }
+        CommandPacer { limiter: self.clone(), is_staff: principal.is_staff(), key }
     }
 
     /// Removes the callers whose bucket is full again, at most every 10 seconds. Visiting all buckets may take long, so
@@ -138,13 +138,13 @@ impl Limiter {
 }
 
 /// Charges the commands of a stream to the rate of one principal.
-pub struct Pace {
+pub struct CommandPacer {
     limiter: Limiter,
     is_staff: bool,
     key: u64,
 }
 
-impl Pace {
+impl CommandPacer {
     /// Waits until the rate allows one more command and charges it. A quarter of the burst is left to single requests
     /// of the same principal.
     pub async fn take(&self) {
@@ -156,7 +156,7 @@ impl Pace {
             match rate.check(self.key) {
                 Err(wait) => tokio::time::sleep(wait).await,
                 Ok(left) => {
-                    let lacking = (rate.burst / LEFT_TO_REQUESTS).saturating_sub(left);
+                    let lacking = (rate.burst / RESERVED_BURST_DIVISOR).saturating_sub(left);
                     if lacking > 0 {
                         tokio::time::sleep(Duration::from_secs_f64(f64::from(lacking) / f64::from(rate.per_second)))
                             .await;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_customer_is_held_to_the_rate_and_nobody_else_is() {
+    async fn a_customer_beyond_the_rate_gets_429_and_others_do_not() {
         let (_, app) = app(1, 0, 2);
         let customer = Some(("c-1", Role::Customer));
         let first = ask(&app, customer, "127.0.0.1").await;
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_can_ask_what_is_left() {
+    async fn a_caller_can_query_its_remaining_requests() {
         let settings = Settings { rate_per_second_customer: 1, rate_per_second_staff: 0, rate_burst: 3 };
         let limiter = Limiter::new(&settings, authenticator());
         let app = limiter.limit(router::<Authenticator>().with_state(authenticator()).split_for_parts().0);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_of_commands_is_held_to_the_rate_and_leaves_room_for_requests() {
+    async fn bulk_commands_are_rate_limited_and_leave_room_for_requests() {
         let (limiter, app) = app(200, 0, 40);
         let token = authenticator().sign("c-1", Role::Customer, Duration::from_secs(60)).unwrap();
         let pace = limiter.pace(&authenticator().verify(&token).unwrap());
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_token_the_address_counts() {
+    async fn requests_without_a_token_are_limited_by_address() {
         let (_, app) = app(1, 0, 1);
         assert_eq!(ask(&app, None, "10.0.0.1").await.status(), 200);
         assert_eq!(ask(&app, None, "::ffff:10.0.0.1").await.status(), 429);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn zero_is_no_limit() {
+    async fn zero_disables_the_limit() {
         let (_, app) = app(0, 0, 0);
         for _ in 0..5 {
             assert!(!ask(&app, None, "10.0.0.1").await.headers().contains_key(RATE_LIMIT));
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn callers_are_forgotten_once_their_bucket_is_full() {
+    async fn callers_with_a_full_bucket_are_removed() {
         let (limiter, app) = app(1000, 0, 1);
         ask(&app, None, "10.0.0.1").await;
         let buckets = &limiter.0.customer.as_ref().unwrap().buckets;

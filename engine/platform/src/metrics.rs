@@ -37,7 +37,7 @@ static ACTIVE: AtomicI64 = AtomicI64::new(0);
 // Set by `start`, not lazily: the meter provider logs while it is being installed, and a log line must not access the
 // provider at that moment.
 static OTLP_FAILURES: OnceLock<Counter<u64>> = OnceLock::new();
-static TURNED_AWAY: OnceLock<Counter<u64>> = OnceLock::new();
+static REFUSED_CONNECTIONS: OnceLock<Counter<u64>> = OnceLock::new();
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
 /// Starts metrics for `/metrics` and, with a `sender`, for OTLP. Returns `None` if metrics have been started before or
@@ -68,14 +68,14 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
     };
     let failures = "Batches of traces, logs or metrics that could not be sent to the OTLP receiver.";
     let _ = OTLP_FAILURES.set(from_zero("docket.otlp.failures", failures));
-    let _ =
-        TURNED_AWAY.set(from_zero("docket.http.turned_away", "Connections refused because of the connection limit."));
+    let _ = REFUSED_CONNECTIONS
+        .set(from_zero("docket.http.turned_away", "Connections refused because of the connection limit."));
     Some(provider)
 }
 
 /// Counts a connection that was refused because the connection limit was reached.
-pub(crate) fn turned_away() {
-    if let Some(counter) = TURNED_AWAY.get() {
+pub(crate) fn count_refused_connection() {
+    if let Some(counter) = REFUSED_CONNECTIONS.get() {
         counter.add(1, &[]);
     }
 }
@@ -113,7 +113,7 @@ impl Active {
     pub(crate) fn end(&self, route: Option<&str>, response: &Response) {
         let streams = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
         let status = response.status();
-        if streams || status == StatusCode::SWITCHING_PROTOCOLS || request_id::waits() {
+        if streams || status == StatusCode::SWITCHING_PROTOCOLS || request_id::is_long_poll() {
             return;
         }
         let attributes = [

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_is_exactly_this() {
+    async fn a_problem_is_serialized_with_all_its_members() {
         let problem = Problem::new(StatusCode::CONFLICT, "price-mismatch", "Price mismatch")
             .detail("the price of A is 2.55")
             .error("/items/0/unit_price", "must be \"2.55\"")

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn only_known_proxies_are_believed() {
+    fn only_known_proxies_are_trusted() {
         assert_eq!(client("", "10.0.0.1", &["1.1.1.1"]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", "10.0.0.2", &["1.1.1.1"]), "10.0.0.2");
         assert_eq!(client("10.0.0.1", "10.0.0.1", &["1.1.1.1"]), "1.1.1.1");
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_cannot_invent_its_address() {
+    fn a_client_cannot_forge_its_address() {
         assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["9.9.9.9, 1.1.1.1, 10.0.0.2"]), "1.1.1.1");
         assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["9.9.9.9", "1.1.1.1"]), "1.1.1.1");
         assert_eq!(client("10.0.0.0/8", "10.0.0.1", &["1.1.1.1, unknown"]), "10.0.0.1");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused() {
+    fn an_invalid_network_is_refused() {
         for text in ["nginx", "10.0.0.0/40", "10.0.0.1:80"] {
             assert!(Proxies::parse(text).unwrap_err().contains(text), "{text}");
         }

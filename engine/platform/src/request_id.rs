@@ -24,14 +24,14 @@ tokio::task_local! {
 pub struct Context {
     id: HeaderValue,
     trace: Option<Trace>,
-    told: Arc<Annotations>,
+    annotations: Arc<Annotations>,
 }
 
 /// Values that handlers add while they process the request.
 #[derive(Default)]
 struct Annotations {
     user: OnceLock<String>,
-    waits: AtomicBool,
+    long_poll: AtomicBool,
 }
 
 impl Context {
@@ -41,9 +41,9 @@ impl Context {
     pub fn new(headers: &HeaderMap, trace: Option<&Trace>) -> Self {
         let mut ids = headers.get_all(X_REQUEST_ID).iter();
         let id = ids.next().filter(|id| is_request_id(id.as_bytes()) && ids.next().is_none()).cloned();
-        let given = || headers.contains_key("traceparent").then(|| trace::of_headers(headers)).flatten();
+        let given = || headers.contains_key("traceparent").then(|| trace::context_from_headers(headers)).flatten();
         let trace = trace.cloned().or_else(given);
-        Self { id: id.unwrap_or_else(make), trace, told: Arc::default() }
+        Self { id: id.unwrap_or_else(new_request_id), trace, annotations: Arc::default() }
     }
 
     /// Returns the id, as a value for the response header.
@@ -74,22 +74,22 @@ pub fn current_traceparent() -> Option<String> {
 
 /// Returns the subject of the authenticated principal; `None` before authentication.
 pub fn current_user() -> Option<String> {
-    CURRENT.try_with(|context| context.told.user.get().cloned()).ok().flatten()
+    CURRENT.try_with(|context| context.annotations.user.get().cloned()).ok().flatten()
 }
 
 /// Sets the subject of the principal, for the access log.
 pub fn set_user(subject: &str) {
-    let _ = CURRENT.try_with(|context| drop(context.told.user.set(subject.to_owned())));
+    let _ = CURRENT.try_with(|context| drop(context.annotations.user.set(subject.to_owned())));
 }
 
 /// Marks the request as waiting on purpose (a long poll), so that its duration is not counted as the server's latency.
-pub fn set_waits() {
-    let _ = CURRENT.try_with(|context| context.told.waits.store(true, Relaxed));
+pub fn mark_long_poll() {
+    let _ = CURRENT.try_with(|context| context.annotations.long_poll.store(true, Relaxed));
 }
 
-/// Whether [`set_waits`] was called for the current request.
-pub(crate) fn waits() -> bool {
-    CURRENT.try_with(|context| context.told.waits.load(Relaxed)).unwrap_or(false)
+/// Whether [`mark_long_poll`] was called for the current request.
+pub(crate) fn is_long_poll() -> bool {
+    CURRENT.try_with(|context| context.annotations.long_poll.load(Relaxed)).unwrap_or(false)
 }
 
 /// Wraps a future in the context of the current request. Use it for futures that are spawned or polled elsewhere, such
@@ -108,7 +108,7 @@ fn text(value: &HeaderValue) -> &str {
     value.to_str().expect("the checks above accept only ASCII")
 }
 
-fn make() -> HeaderValue {
+fn new_request_id() -> HeaderValue {
     let mut buffer = Uuid::encode_buffer();
     let id = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
     HeaderValue::from_str(id).expect("a UUID is ASCII")
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_id_is_taken() {
+    fn a_valid_id_is_accepted() {
         for id in ["a", "A-z_0.9", &"x".repeat(128)] {
             assert_eq!(context(X_REQUEST_ID, id).id(), id);
         }
     }
 
     #[test]
-    fn a_bad_or_missing_id_is_made() {
+    fn an_invalid_or_missing_id_is_replaced() {
         for id in ["", "a b", "a/b", "\"a\"", &"x".repeat(129)] {
             let made = context(X_REQUEST_ID, id);
             assert_eq!(Uuid::try_parse(text(made.id())).unwrap().get_version_num(), 7, "{id}");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_identity_reaches_the_task_and_what_it_spawns() {
+    async fn the_identity_can_be_carried_into_spawned_tasks() {
         assert_eq!(current(), None);
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut context = context("traceparent".parse().unwrap(), parent);

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn waits_for_the_tasks_that_end() {
+    async fn a_shutdown_waits_for_its_tasks() {
         let shutdown = Shutdown::new();
         let token = shutdown.token.clone();
         shutdown.tracker.spawn(async move { token.cancelled().await });
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gives_up_at_the_deadline() {
+    async fn a_shutdown_stops_waiting_at_the_deadline() {
         let shutdown = Shutdown::new();
         shutdown.tracker.spawn(std::future::pending::<()>());
         shutdown.token.cancel();

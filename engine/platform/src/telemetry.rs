@@ -27,7 +27,7 @@ use crate::telemetry::settings::{Environment, Format, Settings};
 use crate::telemetry::sink::{Sink, Target};
 
 /// The crates to which the level `debug` applies. Debug lines of libraries would be too many.
-const OWN: &[&str] = &[
+const DOCKET_CRATES: &[&str] = &[
     "command_engine",
     "docket",
     "domain",
@@ -45,7 +45,7 @@ const OWN: &[&str] = &[
 ];
 
 /// Filter directives for libraries that log too much at level `info`.
-const NOISY: &str = ",opentelemetry=warn,sqlx::postgres::notice=warn,async_nats=warn";
+const LIBRARY_DIRECTIVES: &str = ",opentelemetry=warn,sqlx::postgres::notice=warn,async_nats=warn";
 
 /// Errors of starting or changing logging.
 #[derive(Debug, thiserror::Error)]
@@ -115,13 +115,13 @@ impl Settings {
             ("auto", _) => "http",
             (level, _) => level,
         };
-        let own = |level| OWN.iter().map(|own| format!(",{own}={level}")).collect::<String>();
+        let own = |level| DOCKET_CRATES.iter().map(|own| format!(",{own}={level}")).collect::<String>();
         // The levels `error`, `warn` and `info` disable the access log, whose target is `http`.
         let base = match level {
             "error" | "warn" => format!("{level},http=off"),
-            "info" => format!("info{NOISY},http=off"),
-            "http" => format!("info{NOISY}"),
-            "debug" => format!("info{NOISY}{}", own("debug")),
+            "info" => format!("info{LIBRARY_DIRECTIVES},http=off"),
+            "http" => format!("info{LIBRARY_DIRECTIVES}"),
+            "debug" => format!("info{LIBRARY_DIRECTIVES}{}", own("debug")),
             // Below level `info` the NATS client logs the password of its URL.
             "trace" => "trace,async_nats=info".to_owned(),
             _ => return Err(Error::Level(self.log_level.clone())),
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn unusable_settings_are_named_in_the_error() {
         let bad = |change: fn(&mut Settings)| {
             let mut settings = Settings::default();
             change(&mut settings);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_means_as_much_as_operators_expect() {
+    fn log_levels_select_the_expected_targets() {
         let of = |level: &str, filter: &str| {
             let settings = Settings { log_level: level.into(), log_filter: filter.into(), ..Settings::default() };
             settings.filter().unwrap().to_string()
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_refuse_what_they_do_not_know() {
+    fn unknown_settings_are_refused() {
         let settings: Settings = serde_json::from_str(r#"{"log_format":"json","environment":"staging"}"#).unwrap();
         assert_eq!((settings.log_format, settings.environment), (Format::Json, Environment::Staging));
         assert!(serde_json::from_str::<Settings>(r#"{"log_colour":"red"}"#).is_err());

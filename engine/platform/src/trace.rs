@@ -24,9 +24,9 @@ pub fn is_enabled() -> bool {
 }
 
 /// An open span, or none if the span is not recorded. The span ends when the value is dropped.
-pub struct Open(Option<Context>);
+pub struct OpenSpan(Option<Context>);
 
-impl Open {
+impl OpenSpan {
     /// No span.
     pub const NONE: Self = Self(None);
 
@@ -41,7 +41,7 @@ impl Open {
     }
 
     /// Adds attributes. `attributes` is called only if the span is recorded.
-    pub fn describe(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
+    pub fn set_attributes(&self, attributes: impl FnOnce() -> Vec<KeyValue>) {
         if let Some(context) = self.recorded() {
             context.span().set_attributes(attributes());
         }
@@ -59,7 +59,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenSpan {
     fn drop(&mut self) {
         if let Some(context) = &self.0 {
             context.span().end();
@@ -68,19 +68,19 @@ impl Drop for Open {
 }
 
 /// Starts the span of a request, in the trace that the request headers name.
-pub(crate) fn server(name: impl FnOnce() -> String, headers: &HeaderMap) -> Open {
+pub(crate) fn server(name: impl FnOnce() -> String, headers: &HeaderMap) -> OpenSpan {
     if !is_enabled() {
-        return Open::NONE;
+        return OpenSpan::NONE;
     }
-    let parent = of_headers(headers).unwrap_or_default();
-    Open(Some(begin(SpanBuilder::from_name(name()).with_kind(SpanKind::Server), &parent)))
+    let parent = context_from_headers(headers).unwrap_or_default();
+    OpenSpan(Some(begin(SpanBuilder::from_name(name()).with_kind(SpanKind::Server), &parent)))
 }
 
 /// Starts a child span. Returns no span if the parent is not sampled.
-pub fn child(name: &'static str, kind: SpanKind, parent: Option<&Context>) -> Open {
+pub fn child(name: &'static str, kind: SpanKind, parent: Option<&Context>) -> OpenSpan {
     match parent.filter(|parent| parent.span().span_context().is_sampled()) {
-        Some(parent) => Open(Some(begin(SpanBuilder::from_name(name).with_kind(kind), parent))),
-        None => Open::NONE,
+        Some(parent) => OpenSpan(Some(begin(SpanBuilder::from_name(name).with_kind(kind), parent))),
+        None => OpenSpan::NONE,
     }
 }
 
@@ -89,13 +89,13 @@ fn begin(builder: SpanBuilder, parent: &Context) -> Context {
 }
 
 /// Returns the caller's trace context from the W3C headers of a request; `None` if they are missing or invalid.
-pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Context> {
+pub(crate) fn context_from_headers(headers: &HeaderMap) -> Option<Context> {
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
     context.span().span_context().is_valid().then_some(context)
 }
 
 /// Returns the `traceparent` of a span if it is sampled or came from another process.
-pub fn worth_keeping(context: &Context) -> Option<String> {
+pub fn propagated_traceparent(context: &Context) -> Option<String> {
     let span = context.span();
     let span = span.span_context();
     (span.is_sampled() || span.is_remote()).then(|| traceparent(span))
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_trace_parent_is_read_and_written() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(traceparent(of_headers(&headers(good)).unwrap().span().span_context()), good);
+        assert_eq!(traceparent(context_from_headers(&headers(good)).unwrap().span().span_context()), good);
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
@@ -126,12 +126,12 @@ mod tests {
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00_0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ] {
-            assert!(of_headers(&headers(bad)).is_none(), "{bad}");
+            assert!(context_from_headers(&headers(bad)).is_none(), "{bad}");
         }
     }
 
     #[test]
-    fn without_a_receiver_there_are_no_spans() {
+    fn without_a_collector_there_are_no_spans() {
         assert!(server(|| "GET /".into(), &headers("x")).context().is_none());
         assert!(child("decide", SpanKind::Internal, None).traceparent().is_none());
     }

@@ -43,7 +43,7 @@ pub type Rows = (&'static Table, Vec<Vec<Value>>);
 
 /// Which parts of a batch a projection needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Folds {
+pub struct Needs {
     /// Whether it needs the states of the aggregates before and after the batch.
     pub state: bool,
     /// Whether it needs the decoded events.

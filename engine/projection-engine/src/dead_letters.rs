@@ -79,7 +79,7 @@ pub(crate) async fn rows(tx: &mut Tx) -> Result<Vec<Row>, Error> {
 
 /// Removes dead letters of events that this log does not contain, because the log was restored or replaced. Returns the
 /// remaining rows.
-pub(crate) async fn of_this_log(tx: &mut Tx, store: &Store) -> Result<Vec<Row>, Error> {
+pub(crate) async fn remove_foreign(tx: &mut Tx, store: &Store) -> Result<Vec<Row>, Error> {
     let mut own = Vec::new();
     for row in rows(tx).await? {
         let there = store.read_stored(row.position - 1, 1).await?;
@@ -171,7 +171,7 @@ pub(crate) async fn settle(tx: &mut Tx, row: &Row) -> Result<(), Error> {
 
 /// Removes the row of a decision whose event failed again. The caller then parks the event again, for every group if
 /// possible.
-pub(crate) async fn give_up(tx: &mut Tx, row: &Row) -> Result<(), Error> {
+pub(crate) async fn remove_decision(tx: &mut Tx, row: &Row) -> Result<(), Error> {
     let sql = "delete from dead_letters where group_name = $1 and position = $2";
     tx.execute(sql, vec![row.group_name.clone().into(), row.position.into()]).await.map(drop)
 }
@@ -275,7 +275,7 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
     let open: Vec<_> = known.iter().filter(|row| row.state != "discarded").collect();
     for row in &open {
         match row.group_name.as_str() {
-            EVERY_GROUP => ask_every_group(&mut tx, row, decision).await?,
+            EVERY_GROUP => copy_decision_to_groups(&mut tx, row, decision).await?,
             group => {
                 let sql = "update dead_letters set state = $1 where group_name = $2 and position = $3";
                 tx.execute(sql, vec![decision.state().into(), group.into(), position.into()]).await?;
@@ -304,11 +304,11 @@ pub async fn decide(store: &Store, registry: &Registry, position: i64, decision:
 }
 
 /// Copies decisions that an older release wrote into rows for every group into one row per group.
-pub(crate) async fn ask_every_group_again(tx: &mut Tx) -> Result<(), Error> {
+pub(crate) async fn copy_old_decisions(tx: &mut Tx) -> Result<(), Error> {
     for row in rows(tx).await?.iter().filter(|row| row.group_name == EVERY_GROUP) {
         match row.state.as_str() {
-            "retry" => ask_every_group(tx, row, Decision::Retry).await?,
-            "discard" => ask_every_group(tx, row, Decision::Discard).await?,
+            "retry" => copy_decision_to_groups(tx, row, Decision::Retry).await?,
+            "discard" => copy_decision_to_groups(tx, row, Decision::Discard).await?,
             _ => {}
         }
     }
@@ -316,7 +316,7 @@ pub(crate) async fn ask_every_group_again(tx: &mut Tx) -> Result<(), Error> {
 }
 
 /// Whether an older release has written a decision into a row for every group.
-pub(crate) fn asks_every_group(rows: &[Row]) -> bool {
+pub(crate) fn has_old_decisions(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.group_name == EVERY_GROUP && (row.state == "retry" || row.state == "discard"))
 }
 
@@ -329,7 +329,7 @@ pub(crate) fn other_positions(rows: &[Row], group: &str, one: &Row) -> Vec<i64> 
 
 /// Copies a row for every group, with the decision, into one row for each group that has checkpoints, including groups
 /// of other programs. A retry deletes the original row; a discard marks it as discarded.
-async fn ask_every_group(tx: &mut Tx, row: &Row, decision: Decision) -> Result<(), Error> {
+async fn copy_decision_to_groups(tx: &mut Tx, row: &Row, decision: Decision) -> Result<(), Error> {
     let sql = "insert into dead_letters
                    (group_name, position, aggregate_type, aggregate_id, sequence, event_type, reason, attempts, parked_at,
                     state, event)

@@ -62,7 +62,7 @@ pub enum Error {
     #[error(
         "stream {stream} is parked at event {position} until a projector carries out the decision about it: start a projector (`docket dev` or `docket serve`), or wait a second and try again"
     )]
-    Waits {
+    DecisionPending {
         /// The parked stream.
         stream: StreamId,
         /// Position of the event that the decision is about.

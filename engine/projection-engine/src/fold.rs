@@ -15,20 +15,20 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder};
 use rayon::prelude::*;
 
-use crate::change::{AnyChanges, Change, Changes, Decoded, Folds};
+use crate::change::{AnyChanges, Change, Changes, Decoded, Needs};
 use crate::error::panic_text;
 use crate::exclusions::Exclusions;
 use crate::state::{BYTES_PER_AGGREGATE, ByWeight, FoldError, Versioned, occurred_at};
 
 /// Least number of events that are folded on several cores. The batches of the pump are smaller.
-const MANY: usize = 4_000;
+const PARALLEL_EVENTS_MIN: usize = 4_000;
 /// Maximum number of streams that one query reads as a whole.
-const READ_AT_ONCE: usize = 500;
+const STREAMS_PER_QUERY_MAX: usize = 500;
 /// Maximum number of events that one query reads, unless a single stream is longer.
-const READ_EVENTS_MAX: i64 = 10_000;
+const EVENTS_PER_QUERY_MAX: i64 = 10_000;
 /// Share of the cache that is kept for frequently used aggregates. The default share is too large here: the events of
 /// an aggregate usually arrive within a short time, and then no more events arrive.
-const OFTEN: f64 = 0.5;
+const HOT_SHARE: f64 = 0.5;
 
 /// The result of folding a batch.
 pub struct Folded {
@@ -62,13 +62,13 @@ pub trait AnyFold: Send + Sync {
 
     /// Folds the events of one stream and returns the changes from `position` on. When states are folded, `events` is
     /// the whole stream.
-    fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
+    fn fold_since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial;
 
     /// Folds whole streams up to `position` and returns one change without a `before` for each aggregate.
     ///
     /// # Errors
     /// The first event that cannot be folded.
-    fn whole(
+    fn fold_whole(
         &self,
         events: &[RecordedEvent],
         position: i64,
@@ -84,25 +84,25 @@ pub trait AnyFold: Send + Sync {
 
 pub(crate) struct AggregateFold<A: Aggregate> {
     store: Store,
-    folds: Folds,
+    needs: Needs,
     /// Aggregates after their last batch. The cache is only an optimization: an entry whose version is not the one
     /// before the next event is ignored, and the aggregate is folded from the log.
     cache: Cache<CompactString, Arc<Versioned<A>>, ByWeight>,
 }
 
 /// The result of folding one stream: its change and its decoded events.
-type OfStream<A> = (Option<Change<A>>, Vec<Decoded<A>>);
+type FoldedStream<A> = (Option<Change<A>>, Vec<Decoded<A>>);
 
 impl<A: Aggregate> AggregateFold<A> {
-    pub(crate) fn new(store: Store, folds: Folds, aggregates_max: usize) -> Self {
-        Self { store, folds, cache: recent(aggregates_max) }
+    pub(crate) fn new(store: Store, needs: Needs, aggregates_max: usize) -> Self {
+        Self { store, needs, cache: recency_cache(aggregates_max) }
     }
 
     async fn streams(
         &self,
         events: &[RecordedEvent],
         exclusions: &Exclusions,
-    ) -> Result<Vec<Result<OfStream<A>, FoldError>>, StoreError> {
+    ) -> Result<Vec<Result<FoldedStream<A>, FoldError>>, StoreError> {
         let mut streams: HashMap<&str, Vec<&RecordedEvent>> = HashMap::new();
         let mut arrival = Vec::new();
         for event in events.iter().filter(|event| event.aggregate_type == A::TYPE && !exclusions.parks(event)) {
@@ -113,15 +113,15 @@ impl<A: Aggregate> AggregateFold<A> {
             stream.push(event);
         }
         let Some(first) = events.first().filter(|_| !arrival.is_empty()) else { return Ok(Vec::new()) };
-        let before = match self.folds.state {
+        let before = match self.needs.state {
             true => self.before(&arrival, &streams, first.position, exclusions).await?,
             false => HashMap::new(),
         };
-        let one = |id: &&str| match self.folds.state {
+        let one = |id: &&str| match self.needs.state {
             true => self.state(before.get(id).cloned(), &streams[id], exclusions),
             false => self.events(&streams[id], exclusions),
         };
-        Ok(match events.len() < MANY {
+        Ok(match events.len() < PARALLEL_EVENTS_MIN {
             true => arrival.iter().map(one).collect(),
             // Aggregates are independent, so several cores fold them in parallel.
             false => arrival.par_iter().map(one).collect(),
@@ -133,18 +133,18 @@ impl<A: Aggregate> AggregateFold<A> {
         before: Option<Result<Arc<Versioned<A>>, FoldError>>,
         events: &[&RecordedEvent],
         exclusions: &Exclusions,
-    ) -> Result<OfStream<A>, FoldError> {
+    ) -> Result<FoldedStream<A>, FoldError> {
         let before = before.transpose()?;
         let mut after = before.as_deref().cloned().unwrap_or_default();
         let mut decoded = Vec::new();
         for event in events {
             let applied = apply(&mut after, event, exclusions)?;
-            decoded.extend(applied.filter(|_| self.folds.events).map(|applied| decode(event, applied)));
+            decoded.extend(applied.filter(|_| self.needs.events).map(|applied| decode(event, applied)));
         }
         Ok((Change::of(before, Arc::new(after)), decoded))
     }
 
-    fn events(&self, events: &[&RecordedEvent], exclusions: &Exclusions) -> Result<OfStream<A>, FoldError> {
+    fn events(&self, events: &[&RecordedEvent], exclusions: &Exclusions) -> Result<FoldedStream<A>, FoldError> {
         let own = events.iter().filter(|event| !exclusions.discards(event));
         let decoded = own.map(|event| match serde_json::from_str(&event.payload) {
             Ok(payload) => Ok(decode(event, payload)),
@@ -182,9 +182,9 @@ impl<A: Aggregate> AggregateFold<A> {
         let mut rest = &ids[..];
         while !rest.is_empty() {
             let mut events = 0;
-            let fits = rest.iter().take(READ_AT_ONCE).take_while(|id| {
+            let fits = rest.iter().take(STREAMS_PER_QUERY_MAX).take_while(|id| {
                 events += streams[&***id][0].sequence;
-                events <= READ_EVENTS_MAX
+                events <= EVENTS_PER_QUERY_MAX
             });
             // At least one stream, however long it is.
             let (ids, more) = rest.split_at(fits.count().max(1));
@@ -214,7 +214,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
     }
 
     fn needs_state(&self) -> bool {
-        self.folds.state
+        self.needs.state
     }
 
     fn fold<'a>(
@@ -239,10 +239,10 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
         .boxed()
     }
 
-    fn since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
+    fn fold_since(&self, events: &[RecordedEvent], position: i64, exclusions: &Exclusions) -> Partial {
         let mut state = Versioned::<A>::default();
         let (mut before, mut decoded, mut failed) = (None, Vec::new(), None);
-        if let Some(first) = events.first().filter(|first| first.sequence > 1 && !self.folds.state) {
+        if let Some(first) = events.first().filter(|first| first.sequence > 1 && !self.needs.state) {
             // No projection needs states, so the stream may start at any event.
             (state.version, state.position) = (first.sequence - 1, first.position - 1);
         }
@@ -251,7 +251,7 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
                 before = Some(Arc::new(state.clone()));
             }
             match apply(&mut state, event, exclusions) {
-                Ok(applied) if event.position >= position && self.folds.events => {
+                Ok(applied) if event.position >= position && self.needs.events => {
                     decoded.extend(applied.map(|applied| decode(event, applied)));
                 }
                 Ok(_) => {}
@@ -262,12 +262,12 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
             }
         }
         let reached = state.position;
-        let state = Some(state).filter(|state| self.folds.state && state.position >= position);
+        let state = Some(state).filter(|state| self.needs.state && state.position >= position);
         let states = state.and_then(|state| Change::of(before, Arc::new(state))).into_iter().collect();
         Partial { changes: Box::new(Changes { states, events: decoded }), reached, failed }
     }
 
-    fn whole(
+    fn fold_whole(
         &self,
         events: &[RecordedEvent],
         position: i64,
@@ -279,14 +279,14 @@ impl<A: Aggregate> AnyFold for AggregateFold<A> {
             event.aggregate_type == A::TYPE && event.position <= position && !exclusions.parks(event)
         };
         for event in events.iter().filter(own) {
-            if !self.folds.state {
+            if !self.needs.state {
                 decoded.extend(self.events(&[event], exclusions)?.1);
                 continue;
             }
             let applied = apply(states.entry(&event.aggregate_id).or_default(), event, exclusions)?;
-            decoded.extend(applied.filter(|_| self.folds.events).map(|applied| decode(event, applied)));
+            decoded.extend(applied.filter(|_| self.needs.events).map(|applied| decode(event, applied)));
         }
-        let states = states.into_values().filter(|_| self.folds.state);
+        let states = states.into_values().filter(|_| self.needs.state);
         let states = states.filter_map(|after| Change::of(None, Arc::new(after))).collect();
         Ok(Box::new(Changes { states, events: decoded }))
     }
@@ -331,11 +331,11 @@ fn decode<A: Aggregate>(recorded: &RecordedEvent, event: A::Event) -> Decoded<A>
 }
 
 /// Returns a cache that also keeps new entries, not only frequently used ones.
-fn recent<A: Aggregate>(aggregates_max: usize) -> Cache<CompactString, Arc<Versioned<A>>, ByWeight> {
+fn recency_cache<A: Aggregate>(aggregates_max: usize) -> Cache<CompactString, Arc<Versioned<A>>, ByWeight> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(aggregates_max)
         .weight_capacity(aggregates_max as u64 * BYTES_PER_AGGREGATE)
-        .hot_allocation(OFTEN)
+        .hot_allocation(HOT_SHARE)
         .build()
         .expect("both capacities are set");
     Cache::with_options(options, ByWeight, DefaultHashBuilder::default(), DefaultLifecycle::default())

@@ -16,7 +16,7 @@ use crate::change::Rows;
 use crate::error::Error;
 use crate::group_fold::Batch;
 use crate::projection::AnyProjection;
-use crate::registry::{CORE, Group, Registry, projecting, rebuilding};
+use crate::registry::{CORE, Group, Registry, projection_role, rebuild_role};
 
 // States of a generation, as stored in the database.
 
@@ -52,7 +52,7 @@ pub(crate) const CHECKPOINTS: &str = "select projection, group_name, generation,
                                       from checkpoints order by projection, generation";
 
 /// Returns an event's position and id as text, in the format in which a checkpoint stores its last event.
-fn known(event: &RecordedEvent) -> String {
+fn event_key(event: &RecordedEvent) -> String {
     format!("{} {}", event.position, event.id())
 }
 
@@ -69,7 +69,7 @@ impl Checkpoint {
         let own = format!("{position} ");
         let Some(event) = self.event.as_ref().filter(|event| event.starts_with(&own)) else { return Ok(()) };
         let there = store.read_stored(position - 1, 1).await?;
-        match there.first().map(known).as_ref() == Some(event) {
+        match there.first().map(event_key).as_ref() == Some(event) {
             true => Ok(()),
             false => Err(Error::OtherLog { position }),
         }
@@ -122,12 +122,12 @@ pub(crate) type GenerationRows = Vec<(i64, Rows)>;
 
 /// A generation set: generations of one checkpoint group that are at the same position and advance together.
 #[derive(Clone)]
-pub(crate) struct CheckpointGroup {
+pub(crate) struct GenerationSet {
     pub(crate) position: i64,
     pub(crate) generations: Vec<Generation>,
 }
 
-impl CheckpointGroup {
+impl GenerationSet {
     /// Returns the rows that a batch writes: all rows, or with `only` the rows of one stream.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl CheckpointGroup {
         last: Option<&RecordedEvent>,
     ) -> Result<(), Error> {
         let position = last.map_or(self.position, |last| last.position);
-        let event: Option<String> = last.map(known);
+        let event: Option<String> = last.map(event_key);
         let mut values: Vec<Value> =
             vec![position.into(), now_us().into(), fence.into(), self.position.into(), event.into()];
         let own = self.condition(&mut values);
@@ -205,16 +205,16 @@ impl CheckpointGroup {
 }
 
 /// Groups generations by position, lowest position first.
-pub(crate) fn by_position(generations: impl IntoIterator<Item = (Generation, i64)>) -> Vec<CheckpointGroup> {
-    let mut groups: Vec<CheckpointGroup> = Vec::new();
+pub(crate) fn by_position(generations: impl IntoIterator<Item = (Generation, i64)>) -> Vec<GenerationSet> {
+    let mut sets: Vec<GenerationSet> = Vec::new();
     for (generation, position) in generations {
-        match groups.iter_mut().find(|group| group.position == position) {
-            Some(group) => group.generations.push(generation),
-            None => groups.push(CheckpointGroup { position, generations: vec![generation] }),
+        match sets.iter_mut().find(|set| set.position == position) {
+            Some(set) => set.generations.push(generation),
+            None => sets.push(GenerationSet { position, generations: vec![generation] }),
         }
     }
-    groups.sort_by_key(|group| group.position);
-    groups
+    sets.sort_by_key(|set| set.position);
+    sets
 }
 
 /// Creates the first generation of every projection that has no live one. The generation is empty and live, so that
@@ -326,10 +326,10 @@ pub struct Unclaimed {
 /// The database is unavailable.
 pub async fn unclaimed(db: &Db, registry: &Registry) -> Result<Vec<Unclaimed>, StoreError> {
     let rows: Vec<Checkpoint> = db.fetch_all(CHECKPOINTS, vec![]).await?;
-    Ok(rows.into_iter().filter_map(|row| of_nobody(row, registry)).collect())
+    Ok(rows.into_iter().filter_map(|row| to_unclaimed(row, registry)).collect())
 }
 
-fn of_nobody(row: Checkpoint, registry: &Registry) -> Option<Unclaimed> {
+fn to_unclaimed(row: Checkpoint, registry: &Registry) -> Option<Unclaimed> {
     let Checkpoint { group_name: group, projection, generation, state, position, .. } = row;
     // The core group is never unclaimed: a newer release may have added projections to it.
     let is_unclaimed = group != CORE && registry.group(&group).is_none();
@@ -345,13 +345,13 @@ pub async fn remove_unclaimed(store: &Store, registry: &Registry, group: &str) -
     if unclaimed(store.db(), registry).await?.iter().all(|row| row.group != group) {
         return Ok(Vec::new());
     }
-    let _projecting = store.try_lead(&projecting(group)).await?.ok_or(Error::Busy)?;
-    let _rebuilding = store.try_lead(&rebuilding(group)).await?.ok_or(Error::Busy)?;
+    let _projecting = store.try_lead(&projection_role(group)).await?.ok_or(Error::Busy)?;
+    let _rebuilding = store.try_lead(&rebuild_role(group)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
     let (own, others): (Vec<_>, Vec<_>) =
         checkpoints(&mut tx).await?.into_iter().partition(|row| row.group_name == group);
-    let own: Vec<Unclaimed> = own.into_iter().filter_map(|row| of_nobody(row, registry)).collect();
+    let own: Vec<Unclaimed> = own.into_iter().filter_map(|row| to_unclaimed(row, registry)).collect();
     let others: Vec<&str> = others.iter().map(|row| &*row.projection).collect();
     for row in &own {
         tx.remove_undeclared(&row.projection, row.generation, &others).await?;

@@ -8,7 +8,7 @@ use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use kernel::stream::StreamId;
 
-use crate::change::{AnyChanges, Folds, Rows};
+use crate::change::{AnyChanges, Needs, Rows};
 use crate::error::{Error, panic_text};
 use crate::exclusions::Exclusions;
 use crate::fold::{AnyFold, Partial};
@@ -57,15 +57,15 @@ impl Batch {
 
 impl GroupFold {
     pub(crate) fn new(store: &Store, group: &Group, aggregates_max: usize, exclusions: Exclusions) -> Self {
-        let folds = |kind: &str| {
+        let needs = |kind: &str| {
             let own = group.projections.iter().filter(|projection| projection.aggregate().aggregate_type() == kind);
-            own.fold(Folds::default(), |all, one| Folds {
+            own.fold(Needs::default(), |all, one| Needs {
                 state: all.state || one.needs().state,
                 events: all.events || one.needs().events,
             })
         };
         let kinds = group.aggregates().into_iter();
-        let folds = kinds.map(|kind| kind.new_fold(store.clone(), folds(kind.aggregate_type()), aggregates_max));
+        let folds = kinds.map(|kind| kind.new_fold(store.clone(), needs(kind.aggregate_type()), aggregates_max));
         Self { folds: folds.collect(), exclusions, is_core: group.name == CORE }
     }
 
@@ -111,17 +111,17 @@ impl GroupFold {
 
     /// Returns the changes that the events of one stream make from `position` on; `None` when the group does not fold
     /// the stream's aggregate type.
-    pub(crate) fn since(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Option<Partial> {
+    pub(crate) fn fold_since(&self, stream: &StreamId, events: &[RecordedEvent], position: i64) -> Option<Partial> {
         let own = self.folds.iter().find(|fold| fold.aggregate_type() == stream.aggregate_type);
-        own.map(|fold| fold.since(events, position, &self.exclusions))
+        own.map(|fold| fold.fold_since(events, position, &self.exclusions))
     }
 
     /// Folds whole streams up to `position` and returns one change without a `before` for each aggregate.
     ///
     /// # Errors
     /// The first event that cannot be folded.
-    pub(crate) fn whole(&self, events: &[RecordedEvent], position: i64) -> Result<Batch, FoldError> {
-        let all = self.folds.iter().map(|fold| fold.whole(events, position, &self.exclusions));
+    pub(crate) fn fold_whole(&self, events: &[RecordedEvent], position: i64) -> Result<Batch, FoldError> {
+        let all = self.folds.iter().map(|fold| fold.fold_whole(events, position, &self.exclusions));
         Ok(Batch(all.collect::<Result<_, _>>()?))
     }
 

@@ -3,8 +3,8 @@
 //! After each commit the pump reports the new position: directly in its own process, and to other processes with a hint
 //! over the bus. Hints may be lost, so each process also polls the checkpoints. PostgreSQL may lose its last commits in
 //! a crash; then checkpoints and rows go back together. Therefore each position is kept together with the value of
-//! [`Db::epoch`] at which it was read, and [`Progress::read_at`] returns a position only if the rows were read at the
-//! same value.
+//! [`Db::connections_opened`] at which it was read, and [`Progress::read_at`] returns a position only if the rows were read
+//! at the same value.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -27,7 +27,7 @@ use crate::metrics::METRICS;
 use crate::registry::Registry;
 
 /// Topic of the hints.
-pub(crate) const HINT: &str = "projected";
+pub(crate) const POSITION_TOPIC: &str = "projected";
 /// Interval at which the checkpoints are read, even without a hint.
 const POLL: Duration = Duration::from_millis(250);
 /// Maximum number of times that a query runs because the database may have crashed during the query.
@@ -40,8 +40,8 @@ const RATE_OVER: Duration = Duration::from_secs(5);
 /// The positions of the read models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Positions {
-    /// Value of [`Db::epoch`] when the positions were read.
-    epoch: u64,
+    /// Value of [`Db::connections_opened`] when the positions were read.
+    connections_opened: u64,
     by_name: BTreeMap<String, i64>,
     /// Live generation and its revision, by projection name.
     builds: BTreeMap<String, (i64, i64)>,
@@ -67,9 +67,9 @@ impl Positions {
 
 /// The state of a read model, as known to this process. Equal states mean equal rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Reading {
-    /// Value of [`Db::epoch`] when the state was read.
-    pub epoch: u64,
+pub struct ReadModelState {
+    /// Value of [`Db::connections_opened`] when the state was read.
+    pub connections_opened: u64,
     /// Number of the live generation.
     pub generation: i64,
     /// Counter that increases when rows change but the position does not.
@@ -149,7 +149,7 @@ impl Progress {
         let groups =
             groups.flat_map(|group| group.projections.iter().map(|projection| (projection.name(), group.name)));
         let (builds, frozen, groups) = (BTreeMap::new(), BTreeSet::new(), Arc::new(groups.collect()));
-        let positions = Positions { epoch: 0, by_name, builds, frozen, groups };
+        let positions = Positions { connections_opened: 0, by_name, builds, frozen, groups };
         Self {
             registry,
             positions: Arc::new(watch::channel(positions).0),
@@ -166,7 +166,7 @@ impl Progress {
 
     /// Keeps the positions up to date in this process until `stop` is cancelled.
     pub async fn follow(self, store: Store, stop: CancellationToken) {
-        let mut hints = store.positions(HINT).await;
+        let mut hints = store.positions(POSITION_TOPIC).await;
         while !stop.is_cancelled() {
             if let Err(error) = self.refresh(store.db()).await {
                 tracing::warn!(%error, "Could not read the checkpoints.");
@@ -183,7 +183,7 @@ impl Progress {
     /// commits.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
         let commits = self.commits.load(Relaxed);
-        let epoch = db.epoch();
+        let connections_opened = db.connections_opened();
         let checkpoints = checkpoints(db).await?;
         // Projections that only another release has are ignored.
         let of_release = |row: &&Checkpoint| row.state == LIVE && self.registry.find(&row.projection).is_some();
@@ -193,7 +193,7 @@ impl Progress {
         let builds = live.clone().map(|row| (row.projection.clone(), (row.generation, row.revision))).collect();
         let by_name = live.map(|row| (row.projection.clone(), row.position)).collect();
         let groups = self.positions.borrow().groups.clone();
-        let mut positions = Positions { epoch, by_name, builds, frozen, groups };
+        let mut positions = Positions { connections_opened, by_name, builds, frozen, groups };
         let before = {
             let mut known = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             std::mem::replace(&mut *known, generations.clone())
@@ -211,7 +211,7 @@ impl Progress {
         self.positions.send_if_modified(|known| {
             // If the pump of this process has committed since the read began, the known positions may be newer than
             // those read.
-            let overtaken = self.commits.load(Relaxed) != commits && known.epoch == epoch;
+            let overtaken = self.commits.load(Relaxed) != commits && known.connections_opened == connections_opened;
             for (name, read) in &mut positions.by_name {
                 if overtaken && before.get(name) == generations.get(name) {
                     *read = known.of(name).max(*read);
@@ -224,11 +224,11 @@ impl Progress {
         Ok(())
     }
 
-    /// Records that the pump of this process has committed up to `position`. `epoch` is the value of [`Db::epoch`]
-    /// before the transaction.
-    pub(crate) fn committed(&self, names: &[&str], position: i64, epoch: u64) {
+    /// Records that the pump of this process has committed up to `position`. `connections_opened` is the value of
+    /// [`Db::connections_opened`] before the transaction.
+    pub(crate) fn committed(&self, names: &[&str], position: i64, connections_opened: u64) {
         self.positions.send_if_modified(|known| {
-            if known.epoch != epoch {
+            if known.connections_opened != connections_opened {
                 // The database may have crashed and lost the commit. The next refresh reads the actual position.
                 return false;
             }
@@ -241,10 +241,15 @@ impl Progress {
     }
 
     /// Returns the known state of a projection's read model.
-    pub fn reading(&self, projection: &str) -> Reading {
+    pub fn read_model_state(&self, projection: &str) -> ReadModelState {
         let known = self.positions.borrow();
         let (generation, revision) = known.builds.get(projection).copied().unwrap_or_default();
-        Reading { epoch: known.epoch, generation, revision, position: known.of(projection) }
+        ReadModelState {
+            connections_opened: known.connections_opened,
+            generation,
+            revision,
+            position: known.of(projection),
+        }
     }
 
     /// Runs a query and returns its rows together with a position. The rows contain every projected event up to that
@@ -263,20 +268,20 @@ impl Progress {
             if Instant::now() > until {
                 break;
             }
-            let (epoch, position) = {
+            let (connections_opened, position) = {
                 let known = self.positions.borrow();
-                (known.epoch, known.of(projection))
+                (known.connections_opened, known.of(projection))
             };
-            if epoch != db.epoch() {
+            if connections_opened != db.connections_opened() {
                 self.refresh(db).await?;
                 continue;
             }
             let rows = query().await?;
-            if db.epoch() == epoch {
+            if db.connections_opened() == connections_opened {
                 return Ok((position, rows));
             }
         }
-        Err(unsteady())
+        Err(connections_replaced())
     }
 
     /// Returns [`Self::slowest`] for the present state of the database: refreshes the positions if the database may
@@ -286,16 +291,16 @@ impl Progress {
     /// The database is unavailable, or its connections keep being replaced.
     pub async fn slowest_in(&self, db: &Db, group: &str) -> Result<i64, Error> {
         for _ in 0..READS_MAX {
-            let (epoch, slowest) = {
+            let (connections_opened, slowest) = {
                 let known = self.positions.borrow();
-                (known.epoch, known.slowest(group))
+                (known.connections_opened, known.slowest(group))
             };
-            if epoch == db.epoch() {
+            if connections_opened == db.connections_opened() {
                 return Ok(slowest);
             }
             self.refresh(db).await?;
         }
-        Err(unsteady())
+        Err(connections_replaced())
     }
 
     /// Returns the lowest position in a checkpoint group, as [`Positions::slowest`] does.
@@ -404,7 +409,7 @@ impl Progress {
 }
 
 /// Returns the error of a read during which new database connections were opened at every attempt.
-fn unsteady() -> Error {
+fn connections_replaced() -> Error {
     sqlx::Error::Protocol(
         "the read could not be confirmed because the connections to the database keep being replaced".into(),
     )

@@ -11,7 +11,7 @@ use event_store::table::{Merge, Table, Value};
 use kernel::aggregate::{Aggregate, EventType, History};
 use kernel::upcast::Upcasters;
 
-use crate::change::{AnyChanges, Change, Changes, Decoded, Folds, Rows};
+use crate::change::{AnyChanges, Change, Changes, Decoded, Needs, Rows};
 use crate::fold::{AggregateFold, AnyFold};
 
 /// The pure function that turns a batch of events into rows.
@@ -48,7 +48,7 @@ pub trait AnyProjection: Send + Sync {
     /// Returns the aggregate type that the projection folds.
     fn aggregate(&self) -> &'static dyn AnyAggregate;
     /// Returns which parts of a batch the projection needs.
-    fn needs(&self) -> Folds;
+    fn needs(&self) -> Needs;
     /// Computes the rows of changes: all rows, or with `only` the rows of the aggregate with this id. Empty for changes
     /// of another aggregate type.
     ///
@@ -71,11 +71,11 @@ impl<A: Aggregate> AnyProjection for Projection<A> {
     }
 
     fn aggregate(&self) -> &'static dyn AnyAggregate {
-        kind_of::<A>()
+        aggregate_type_of::<A>()
     }
 
-    fn needs(&self) -> Folds {
-        Folds { state: matches!(self.fold, Fold::OfState(_)), events: matches!(self.fold, Fold::OfEvents(_)) }
+    fn needs(&self) -> Needs {
+        Needs { state: matches!(self.fold, Fold::OfState(_)), events: matches!(self.fold, Fold::OfEvents(_)) }
     }
 
     fn rows(&self, changes: &dyn AnyChanges, only: Option<&str>) -> Vec<Rows> {
@@ -94,7 +94,7 @@ impl<A: Aggregate> AnyProjection for Projection<A> {
             }
         };
         // Checked here because the errors of the databases are less clear, and SQLite would accept a text for a number.
-        let fault = rows.iter().find_map(|(table, rows)| rows.iter().find_map(|row| table.fault(row)));
+        let fault = rows.iter().find_map(|(table, rows)| rows.iter().find_map(|row| table.row_error(row)));
         assert!(fault.is_none(), "the fold of {} returned an invalid row: {}", self.name, fault.unwrap_or_default());
         rows
     }
@@ -126,17 +126,17 @@ pub trait AnyAggregate: Send + Sync {
     /// Returns why an event of this type cannot be decoded; `None` if it can.
     fn undecodable(&self, event: &RecordedEvent) -> Option<String>;
     /// Creates a fold with its own cache for about `aggregates_max` aggregates.
-    fn new_fold(&self, store: Store, folds: Folds, aggregates_max: usize) -> Box<dyn AnyFold>;
+    fn new_fold(&self, store: Store, needs: Needs, aggregates_max: usize) -> Box<dyn AnyFold>;
 }
 
-struct Kind<A>(PhantomData<fn() -> A>);
+struct AggregateType<A>(PhantomData<fn() -> A>);
 
 /// Returns the aggregate type `A` as a value.
-pub fn kind_of<A: Aggregate>() -> &'static dyn AnyAggregate {
-    const { &Kind::<A>(PhantomData) }
+pub fn aggregate_type_of<A: Aggregate>() -> &'static dyn AnyAggregate {
+    const { &AggregateType::<A>(PhantomData) }
 }
 
-impl<A: Aggregate> AnyAggregate for Kind<A> {
+impl<A: Aggregate> AnyAggregate for AggregateType<A> {
     fn aggregate_type(&self) -> &'static str {
         A::TYPE
     }
@@ -157,8 +157,8 @@ impl<A: Aggregate> AnyAggregate for Kind<A> {
         serde_json::from_str::<A::Event>(&event.payload).err().map(|error| error.to_string())
     }
 
-    fn new_fold(&self, store: Store, folds: Folds, aggregates_max: usize) -> Box<dyn AnyFold> {
-        Box::new(AggregateFold::<A>::new(store, folds, aggregates_max))
+    fn new_fold(&self, store: Store, needs: Needs, aggregates_max: usize) -> Box<dyn AnyFold> {
+        Box::new(AggregateFold::<A>::new(store, needs, aggregates_max))
     }
 }
 

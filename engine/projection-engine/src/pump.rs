@@ -23,23 +23,23 @@ use crate::error::{Error, catch_panic};
 use crate::exclusions::Exclusions;
 use crate::fold::Partial;
 use crate::generation::{
-    CheckpointGroup, Generation, LIVE, bump_fence, by_position, checkpoints, invalidate_others, prepare_group,
+    Generation, GenerationSet, LIVE, bump_fence, by_position, checkpoints, invalidate_others, prepare_group,
 };
 use crate::group_fold::{Batch, GroupFold};
 use crate::metrics::METRICS;
-use crate::progress::{HINT, Progress};
+use crate::progress::{POSITION_TOPIC, Progress};
 use crate::rebuild;
-use crate::registry::{Group, projecting};
+use crate::registry::{Group, projection_role};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
 /// Interval at which the pump looks for operators' decisions about dead letters.
-const LOOK_FOR_DECISIONS: Duration = Duration::from_secs(1);
+const DECISION_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which the pump gives up leadership when a live generation is of a newer release, so that the newer release
 /// can lead.
-const STAND_BACK: Duration = Duration::from_secs(3);
+const YIELD_TIME: Duration = Duration::from_secs(3);
 /// Time after which the pump gives up leadership again for that reason.
-const STAND_BACK_AGAIN: Duration = Duration::from_secs(300);
+const YIELD_AGAIN_AFTER: Duration = Duration::from_secs(300);
 
 /// Projects every checkpoint group until `stop` is cancelled: waits for leadership, catches up and follows the log.
 /// After a failure the pump restarts from the checkpoints. Rebuilds outdated projections in the background.
@@ -67,9 +67,9 @@ pub async fn run(store: Store, settings: Settings, progress: Progress, stop: Can
 }
 
 async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Progress) {
-    let mut stood_back = false;
+    let mut has_yielded = false;
     loop {
-        let mut leadership = store.lead(&projecting(group.name)).await;
+        let mut leadership = store.lead(&projection_role(group.name)).await;
         let mut pump = Pump::new(store.clone(), group, settings.clone(), progress.clone());
         tracing::info!(group = group.name, "This process now projects the checkpoint group.");
         let still_leading = async {
@@ -78,11 +78,11 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
             }
         };
         let outcome = tokio::select! {
-            outcome = catch_panic(pump.follow(!stood_back)) => outcome,
+            outcome = catch_panic(pump.follow(!has_yielded)) => outcome,
             () = still_leading => Err(Error::Fenced),
         };
         drop(leadership);
-        stood_back = match outcome {
+        has_yielded = match outcome {
             Err(Error::Newer { projection, version, known }) => {
                 tracing::warn!(
                     projection,
@@ -90,7 +90,7 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
                     known,
                     "A read model was built by a newer release. Pausing so that the newer release can take over."
                 );
-                tokio::time::sleep(STAND_BACK).await;
+                tokio::time::sleep(YIELD_TIME).await;
                 true
             }
             Err(Error::Fenced) => {
@@ -102,7 +102,7 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
                 pump.report(&error).await;
                 // Only a rebuild resolves this, and a rebuild does not start before open decisions are carried out.
                 if matches!(error, Error::Ahead { .. } | Error::OtherLog { .. })
-                    && let Err(error) = pump.grant_decisions().await
+                    && let Err(error) = pump.settle_without_projecting().await
                 {
                     tracing::warn!(%error, "Could not carry out the decisions about dead letters. Retrying.");
                 }
@@ -156,31 +156,31 @@ struct Pump<'a> {
     failing: (i64, i64),
     /// Set when a newer release has built a live generation: the projection, its version there and its version in this
     /// release.
-    beside_newer: Option<(String, i64, i64)>,
+    newer_release: Option<(String, i64, i64)>,
 }
 
 impl<'a> Pump<'a> {
     fn new(store: Store, group: &'a Group, settings: Settings, progress: Progress) -> Self {
         let fold = GroupFold::new(&store, group, settings.aggregates_in_memory_max, Exclusions::default());
-        Self { store, group, settings, progress, fence: 0, fold, failing: (0, 0), beside_newer: None }
+        Self { store, group, settings, progress, fence: 0, fold, failing: (0, 0), newer_release: None }
     }
 
-    /// Follows the log. With `stand_back`, returns [`Error::Newer`] when a live generation is of a newer release.
-    async fn follow(&mut self, stand_back: bool) -> Result<(), Error> {
+    /// Follows the log. With `yield_to_newer`, returns [`Error::Newer`] when a live generation is of a newer release.
+    async fn follow(&mut self, yield_to_newer: bool) -> Result<(), Error> {
         prepare_group(&self.store, self.group).await?;
-        let mut groups = self.acquire(stand_back).await?;
-        let Some(slowest) = groups.first() else {
+        let mut sets = self.acquire(yield_to_newer).await?;
+        let Some(slowest) = sets.first() else {
             // No live generation is of this release's version. The rebuild in the background replaces them.
-            self.grant_decisions().await?;
-            tokio::time::sleep(STAND_BACK).await;
+            self.settle_without_projecting().await?;
+            tokio::time::sleep(YIELD_TIME).await;
             return Ok(());
         };
         let mut stream = self.store.subscribe(slowest.position);
         let (began, mut looked) = (Instant::now(), Instant::now());
         loop {
             // Perhaps no process of the newer release was running when this pump gave up leadership before.
-            if let Some((projection, version, known)) = self.beside_newer.clone()
-                && began.elapsed() >= STAND_BACK_AGAIN
+            if let Some((projection, version, known)) = self.newer_release.clone()
+                && began.elapsed() >= YIELD_AGAIN_AFTER
             {
                 return Err(Error::Newer { projection, version, known });
             }
@@ -189,25 +189,25 @@ impl<'a> Pump<'a> {
             let events = {
                 let mut next = std::pin::pin!(stream.next());
                 loop {
-                    if looked.elapsed() >= LOOK_FOR_DECISIONS {
-                        self.apply_decisions(&mut groups).await?;
+                    if looked.elapsed() >= DECISION_POLL_INTERVAL {
+                        self.apply_decisions(&mut sets).await?;
                         looked = Instant::now();
                     }
-                    if let Ok(events) = tokio::time::timeout(LOOK_FOR_DECISIONS, next.as_mut()).await {
+                    if let Ok(events) = tokio::time::timeout(DECISION_POLL_INTERVAL, next.as_mut()).await {
                         break events?;
                     }
                 }
             };
             let mut events = &events[..];
-            while let (Some(last), Some(slowest)) = (events.last(), groups.first()) {
+            while let (Some(last), Some(slowest)) = (events.last(), sets.first()) {
                 // The slowest generation set may already contain the first events of the batch, or all of them.
                 let skip = (slowest.position + 1 - events[0].position).max(0) as usize;
                 if slowest.position >= last.position {
                     break;
                 }
                 events = &events[skip..];
-                match self.project_batch(&mut groups, events).await? {
-                    Projected::To(position) => self.store.notify_position(HINT, position).await,
+                match self.project_batch(&mut sets, events).await? {
+                    Projected::To(position) => self.store.notify_position(POSITION_TOPIC, position).await,
                     Projected::Failing(failing) => self.wait_or_park(failing).await?,
                 }
             }
@@ -216,27 +216,27 @@ impl<'a> Pump<'a> {
 
     /// Raises the fence of the live checkpoints and returns the generation sets that this release updates, slowest
     /// first.
-    async fn acquire(&mut self, stand_back: bool) -> Result<Vec<CheckpointGroup>, Error> {
-        let database_epoch = self.store.db().epoch();
+    async fn acquire(&mut self, yield_to_newer: bool) -> Result<Vec<GenerationSet>, Error> {
+        let connections_opened = self.store.db().connections_opened();
         let mut tx = self.store.db().begin().await?;
         self.fence = bump_fence(&mut tx, self.group.name, &[LIVE]).await?;
         let rows = checkpoints(&mut tx).await?;
         // The head is read after the fence is raised: before that, another pump could advance the checkpoints past it.
         let head = self.store.head().await?;
-        let letters = dead_letters::of_this_log(&mut tx, &self.store).await?;
+        let letters = dead_letters::remove_foreign(&mut tx, &self.store).await?;
         let mut generations = Vec::new();
-        self.beside_newer = None;
+        self.newer_release = None;
         for &projection in &self.group.projections {
             let Some(row) = rows.iter().find(|row| row.projection == projection.name() && row.state == LIVE) else {
                 continue;
             };
             row.check_belongs_to(&self.store, head).await?;
             let (version, known) = (row.version, projection.version());
-            if version > known && stand_back {
+            if version > known && yield_to_newer {
                 return Err(Error::Newer { projection: row.projection.clone(), version, known });
             }
             if version > known {
-                self.beside_newer = Some((row.projection.clone(), version, known));
+                self.newer_release = Some((row.projection.clone(), version, known));
             }
             if version == known {
                 generations.push((Generation { projection, number: row.generation }, row.position));
@@ -246,7 +246,7 @@ impl<'a> Pump<'a> {
         self.fold.clear();
         self.fold.exclusions = dead_letters::partition(&letters, self.group.name).0;
         for (generation, position) in &generations {
-            self.progress.committed(&[generation.projection.name()], *position, database_epoch);
+            self.progress.committed(&[generation.projection.name()], *position, connections_opened);
         }
         Ok(by_position(generations))
     }
@@ -255,22 +255,22 @@ impl<'a> Pump<'a> {
     /// position of the next set and merges the two sets there.
     async fn project_batch(
         &mut self,
-        groups: &mut Vec<CheckpointGroup>,
+        sets: &mut Vec<GenerationSet>,
         events: &[RecordedEvent],
     ) -> Result<Projected, Error> {
-        let next = groups.get(1).map_or(i64::MAX, |group| group.position);
+        let next = sets.get(1).map_or(i64::MAX, |set| set.position);
         let end = events.iter().position(|event| event.position > next).unwrap_or(events.len());
         let events = &events[..end];
-        let slowest = &mut groups[0];
+        let slowest = &mut sets[0];
         if let Some(last) = events.last() {
             let started = Instant::now();
             let _spans: Vec<_> =
-                events.iter().filter_map(|event| trace::of_event("project", SpanKind::Consumer, event)).collect();
+                events.iter().filter_map(|event| trace::event_span("project", SpanKind::Consumer, event)).collect();
             let (batch, failed) = self.fold.fold(events).await?;
             if !failed.is_empty() {
                 return Ok(Projected::Failing(Failing { streams: failed, in_group_only: false }));
             }
-            let database_epoch = self.store.db().epoch();
+            let connections_opened = self.store.db().connections_opened();
             // The rows are computed before the transaction begins, so that a slow fold holds no database lock.
             let committed = match self.fold.run(|| slowest.rows(&batch, None)) {
                 Ok(rows) => slowest.commit(&self.store, self.fence, rows, last).await,
@@ -299,12 +299,12 @@ impl<'a> Pump<'a> {
             self.fold.put(&batch);
             slowest.position = last.position;
             let names: Vec<_> = slowest.generations.iter().map(|generation| generation.projection.name()).collect();
-            self.progress.committed(&names, last.position, database_epoch);
+            self.progress.committed(&names, last.position, connections_opened);
         }
-        let position = groups[0].position;
+        let position = sets[0].position;
         if position == next {
-            let caught_up = groups.remove(0);
-            groups[0].generations.extend(caught_up.generations);
+            let caught_up = sets.remove(0);
+            sets[0].generations.extend(caught_up.generations);
         }
         Ok(Projected::To(position))
     }
@@ -312,7 +312,7 @@ impl<'a> Pump<'a> {
     /// Returns the streams of a batch whose rows the database rejects, or whose projections panic.
     async fn find_rejected_streams(
         &self,
-        group: &CheckpointGroup,
+        set: &GenerationSet,
         events: &[RecordedEvent],
         batch: &Batch,
     ) -> Result<Vec<FoldError>, Error> {
@@ -322,9 +322,9 @@ impl<'a> Pump<'a> {
             if !tried.insert(stream.clone()) {
                 continue;
             }
-            if let Some(error) = self.try_rows(group, batch, &stream).await? {
+            if let Some(error) = self.try_rows(set, batch, &stream).await? {
                 let own: Vec<_> = events[first..].iter().filter(|event| event.stream() == stream).cloned().collect();
-                rejected.push(self.find_rejected_event(group, &own, &stream, &error).await?);
+                rejected.push(self.find_rejected_event(set, &own, &stream, &error).await?);
             }
         }
         Ok(rejected)
@@ -334,14 +334,14 @@ impl<'a> Pump<'a> {
     /// ever longer prefixes of the events, so the events before it can be projected in batches of any size.
     async fn find_rejected_event(
         &self,
-        group: &CheckpointGroup,
+        set: &GenerationSet,
         events: &[RecordedEvent],
         stream: &StreamId,
         error: &Error,
     ) -> Result<FoldError, Error> {
         for end in 1..events.len() {
             let (batch, _) = self.fold.fold(&events[..end]).await?;
-            if let Some(error) = self.try_rows(group, &batch, stream).await? {
+            if let Some(error) = self.try_rows(set, &batch, stream).await? {
                 return Ok(FoldError::new(&events[end - 1], error.to_string()));
             }
         }
@@ -349,16 +349,11 @@ impl<'a> Pump<'a> {
     }
 
     /// Writes a stream's rows in a transaction that is rolled back. Returns the error if the stream may be its cause.
-    async fn try_rows(
-        &self,
-        group: &CheckpointGroup,
-        batch: &Batch,
-        stream: &StreamId,
-    ) -> Result<Option<Error>, Error> {
-        let written = match group.rows(batch, Some(stream)) {
+    async fn try_rows(&self, set: &GenerationSet, batch: &Batch, stream: &StreamId) -> Result<Option<Error>, Error> {
+        let written = match set.rows(batch, Some(stream)) {
             Ok(rows) => {
                 let mut tx = self.store.db().begin().await?;
-                group.write(&mut tx, self.fence, rows, None).await
+                set.write(&mut tx, self.fence, rows, None).await
             }
             Err(error) => Err(error),
         };
@@ -407,19 +402,19 @@ impl<'a> Pump<'a> {
     ///
     /// # Errors
     /// [`Error::Fenced`] when the fence has changed, even if there is no decision.
-    async fn apply_decisions(&mut self, groups: &mut [CheckpointGroup]) -> Result<(), Error> {
+    async fn apply_decisions(&mut self, sets: &mut [GenerationSet]) -> Result<(), Error> {
         let live = "select coalesce(max(epoch), 0) from checkpoints where state = 'live' and group_name = $1";
         let fences: Vec<(i64,)> = self.store.db().fetch_all(live, vec![self.group.name.into()]).await?;
         if fences.first().is_some_and(|(fence,)| *fence != self.fence) {
             // A rebuild has switched generations. Without new events, this check is the only way to notice it.
             return Err(Error::Fenced);
         }
-        let [group] = groups else { return Ok(()) };
+        let [set] = sets else { return Ok(()) };
         loop {
             let mut tx = self.store.db().begin().await?;
             let mut rows = dead_letters::rows(&mut tx).await?;
-            if dead_letters::asks_every_group(&rows) {
-                dead_letters::ask_every_group_again(&mut tx).await?;
+            if dead_letters::has_old_decisions(&rows) {
+                dead_letters::copy_old_decisions(&mut tx).await?;
                 rows = dead_letters::rows(&mut tx).await?;
                 tx.commit().await?;
             } else {
@@ -436,19 +431,19 @@ impl<'a> Pump<'a> {
                 return Ok(());
             };
             let next = others(row).into_iter().min();
-            self.apply_decision(group, row, next).await?;
+            self.apply_decision(set, row, next).await?;
         }
     }
 
     /// Records the decisions as carried out when the pump cannot update any generation of the group: none is of this
     /// release's version, or the log was restored or replaced. Generations past the event become outdated, and their
     /// rebuild follows the decisions. Does nothing when a newer release has built a live generation.
-    async fn grant_decisions(&self) -> Result<(), Error> {
+    async fn settle_without_projecting(&self) -> Result<(), Error> {
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let rows = dead_letters::rows(&mut tx).await?;
         let (_, asked) = dead_letters::partition(&rows, self.group.name);
-        for row in asked.iter().filter(|_| self.beside_newer.is_none()) {
+        for row in asked.iter().filter(|_| self.newer_release.is_none()) {
             dead_letters::settle(&mut tx, row).await?;
             invalidate_others(&mut tx, self.group.name, &[], row.position).await?;
         }
@@ -461,7 +456,7 @@ impl<'a> Pump<'a> {
     /// events before that one are applied.
     async fn apply_decision(
         &mut self,
-        group: &CheckpointGroup,
+        set: &GenerationSet,
         row: &dead_letters::Row,
         next: Option<i64>,
     ) -> Result<(), Error> {
@@ -470,9 +465,9 @@ impl<'a> Pump<'a> {
         if row.state == "discard" {
             self.fold.exclusions.discarded.insert(row.position, row.event.clone());
         }
-        let until = next.map_or(group.position, |next| group.position.min(next - 1));
+        let until = next.map_or(set.position, |next| set.position.min(next - 1));
         let events = self.events_of(row, until).await?;
-        let (batch, failed) = match self.fold.run(|| self.fold.since(&stream, &events, row.position)) {
+        let (batch, failed) = match self.fold.run(|| self.fold.fold_since(&stream, &events, row.position)) {
             Some(Partial { changes, reached, failed }) => {
                 (Some(Batch::of(changes)).filter(|_| reached >= row.position), failed)
             }
@@ -484,13 +479,13 @@ impl<'a> Pump<'a> {
             false => error,
         });
         let rows = match &batch {
-            Some(batch) => self.fold.run(|| group.rows(batch, None)),
+            Some(batch) => self.fold.run(|| set.rows(batch, None)),
             None => Ok(Vec::new()),
         };
         let mut tx = self.store.db().begin_durably().await?;
         tx.lock_checkpoints().await?;
         let written = match rows {
-            Ok(rows) => group.write(&mut tx, self.fence, rows, None).await,
+            Ok(rows) => set.write(&mut tx, self.fence, rows, None).await,
             Err(error) => Err(error),
         };
         match written {
@@ -499,19 +494,19 @@ impl<'a> Pump<'a> {
                 let mut tx = self.store.db().begin().await?;
                 // Writes no rows but checks the fence: a pump that has replaced this one may already have carried out
                 // the decision.
-                group.write(&mut tx, self.fence, Vec::new(), None).await?;
+                set.write(&mut tx, self.fence, Vec::new(), None).await?;
                 dead_letters::park(&mut tx, Scope::Group(self.group.name), &row.failed(error.to_string()), 1).await?;
                 self.fold.exclusions.parked.insert(stream, row.position);
                 return Ok(tx.commit().await?);
             }
             outcome => outcome?,
         }
-        group.raise_revision(&mut tx).await?;
+        set.raise_revision(&mut tx).await?;
         match &failed {
-            Some(failed) if failed.position == row.position => dead_letters::give_up(&mut tx, row).await?,
+            Some(failed) if failed.position == row.position => dead_letters::remove_decision(&mut tx, row).await?,
             _ => {
                 dead_letters::settle(&mut tx, row).await?;
-                invalidate_others(&mut tx, self.group.name, &group.generations, row.position).await?;
+                invalidate_others(&mut tx, self.group.name, &set.generations, row.position).await?;
             }
         }
         if let Some(failed) = &failed {
@@ -523,7 +518,7 @@ impl<'a> Pump<'a> {
         tx.commit().await?;
         // The cached states may contain the discarded event.
         self.fold.clear();
-        self.store.notify_position(HINT, group.position).await;
+        self.store.notify_position(POSITION_TOPIC, set.position).await;
         tracing::info!(%stream, position = row.position, decision = row.state, "Processed the decision about a dead letter.");
         Ok(())
     }
@@ -569,7 +564,7 @@ impl<'a> Pump<'a> {
 /// projection panics.
 fn is_about_one_stream(error: &Error) -> bool {
     match error {
-        Error::Store(error) => error.is_about_the_data(),
+        Error::Store(error) => error.is_data_error(),
         Error::Panicked(_) => true,
         _ => false,
     }

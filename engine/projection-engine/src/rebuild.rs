@@ -20,12 +20,12 @@ use crate::dead_letters;
 use crate::error::{Error, catch_panic};
 use crate::exclusions::Exclusions;
 use crate::generation::{
-    BUILDING, CHECKPOINTS, Checkpoint, CheckpointGroup, Generation, GenerationRows, LIVE, OLD, RETURNING, bump_fence,
+    BUILDING, CHECKPOINTS, Checkpoint, Generation, GenerationRows, GenerationSet, LIVE, OLD, RETURNING, bump_fence,
     by_position, checkpoints, create, prepare_group, remove, serving_now, set_state,
 };
 use crate::group_fold::GroupFold;
 use crate::projection::AnyProjection;
-use crate::registry::{Group, Registry, projecting, rebuilding};
+use crate::registry::{Group, Registry, projection_role, rebuild_role};
 use crate::settings::Settings;
 use crate::state::FoldError;
 
@@ -51,11 +51,11 @@ const RETRIES_MAX: u32 = 240;
 
 /// Where a rebuild starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum From {
+pub enum RebuildStart {
     /// At the first event of the log, or where a killed rebuild stopped.
     Log,
     /// At the first event of the log. The generation of a killed rebuild is removed.
-    Afresh,
+    Scratch,
     /// From the older generation, which is updated and becomes live again: a rollback.
     Older,
 }
@@ -91,22 +91,22 @@ pub struct Rebuilt {
 /// # Errors
 /// The database is unavailable.
 pub async fn is_running(store: &Store, group: &Group) -> Result<bool, StoreError> {
-    Ok(store.try_lead(&rebuilding(group.name)).await?.is_none())
+    Ok(store.try_lead(&rebuild_role(group.name)).await?.is_none())
 }
 
 /// Builds new generations of a checkpoint group's projections and switches to them. `progress` is called with each
 /// projection's name, its position and its target position.
 ///
 /// # Errors
-/// [`Error::Busy`] while another rebuild runs; [`Error::Fold`], [`Error::Parked`] or [`Error::Waits`] for an event that
-/// cannot be applied: a rebuild skips only events that an operator has discarded. Failures that may be temporary are
-/// retried first.
+/// [`Error::Busy`] while another rebuild runs; [`Error::Fold`], [`Error::Parked`] or [`Error::DecisionPending`] for an
+/// event that cannot be applied: a rebuild skips only events that an operator has discarded. Failures that may be
+/// temporary are retried first.
 pub async fn rebuild(
     store: &Store,
     group: &Group,
     settings: &Settings,
     projections: &[&'static dyn AnyProjection],
-    from: From,
+    from: RebuildStart,
     mut progress: impl FnMut(&str, i64, i64),
 ) -> Result<Rebuilt, Error> {
     let mut failures = 0;
@@ -116,7 +116,7 @@ pub async fn rebuild(
     let mut wanted: Vec<Generation> = Vec::new();
     loop {
         // The connection may have broken after the switch was committed but before its answer arrived.
-        if let Some(position) = all_serve(store, &wanted).await {
+        if let Some(position) = live_position(store, &wanted).await {
             let switched = |generation: &Generation| Switched {
                 name: generation.projection.name(),
                 generation: generation.number,
@@ -126,19 +126,19 @@ pub async fn rebuild(
         }
         // The leadership is held during the work, so that only one rebuild of a group runs at a time.
         let outcome = async {
-            let mut leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
+            let mut leadership = store.try_lead(&rebuild_role(group.name)).await?.ok_or(Error::Busy)?;
             let mut build = Build::begin(store, group, settings, projections, from).await?;
-            if from == From::Afresh {
-                from = From::Log;
+            if from == RebuildStart::Scratch {
+                from = RebuildStart::Log;
             }
-            wanted = build.groups.iter().flat_map(|group| group.generations.iter().copied()).collect();
+            wanted = build.sets.iter().flat_map(|set| set.generations.iter().copied()).collect();
             let outcome = build.run(&mut leadership, &mut progress).await;
             (events, missing) = (events + build.events, missing + build.missing);
             outcome
         };
         match outcome.await {
             Ok((projections, position)) => return Ok(Rebuilt { projections, events, missing, position }),
-            Err(error) if failures < RETRIES_MAX && passes(&error, failures) => {
+            Err(error) if failures < RETRIES_MAX && is_resumable(&error, failures) => {
                 failures += 1;
                 tracing::warn!(%error, "The rebuild was interrupted. Resuming where it stopped.");
                 tokio::time::sleep(RETRY).await;
@@ -150,7 +150,7 @@ pub async fn rebuild(
 
 /// Returns the lowest position of the generations if all of them are live; `None` if one is not, or if the checkpoints
 /// cannot be read.
-async fn all_serve(store: &Store, wanted: &[Generation]) -> Option<i64> {
+async fn live_position(store: &Store, wanted: &[Generation]) -> Option<i64> {
     if wanted.is_empty() {
         return None;
     }
@@ -163,9 +163,9 @@ async fn all_serve(store: &Store, wanted: &[Generation]) -> Option<i64> {
 }
 
 /// Whether a rebuild may resume after a failure.
-fn passes(error: &Error, failures: u32) -> bool {
+fn is_resumable(error: &Error, failures: u32) -> bool {
     match error {
-        Error::Store(error) => error.may_pass(),
+        Error::Store(error) => error.is_transient(),
         // A database that crashed has lost its last commits, so the checkpoints are behind the positions in memory. No
         // other rebuild has taken the checkpoints over: the leadership is acquired again before anything else.
         Error::Fenced => true,
@@ -195,9 +195,9 @@ pub async fn plan(
     store: &Store,
     group: &Group,
     projections: &[&'static dyn AnyProjection],
-    from: From,
+    from: RebuildStart,
 ) -> Result<Vec<Planned>, Error> {
-    let _leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
+    let _leadership = store.try_lead(&rebuild_role(group.name)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     // This transaction is never committed.
     let (generations, _) = generations(&mut tx, store, group, projections, from).await?;
@@ -220,7 +220,7 @@ pub async fn prune(
     projections: &[&'static dyn AnyProjection],
     dry_run: bool,
 ) -> Result<Vec<(&'static str, i64)>, Error> {
-    let _leadership = store.try_lead(&rebuilding(group.name)).await?.ok_or(Error::Busy)?;
+    let _leadership = store.try_lead(&rebuild_role(group.name)).await?.ok_or(Error::Busy)?;
     let mut tx = store.db().begin().await?;
     tx.lock_checkpoints().await?;
     let mut removed = Vec::new();
@@ -245,7 +245,8 @@ pub(crate) async fn upgrade(store: &Store, registry: &Registry, group: &Group, s
             Ok(projections) => {
                 let names: Vec<_> = projections.iter().map(|projection| projection.name()).collect();
                 tracing::info!(?names, "Rebuilding outdated projections.");
-                match catch_panic(rebuild(store, group, settings, &projections, From::Log, |_, _, _| {})).await {
+                match catch_panic(rebuild(store, group, settings, &projections, RebuildStart::Log, |_, _, _| {})).await
+                {
                     Ok(rebuilt) => tracing::info!(?rebuilt, "Rebuilt the outdated projections."),
                     Err(error) => {
                         tracing::error!(%error, "Could not rebuild the outdated projections. Retrying shortly.");
@@ -285,7 +286,7 @@ async fn outdated(store: &Store, group: &Group) -> Result<Vec<&'static dyn AnyPr
 struct Build<'a> {
     store: &'a Store,
     group: &'a Group,
-    groups: Vec<CheckpointGroup>,
+    sets: Vec<GenerationSet>,
     fence: i64,
     fold: GroupFold,
     events: i64,
@@ -303,27 +304,17 @@ impl<'a> Build<'a> {
         group: &'a Group,
         settings: &Settings,
         projections: &[&'static dyn AnyProjection],
-        from: From,
+        from: RebuildStart,
     ) -> Result<Self, Error> {
         prepare_group(store, group).await?;
         let mut tx = store.db().begin().await?;
         let (generations, exclusions) = generations(&mut tx, store, group, projections, from).await?;
         let fence = bump_fence(&mut tx, group.name, &[from.state()]).await?;
         tx.commit().await?;
-        let nobody_projects = store.try_lead(&projecting(group.name)).await?.is_some();
+        let nobody_projects = store.try_lead(&projection_role(group.name)).await?.is_some();
         let end = if nobody_projects { store.head().await? } else { 0 };
         let fold = GroupFold::new(store, group, settings.aggregates_in_memory_max, exclusions);
-        Ok(Self {
-            store,
-            group,
-            groups: by_position(generations),
-            fence,
-            fold,
-            events: 0,
-            missing: 0,
-            switches: 0,
-            end,
-        })
+        Ok(Self { store, group, sets: by_position(generations), fence, fold, events: 0, missing: 0, switches: 0, end })
     }
 
     /// Runs the rebuild up to the switch. While a chunk is folded, the next one is read and the previous one is
@@ -335,35 +326,35 @@ impl<'a> Build<'a> {
     ) -> Result<(Vec<Switched>, i64), Error> {
         let mut checked = Instant::now();
         let mut indexed = false;
-        let mut reading = Reading::new();
-        let mut writing = Writing::default();
+        let mut reading = ReadAhead::new();
+        let mut writing = WriteBehind::default();
         loop {
             // The disk is full or cannot be written. A server on this store refuses commands too until that is fixed.
-            if let Some(trouble) = self.store.disk().and_then(Disk::trouble) {
-                return Err(StoreError::Storage(trouble).into());
+            if let Some(problem) = self.store.disk().and_then(Disk::problem) {
+                return Err(StoreError::Storage(problem).into());
             }
             let target = self.target().await?;
-            let position = self.groups[0].position;
-            for group in &self.groups {
-                let names = group.generations.iter().map(|generation| generation.projection.name());
-                names.for_each(|name| progress(name, group.position, target));
+            let position = self.sets[0].position;
+            for set in &self.sets {
+                let names = set.generations.iter().map(|generation| generation.projection.name());
+                names.for_each(|name| progress(name, set.position, target));
             }
-            if self.groups.len() == 1 && target - position <= CHUNK && !indexed {
+            if self.sets.len() == 1 && target - position <= CHUNK && !indexed {
                 writing.done().await?;
                 self.index().await?;
                 indexed = true;
             }
-            if self.groups.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
+            if self.sets.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
                 writing.done().await?;
                 if let Some(switched) = self.switch().await? {
                     return Ok(switched);
                 }
                 continue;
             }
-            let until = self.groups.get(1).map_or(target, |next| next.position);
+            let until = self.sets.get(1).map_or(target, |next| next.position);
             let events = reading.take(self.store, position, until).await?;
             let Some(last) = events.last().cloned() else {
-                return Err(Error::Store(StoreError::Stored(format!(
+                return Err(Error::Store(StoreError::CorruptData(format!(
                     "the log has no event after position {position}"
                 ))));
             };
@@ -371,15 +362,15 @@ impl<'a> Build<'a> {
             let position = last.position;
             reading.begin(self.store, position, until);
             let changes = self.fold.changes(&events).await?;
-            let rows = self.fold.run(|| self.groups[0].rows(&changes, None))?;
+            let rows = self.fold.run(|| self.sets[0].rows(&changes, None))?;
             self.fold.put(&changes);
             writing.done().await?;
-            writing.begin(self.store, &self.groups[0], self.fence, rows, last);
+            writing.begin(self.store, &self.sets[0], self.fence, rows, last);
             self.events += events.len() as i64;
-            self.groups[0].position = position;
-            if self.groups.get(1).is_some_and(|next| next.position == position) {
-                let caught_up = self.groups.remove(0);
-                self.groups[0].generations.extend(caught_up.generations);
+            self.sets[0].position = position;
+            if self.sets.get(1).is_some_and(|next| next.position == position) {
+                let caught_up = self.sets.remove(0);
+                self.sets[0].generations.extend(caught_up.generations);
             }
             if checked.elapsed() > Duration::from_secs(2) {
                 leadership.check().await?;
@@ -391,20 +382,20 @@ impl<'a> Build<'a> {
     /// Returns the position that the rebuild must reach before the switch.
     async fn target(&self) -> Result<i64, Error> {
         let rows: Vec<Checkpoint> = self.store.db().fetch_all(CHECKPOINTS, vec![]).await?;
-        let own = self.groups.last().map_or(0, |group| group.position);
+        let own = self.sets.last().map_or(0, |set| set.position);
         let furthest = furthest(&rows, self.group).max(own).max(self.end);
         Ok(furthest.min(self.store.head().await?))
     }
 
     /// Returns the live checkpoints that this rebuild will replace.
     fn live(&self, rows: &[Checkpoint]) -> Vec<Checkpoint> {
-        let generations = self.groups.iter().flat_map(|group| &group.generations);
+        let generations = self.sets.iter().flat_map(|set| &set.generations);
         let names: Vec<_> = generations.map(|generation| generation.projection.name()).collect();
         rows.iter().filter(|row| row.state == LIVE && names.contains(&&*row.projection)).cloned().collect()
     }
 
     async fn index(&self) -> Result<(), Error> {
-        for generation in &self.groups[0].generations {
+        for generation in &self.sets[0].generations {
             for table in generation.projection.tables() {
                 let mut tx = self.store.db().begin().await?;
                 tx.index(table, generation.number).await?;
@@ -418,17 +409,17 @@ impl<'a> Build<'a> {
     /// holds its locks.
     async fn catch_up(&mut self) -> Result<(), Error> {
         let until = self.target().await?;
-        let group = &mut self.groups[0];
-        let mut events = self.store.read(group.position, (until - group.position).clamp(0, CHUNK)).await?;
+        let set = &mut self.sets[0];
+        let mut events = self.store.read(set.position, (until - set.position).clamp(0, CHUNK)).await?;
         events.retain(|event| event.position <= until);
         let Some(last) = events.last() else { return Ok(()) };
         let changes = self.fold.changes(&events).await?;
-        let rows = self.fold.run(|| group.rows(&changes, None))?;
-        group.commit(self.store, self.fence, rows, last).await?;
+        let rows = self.fold.run(|| set.rows(&changes, None))?;
+        set.commit(self.store, self.fence, rows, last).await?;
         self.fold.put(&changes);
         self.events += events.len() as i64;
-        self.missing += last.position - group.position - events.len() as i64;
-        group.position = last.position;
+        self.missing += last.position - set.position - events.len() as i64;
+        set.position = last.position;
         Ok(())
     }
 
@@ -446,30 +437,30 @@ impl<'a> Build<'a> {
         let live = self.live(&known);
         let head = self.store.head().await?;
         let furthest = furthest(&known, self.group).max(self.end).min(head);
-        let group = &mut self.groups[0];
+        let set = &mut self.sets[0];
         let most = if self.switches < SWITCHES_MAX { LEFT_UNDER_LOCK } else { CHUNK };
         self.switches += 1;
-        if furthest - group.position > most {
+        if furthest - set.position > most {
             return Ok(None);
         }
-        while group.position < furthest {
-            let mut events = self.store.read(group.position, CHUNK.min(furthest - group.position)).await?;
+        while set.position < furthest {
+            let mut events = self.store.read(set.position, CHUNK.min(furthest - set.position)).await?;
             events.retain(|event| event.position <= furthest);
             let Some(last) = events.last() else { break };
             let changes = self.fold.changes(&events).await?;
-            let rows = self.fold.run(|| group.rows(&changes, None))?;
-            group.write(&mut tx, self.fence, rows, Some(last)).await?;
+            let rows = self.fold.run(|| set.rows(&changes, None))?;
+            set.write(&mut tx, self.fence, rows, Some(last)).await?;
             self.fold.put(&changes);
             self.events += events.len() as i64;
-            self.missing += last.position - group.position - events.len() as i64;
-            group.position = last.position;
+            self.missing += last.position - set.position - events.len() as i64;
+            set.position = last.position;
         }
         let mut switched = Vec::new();
-        for &Generation { projection, number } in &group.generations {
+        for &Generation { projection, number } in &set.generations {
             let name = projection.name();
             let was = live.iter().find(|row| row.projection == name);
             let mut differences = None;
-            if let Some(was) = was.filter(|was| was.position == group.position && was.version == projection.version()) {
+            if let Some(was) = was.filter(|was| was.position == set.position && was.version == projection.version()) {
                 let mut rows = 0;
                 for table in projection.tables() {
                     rows += tx.differences(table, was.generation, number).await?;
@@ -491,7 +482,7 @@ impl<'a> Build<'a> {
         // The pump that updated the old generations can no longer write; it reads the checkpoints again.
         bump_fence(&mut tx, self.group.name, &[OLD, LIVE]).await?;
         tx.commit().await?;
-        Ok(Some((switched, group.position)))
+        Ok(Some((switched, set.position)))
     }
 }
 
@@ -506,7 +497,7 @@ fn furthest(rows: &[Checkpoint], group: &Group) -> i64 {
 }
 
 /// Reads events from the log ahead of the fold.
-struct Reading {
+struct ReadAhead {
     /// The read in progress, with the position after which it starts.
     ahead: Option<(i64, Read)>,
     /// Number of events to read at once; follows from the size of the last events.
@@ -515,7 +506,7 @@ struct Reading {
 
 type Read = JoinHandle<Result<Vec<RecordedEvent>, StoreError>>;
 
-impl Reading {
+impl ReadAhead {
     fn new() -> Self {
         Self { ahead: None, limit: CHUNK_MIN }
     }
@@ -530,7 +521,7 @@ impl Reading {
     /// Returns events after `after` and up to `until`. Uses the events that were read ahead if they start at `after`.
     async fn take(&mut self, store: &Store, after: i64, until: i64) -> Result<Vec<RecordedEvent>, Error> {
         let mut events = match self.ahead.take() {
-            Some((from, reading)) if from == after => reading.await.map_err(gone)??,
+            Some((from, reading)) if from == after => reading.await.map_err(task_failed)??,
             _ => store.read(after, self.limit.min(until - after)).await?,
         };
         let bytes: usize = events.iter().map(|event| event.payload.len() + event.metadata.len()).sum();
@@ -545,23 +536,23 @@ impl Reading {
 
 /// Writes rows to the database in the background, one batch at a time.
 #[derive(Default)]
-struct Writing(Option<JoinHandle<Result<(), Error>>>);
+struct WriteBehind(Option<JoinHandle<Result<(), Error>>>);
 
-impl Writing {
-    fn begin(&mut self, store: &Store, group: &CheckpointGroup, fence: i64, rows: GenerationRows, last: RecordedEvent) {
-        let (store, group) = (store.clone(), group.clone());
-        self.0 = Some(tokio::spawn(async move { group.commit(&store, fence, rows, &last).await }));
+impl WriteBehind {
+    fn begin(&mut self, store: &Store, set: &GenerationSet, fence: i64, rows: GenerationRows, last: RecordedEvent) {
+        let (store, set) = (store.clone(), set.clone());
+        self.0 = Some(tokio::spawn(async move { set.commit(&store, fence, rows, &last).await }));
     }
 
     async fn done(&mut self) -> Result<(), Error> {
         match self.0.take() {
-            Some(writing) => writing.await.map_err(gone)?,
+            Some(writing) => writing.await.map_err(task_failed)?,
             None => Ok(()),
         }
     }
 }
 
-impl Drop for Writing {
+impl Drop for WriteBehind {
     fn drop(&mut self) {
         // Rows that are not committed by now are written again when the rebuild resumes.
         if let Some(writing) = &self.0 {
@@ -570,11 +561,11 @@ impl Drop for Writing {
     }
 }
 
-impl From {
+impl RebuildStart {
     /// Returns the state of a generation while this rebuild fills it.
     fn state(self) -> &'static str {
         match self {
-            Self::Log | Self::Afresh => BUILDING,
+            Self::Log | Self::Scratch => BUILDING,
             Self::Older => RETURNING,
         }
     }
@@ -587,7 +578,7 @@ async fn generations(
     store: &Store,
     group: &Group,
     projections: &[&'static dyn AnyProjection],
-    from: From,
+    from: RebuildStart,
 ) -> Result<(Vec<(Generation, i64)>, Exclusions), Error> {
     tx.lock_checkpoints().await?;
     let head = store.head().await?;
@@ -600,7 +591,7 @@ async fn generations(
             // A killed rebuild left this generation, but it cannot be resumed: it was begun from another start, by
             // another release or from another log.
             Some(own)
-                if from == From::Afresh
+                if from == RebuildStart::Scratch
                     || row.state != begun
                     || row.version != own.version()
                     || row.check_belongs_to(store, head).await.is_err() =>
@@ -613,39 +604,39 @@ async fn generations(
     let mut wanted = Vec::new();
     for &projection in projections {
         let own = |state: &str| known.iter().rfind(|row| row.projection == projection.name() && row.state == state);
-        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version() && from != From::Older) {
+        if let Some(live) = own(LIVE).filter(|row| row.version > projection.version() && from != RebuildStart::Older) {
             let (name, version) = (live.projection.clone(), live.version);
             return Err(Error::Newer { projection: name, version, known: projection.version() });
         }
         let (generation, position) = match (own(begun), from) {
             (Some(begun), _) => (begun.generation, begun.position),
-            (None, From::Older) => {
+            (None, RebuildStart::Older) => {
                 let older = own(OLD).filter(|row| row.version == projection.version());
                 let older = older.ok_or_else(|| Error::NoOlder(projection.name().to_owned()))?;
                 older.check_belongs_to(store, head).await?;
                 set_state(tx, projection.name(), older.generation, RETURNING).await?;
                 (older.generation, older.position)
             }
-            (None, From::Log | From::Afresh) => (create(tx, group, projection, &known).await?, 0),
+            (None, RebuildStart::Log | RebuildStart::Scratch) => (create(tx, group, projection, &known).await?, 0),
         };
         wanted.push((Generation { projection, number: generation }, position));
     }
     Ok((wanted, exclusions))
 }
 
-fn gone(error: JoinError) -> Error {
-    Error::Store(StoreError::Stored(format!("a task of the rebuild panicked or was cancelled: {error}")))
+fn task_failed(error: JoinError) -> Error {
+    Error::Store(StoreError::CorruptData(format!("a task of the rebuild panicked or was cancelled: {error}")))
 }
 
 /// Returns the events that operators have discarded.
 ///
 /// # Errors
-/// [`Error::Parked`] or [`Error::Waits`] while a stream is parked.
+/// [`Error::Parked`] or [`Error::DecisionPending`] while a stream is parked.
 async fn exclusions(tx: &mut Tx, store: &Store, group: &Group) -> Result<Exclusions, Error> {
-    let letters = dead_letters::of_this_log(tx, store).await?;
+    let letters = dead_letters::remove_foreign(tx, store).await?;
     let (exclusions, asked) = dead_letters::partition(&letters, group.name);
     if let Some(row) = asked.first() {
-        return Err(Error::Waits { stream: row.stream(), position: row.position });
+        return Err(Error::DecisionPending { stream: row.stream(), position: row.position });
     }
     match exclusions.parked.iter().min_by_key(|(_, position)| **position) {
         Some((stream, position)) => Err(Error::Parked { stream: stream.clone(), position: *position }),

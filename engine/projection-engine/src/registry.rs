@@ -110,13 +110,13 @@ impl Registry {
 }
 
 /// Returns the name of the leader role for projecting a group. The core group has the same role name in every release.
-pub fn projecting(group: &str) -> String {
+pub fn projection_role(group: &str) -> String {
     if group == CORE { "projections".to_owned() } else { format!("projections of {group}") }
 }
 
 /// Returns the name of the leader role for rebuilding projections of a group. The core group has the same role name in
 /// every release.
-pub fn rebuilding(group: &str) -> String {
+pub fn rebuild_role(group: &str) -> String {
     if group == CORE { "rebuild".to_owned() } else { format!("rebuild of {group}") }
 }
 

@@ -26,7 +26,7 @@ const CHUNK: i64 = 10_000;
 /// Maximum number of streams that a sample reads and folds at once.
 const STREAMS: usize = 500;
 /// Maximum number of events that are searched for one that a sample can use.
-const LOOKED_THROUGH_MAX: i64 = 500;
+const SAMPLE_SEARCH_MAX: i64 = 500;
 
 /// The extent of a verification.
 #[derive(Debug, Clone, Copy)]
@@ -154,7 +154,7 @@ pub async fn verify(
                 for ids in ids.chunks(STREAMS) {
                     let events = store.read_streams(aggregate_type, ids, end + 1).await?;
                     for (generation, position) in &generations {
-                        let changes = fold.whole(&events, *position)?;
+                        let changes = fold.fold_whole(&events, *position)?;
                         let is_own = |(expected, _): &mut (Expected, i64)| {
                             expected.generation.projection.name() == generation.projection.name()
                         };
@@ -187,20 +187,21 @@ pub async fn verify(
                     };
                     tx.each_row(table, generation.number, each).await?;
                     wrong.extend(expected.rows.keys().chain(expected.hashes.keys()).cloned());
-                    different.extend(wrong.into_iter().map(|key| (table.name, show_key(&key), key)).map(Named));
+                    different
+                        .extend(wrong.into_iter().map(|key| (table.name, show_key(&key), key)).map(KeyedDifference));
                 }
                 Extent::Sample(_) => {
                     for key in expected.hashes.keys().cloned().collect::<Vec<_>>() {
                         let row = tx.row(table, generation.number, &key).await?;
                         if !row.is_some_and(|row| expected.take(&row, &hasher)) {
-                            different.insert(Named((table.name, show_key(&key), key)));
+                            different.insert(KeyedDifference((table.name, show_key(&key), key)));
                         }
                     }
                 }
             }
         }
         let mut first = Vec::new();
-        for Named((table, shown, key)) in different.iter().take(first_max) {
+        for KeyedDifference((table, shown, key)) in different.iter().take(first_max) {
             let Some((expected, _)) = all.iter().find(|(expected, _)| expected.table.name == *table) else { continue };
             let should = match expected.rows.get(key) {
                 Some(row) => Some(row.clone()),
@@ -216,24 +217,24 @@ pub async fn verify(
 }
 
 /// A differing row: table name, key as shown to operators, and key. Ordered by the first two.
-struct Named((&'static str, String, Key));
+struct KeyedDifference((&'static str, String, Key));
 
-impl Ord for Named {
+impl Ord for KeyedDifference {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.0.0, &self.0.1).cmp(&(other.0.0, &other.0.1))
     }
 }
-impl PartialOrd for Named {
+impl PartialOrd for KeyedDifference {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl PartialEq for Named {
+impl PartialEq for KeyedDifference {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
-impl Eq for Named {}
+impl Eq for KeyedDifference {}
 
 /// Writes the rows of `changes` into the expected tables of the projections whose position is greater than `after`.
 fn expect(all: &mut [(Expected, i64)], changes: &Batch, after: i64, hasher: &RandomState) -> Result<(), Error> {
@@ -268,7 +269,7 @@ async fn sample_ids(
         let after = (random.hash_one(number) % end.max(1) as u64) as i64;
         // The next event of an aggregate type that the group folds. The search is limited, so the sample may become
         // smaller.
-        let mut events = store.read(after, LOOKED_THROUGH_MAX).await?.into_iter();
+        let mut events = store.read(after, SAMPLE_SEARCH_MAX).await?.into_iter();
         let found = events.find(|event| own.contains(&&*event.aggregate_type));
         drawn.extend(found.map(|event| (event.aggregate_type, event.aggregate_id)));
     }
@@ -291,7 +292,7 @@ async fn fold_row(
     let projection = expected.generation.projection;
     let aggregate_type = projection.aggregate().aggregate_type();
     let events = store.read_streams(aggregate_type, std::slice::from_ref(id), position + 1).await?;
-    let mut rows = fold.whole(&events, position)?.rows(projection, None)?.into_iter();
+    let mut rows = fold.fold_whole(&events, position)?.rows(projection, None)?.into_iter();
     let rows = rows.find(|(table, _)| table.name == expected.table.name).map(|(_, rows)| rows).unwrap_or_default();
     Ok(rows.into_iter().find(|row| key(expected.table, row) == *wanted))
 }

@@ -17,7 +17,7 @@ use projection_engine::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::connections::Connections;
-use crate::cursor::OldKind;
+use crate::cursor::V1Kind;
 use crate::hub::{Hub, Kind};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -28,7 +28,7 @@ use crate::settings::Settings;
 
 /// Why a subscription was refused.
 #[derive(Debug)]
-pub enum Refused {
+pub enum SubscribeError {
     /// The caller is not allowed, or the id does not exist. Both have the same answer, so that clients cannot probe
     /// ids.
     Denied,
@@ -44,7 +44,7 @@ pub enum Refused {
     Panicked,
 }
 
-impl From<Error> for Refused {
+impl From<Error> for SubscribeError {
     fn from(error: Error) -> Self {
         Self::Unavailable(error)
     }
@@ -52,7 +52,7 @@ impl From<Error> for Refused {
 
 /// The answer to callers that are not allowed to subscribe to a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Refusal {
+pub enum DeniedAnswer {
     /// 404, so that the caller does not learn whether the id exists.
     NotFound,
     /// 403: the channel is for staff.
@@ -63,7 +63,7 @@ pub enum Refusal {
 
 /// A snapshot: the name of its member, `view` or `items`, and the member's JSON text. The text may be large, so it is
 /// passed on without being parsed.
-pub type Shown = (&'static str, String);
+pub type SnapshotMember = (&'static str, String);
 
 /// A stream that changed.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,9 +75,9 @@ pub struct ChangedStream {
 }
 
 /// Function that decides whether the caller may subscribe to the channel with this id.
-pub type Allows = for<'a> fn(&'a QueryApi, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, Refused>>;
+pub type Allows = for<'a> fn(&'a QueryApi, &'a Principal, &'a str) -> BoxFuture<'a, Result<bool, SubscribeError>>;
 /// Function that reads the snapshot of the channel with this id, in the given transaction.
-pub type TakeSnapshot = for<'a> fn(&'a QueryApi, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<Shown, Error>>;
+pub type TakeSnapshot = for<'a> fn(&'a QueryApi, &'a mut Tx, &'a str) -> BoxFuture<'a, Result<SnapshotMember, Error>>;
 /// Function that returns the streams with changes on the channel with this id, after the first position up to the
 /// second one. Returns `None` if there are too many to search for.
 pub type FindChanged =
@@ -102,7 +102,7 @@ pub struct Channel {
     /// Decides whether a caller may subscribe.
     pub allows: Allows,
     /// Answer to callers that are not allowed.
-    pub refusal: Refusal,
+    pub denied_answer: DeniedAnswer,
     /// Reads the snapshot that a new subscriber receives first.
     pub snapshot: TakeSnapshot,
     /// Finds the streams with changes that a subscriber missed; `None` if the channel is not in the log.
@@ -129,7 +129,7 @@ impl Channel {
     ///
     /// # Errors
     /// The database does not answer, the read model is behind, or the context's code panics.
-    pub async fn is_allowed(&self, api: &QueryApi, principal: &Principal, id: &str) -> Result<bool, Refused> {
+    pub async fn is_allowed(&self, api: &QueryApi, principal: &Principal, id: &str) -> Result<bool, SubscribeError> {
         self.guard("allows", async { (self.allows)(api, principal, id).await }).await
     }
 
@@ -137,7 +137,7 @@ impl Channel {
     ///
     /// # Errors
     /// The database does not answer, or the context's code panics.
-    pub async fn take_snapshot(&self, api: &QueryApi, tx: &mut Tx, id: &str) -> Result<Shown, Refused> {
+    pub async fn take_snapshot(&self, api: &QueryApi, tx: &mut Tx, id: &str) -> Result<SnapshotMember, SubscribeError> {
         self.guard("snapshot", async { Ok((self.snapshot)(api, tx, id).await?) }).await
     }
 
@@ -152,16 +152,20 @@ impl Channel {
         id: &str,
         after: i64,
         until: i64,
-    ) -> Result<Option<Vec<ChangedStream>>, Refused> {
+    ) -> Result<Option<Vec<ChangedStream>>, SubscribeError> {
         let Some(missed) = self.missed else { return Ok(None) };
         self.guard("missed", async { Ok(missed(api, id, after, until).await?) }).await
     }
 
     /// Runs a context's function. A panic in it becomes an error of this one request.
-    async fn guard<T>(&self, what: &str, work: impl Future<Output = Result<T, Refused>>) -> Result<T, Refused> {
+    async fn guard<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = Result<T, SubscribeError>>,
+    ) -> Result<T, SubscribeError> {
         AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(channel = self.name, what, "A function of a channel panicked. Its context has a fault.");
-            Err(Refused::Panicked)
+            Err(SubscribeError::Panicked)
         })
     }
 }
@@ -169,7 +173,7 @@ impl Channel {
 /// An invalid list of channels or publishers; the text says what to correct.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
-pub struct BadList(String);
+pub struct InvalidDefinitions(String);
 
 /// The channels of all contexts. A name matches at most one of them. Cheap to clone.
 #[derive(Clone)]
@@ -180,14 +184,14 @@ impl Channels {
     ///
     /// # Errors
     /// A name that is invalid, is used twice, or begins with another channel's prefix.
-    pub fn new(channels: Vec<Channel>) -> Result<Self, BadList> {
+    pub fn new(channels: Vec<Channel>) -> Result<Self, InvalidDefinitions> {
         let is_name = |name: &str| {
             let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-:".contains(&byte);
             name.starts_with(|first: char| first.is_ascii_lowercase()) && name.bytes().all(is_part)
         };
         for (at, channel) in channels.iter().enumerate() {
             if !is_name(channel.name) || !is_name(channel.group) {
-                return Err(BadList(format!(
+                return Err(InvalidDefinitions(format!(
                     "The name of the channel `{}` or of its group `{}` is invalid: both must consist of lower-case letters, digits and `_ - :`, and begin with a letter.",
                     channel.name, channel.group
                 )));
@@ -198,7 +202,7 @@ impl Channels {
                     None => two.name == one.name,
                 };
                 if covers(channel, other) || covers(other, channel) {
-                    return Err(BadList(format!(
+                    return Err(InvalidDefinitions(format!(
                         "The names of the channels `{}` and `{}` are ambiguous: one equals or begins with the other. Rename one of them.",
                         other.name, channel.name
                     )));
@@ -216,19 +220,19 @@ impl Channels {
     /// Finds the channel with a name. Returns its definition and the id in the name; the id is empty for a full name.
     ///
     /// # Errors
-    /// [`Refused::Unknown`] if no channel has the name, or the id has characters that need escaping in JSON.
-    pub fn find<'a>(&self, name: &'a str) -> Result<(&Channel, &'a str), Refused> {
+    /// [`SubscribeError::Unknown`] if no channel has the name, or the id has characters that need escaping in JSON.
+    pub fn find<'a>(&self, name: &'a str) -> Result<(&Channel, &'a str), SubscribeError> {
         for channel in self.iter() {
             match (name.strip_prefix(channel.name), channel.is_id) {
                 (Some(id), Some(is_id)) => {
                     let is_plain = !id.contains(|c: char| c.is_control() || c == '"' || c == '\\');
-                    return if is_plain && is_id(id) { Ok((channel, id)) } else { Err(Refused::Unknown) };
+                    return if is_plain && is_id(id) { Ok((channel, id)) } else { Err(SubscribeError::Unknown) };
                 }
                 (Some(""), None) => return Ok((channel, "")),
                 _ => {}
             }
         }
-        Err(Refused::Unknown)
+        Err(SubscribeError::Unknown)
     }
 
     /// Returns the checkpoint groups of all channels, each once.
@@ -242,22 +246,22 @@ impl Channels {
 
 /// The channels and publishers of all contexts of a program.
 #[derive(Clone)]
-pub struct Lists {
+pub struct ContextDefinitions {
     /// All channels.
     pub channels: Vec<Channel>,
     /// All publishers.
     pub publishers: Vec<&'static dyn AnyPublisher>,
     /// The kinds of channel of cursor format 1, in its publishing order. Frozen, because old cursors count in this
     /// order.
-    pub old_kinds: &'static [OldKind],
+    pub cursor_v1_kinds: &'static [V1Kind],
 }
 
-impl Lists {
+impl ContextDefinitions {
     /// Checks that names are unique, and that channels, publishers and projections match.
     ///
     /// # Errors
     /// A sentence that says what is wrong, with the names of the channels, publishers or projections.
-    pub fn check(&self, registry: &Registry) -> Result<Channels, BadList> {
+    pub fn check(&self, registry: &Registry) -> Result<Channels, InvalidDefinitions> {
         let channels = Channels::new(self.channels.clone())?;
         check_publishers(&channels, &self.publishers)?;
         check_channels(&channels, &self.publishers)?;
@@ -282,7 +286,7 @@ pub struct QueryApi {
     /// The publishers of all contexts.
     pub publishers: Arc<[&'static dyn AnyPublisher]>,
     /// The kinds of channel of cursor format 1, in its publishing order.
-    pub old_kinds: &'static [OldKind],
+    pub cursor_v1_kinds: &'static [V1Kind],
     /// Subscribers by channel.
     pub hub: Hub,
     /// The open connections.
@@ -299,17 +303,17 @@ impl QueryApi {
     /// Creates the query API of a process, without subscribers.
     ///
     /// # Errors
-    /// The lists of channels and publishers are invalid; see [`Lists::check`].
+    /// The lists of channels and publishers are invalid; see [`ContextDefinitions::check`].
     pub fn new(
         store: Store,
         progress: Progress,
         authenticator: Authenticator,
         settings: Settings,
-        lists: Lists,
+        definitions: ContextDefinitions,
         stop: CancellationToken,
-    ) -> Result<Self, BadList> {
-        let channels = lists.check(progress.registry())?;
-        let Lists { publishers, old_kinds, .. } = lists;
+    ) -> Result<Self, InvalidDefinitions> {
+        let channels = definitions.check(progress.registry())?;
+        let ContextDefinitions { publishers, cursor_v1_kinds, .. } = definitions;
         let connections =
             Connections::new(settings.push_connections_per_address_max, settings.push_connections_per_customer_max);
         Metrics::begin();
@@ -320,7 +324,7 @@ impl QueryApi {
             settings,
             channels,
             publishers: publishers.into(),
-            old_kinds,
+            cursor_v1_kinds,
             hub: Hub::default(),
             connections,
             quota: ReplayQuota::default(),
@@ -339,16 +343,18 @@ impl QueryApi {
 
 /// Checks that each aggregate type has at most one publisher per group, and that publishers name only channels of their
 /// group.
-fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), BadList> {
+fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), InvalidDefinitions> {
     for (at, publisher) in publishers.iter().enumerate() {
         let (aggregate_type, group) = (publisher.aggregate_type(), publisher.group());
         if publishers[..at].iter().any(|other| (other.aggregate_type(), other.group()) == (aggregate_type, group)) {
-            return Err(BadList(format!("The aggregate `{aggregate_type}` has two publishers in group `{group}`.")));
+            return Err(InvalidDefinitions(format!(
+                "The aggregate `{aggregate_type}` has two publishers in group `{group}`."
+            )));
         }
         let interest = publisher.interest();
         for name in interest.names.iter().chain(interest.by_stream).chain(interest.by_prefix) {
             if !channels.iter().any(|channel| channel.kind() == Kind { name, group }) {
-                return Err(BadList(format!(
+                return Err(InvalidDefinitions(format!(
                     "The publisher of `{aggregate_type}` names `{name}`, which is not a channel of group `{group}`."
                 )));
             }
@@ -358,7 +364,7 @@ fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher
 }
 
 /// Checks that each channel that is in the log has a publisher.
-fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), BadList> {
+fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), InvalidDefinitions> {
     for channel in channels.iter().filter(|channel| channel.missed.is_some()) {
         let kind = channel.kind();
         let publishes = |publisher: &&dyn AnyPublisher| {
@@ -367,7 +373,7 @@ fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher])
             publisher.group() == kind.group && names.any(|name| *name == kind.name)
         };
         if !publishers.iter().any(publishes) {
-            return Err(BadList(format!(
+            return Err(InvalidDefinitions(format!(
                 "The channel `{}` has no publisher. Name it in the interest of a publisher of group `{}`.",
                 kind.name, kind.group
             )));
@@ -377,11 +383,11 @@ fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher])
 }
 
 /// Checks that each channel's snapshot is read from a projection of the channel's group.
-fn check_projections(channels: &Channels, registry: &Registry) -> Result<(), BadList> {
+fn check_projections(channels: &Channels, registry: &Registry) -> Result<(), InvalidDefinitions> {
     let shown = |channel: &Channel| Some((channel.name, channel.projection?, channel.group));
     for (name, projection, group) in channels.iter().filter_map(shown) {
         if registry.find(projection).is_none_or(|(of, _)| of.name != group) {
-            return Err(BadList(format!(
+            return Err(InvalidDefinitions(format!(
                 "The channel `{name}` shows the projection `{projection}`, which is not in group `{group}`."
             )));
         }
@@ -411,7 +417,7 @@ mod tests {
             group: kind.group,
             projection: None,
             allows: |_, _, _| std::future::ready(Ok(true)).boxed(),
-            refusal: Refusal::NotFound,
+            denied_answer: DeniedAnswer::NotFound,
             snapshot: |_, _, _| std::future::ready(Ok(("view", "null".to_owned()))).boxed(),
             missed: None,
             event_types: &[],
@@ -428,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_belongs_to_one_channel() {
+    fn ambiguous_and_invalid_channel_names_are_refused() {
         for (one, two) in [
             (("counter:", true), ("counter:", true)),
             (("counter:", true), ("counter:special:", true)),
@@ -445,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_found_with_its_id() {
+    fn a_channel_is_found_by_its_name_and_id() {
         let channels = Channels::new(vec![named("counter:", true), named("counters", false)]).unwrap();
         let found = |name| channels.find(name).map(|(channel, id)| (channel.name, id)).ok();
         assert_eq!(found("counter:o-1"), Some(("counter:", "o-1")));
@@ -458,15 +464,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_of_a_channel_is_an_error_of_the_one_who_asked() {
+    async fn a_panic_of_a_channel_fails_one_request() {
         let channel = named("counters", false);
         let outcome = channel.guard("allows", async { panic!("a fault") }).await;
-        assert!(matches!(outcome, Err::<bool, _>(Refused::Panicked)));
+        assert!(matches!(outcome, Err::<bool, _>(SubscribeError::Panicked)));
         assert!(matches!(channel.guard("allows", async { Ok(true) }).await, Ok(true)));
     }
 
     #[test]
-    fn publishers_name_channels_of_their_group() {
+    fn publishers_must_use_channels_of_their_group() {
         let all = vec![channel(ALL, false), channel(ONE, true), channel(OWNED, true), channel(OTHER, false)];
         let check = |channels: &[Channel], publishers: &[&'static dyn AnyPublisher]| {
             check_publishers(&Channels::new(channels.to_vec()).unwrap(), publishers).map_err(|error| error.to_string())

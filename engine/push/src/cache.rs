@@ -13,7 +13,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use platform::auth::{Principal, Role};
 use platform::problem::Problem;
-use projection_engine::progress::Reading;
+use projection_engine::progress::ReadModelState;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -37,7 +37,7 @@ struct Key {
     url: String,
     subject: String,
     role: Role,
-    reading: Reading,
+    state: ReadModelState,
 }
 
 struct Answer {
@@ -76,11 +76,11 @@ impl ResponseCache {
         projection: &str,
         query: impl AsyncFnOnce() -> Result<Response, Problem>,
     ) -> Result<Response, Problem> {
-        let reading = api.progress.reading(projection);
-        // After a change of the database's epoch, read models may have lost commits. The cache is bypassed until this
-        // process has read their positions again.
-        let is_known = reading.epoch == api.store.db().epoch();
-        let key = Key { url: url.to_string(), subject: principal.subject.clone(), role: principal.role, reading };
+        let state = api.progress.read_model_state(projection);
+        // When the counts differ, read models may have lost commits. The cache is bypassed until this process has read
+        // their positions again.
+        let is_known = state.connections_opened == api.store.db().connections_opened();
+        let key = Key { url: url.to_string(), subject: principal.subject.clone(), role: principal.role, state };
         if is_known && let Some(answer) = self.answers.get(&key) {
             if answer.made.elapsed() < self.time_to_live {
                 return Ok(answer.respond());

@@ -26,7 +26,7 @@ use crate::access::{bearer_protocol, identify};
 use crate::api::QueryApi;
 use crate::centrifuge::commands::Caller;
 use crate::centrifuge::connection::run;
-use crate::centrifuge::protocol::{FRAME_BYTES_MAX, set_up};
+use crate::centrifuge::protocol::{FRAME_BYTES_MAX, configure_socket};
 use crate::connections::CloseHandle;
 use crate::metrics::Transport;
 use crate::problems::too_many_connections;
@@ -82,5 +82,5 @@ async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Respon
     let handle = CloseHandle::default();
     let slot = api.connections.enter(Transport::WebSocket, peer.ip(), &handle).map_err(|_| too_many_connections())?;
     let caller = Caller { principal, admins, read_limit };
-    Ok(set_up(upgrade, FRAME_BYTES_MAX).on_upgrade(move |socket| run(socket, api, caller, handle, slot)))
+    Ok(configure_socket(upgrade, FRAME_BYTES_MAX).on_upgrade(move |socket| run(socket, api, caller, handle, slot)))
 }

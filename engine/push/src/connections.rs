@@ -20,7 +20,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const DRAIN_STEPS: usize = 20;
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// How long a stopping process waits for its connections to close.
-const GOODBYES_WITHIN: Duration = Duration::from_secs(5);
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the server closes a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,7 +87,7 @@ impl CloseHandle {
 
 /// The connection limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Full {
+pub enum LimitReached {
     /// Limit per client address.
     Address,
     /// Limit per token subject.
@@ -133,12 +133,17 @@ impl Connections {
     /// Registers a connection from an address.
     ///
     /// # Errors
-    /// [`Full::Address`] if the address has reached its limit.
-    pub fn enter(&self, transport: Transport, address: IpAddr, handle: &CloseHandle) -> Result<ConnectionSlot, Full> {
+    /// [`LimitReached::Address`] if the address has reached its limit.
+    pub fn enter(
+        &self,
+        transport: Transport,
+        address: IpAddr,
+        handle: &CloseHandle,
+    ) -> Result<ConnectionSlot, LimitReached> {
         let mut open = self.lock();
         let count = open.addresses.entry(address).or_default();
         if *count >= self.per_address_max {
-            return Err(Full::Address);
+            return Err(LimitReached::Address);
         }
         *count += 1;
         open.next_id += 1;
@@ -181,14 +186,14 @@ impl Connections {
             step.iter().for_each(|handle| handle.close(CloseReason::Shutdown));
             tokio::time::sleep(DRAIN_STEP).await;
         }
-        let goodbyes = async {
+        let drained = async {
             while !self.is_empty() {
                 // Also closes connections that opened during the steps above.
                 self.lock().entries.values().for_each(|entry| entry.handle.close(CloseReason::Shutdown));
                 tokio::time::sleep(DRAIN_STEP).await;
             }
         };
-        let _ = tokio::time::timeout(GOODBYES_WITHIN, goodbyes).await;
+        let _ = tokio::time::timeout(DRAIN_WITHIN, drained).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -200,8 +205,8 @@ impl ConnectionSlot {
     /// Sets or replaces the caller of the connection. Only customers count against the limit per subject.
     ///
     /// # Errors
-    /// [`Full::Subject`] if the customer has reached the limit.
-    pub fn belongs_to(&self, principal: &Principal) -> Result<(), Full> {
+    /// [`LimitReached::Subject`] if the customer has reached the limit.
+    pub fn set_principal(&self, principal: &Principal) -> Result<(), LimitReached> {
         let mut open = self.connections.lock();
         let open = &mut *open;
         let Some(entry) = open.entries.get_mut(&self.id) else { return Ok(()) };
@@ -211,19 +216,19 @@ impl ConnectionSlot {
         if let Some(now) = now.filter(|_| !stays) {
             let count = open.subjects.entry(now.subject).or_default();
             if *count >= self.connections.per_subject_max {
-                return Err(Full::Subject);
+                return Err(LimitReached::Subject);
             }
             *count += 1;
         }
         entry.principal = Some(principal.clone());
         if let Some(before) = before.filter(|_| !stays) {
-            give_back(&mut open.subjects, &before);
+            release(&mut open.subjects, &before);
         }
         Ok(())
     }
 }
 
-fn give_back(subjects: &mut HashMap<String, usize>, principal: &Principal) {
+fn release(subjects: &mut HashMap<String, usize>, principal: &Principal) {
     if !principal.is_staff()
         && let Some(count) = subjects.get_mut(&principal.subject)
     {
@@ -240,7 +245,7 @@ impl Drop for ConnectionSlot {
         let Some(entry) = open.entries.remove(&self.id) else { return };
         METRICS.gone(entry.transport);
         if let Some(principal) = &entry.principal {
-            give_back(&mut open.subjects, principal);
+            release(&mut open.subjects, principal);
         }
         if let Some(count) = open.addresses.get_mut(&entry.address) {
             *count -= 1;
@@ -262,23 +267,23 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_counted_and_given_back() {
+    fn slots_are_counted_and_released() {
         let connections = Connections::new(3, 1);
         let enter = || connections.enter(Transport::Sse, IpAddr::from([127, 0, 0, 1]), &CloseHandle::default());
         let (one, two, three) = (enter().unwrap(), enter().unwrap(), enter().unwrap());
-        assert_eq!(enter().err(), Some(Full::Address));
+        assert_eq!(enter().err(), Some(LimitReached::Address));
         let ada = principal("ada", Role::Customer);
-        one.belongs_to(&ada).unwrap();
-        one.belongs_to(&ada).unwrap();
-        assert_eq!(two.belongs_to(&ada), Err(Full::Subject));
+        one.set_principal(&ada).unwrap();
+        one.set_principal(&ada).unwrap();
+        assert_eq!(two.set_principal(&ada), Err(LimitReached::Subject));
         let clerk = principal("clerk", Role::Staff);
-        two.belongs_to(&clerk).unwrap();
-        three.belongs_to(&clerk).unwrap();
+        two.set_principal(&clerk).unwrap();
+        three.set_principal(&clerk).unwrap();
         // The role is now staff, so the connection no longer counts against the limit.
-        one.belongs_to(&principal("ada", Role::Staff)).unwrap();
+        one.set_principal(&principal("ada", Role::Staff)).unwrap();
         drop(two);
         let four = enter().unwrap();
-        four.belongs_to(&ada).unwrap();
+        four.set_principal(&ada).unwrap();
         drop((one, three, four));
         let open = connections.lock();
         assert!(open.entries.is_empty() && open.subjects.is_empty() && open.addresses.is_empty());

@@ -5,7 +5,7 @@
 //! means that the client also has the change at the next position, on the channels up to that name. Characters that
 //! could be mistaken for separators are percent-encoded.
 //!
-//! Cursors of format 1, `7.EPOCH` and `7+2.EPOCH`, stay readable for ever: see [`Known::Kinds`].
+//! Cursors of format 1, `7.EPOCH` and `7+2.EPOCH`, stay readable for ever: see [`Received::Kinds`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,7 +26,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 
 /// A kind of channel in cursors of format 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum OldKind {
+pub enum V1Kind {
     /// All channels with this prefix.
     Prefix(&'static str),
     /// The channel with this name.
@@ -50,12 +50,12 @@ pub struct GroupCursor {
     /// The client has all changes at or before this position.
     pub position: i64,
     /// The channels on which the client also has the change at the next position.
-    pub next: Known,
+    pub next: Received,
 }
 
 /// The channels on which a client has the change at a position.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Known {
+pub enum Received {
     /// No channel.
     Nothing,
     /// All channels up to this name, in byte order.
@@ -64,16 +64,16 @@ pub enum Known {
     Kinds(usize),
 }
 
-impl Known {
-    fn includes(&self, channel: &str, old_kinds: &[OldKind]) -> bool {
-        let belongs_to = |kind: &OldKind| match kind {
-            OldKind::Prefix(prefix) => channel.starts_with(prefix),
-            OldKind::Name(name) => channel == *name,
+impl Received {
+    fn includes(&self, channel: &str, v1_kinds: &[V1Kind]) -> bool {
+        let belongs_to = |kind: &V1Kind| match kind {
+            V1Kind::Prefix(prefix) => channel.starts_with(prefix),
+            V1Kind::Name(name) => channel == *name,
         };
         match self {
             Self::Nothing => false,
             Self::UpTo(name) => channel <= name.as_str(),
-            Self::Kinds(count) => old_kinds.iter().take(*count).any(belongs_to),
+            Self::Kinds(count) => v1_kinds.iter().take(*count).any(belongs_to),
         }
     }
 }
@@ -81,13 +81,13 @@ impl Known {
 impl GroupCursor {
     /// Creates a cursor of a client that has all changes up to a position.
     pub fn at(group: &str, position: i64) -> Self {
-        Self { group: group.to_owned(), position, next: Known::Nothing }
+        Self { group: group.to_owned(), position, next: Received::Nothing }
     }
 
-    /// Returns the position up to which the client has all changes of a channel. `old_kinds` are the kinds of format 1,
+    /// Returns the position up to which the client has all changes of a channel. `v1_kinds` are the kinds of format 1,
     /// in their order.
-    pub fn position_on(&self, channel: &str, old_kinds: &[OldKind]) -> i64 {
-        self.position.saturating_add(i64::from(self.next.includes(channel, old_kinds)))
+    pub fn position_on(&self, channel: &str, v1_kinds: &[V1Kind]) -> i64 {
+        self.position.saturating_add(i64::from(self.next.includes(channel, v1_kinds)))
     }
 }
 
@@ -103,7 +103,7 @@ impl Cursor {
     }
 
     /// Sets the position in a group, and the channels on which the client has the change at the next position.
-    pub fn set(&mut self, group: &str, position: i64, next: Known) {
+    pub fn set(&mut self, group: &str, position: i64, next: Received) {
         match self.groups.iter_mut().find(|known| known.group == group) {
             Some(known) => (known.position, known.next) = (position, next),
             None => self.groups.push(GroupCursor { group: group.to_owned(), position, next }),
@@ -113,7 +113,7 @@ impl Cursor {
     /// Sets the position in a group if it is greater than the present one.
     pub fn advance(&mut self, group: &str, position: i64) {
         if self.of(group).is_none_or(|known| known.position < position) {
-            self.set(group, position, Known::Nothing);
+            self.set(group, position, Received::Nothing);
         }
     }
 }
@@ -125,10 +125,10 @@ impl fmt::Display for Cursor {
         for GroupCursor { group, position, next } in &self.groups {
             write!(f, ".{}={position}", encoded(group))?;
             match next {
-                Known::Nothing => {}
-                Known::UpTo(name) => write!(f, "+{}", encoded(name))?,
+                Received::Nothing => {}
+                Received::UpTo(name) => write!(f, "+{}", encoded(name))?,
                 // Not ambiguous: no channel name begins with a digit.
-                Known::Kinds(count) => write!(f, "+{count}")?,
+                Received::Kinds(count) => write!(f, "+{count}")?,
             }
         }
         Ok(())
@@ -150,8 +150,8 @@ impl FromStr for Cursor {
             // Format 1 has one group.
             None => {
                 let (known, epoch) = text.split_once('.').ok_or(())?;
-                let (position, next) = known_up_to(known)?;
-                if matches!(next, Known::UpTo(_)) {
+                let (position, next) = parse_position(known)?;
+                if matches!(next, Received::UpTo(_)) {
                     return Err(());
                 }
                 Self { epoch: epoch.to_owned(), groups: vec![GroupCursor { group: CORE.to_owned(), position, next }] }
@@ -169,20 +169,20 @@ impl FromStr for Cursor {
 
 fn group(text: &str) -> Result<GroupCursor, ()> {
     let (group, known) = text.split_once('=').ok_or(())?;
-    let (position, next) = known_up_to(known)?;
+    let (position, next) = parse_position(known)?;
     Ok(GroupCursor { group: decoded(group)?, position, next })
 }
 
-fn known_up_to(text: &str) -> Result<(i64, Known), ()> {
+fn parse_position(text: &str) -> Result<(i64, Received), ()> {
     // A plus sign becomes a blank when a client does not encode the cursor in a query string.
     let (position, next) = match text.split_once(['+', ' ']) {
-        None => (text, Known::Nothing),
-        Some((position, count)) if is_number(count) => (position, Known::Kinds(count.parse().map_err(|_| ())?)),
+        None => (text, Received::Nothing),
+        Some((position, count)) if is_number(count) => (position, Received::Kinds(count.parse().map_err(|_| ())?)),
         Some((_, "")) => return Err(()),
         Some((position, name)) => {
             let name = decoded(name)?;
             let is_name = name.starts_with(|first: char| first.is_ascii_lowercase());
-            (position, if is_name { Known::UpTo(name) } else { return Err(()) })
+            (position, if is_name { Received::UpTo(name) } else { return Err(()) })
         }
     };
     if !is_number(position) {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_read_as_it_is_written() {
+    fn a_formatted_cursor_parses_to_the_same_cursor() {
         for text in [
             "2.e-1.core=0",
             "2.e.core=7",
@@ -219,14 +219,14 @@ mod tests {
         ] {
             assert_eq!(read(text).to_string(), text);
         }
-        assert_eq!(read("2.e%2Ee.a%20group=1+x%2By").groups[0].next, Known::UpTo("x+y".into()));
+        assert_eq!(read("2.e%2Ee.a%20group=1+x%2By").groups[0].next, Received::UpTo("x+y".into()));
         assert_eq!(read("2.e.core=7 one:o-1"), read("2.e.core=7+one:o-1"), "from a query string");
     }
 
-    const OLD_KINDS: &[OldKind] = &[OldKind::Prefix("one:"), OldKind::Prefix("by:"), OldKind::Name("ones")];
+    const V1_KINDS: &[V1Kind] = &[V1Kind::Prefix("one:"), V1Kind::Prefix("by:"), V1Kind::Name("ones")];
 
     #[test]
-    fn cursors_of_the_first_edition_are_read() {
+    fn cursors_of_format_1_are_read() {
         for (text, same) in [
             ("7.e", "2.e.core=7"),
             ("7+2.e", "2.e.core=7+2"),
@@ -237,7 +237,7 @@ mod tests {
         }
         let known = |count: usize| {
             let cursor = read(&format!("7+{count}.e"));
-            ["one:a", "by:a", "ones", "another"].map(|channel| cursor.groups[0].position_on(channel, OLD_KINDS))
+            ["one:a", "by:a", "ones", "another"].map(|channel| cursor.groups[0].position_on(channel, V1_KINDS))
         };
         assert_eq!(known(0), [7; 4]);
         assert_eq!(known(1), [8, 7, 7, 7]);
@@ -246,15 +246,15 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_how_far_a_change_is_known() {
+    fn a_cursor_with_a_name_covers_the_channels_up_to_it() {
         let known = read("2.e.core=7+one:o-2");
-        let on = |channel| known.groups[0].position_on(channel, OLD_KINDS);
+        let on = |channel| known.groups[0].position_on(channel, V1_KINDS);
         assert_eq!(["by:ada", "one:o-1", "one:o-2", "one:o-3", "ones"].map(on), [8, 8, 8, 7, 7]);
         assert_eq!(read("2.e.core=9223372036854775807+x").groups[0].position_on("a", &[]), i64::MAX);
     }
 
     #[test]
-    fn what_is_no_cursor_is_refused() {
+    fn invalid_cursors_are_refused() {
         for text in [
             "",
             "7",

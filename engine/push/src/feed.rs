@@ -19,14 +19,14 @@ use crate::publisher::{AnyPublisher, LiveFold};
 /// Bytes of aggregates that a group keeps in memory between batches. Other aggregates are folded from the log again.
 const KEPT_BYTES_MAX: u64 = 10_000 * 4_096;
 /// How often the feed checks whether the group has subscribers.
-const LISTENED_CHECK: Duration = Duration::from_millis(20);
+const SUBSCRIBERS_CHECK: Duration = Duration::from_millis(20);
 /// Limits of one publish round, in changes and bytes. Connections can send between two rounds.
 const PUBLISHED_AT_ONCE: usize = 128;
 const BYTES_AT_ONCE: usize = 64 * 1024;
-/// Pause after a publish round. A round to fewer than `FEW` deliveries needs no pause; a larger one pauses for
-/// `SENT_WITHIN` per delivery, at most `PAUSE_MAX`.
-const FEW: usize = 200;
-const SENT_WITHIN: Duration = Duration::from_micros(10);
+/// Pause after a publish round. A round to fewer than `NO_PAUSE_BELOW` deliveries needs no pause; a larger one pauses
+/// for `PAUSE_PER_DELIVERY` per delivery, at most `PAUSE_MAX`.
+const NO_PAUSE_BELOW: usize = 200;
+const PAUSE_PER_DELIVERY: Duration = Duration::from_micros(10);
 const PAUSE_MAX: Duration = Duration::from_millis(25);
 /// Longest wait for slow readers after one publish round, and the interval of its checks.
 const BACKPRESSURE_MAX: Duration = Duration::from_millis(20);
@@ -60,12 +60,12 @@ async fn follow(api: &QueryApi, group: Group) {
         if api.hub.is_empty(group) {
             position = now;
             api.hub.skip_to(group, now);
-            tokio::time::sleep(LISTENED_CHECK).await;
+            tokio::time::sleep(SUBSCRIBERS_CHECK).await;
             continue;
         }
         let mut stream = api.store.subscribe(position);
         // The checks do not cancel `next`, so that its own timeouts keep running.
-        while let Some(events) = feed.while_listened(stream.next()).await {
+        while let Some(events) = feed.while_subscribed(stream.next()).await {
             match events {
                 Ok(events) => position = feed.publish(events).await.unwrap_or(position),
                 Err(error) => {
@@ -125,10 +125,10 @@ impl PublisherFeed {
 
 impl Feed<'_> {
     /// Waits for a future; gives up with `None` when the group has no subscribers.
-    async fn while_listened<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+    async fn while_subscribed<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         while !self.api.hub.is_empty(self.group) {
-            if let Ok(done) = tokio::time::timeout(LISTENED_CHECK, future.as_mut()).await {
+            if let Ok(done) = tokio::time::timeout(SUBSCRIBERS_CHECK, future.as_mut()).await {
                 return Some(done);
             }
         }
@@ -148,7 +148,7 @@ impl Feed<'_> {
         let (mut round, mut bytes) = (Vec::new(), 0);
         while let Some(publication) = self.next() {
             // Serialized here, outside of the hub's lock, and only if a subscriber will receive it.
-            if self.api.hub.is_awaited(&publication) {
+            if self.api.hub.has_subscribers_for(&publication) {
                 bytes += publication.data().len();
             }
             let position = publication.position;
@@ -213,7 +213,7 @@ impl Feed<'_> {
             // A change of these streams was not published. Their subscribers must not receive a later change as if
             // nothing were missing.
             for stream_id in feed.panicked.drain(..) {
-                self.api.hub.cut_off(feed.publisher.interest(), &stream_id);
+                self.api.hub.disconnect_subscribers(feed.publisher.interest(), &stream_id);
             }
         }
         self.publisher_feeds[first?.1].ready.pop_front()
@@ -222,7 +222,8 @@ impl Feed<'_> {
     /// Creates spans for the events whose requests are traced, with their positions. Each span ends when its event is
     /// published.
     fn spans(&self) -> Vec<(i64, trace::Span)> {
-        let span = |event: &RecordedEvent| Some((event.position, trace::of_event("push", SpanKind::Consumer, event)?));
+        let span =
+            |event: &RecordedEvent| Some((event.position, trace::event_span("push", SpanKind::Consumer, event)?));
         self.wanted().filter_map(span).collect()
     }
 
@@ -235,8 +236,8 @@ impl Feed<'_> {
     async fn pace(&mut self, reached: usize) {
         match reached {
             0 => {}
-            1..FEW => tokio::task::yield_now().await,
-            many => tokio::time::sleep((SENT_WITHIN * many as u32).min(PAUSE_MAX)).await,
+            1..NO_PAUSE_BELOW => tokio::task::yield_now().await,
+            many => tokio::time::sleep((PAUSE_PER_DELIVERY * many as u32).min(PAUSE_MAX)).await,
         }
         // A burst of changes can fill a queue faster than a client can read it.
         let now = Instant::now();

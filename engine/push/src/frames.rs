@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_json_object_and_a_line() {
+    fn an_event_is_available_as_json_and_as_a_data_line() {
         let event = EventText::new("pub", Some("counter:17"), Some(9), Some(4), r#"{"a":1}"#);
         let json = r#"{"event":"pub","channel":"counter:17","offset":9,"prev":4,"data":{"a":1}}"#;
         assert_eq!(event.json(), json);

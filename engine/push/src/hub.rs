@@ -28,10 +28,10 @@ pub struct Kind {
 
 /// The open channels of this process with their subscribers. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Hub(Arc<Center>);
+pub struct Hub(Arc<Inner>);
 
 #[derive(Default)]
-struct Center {
+struct Inner {
     channels: Mutex<Channels>,
     /// Queued bytes in this process.
     waiting: Arc<AtomicUsize>,
@@ -142,7 +142,7 @@ impl Hub {
     }
 
     /// Whether a publication goes to an open channel.
-    pub fn is_awaited(&self, publication: &Publication) -> bool {
+    pub fn has_subscribers_for(&self, publication: &Publication) -> bool {
         let channels = self.lock();
         publication.channels.iter().any(|target| channels.open.contains_key(&*target.name))
     }
@@ -217,11 +217,11 @@ impl Hub {
 
     /// Disconnects the subscribers of every channel that a change of the stream can go to, because they would miss a
     /// change. Their clients reconnect, and resume from the log or from a snapshot.
-    pub fn cut_off(&self, interest: &Interest, stream_id: &str) {
+    pub fn disconnect_subscribers(&self, interest: &Interest, stream_id: &str) {
         let channels = self.lock();
         let concerned = channels.open.values().filter(|channel| interest.includes(&channel.name, stream_id));
         for subscriber in concerned.flat_map(|channel| channel.subscribers.values()) {
-            subscriber.queue.cut_off(CloseReason::Incomplete);
+            subscriber.queue.disconnect(CloseReason::Incomplete);
         }
     }
 
@@ -237,13 +237,13 @@ impl Channels {
 
     /// Disconnects the connections that are furthest behind, until a quarter of [`WAITING_BYTES_MAX`] is free.
     fn evict_slowest(&self, waiting: &AtomicUsize) {
-        let mut behind: Vec<_> = self.queues().filter_map(|queue| Some((queue.behind_at()?, queue))).collect();
+        let mut behind: Vec<_> = self.queues().filter_map(|queue| Some((queue.first_position()?, queue))).collect();
         behind.sort_unstable_by_key(|(position, _)| *position);
         for (_, queue) in behind {
             if waiting.load(Relaxed) <= WAITING_BYTES_MAX / 4 * 3 {
                 break;
             }
-            queue.cut_off(CloseReason::Slow);
+            queue.disconnect(CloseReason::Slow);
         }
     }
 }
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_cuts_off_its_own_connection_only() {
+    fn a_full_queue_closes_only_its_own_connection() {
         let hub = Hub::default();
         let (slow_handle, fine_handle) = (CloseHandle::default(), CloseHandle::default());
         let ((slow, _slow_end), (fine, mut fine_end)) = (queue(slow_handle.clone()), queue(fine_handle.clone()));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn large_changes_may_wait_while_there_is_room() {
+    fn the_connection_furthest_behind_is_closed_above_the_byte_limit() {
         const LARGE: usize = 1024 * 1024;
         let hub = Hub::default();
         let handles = [CloseHandle::default(), CloseHandle::default(), CloseHandle::default()];
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_together_is_one_message() {
+    fn a_publish_round_is_one_message() {
         let hub = Hub::default();
         let (handle, other) = (CloseHandle::default(), CloseHandle::default());
         let ((queue_of_many, mut end), (queue_of_one, _end)) = (queue(handle.clone()), queue(other.clone()));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_are_waited_for_and_others_are_not() {
+    fn backpressure_waits_only_for_clients_that_read() {
         let hub = Hub::default();
         let (queue, mut end) = queue(CloseHandle::default());
         let _all = hub.subscribe(ALL, "counters", &queue, true);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_names_the_one_before_it_on_its_channel() {
+    fn each_change_has_the_previous_position_on_its_channel() {
         let hub = Hub::default();
         hub.skip_to(CORE, 7);
         let (queue, mut end) = queue(CloseHandle::default());
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_ends_with_its_last_subscriber() {
+    fn a_channel_is_removed_with_its_last_subscriber() {
         let hub = Hub::default();
         let (queue, _end) = queue(CloseHandle::default());
         let interest = |ids: [&'static str; 2]| hub.has_interest(&PUBLISHER.interest, ids.into_iter());
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_do_not_meet() {
+    fn a_publication_of_another_group_is_ignored() {
         let hub = Hub::default();
         let (queue, mut end) = queue(CloseHandle::default());
         let _other = hub.subscribe(OTHER, "points", &queue, true);
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn who_would_miss_a_change_is_cut_off() {
+    fn subscribers_of_a_stream_are_disconnected() {
         let hub = Hub::default();
         let handles = [CloseHandle::default(), CloseHandle::default(), CloseHandle::default()];
         let queues = handles.clone().map(queue);
@@ -439,7 +439,7 @@ mod tests {
             .zip(&queues)
             .map(|((kind, name), (queue, _))| hub.subscribe(kind, name, queue, true))
             .collect();
-        hub.cut_off(&PUBLISHER.interest, "a");
+        hub.disconnect_subscribers(&PUBLISHER.interest, "a");
         assert_eq!(
             handles.map(|handle| handle.why()),
             [Some(CloseReason::Incomplete), None, Some(CloseReason::Incomplete)]

@@ -19,10 +19,10 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::access::identify;
-use crate::api::{QueryApi, Refusal, Refused};
+use crate::api::{DeniedAnswer, QueryApi, SubscribeError};
 use crate::batch::{Delivered, Ephemeral, sort};
 use crate::connections::{CloseHandle, ConnectionSlot};
-use crate::cursor::{Cursor, Known};
+use crate::cursor::{Cursor, Received};
 use crate::frames::EventText;
 use crate::merge::Merged;
 use crate::metrics::{METRICS, Transport};
@@ -158,8 +158,8 @@ impl LiveRequest {
         }
         let handle = CloseHandle::default();
         let slot = api.connections.enter(transport, peer.ip(), &handle).map_err(|_| too_many_connections())?;
-        slot.belongs_to(&principal).map_err(|_| too_many_connections())?;
-        // A revocation between the authentication and `belongs_to` has not closed this connection, so it is checked
+        slot.set_principal(&principal).map_err(|_| too_many_connections())?;
+        // A revocation between the authentication and `set_principal` has not closed this connection, so it is checked
         // here.
         if api.authenticator.has_revoked(&principal) {
             return Err(revoked());
@@ -201,13 +201,13 @@ impl LiveRequest {
     }
 }
 
-fn refuse(api: &QueryApi, name: &str, refused: Refused) -> Problem {
+fn refuse(api: &QueryApi, name: &str, refused: SubscribeError) -> Problem {
     let found = api.channels.find(name).map(|(channel, _)| channel);
     match refused {
-        Refused::Denied | Refused::Unknown => match found.as_ref().map(|channel| channel.refusal) {
-            Ok(Refusal::Staff) => forbidden("staff"),
-            Ok(Refusal::Admin) => forbidden("admin"),
-            Ok(Refusal::NotFound) => no_such_channel(format!("There is no channel {name}.")),
+        SubscribeError::Denied | SubscribeError::Unknown => match found.as_ref().map(|channel| channel.denied_answer) {
+            Ok(DeniedAnswer::Staff) => forbidden("staff"),
+            Ok(DeniedAnswer::Admin) => forbidden("admin"),
+            Ok(DeniedAnswer::NotFound) => no_such_channel(format!("There is no channel {name}.")),
             Err(_) if name.contains(',') => {
                 no_such_channel(format!("There is no channel {name}. Send each channel as its own channel=…."))
             }
@@ -216,18 +216,18 @@ fn refuse(api: &QueryApi, name: &str, refused: Refused) -> Problem {
                 no_such_channel(format!("There is no channel {name}. The channels are {}.", names.join(", ")))
             }
         },
-        Refused::Behind => {
+        SubscribeError::Behind => {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
                 .detail(format!("The read model behind {name} is being rebuilt. Try again shortly."))
                 .retry_after(1)
         }
-        Refused::TooMuch => {
+        SubscribeError::TooMuch => {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "The initial data is too large").detail(
                 "The snapshots of one request's channels can have at most 1 MiB together. Open fewer channels at once.",
             )
         }
-        Refused::Unavailable(error) => unavailable(error),
-        Refused::Panicked => Problem::internal(),
+        SubscribeError::Unavailable(error) => unavailable(error),
+        SubscribeError::Panicked => Problem::internal(),
     }
 }
 
@@ -297,9 +297,9 @@ impl CursorTracker {
                 let before = |(of, name): &(Group, Arc<str>)| (*of, &**name) < (group, &**next.channel());
                 let name = self.channels[..self.channels.partition_point(before)].last();
                 let name = name.map_or_else(|| change.channel().to_string(), |(_, name)| name.to_string());
-                self.cursor.set(group, position - 1, Known::UpTo(name));
+                self.cursor.set(group, position - 1, Received::UpTo(name));
             }
-            None => self.cursor.set(group, position, Known::Nothing),
+            None => self.cursor.set(group, position, Received::Nothing),
         }
     }
 }
@@ -308,7 +308,7 @@ impl CursorTracker {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Change};
-    use crate::cursor::OldKind;
+    use crate::cursor::V1Kind;
     use crate::hub::Kind;
     use crate::testing::{ALL, ONE, OTHER, OWNED, created};
 
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn between_the_channels_of_a_change_the_cursor_names_the_last_one() {
+    fn inside_a_change_the_cursor_names_the_last_channel() {
         let opened = vec![
             opened(ONE, "counter:a", &[8]),
             opened(OWNED, "owner:ada", &[8, 9]),
@@ -357,8 +357,8 @@ mod tests {
     /// With the format 1 cursor `7+1`, the client has position 8 on the channel of the stream, but not on the others,
     /// one of which has a smaller name. No id in between may claim less than the client already has.
     #[test]
-    fn what_an_old_cursor_knew_in_the_middle_of_a_change_is_not_repeated() {
-        let old_kinds = [OldKind::Prefix("one:"), OldKind::Prefix("by:"), OldKind::Name("ones")];
+    fn a_format_1_cursor_inside_a_position_is_not_lowered() {
+        let v1_kinds = [V1Kind::Prefix("one:"), V1Kind::Prefix("by:"), V1Kind::Name("ones")];
         let kind = |name| Kind { name, ..ALL };
         let opened = vec![
             opened(kind("by:"), "by:ada", &[8]),
@@ -367,7 +367,7 @@ mod tests {
         ];
         let old: Cursor = "7+1.e".parse().expect("a cursor");
         let known = |cursor: &Cursor| {
-            ["by:ada", "one:o-1", "ones"].map(|channel| cursor.groups[0].position_on(channel, &old_kinds))
+            ["by:ada", "one:o-1", "ones"].map(|channel| cursor.groups[0].position_on(channel, &v1_kinds))
         };
         assert_eq!(known(&old), [7, 8, 7], "two channels recover position 8");
         let ids = ids("7+1.e", opened);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn each_group_has_its_part_of_a_cursor() {
+    fn a_cursor_has_a_position_for_each_group() {
         let opened = vec![opened(ALL, "counters", &[101, 103]), opened(OTHER, "points", &[60])];
         let expected = [
             ("points", 60, "2.e.core=100.loyalty=60"),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_in_place_of_what_was_missed_are_announced() {
+    fn a_reset_precedes_snapshots_that_replace_missed_changes() {
         let snapshot =
             |name: &str, is_logged| Opened { start: Start::Snapshot("{}".into()), is_logged, ..opened(ALL, name, &[]) };
         let events = |initial: &InitialEvents| initial.messages.iter().map(Message::event).collect::<Vec<_>>();

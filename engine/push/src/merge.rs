@@ -79,7 +79,7 @@ impl Merged {
             }
             // If the connection was disconnected during the round, the queue misses batches that the hub counts as
             // queued.
-            if !self.deliveries.is_whole() {
+            if !self.deliveries.is_complete() {
                 return Next::Gap;
             }
             if !round.changes.is_empty() {
@@ -107,7 +107,7 @@ impl Merged {
     pub fn idle_at(&mut self) -> Vec<(Group, i64)> {
         let through: Vec<_> =
             self.through.iter_mut().map(|(group, through)| (*group, *through.borrow_and_update())).collect();
-        let is_idle = self.round.is_none() && self.deliveries.is_empty() && self.deliveries.is_whole();
+        let is_idle = self.round.is_none() && self.deliveries.is_empty() && self.deliveries.is_complete();
         if is_idle { through } else { Vec::new() }
     }
 }
@@ -158,13 +158,13 @@ mod tests {
         }
     }
 
-    fn told(changes: &[(&str, i64)]) -> Vec<(String, i64)> {
+    fn expected(changes: &[(&str, i64)]) -> Vec<(String, i64)> {
         changes.iter().map(|(channel, position)| ((*channel).to_owned(), *position)).collect()
     }
 
     /// The hub has marked a round as queued, but this queue was cut off and does not have all of it.
     #[tokio::test]
-    async fn a_queue_that_was_cut_off_hands_nothing_out() {
+    async fn a_closed_queue_is_a_gap() {
         let hub = Hub::default();
         let (mut merged, handle) = merged(&hub, &[(ALL, "counters", 0)]);
         hub.publish(CORE, &[created("a", 1)], 1);
@@ -174,19 +174,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_comes_on_its_channels_in_the_order_of_their_names() {
+    async fn a_change_is_sent_on_its_channels_in_name_order() {
         let hub = Hub::default();
         let channels = [(OWNED, "owner:ada", 0), (ONE, "counter:b", 2), (ALL, "counters", 0), (ONE, "counter:a", 0)];
         let (mut merged, _) = merged(&hub, &channels);
         hub.publish(CORE, &[created("a", 1), created("b", 2)], 2);
         let all = [("counter:a", 1), ("counters", 1), ("owner:ada", 1), ("counters", 2), ("owner:ada", 2)];
         // `counter:b` was opened at position 2, so it does not receive the second change again.
-        assert_eq!(next(&mut merged).await, told(&all));
+        assert_eq!(next(&mut merged).await, expected(&all));
         assert_eq!(merged.idle_at(), [(CORE, 2)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_group_that_has_stopped_holds_up_no_other() {
+    async fn a_stopped_group_delays_no_other_group() {
         let hub = Hub::default();
         hub.skip_to(OTHER.group, 50);
         let (mut merged, _) = merged(&hub, &[(ALL, "counters", 100), (OTHER, "points", 50)]);
@@ -198,38 +198,38 @@ mod tests {
         // The other group has stopped; this group continues.
         for position in 101..=103 {
             hub.publish(CORE, &[created("a", position)], position);
-            assert_eq!(next(&mut merged).await, told(&[("counters", position)]));
+            assert_eq!(next(&mut merged).await, expected(&[("counters", position)]));
             assert_eq!(idle(&mut merged), [(CORE, position), (OTHER.group, 50)]);
         }
         // The other group resumes. Its changes are not lost and do not delay the first group.
         hub.publish(OTHER.group, &[of_other(60), of_other(70)], 80);
         hub.publish(CORE, &[created("b", 104)], 104);
-        assert_eq!(next(&mut merged).await, told(&[("points", 60), ("points", 70)]));
-        assert_eq!(next(&mut merged).await, told(&[("counters", 104)]));
+        assert_eq!(next(&mut merged).await, expected(&[("points", 60), ("points", 70)]));
+        assert_eq!(next(&mut merged).await, expected(&[("counters", 104)]));
         assert_eq!(idle(&mut merged), [(CORE, 104), (OTHER.group, 80)]);
-        assert_eq!(next(&mut merged).await, told(&[]), "no more changes");
+        assert_eq!(next(&mut merged).await, expected(&[]), "no more changes");
     }
 
     #[tokio::test]
-    async fn rounds_of_two_groups_at_one_position_are_two() {
+    async fn rounds_of_two_groups_are_not_joined() {
         let hub = Hub::default();
         let (mut merged, _) = merged(&hub, &[(ALL, "counters", 0), (OTHER, "points", 0)]);
         hub.publish(CORE, &[created("a", 7)], 7);
         hub.publish(OTHER.group, &[of_other(7)], 7);
-        assert_eq!(next(&mut merged).await, told(&[("counters", 7)]));
-        assert_eq!(next(&mut merged).await, told(&[("points", 7)]));
+        assert_eq!(next(&mut merged).await, expected(&[("counters", 7)]));
+        assert_eq!(next(&mut merged).await, expected(&[("points", 7)]));
     }
 
     #[tokio::test]
-    async fn a_gap_is_not_passed_in_silence() {
+    async fn a_missing_change_is_a_gap() {
         let hub = Hub::default();
         let (mut merged, _) = merged(&hub, &[(ALL, "counters", 0)]);
         let (queue, _end) = queue(CloseHandle::default());
         hub.publish(CORE, &[created("a", 1)], 1);
-        assert_eq!(next(&mut merged).await, told(&[("counters", 1)]));
+        assert_eq!(next(&mut merged).await, expected(&[("counters", 1)]));
         let _place = hub.subscribe(ALL, "counters", &queue, true);
         *merged.last.get_mut("counters").unwrap() = 0;
         hub.publish(CORE, &[created("b", 2)], 2);
-        assert_eq!(next(&mut merged).await, told(&[("gap", 0)]));
+        assert_eq!(next(&mut merged).await, expected(&[("gap", 0)]));
     }
 }

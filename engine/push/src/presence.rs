@@ -59,7 +59,7 @@ struct Inner {
     process: Uuid,
     entries: Mutex<Entries>,
     /// Notified when a client of this process subscribes or leaves.
-    moved: Notify,
+    changed: Notify,
 }
 
 /// User by client. The instant is the expiry of a client of another process; `None` for clients of this process.
@@ -75,27 +75,27 @@ struct Entries {
 }
 
 /// Presence of a client on a channel. Dropping it removes the client.
-pub struct Present {
+pub struct PresenceGuard {
     presence: Presence,
     entry: PresenceEntry,
 }
 
 impl Default for Presence {
     fn default() -> Self {
-        Self(Arc::new(Inner { process: Uuid::new_v4(), entries: Mutex::default(), moved: Notify::new() }))
+        Self(Arc::new(Inner { process: Uuid::new_v4(), entries: Mutex::default(), changed: Notify::new() }))
     }
 }
 
 impl Presence {
     /// Adds a client of a user to a channel.
-    pub fn enter(&self, channel: &Arc<str>, client: &Arc<str>, user: &str) -> Present {
+    pub fn enter(&self, channel: &Arc<str>, client: &Arc<str>, user: &str) -> PresenceGuard {
         let entry = PresenceEntry { channel: channel.clone(), client: client.clone(), user: user.into() };
         let mut entries = self.lock();
-        entries.take(&entry, None);
+        entries.enter(&entry, None);
         entries.unsent.insert(entry.clone(), true);
         drop(entries);
-        self.0.moved.notify_one();
-        Present { presence: self.clone(), entry }
+        self.0.changed.notify_one();
+        PresenceGuard { presence: self.clone(), entry }
     }
 
     /// Returns the clients of a channel on all processes, in the format of the Centrifuge protocol.
@@ -134,7 +134,7 @@ impl Presence {
                         next = gossip.next().now_or_never().flatten();
                     }
                 }
-                () = self.0.moved.notified() => {}
+                () = self.0.changed.notified() => {}
                 () = tokio::time::sleep(CHECK_EVERY) => {}
                 () = stop.cancelled() => break,
             }
@@ -155,7 +155,7 @@ impl Presence {
     fn receive(&self, gossip: PresenceGossip) {
         let until = Some(Instant::now() + SILENCE);
         let mut entries = self.lock();
-        gossip.here.iter().for_each(|entry| entries.take(entry, until));
+        gossip.here.iter().for_each(|entry| entries.enter(entry, until));
         gossip.left.iter().for_each(|entry| entries.leave(entry));
     }
 
@@ -240,7 +240,7 @@ fn in_parts(gossip: PresenceGossip) -> Vec<PresenceGossip> {
 }
 
 impl Entries {
-    fn take(&mut self, entry: &PresenceEntry, until: Option<Instant>) {
+    fn enter(&mut self, entry: &PresenceEntry, until: Option<Instant>) {
         let clients = self.channels.entry(entry.channel.clone()).or_default();
         clients.insert(entry.client.clone(), (entry.user.clone(), until));
     }
@@ -269,13 +269,13 @@ impl Entries {
     }
 }
 
-impl Drop for Present {
+impl Drop for PresenceGuard {
     fn drop(&mut self) {
         let mut entries = self.presence.lock();
         entries.leave(&self.entry);
         entries.unsent.insert(self.entry.clone(), false);
         drop(entries);
-        self.presence.0.moved.notify_one();
+        self.presence.0.changed.notify_one();
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_and_goes_at_once_is_where_they_were_last() {
+    async fn the_last_change_of_a_client_wins() {
         let (here, there) = (Presence::default(), Presence::default());
         let (channel, client): (Arc<str>, Arc<str>) = ("counter:a".into(), "9".into());
         let mut at = Instant::now() + GOSSIP_EVERY;
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn clients_of_a_silent_process_are_forgotten() {
+    async fn clients_of_a_silent_process_are_removed() {
         let (here, there) = (Presence::default(), Presence::default());
         let _bob = there.enter(&"counter:a".into(), &"9".into(), "bob");
         let mut at = Instant::now();

@@ -11,7 +11,7 @@ pub fn not_found(slug: &'static str, title: &str) -> Problem {
 
 /// Returns a 503 if the database does not answer, and a 400 if the database rejects a value of the request.
 pub fn unavailable(error: Error) -> Problem {
-    if error.is_about_the_data() {
+    if error.is_data_error() {
         return Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
             .detail("The database rejects a text in the query. Send texts without NUL characters, or shorter texts.");
     }

@@ -167,7 +167,7 @@ impl Publication {
 
     /// Adds a channel of this stream alone. The channel must receive every change of the stream.
     #[must_use]
-    pub fn on_own(mut self, channel: impl Into<CompactString>) -> Self {
+    pub fn on_stream_channel(mut self, channel: impl Into<CompactString>) -> Self {
         self.channels.push(Target { name: channel.into(), previous: Some(self.previous_of_stream) });
         self
     }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_makes_the_one_of_the_other() {
+    fn a_patch_applied_to_the_old_view_gives_the_new_one() {
         let cases = [
             (json!({}), json!({"a": 1, "b": {"c": [1]}})),
             (json!({"a": 1, "b": {"c": 1, "d": 2}}), json!({"a": 1, "b": {"c": 2}})),

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_shows_what_a_channel_missed() {
+    fn a_replay_returns_the_missed_changes_of_a_channel() {
         let events = [added("a", 1, 1, 1), added("a", 2, 4, 1), added("a", 3, 6, 1), added("b", 1, 2, 1)];
         let discarded = Discarded::default();
         let of = |after, channel| Replayed { after, channel, event_types: &[], discarded: &discarded };
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_goes_on_where_the_last_one_ended() {
+    fn a_batch_continues_the_streams_of_the_last_one() {
         let (mut live, mut out) = (PUBLISHER.live(1 << 20), VecDeque::new());
         let first = [added("a", 1, 1, 1), added("b", 1, 2, 1), added("a", 2, 3, 1)];
         assert_eq!(live.prepare(&first), Vec::<String>::new());
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publisher_that_panics_stops_nobody() {
+    fn a_panic_in_a_publisher_skips_only_its_stream() {
         let (mut live, mut out) = (PUBLISHER.live(1 << 20), VecDeque::new());
         let events = [added("a", 1, 1, 666), added("b", 1, 2, 1)];
         live.prepare(&events);

@@ -51,13 +51,13 @@ pub struct Queue(Arc<Shared>);
 pub struct Deliveries(Arc<Shared>);
 
 struct Shared {
-    waiting: Mutex<Waiting>,
+    state: Mutex<QueueState>,
     connection: AtomicWaker,
     close: CloseHandle,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct QueueState {
     deliveries: VecDeque<Delivery>,
     messages: usize,
     bytes: usize,
@@ -70,17 +70,17 @@ struct Waiting {
 /// Creates the queue of a connection. `close` closes the connection when more than [`QUEUE_MESSAGES_MAX`] messages are
 /// queued.
 pub fn queue(close: CloseHandle) -> (Queue, Deliveries) {
-    let shared = Arc::new(Shared { waiting: Mutex::default(), connection: AtomicWaker::new(), close });
+    let shared = Arc::new(Shared { state: Mutex::default(), connection: AtomicWaker::new(), close });
     (Queue(shared.clone()), Deliveries(shared))
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-impl Waiting {
+impl QueueState {
     fn is_much(&self, bytes_count: bool) -> bool {
         self.messages > QUEUE_MESSAGES_MAX / 2 || (bytes_count && self.bytes > BACKPRESSURE_BYTES)
     }
@@ -101,35 +101,35 @@ impl Waiting {
 impl Queue {
     /// Queues a delivery. Returns whether the queue is long now.
     pub fn push(&self, delivery: Delivery, bytes: usize) -> bool {
-        let mut waiting = self.0.lock();
-        if waiting.closed {
+        let mut state = self.0.lock();
+        if state.closed {
             return false;
         }
-        if !waiting.deliveries.back().is_some_and(|last| last.is_of_one_round_with(Some(&delivery))) {
-            if waiting.messages == QUEUE_MESSAGES_MAX {
-                drop(waiting);
-                self.cut_off(CloseReason::Slow);
+        if !state.deliveries.back().is_some_and(|last| last.is_of_one_round_with(Some(&delivery))) {
+            if state.messages == QUEUE_MESSAGES_MAX {
+                drop(state);
+                self.disconnect(CloseReason::Slow);
                 return false;
             }
-            waiting.messages += 1;
+            state.messages += 1;
         }
-        waiting.bytes += bytes;
-        waiting.deliveries.push_back(delivery);
-        let is_much = waiting.is_much(true);
-        drop(waiting);
+        state.bytes += bytes;
+        state.deliveries.push_back(delivery);
+        let is_much = state.is_much(true);
+        drop(state);
         self.0.connection.wake();
         is_much
     }
 
     /// Closes the connection and discards its queue. The client has missed a change, so it must not receive later ones.
-    pub fn cut_off(&self, reason: CloseReason) {
+    pub fn disconnect(&self, reason: CloseReason) {
         self.0.close.close(reason);
         self.0.lock().close();
         self.0.connection.wake();
     }
 
     /// Returns the position of the first queued change.
-    pub fn behind_at(&self) -> Option<i64> {
+    pub fn first_position(&self) -> Option<i64> {
         self.0.lock().deliveries.iter().find_map(|delivery| match delivery {
             Delivery::Changes(batch) => Some(batch.first()),
             Delivery::Ephemeral(_) => None,
@@ -139,8 +139,8 @@ impl Queue {
     /// Whether the queue is long and its reader has read something within [`READER_WAIT`]. `bytes_count` says whether
     /// queued bytes count, besides queued messages.
     pub fn is_backpressured(&self, bytes_count: bool) -> bool {
-        let mut waiting = self.0.lock();
-        waiting.is_much(bytes_count) && waiting.awaited.get_or_insert_with(Instant::now).elapsed() < READER_WAIT
+        let mut state = self.0.lock();
+        state.is_much(bytes_count) && state.awaited.get_or_insert_with(Instant::now).elapsed() < READER_WAIT
     }
 }
 
@@ -162,11 +162,11 @@ impl Deliveries {
 
     /// Returns the next delivery if it is a batch of the same publish round as `batch`.
     pub fn try_next_of_round(&mut self, batch: &Batch) -> Option<Arc<Batch>> {
-        let mut waiting = self.0.lock();
-        match waiting.deliveries.front() {
+        let mut state = self.0.lock();
+        match state.deliveries.front() {
             Some(Delivery::Changes(next)) if is_of_one_round(batch, next) => {
                 let next = next.clone();
-                waiting.take();
+                state.take();
                 Some(next)
             }
             _ => None,
@@ -175,7 +175,7 @@ impl Deliveries {
 
     /// Whether the queue is complete: false when the connection was asked to close, because deliveries may then be
     /// missing.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         !self.0.close.is_closed()
     }
 

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_customer_has_so_much_and_staff_are_not_counted() {
+    fn customers_have_a_quota_and_staff_have_none() {
         let who = |subject: &str, role| Principal {
             subject: subject.into(),
             role,

@@ -10,7 +10,7 @@ use event_store::event::RecordedEvent;
 use platform::auth::Principal;
 use projection_engine::dead_letters::discarded;
 
-use crate::api::{ChangedStream, Channel, QueryApi, Refused};
+use crate::api::{ChangedStream, Channel, QueryApi, SubscribeError};
 use crate::batch::Change;
 use crate::publication::Publication;
 use crate::publisher::{Missed, Replayed};
@@ -24,7 +24,7 @@ const RECOVERED_BYTES_MAX: usize = 256 * 1024;
 const FOLDED_AT_ONCE: usize = 500;
 
 /// A channel with its name and the id in the name.
-pub struct Named<'a> {
+pub struct NamedChannel<'a> {
     /// Definition of the channel.
     pub channel: &'a Channel,
     /// Full name of the channel.
@@ -41,11 +41,11 @@ pub struct Named<'a> {
 pub async fn recover(
     api: &QueryApi,
     principal: &Principal,
-    named: &Named<'_>,
+    named: &NamedChannel<'_>,
     after: i64,
     until: i64,
-) -> Result<Option<Vec<Change>>, Refused> {
-    let Named { channel, name, id } = named;
+) -> Result<Option<Vec<Change>>, SubscribeError> {
+    let NamedChannel { channel, name, id } = named;
     if channel.missed.is_none() {
         return Ok(None);
     }
@@ -55,7 +55,7 @@ pub async fn recover(
     let streams = match channel.find_changed(api, id, after, until).await {
         Ok(Some(streams)) => streams,
         // If a context's function panics here, its snapshot may still work.
-        Ok(None) | Err(Refused::Panicked) => return Ok(None),
+        Ok(None) | Err(SubscribeError::Panicked) => return Ok(None),
         Err(refused) => return Err(refused),
     };
     let events = streams.iter().fold(0_i64, |sum, stream| sum.saturating_add(stream.events));

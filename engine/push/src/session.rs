@@ -10,13 +10,13 @@ use futures::future::BoxFuture;
 use platform::auth::Principal;
 use projection_engine::generation::{serving, serving_now};
 
-use crate::api::{QueryApi, Refused};
+use crate::api::{QueryApi, SubscribeError};
 use crate::batch::{Batch, Change};
-use crate::cursor::{Cursor, GroupCursor, Known};
+use crate::cursor::{Cursor, GroupCursor, Received};
 use crate::hub::{Kind, Subscription};
 use crate::publication::Group;
 use crate::queue::Queue;
-use crate::recovery::{Named, recover};
+use crate::recovery::{NamedChannel, recover};
 
 /// Limit of the initial data of one request with several channels, in bytes. A single channel may exceed it.
 const START_BYTES_MAX: usize = 1024 * 1024;
@@ -73,7 +73,7 @@ pub fn open<'a>(
     names: &'a [&'a str],
     after: Option<&'a Cursor>,
     queue: &'a Queue,
-) -> BoxFuture<'a, Result<Session, (String, Refused)>> {
+) -> BoxFuture<'a, Result<Session, (String, SubscribeError)>> {
     // Boxed to keep the tasks of connections small: there are many connections, and few are opening channels.
     open_all(api, principal, names, after, queue).boxed()
 }
@@ -84,7 +84,7 @@ async fn open_all(
     names: &[&str],
     after: Option<&Cursor>,
     queue: &Queue,
-) -> Result<Session, (String, Refused)> {
+) -> Result<Session, (String, SubscribeError)> {
     let mut channels = Vec::new();
     for name in names.iter().map(|name| (*name).to_owned()) {
         let (channel, id) = match api.channels.find(&name) {
@@ -92,27 +92,29 @@ async fn open_all(
             Err(refused) => return Err((name, refused)),
         };
         match channel.is_allowed(api, principal, &id).await {
-            Ok(true) => channels.push(Named { channel, name, id }),
-            Ok(false) => return Err((name, Refused::Denied)),
+            Ok(true) => channels.push(NamedChannel { channel, name, id }),
+            Ok(false) => return Err((name, SubscribeError::Denied)),
             Err(refused) => return Err((name, refused)),
         }
     }
     let subscribe =
-        |named: &Named<'_>| api.hub.subscribe(named.channel.kind(), &named.name, queue, principal.is_staff());
+        |named: &NamedChannel<'_>| api.hub.subscribe(named.channel.kind(), &named.name, queue, principal.is_staff());
     let subscriptions: Vec<_> = channels.iter().map(subscribe).collect();
     let started = start(api, principal, &channels, after).await.map_err(|refused| (names.join(", "), refused))?;
     let mut cursor = Cursor { epoch: api.store.incarnation().to_owned(), groups: Vec::new() };
     let mut opened = Vec::with_capacity(channels.len());
-    for ((named, subscription), First { position, start }) in channels.iter().zip(subscriptions).zip(started.firsts) {
+    for ((named, subscription), InitialData { position, start }) in
+        channels.iter().zip(subscriptions).zip(started.initial)
+    {
         let (kind, name) = (named.channel.kind(), subscription.channel().clone());
         // The cursor of a group is the lowest position of the group's channels.
         let known = cursor.of(kind.group).map_or(position, |known| known.position.min(position));
-        cursor.set(kind.group, known, Known::Nothing);
+        cursor.set(kind.group, known, Received::Nothing);
         let (position, start) = match (start, started.resumed.get(kind.group)) {
-            (FirstAnswer::Snapshot(data), _) => (position, Start::Snapshot(data)),
-            (FirstAnswer::Recovered(changes), resumed) => {
+            (InitialContent::Snapshot(data), _) => (position, Start::Snapshot(data)),
+            (InitialContent::Recovered(changes), resumed) => {
                 // The client may have the next change on this channel but not on others.
-                let known = resumed.map_or(position, |resumed| resumed.position_on(&named.name, api.old_kinds));
+                let known = resumed.map_or(position, |resumed| resumed.position_on(&named.name, api.cursor_v1_kinds));
                 let recovered = Batch::recovered(name.clone(), kind.group, changes);
                 (position.max(known), Start::Recovered(Arc::new(recovered)))
             }
@@ -138,17 +140,17 @@ async fn open_all(
 
 /// The initial data of all channels, in their order.
 struct Started {
-    firsts: Vec<First>,
+    initial: Vec<InitialData>,
     /// The groups that were resumed, with their positions in the client's cursor.
     resumed: BTreeMap<Group, GroupCursor>,
 }
 
-struct First {
+struct InitialData {
     position: i64,
-    start: FirstAnswer,
+    start: InitialContent,
 }
 
-enum FirstAnswer {
+enum InitialContent {
     Snapshot(String),
     Recovered(Vec<Change>),
 }
@@ -157,9 +159,9 @@ enum FirstAnswer {
 async fn start(
     api: &QueryApi,
     principal: &Principal,
-    channels: &[Named<'_>],
+    channels: &[NamedChannel<'_>],
     after: Option<&Cursor>,
-) -> Result<Started, Refused> {
+) -> Result<Started, SubscribeError> {
     let mut resumed = BTreeMap::new();
     let mut until = BTreeMap::new();
     for group in groups_of(channels) {
@@ -175,13 +177,13 @@ async fn start(
         resumed.extend(known.map(|known| (group, known)));
     }
     'again: for _ in 0..SNAPSHOTS_MAX {
-        let mut firsts = Vec::new();
+        let mut initial = Vec::new();
         let mut bytes = 0;
         // A transaction, begun for the first snapshot. All snapshots are read from one state of the database.
         let mut seen = None;
         for named in channels {
             let (channel, group) = (named.channel, named.channel.group);
-            if let Some(known) = resumed.get(group).map(|known| known.position_on(&named.name, api.old_kinds))
+            if let Some(known) = resumed.get(group).map(|known| known.position_on(&named.name, api.cursor_v1_kinds))
                 && let Some(changes) = recover(api, principal, named, known, until[group]).await?
             {
                 bytes += changes.iter().map(|change| change.publication.data().len()).sum::<usize>();
@@ -190,11 +192,11 @@ async fn start(
                     resumed.clear();
                     continue 'again;
                 }
-                firsts.push(First { position: until[group], start: FirstAnswer::Recovered(changes) });
+                initial.push(InitialData { position: until[group], start: InitialContent::Recovered(changes) });
                 continue;
             }
             let is_logged = channel.missed.is_some();
-            let partly = resumed.get(group).filter(|known| known.next != Known::Nothing);
+            let partly = resumed.get(group).filter(|known| known.next != Received::Nothing);
             if is_logged && partly.is_some_and(|known| known.position == until[group]) {
                 // A cursor cannot express that the client has the next change on some channels, but not in this
                 // snapshot.
@@ -217,22 +219,22 @@ async fn start(
             } else if position < until[group] {
                 // A snapshot that is older than the recovered changes of other channels would lower the cursor, and the
                 // client would later receive those changes again.
-                return Err(Refused::Behind);
+                return Err(SubscribeError::Behind);
             }
-            let (field, shown) = channel.take_snapshot(api, &mut tx, &named.id).await?;
-            let data = format!(r#"{{"type":"snapshot","{field}":{shown},"position":{position}}}"#);
+            let (member, text) = channel.take_snapshot(api, &mut tx, &named.id).await?;
+            let data = format!(r#"{{"type":"snapshot","{member}":{text},"position":{position}}}"#);
             bytes += data.len();
             if bytes > START_BYTES_MAX && channels.len() > 1 {
                 if resumed.is_empty() {
-                    return Err(Refused::TooMuch);
+                    return Err(SubscribeError::TooMuch);
                 }
                 resumed.clear();
                 continue 'again;
             }
-            firsts.push(First { position, start: FirstAnswer::Snapshot(data) });
+            initial.push(InitialData { position, start: InitialContent::Snapshot(data) });
             seen = Some((tx, serves));
         }
-        let Some((tx, serves)) = seen else { return Ok(Started { firsts, resumed }) };
+        let Some((tx, serves)) = seen else { return Ok(Started { initial, resumed }) };
         drop(tx);
         // PostgreSQL resolves table names by the latest commit, even in an older snapshot of the rows. So after a
         // generation switch during the reads, the transaction would see the new tables with the rows of an earlier
@@ -245,17 +247,17 @@ async fn start(
         // All channels of a group need one position. So the recovered changes must reach the position of the snapshots.
         // Otherwise the cursor would be before the snapshots, and the client would receive their changes again.
         let mut read_at: BTreeMap<Group, i64> = BTreeMap::new();
-        for (first, named) in firsts.iter().zip(channels) {
+        for (data, named) in initial.iter().zip(channels) {
             let furthest = read_at.entry(named.channel.group).or_default();
-            *furthest = first.position.max(*furthest);
+            *furthest = data.position.max(*furthest);
         }
-        for (First { position, start }, named) in firsts.iter_mut().zip(channels) {
+        for (InitialData { position, start }, named) in initial.iter_mut().zip(channels) {
             let read_at = read_at[named.channel.group];
-            let (FirstAnswer::Recovered(changes), Some(known)) = (start, resumed.get(named.channel.group)) else {
+            let (InitialContent::Recovered(changes), Some(known)) = (start, resumed.get(named.channel.group)) else {
                 continue;
             };
             if *position < read_at {
-                let known = known.position_on(&named.name, api.old_kinds);
+                let known = known.position_on(&named.name, api.cursor_v1_kinds);
                 let Some(rest) = recover(api, principal, named, known, read_at).await? else {
                     until.insert(named.channel.group, read_at);
                     continue 'again;
@@ -263,12 +265,12 @@ async fn start(
                 (*position, *changes) = (read_at, rest);
             }
         }
-        return Ok(Started { firsts, resumed });
+        return Ok(Started { initial, resumed });
     }
-    Err(Refused::Behind)
+    Err(SubscribeError::Behind)
 }
 
-fn groups_of(channels: &[Named<'_>]) -> Vec<Group> {
+fn groups_of(channels: &[NamedChannel<'_>]) -> Vec<Group> {
     let mut groups: Vec<_> = channels.iter().map(|named| named.channel.group).collect();
     groups.sort_unstable();
     groups.dedup();

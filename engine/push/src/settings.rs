@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_of_pages_are_checked_by_name() {
+    fn cors_header_names_are_validated() {
         assert_eq!(header_names(" X-Tenant,, x-version ").unwrap(), ["x-tenant", "x-version"]);
         for (setting, list, bad) in [("cors_request_headers", "x-a, x b", "x b"), ("cors_answer_headers", "*", "*")] {
             let mut settings = Settings::default();

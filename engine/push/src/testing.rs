@@ -123,7 +123,7 @@ fn publish(step: &Step<'_, Counter>) -> Option<Publication> {
     let Event::Added { by, note } = step.event;
     assert_ne!(*by, 666, "a faulty publisher");
     let payload = if note.is_empty() { json!({"by": by}) } else { json!({"by": by, "note": note}) };
-    let own = step.publication(payload).on_own(format!("counter:{}", step.after.id));
+    let own = step.publication(payload).on_stream_channel(format!("counter:{}", step.after.id));
     Some(own.on("owner:ada").on("counters"))
 }
 

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_an_order_expires_once() {
+    fn the_remaining_points_of_an_order_expire_once() {
         let mut account = account(&[granted("o-1", 10), Event::PointsRedeemed { points: 4 }]);
         let expire = Command::Expire { order_id: "o-1".into() };
         let events = account.decide(&expire).unwrap();

@@ -11,7 +11,7 @@ mod routes;
 
 use std::process::ExitCode;
 
-use projection_engine::projection::kind_of;
+use projection_engine::projection::aggregate_type_of;
 use server::module::{Module, Setting};
 
 #[global_allocator]
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 fn loyalty() -> Module {
     Module {
         needs: vec!["orders"],
-        aggregates: vec![kind_of::<account::Account>(), kind_of::<expiry::Expiry>()],
+        aggregates: vec![aggregate_type_of::<account::Account>(), aggregate_type_of::<expiry::Expiry>()],
         reactors: vec![&granting::GrantPoints, &expiry::EXPIRIES],
         commands: Some(routes::commands),
         projections: vec![&read_model::ACCOUNTS],
@@ -52,7 +52,7 @@ mod schemas {
 
     /// Events are a storage format. `UPDATE_SCHEMAS=1 cargo test -p loyalty` writes the schemas of new events.
     #[test]
-    fn the_schemas_of_events_are_what_the_types_give() {
+    fn the_event_schemas_match_the_types() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/events");
         check::<crate::account::Account>(&folder);
         check::<crate::expiry::Expiry>(&folder);

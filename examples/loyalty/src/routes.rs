@@ -17,7 +17,7 @@ use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
-use push::api::{ChangedStream, Channel, QueryApi, Refusal};
+use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::cache::ResponseCache;
 use push::consistency::{Freshness, with_position_header};
 use push::problems::not_found;
@@ -79,7 +79,7 @@ async fn show(
     let query = async || {
         let find = || find(api.store.db(), &customer_id);
         let (position, found) = api.read_at(ACCOUNTS.name, min_position, wait_ms, find).await?;
-        let own = found.filter(|account| principal.may_see(&account.customer_id));
+        let own = found.filter(|account| principal.can_access_customer(&account.customer_id));
         let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
         Ok(with_position_header(position, axum::Json(account).into_response()))
     };
@@ -98,8 +98,8 @@ pub fn channel() -> Channel {
         shows: "every change of a customer's points",
         group: "loyalty",
         projection: Some(ACCOUNTS.name),
-        allows: |_, principal, id| std::future::ready(Ok(principal.may_see(id))).boxed(),
-        refusal: Refusal::NotFound,
+        allows: |_, principal, id| std::future::ready(Ok(principal.can_access_customer(id))).boxed(),
+        denied_answer: DeniedAnswer::NotFound,
         snapshot: |_, tx, id| {
             async move { Ok(("view", serde_json::to_string(&find(tx, id).await?).unwrap_or_default())) }.boxed()
         },
@@ -120,6 +120,6 @@ pub static PUBLISHER: Publisher<Account> = Publisher {
     view: |account, json| json.write(&AccountView::of(account)),
     publish: |step| {
         let payload = payload(step.recorded).unwrap_or_default();
-        Some(step.publication(payload).on_own(format_compact!("{POINTS_PREFIX}{}", step.after.id)))
+        Some(step.publication(payload).on_stream_channel(format_compact!("{POINTS_PREFIX}{}", step.after.id)))
     },
 };

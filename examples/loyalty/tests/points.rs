@@ -10,9 +10,9 @@ use tests::wait::until;
 
 tests::stories![
     settings = with_loyalty;
-    confirmed_orders_bring_points_and_points_expire,
+    confirmed_orders_grant_points_and_points_expire,
     imports_and_restores_grant_nothing,
-    points_are_granted_once_whatever_is_killed
+    points_are_granted_once_despite_kills
 ];
 
 /// How long a test waits for an expected state.
@@ -47,7 +47,7 @@ async fn events(system: &TestSystem, event_type: &str) -> Vec<Value> {
     lines.filter(|event| event["type"].as_str().is_some_and(|name| name.ends_with(event_type))).collect()
 }
 
-async fn confirmed_orders_bring_points_and_points_expire(mut system: TestSystem) {
+async fn confirmed_orders_grant_points_and_points_expire(mut system: TestSystem) {
     order(&system, "o-1", "ada", 12).await;
     order(&system, "o-2", "ada", 5).await;
     let shown = points_of_orders(&system, "ada", 2).await;
@@ -183,7 +183,7 @@ async fn a_moved_log_grants_nothing_again_and_keeps_its_deadlines() {
 
 /// A store with a part of a log reacts to nothing until the import is complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_import_that_was_cut_off_grants_nothing() {
+async fn an_interrupted_import_grants_nothing() {
     let mut system = with_loyalty(TestSystem::builder(Mode::Embedded)).start().await;
     let line = |number: usize, what: &str| match what {
         "create" => json!({"type": "create_order", "order_id": format!("o-{number}"), "customer_id": "ada",
@@ -238,7 +238,7 @@ async fn keep_ordering(client: Client, name: String) {
     }
 }
 
-async fn points_are_granted_once_whatever_is_killed(mut system: TestSystem) {
+async fn points_are_granted_once_despite_kills(mut system: TestSystem) {
     let kills = std::env::var("DOCKET_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
     let mut dice = Dice::new(7);
     for kill in 0..kills {

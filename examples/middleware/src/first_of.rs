@@ -12,12 +12,12 @@ use axum::response::{IntoResponse, Response};
 pub struct Caller(pub String);
 
 /// Identifies the caller of a request; `None` when the request has no credentials of this kind.
-pub type Way = fn(&Parts) -> Option<Caller>;
+pub type Identify = fn(&Parts) -> Option<Caller>;
 
-/// Identifies the caller with the first way that applies. Answers 401 when none applies.
-pub async fn first_of(ways: &'static [Way], request: Request, next: Next) -> Response {
+/// Identifies the caller with the first method that applies. Answers 401 when none applies.
+pub async fn first_of(methods: &'static [Identify], request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match ways.iter().find_map(|way| way(&parts)) {
+    match methods.iter().find_map(|identify| identify(&parts)) {
         Some(caller) => {
             parts.extensions.insert(caller);
             next.run(Request::from_parts(parts, body)).await
@@ -53,10 +53,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_way_that_applies_counts() {
-        const WAYS: &[Way] = &[by_token, by_key];
+    async fn the_first_method_that_applies_is_used() {
+        const METHODS: &[Identify] = &[by_token, by_key];
         let name = async |Extension(Caller(name)): Extension<Caller>| name;
-        let app = Router::new().route("/", get(name)).layer(from_fn(|request, next| first_of(WAYS, request, next)));
+        let app = Router::new().route("/", get(name)).layer(from_fn(|request, next| first_of(METHODS, request, next)));
         let cases: [(&[(&str, &str)], &str); 3] = [
             (&[("x-api-key", "k")], "key k"),
             (&[("x-api-key", "k"), ("authorization", "Bearer t")], "token t"),

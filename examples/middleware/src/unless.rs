@@ -10,9 +10,9 @@ use futures::future::BoxFuture;
 /// A middleware function.
 pub type Middleware = fn(Request, Next) -> BoxFuture<'static, Response>;
 
-/// Runs `middleware` for all requests except those for which `passes` returns true.
-pub async fn unless(passes: fn(&Request) -> bool, middleware: Middleware, request: Request, next: Next) -> Response {
-    match passes(&request) {
+/// Runs `middleware` for all requests except those for which `is_exempt` returns true.
+pub async fn unless(is_exempt: fn(&Request) -> bool, middleware: Middleware, request: Request, next: Next) -> Response {
+    match is_exempt(&request) {
         true => next.run(request).await,
         false => middleware(request, next).await,
     }

@@ -11,7 +11,7 @@ use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use projection_engine::registry::CORE;
 use projections::orders::{details, summaries};
-use push::api::{ChangedStream, Channel, QueryApi, Refusal, Refused, Shown};
+use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi, SnapshotMember, SubscribeError};
 use push::recovery::{RECOVERED_MAX, changed_in_log};
 
 use crate::json::text;
@@ -34,7 +34,7 @@ pub fn order() -> Channel {
         group: CORE,
         projection: Some(details::PROJECTION.name),
         allows: |api, principal, id| may_see(api, principal, id).boxed(),
-        refusal: Refusal::NotFound,
+        denied_answer: DeniedAnswer::NotFound,
         snapshot: |_, tx, id| snapshot_of_order(tx, id).boxed(),
         missed: Some(|api, id, after, until| {
             async move {
@@ -58,7 +58,7 @@ pub fn orders() -> Channel {
         group: CORE,
         projection: Some(summaries::PROJECTION.name),
         allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
-        refusal: Refusal::Staff,
+        denied_answer: DeniedAnswer::Staff,
         snapshot: |_, tx, _| snapshot_of_orders(tx).boxed(),
         missed: Some(|api, _, after, until| changed_in_log_of(api, after, until, &[], RECOVERED_MAX).boxed()),
         event_types: &[],
@@ -66,11 +66,11 @@ pub fn orders() -> Channel {
     }
 }
 
-async fn may_see(api: &QueryApi, principal: &Principal, id: &str) -> Result<bool, Refused> {
+async fn may_see(api: &QueryApi, principal: &Principal, id: &str) -> Result<bool, SubscribeError> {
     let name = details::PROJECTION.name;
     let is_visible = || async {
         let owner = details::owner(api.store.db(), id).await?;
-        Ok(owner.is_some_and(|owner| principal.may_see(&owner)))
+        Ok(owner.is_some_and(|owner| principal.can_access_customer(&owner)))
     };
     if is_visible().await? {
         return Ok(true);
@@ -82,17 +82,17 @@ async fn may_see(api: &QueryApi, principal: &Principal, id: &str) -> Result<bool
     let (position, is_visible) = api.progress.read_at(api.store.db(), name, is_visible).await?;
     match is_visible || position >= head {
         true => Ok(is_visible),
-        false => Err(Refused::Behind),
+        false => Err(SubscribeError::Behind),
     }
 }
 
-async fn snapshot_of_order(tx: &mut Tx, id: &str) -> Result<Shown, Error> {
+async fn snapshot_of_order(tx: &mut Tx, id: &str) -> Result<SnapshotMember, Error> {
     let order = details::find(tx, id).await?;
     Ok(("view", order.map_or_else(|| "null".to_owned(), |order| order.view)))
 }
 
 /// Returns the 50 orders that were placed last.
-async fn snapshot_of_orders(tx: &mut Tx) -> Result<Shown, Error> {
+async fn snapshot_of_orders(tx: &mut Tx) -> Result<SnapshotMember, Error> {
     let query = summaries::Query {
         status: None,
         customer_id: None,

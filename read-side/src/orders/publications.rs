@@ -29,7 +29,7 @@ fn publish(step: &Step<'_, Order>) -> Option<Publication> {
     let order = &step.after.state;
     let publication = step
         .publication(payload_view(step.event, order.currency))
-        .on_own(format_compact!("{ORDER_PREFIX}{}", step.after.id))
+        .on_stream_channel(format_compact!("{ORDER_PREFIX}{}", step.after.id))
         .on(format_compact!("{CUSTOMER_PREFIX}{}", order.owner()))
         .on(ORDERS);
     let was_confirmed = step.before.is_some_and(|before| before.state.is_confirmed());

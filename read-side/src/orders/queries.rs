@@ -205,7 +205,7 @@ async fn order(
     let find = || order_details::find(api.store.db(), &id);
     let (position, order) =
         api.read_at(order_details::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
-    let order = order.filter(|order| principal.may_see(&order.customer_id)).ok_or_else(no_such_order)?;
+    let order = order.filter(|order| principal.can_access_customer(&order.customer_id)).ok_or_else(no_such_order)?;
     Ok(with_position_header(position, view(&headers, order.view, order.version)))
 }
 
@@ -247,7 +247,7 @@ async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &st
             break;
         }
     }
-    if !order.exists() || !principal.may_see(order.state.owner()) {
+    if !order.exists() || !principal.can_access_customer(order.state.owner()) {
         return Err(no_such_order());
     }
     if to != i64::MAX && order.version < to {
@@ -315,7 +315,7 @@ async fn history(
     let first = api.store.read_stream(Order::TYPE, &id, 0, 1, 1).await.map_err(unavailable)?;
     let mut order = Versioned::<Order>::default();
     if !first.first().is_some_and(|first| order.apply(first).is_ok() && order.exists())
-        || !principal.may_see(order.state.owner())
+        || !principal.can_access_customer(order.state.owner())
     {
         return Err(no_such_order());
     }

@@ -10,7 +10,9 @@ use projection_engine::generation::prepare;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, say, selected};
+use crate::cli::{
+    Common, ConfigCheck, EXIT_FAILED, Migrate, RoleName, Serve, Token, Usage, dev, load, print_line, selected,
+};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 use crate::run;
@@ -21,9 +23,9 @@ pub async fn serve(program: Program, serve: Serve) -> anyhow::Result<u8> {
     let flags: Vec<_> = flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let settings = load(&program, &serve.common, &flags)?;
     Authenticator::new(&settings.auth).map_err(|error| Usage(error.into()))?;
-    let of_modules = program.settings();
-    let again = move || Settings::load(serve.common.config.as_deref(), &[], &of_modules);
-    run::serve(program, settings, again, |_| {}).await?;
+    let module_settings = program.settings();
+    let reload = move || Settings::load(serve.common.config.as_deref(), &[], &module_settings);
+    run::serve(program, settings, reload, |_| {}).await?;
     Ok(0)
 }
 
@@ -37,7 +39,7 @@ pub async fn health(url: &str) -> anyhow::Result<u8> {
         .await
         .with_context(|| format!("no server answers at {url}; start one, or give its URL with --url"))?;
     let ready = answer.status().is_success();
-    say(answer.text().await?);
+    print_line(answer.text().await?);
     Ok(if ready { 0 } else { EXIT_FAILED })
 }
 
@@ -85,7 +87,7 @@ pub fn token(program: &Program, token: Token) -> anyhow::Result<u8> {
         RoleName::Admin => Role::Admin,
     };
     let signed = Authenticator::new(&settings.auth).and_then(|keys| keys.sign(&token.sub, role, token.ttl));
-    say(signed.map_err(|error| Usage(error.into()))?);
+    print_line(signed.map_err(|error| Usage(error.into()))?);
     Ok(0)
 }
 
@@ -107,6 +109,6 @@ pub async fn config_check(program: Program, check: ConfigCheck) -> anyhow::Resul
 }
 
 pub fn config_show(program: &Program, common: Common) -> anyhow::Result<u8> {
-    say(load(program, &common, &[])?.show());
+    print_line(load(program, &common, &[])?.show());
     Ok(0)
 }

@@ -38,8 +38,8 @@ pub async fn dev(program: Program, listen: Option<String>, data: Option<PathBuf>
     settings.log.environment = Environment::Development;
     let token = Authenticator::new(&settings.auth)?.sign("dev", Role::Admin, TOKEN_TTL)?;
     let data = settings.server.data.clone();
-    let again = settings.clone();
-    serve(program, settings, move || Ok(again.clone()), move |address| {
+    let reloaded = settings.clone();
+    serve(program, settings, move || Ok(reloaded.clone()), move |address| {
         // A closed stdout must not stop the server.
         let _ = writeln!(
             std::io::stdout(),
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_starts_at_once_agree_on_one_key() {
+    fn concurrent_first_starts_agree_on_one_key() {
         let scratch = tempfile::tempdir().unwrap();
         for round in 0..100 {
             let folder = scratch.path().join(round.to_string());
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_a_power_cut_has_emptied_is_named() {
+    fn an_emptied_or_damaged_key_is_named_in_the_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("jwt-secret");
         for left in [&b""[..], b"\n", b"short", &[0; 65], &[0xff; 65]] {

@@ -34,7 +34,7 @@ use crate::program::Program;
 /// Events that are read or written in one batch.
 const CHUNK: usize = 2_000;
 /// How often `tail --follow` looks for new events.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A CloudEvents 1.0 envelope. Positions are strings, because integers of CloudEvents have 32 bits.
 #[derive(Serialize, Deserialize)]
@@ -175,17 +175,17 @@ async fn write_log(store: &Store, output: &mut impl Write) -> anyhow::Result<i64
     let mut position = 0;
     while position < head {
         let events = store.read_stored(position, (CHUNK as i64).min(head - position)).await?;
-        ensure!(!events.is_empty(), gap(position + 1));
+        ensure!(!events.is_empty(), missing_event(position + 1));
         for event in &events {
             position += 1;
-            ensure!(event.position == position, gap(position));
+            ensure!(event.position == position, missing_event(position));
             output.write_all(line(event).as_bytes())?;
         }
     }
     Ok(head)
 }
 
-fn gap(position: i64) -> String {
+fn missing_event(position: i64) -> String {
     format!("The log has no event at position {position}: it was removed from the table. Restore it from a backup.")
 }
 
@@ -200,7 +200,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Opens a store on which no server relays, projects or reacts. No server can start to do so while the returned
 /// leaderships are held.
-async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec<Leadership>)> {
+async fn open_exclusively(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec<Leadership>)> {
     let mut settings = load(program, common, &[])?.store;
     settings.nats_url.clear();
     let store = open(settings, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
@@ -220,7 +220,7 @@ async fn alone(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec
 
 pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u8> {
     let common = restored.common;
-    let (store, _leaderships) = alone(program, &common).await?;
+    let (store, _leaderships) = open_exclusively(program, &common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "The log is empty. Check that database_url names the restored store.");
     let nats_url = load(program, &common, &[])?.store.nats_url;
@@ -233,10 +233,10 @@ pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u
             false => eprintln!("There is no JetStream stream to remove."),
         }
     }
-    let held = outside(program);
+    let held = reactors_outside_log(program);
     store.reactions().hold_all(&held, "the log was restored from a backup").await?;
-    tell_held(&held);
-    eprintln!("The log ends at position {head}. Its new incarnation is {}.", store.renew().await?);
+    print_held(&held);
+    eprintln!("The log ends at position {head}. Its new incarnation is {}.", store.renew_incarnation().await?);
     Ok(0)
 }
 
@@ -244,7 +244,7 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let (store, _leaderships) = alone(program, &restore.common).await?;
+    let (store, _leaderships) = open_exclusively(program, &restore.common).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
@@ -253,25 +253,25 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
         last = event.position;
         events.push(event);
         if events.len() == CHUNK {
-            take(program, &store, there, &mut events).await?;
+            import_batch(program, &store, there, &mut events).await?;
         }
     }
-    take(program, &store, there, &mut events).await?;
+    import_batch(program, &store, there, &mut events).await?;
     ensure!(last > 0, "{} contains no events.", path.display());
     ensure!(last >= there, "The store has {there} events, but the file only {last}. Import into an empty store.");
     let is_held = |one: &ReactorCheckpoint| one.held.as_deref() == Some(IMPORT_INCOMPLETE);
     if store.reactions().checkpoints().await?.iter().any(is_held) {
-        let held = outside(program);
+        let held = reactors_outside_log(program);
         let deadlines = deadlines(&program.reactors(), &store).await?;
         store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
-        tell_held(&held);
+        print_held(&held);
     }
     eprintln!("The file has {last} events; {} of them were already in the store.", there.min(last));
     Ok(0)
 }
 
 /// Returns the names of the reactors that act outside the log. Their effects after the backup was taken are unknown.
-fn outside(program: &Program) -> Vec<&'static str> {
+fn reactors_outside_log(program: &Program) -> Vec<&'static str> {
     let reactors = program.reactors();
     reactors.iter().filter(|reactor| reactor.acts() == Acts::Outside).map(|reactor| reactor.name()).collect()
 }
@@ -294,7 +294,7 @@ pub(super) async fn deadlines(reactors: &[&'static dyn Reactor], store: &Store) 
     Ok(all)
 }
 
-fn tell_held(reactors: &[&str]) {
+fn print_held(reactors: &[&str]) {
     for reactor in reactors {
         eprintln!(
             "{reactor} acts outside the log, so it is held. Run `docket reactors release {reactor}` to release it."
@@ -314,7 +314,12 @@ fn parse(line: std::io::Result<String>, last: i64) -> anyhow::Result<RecordedEve
 
 /// Writes the events that the store lacks, and compares the others with the events of the store. So an interrupted
 /// import resumes, and an import into a store with other events fails.
-async fn take(program: &Program, store: &Store, there: i64, events: &mut Vec<RecordedEvent>) -> anyhow::Result<()> {
+async fn import_batch(
+    program: &Program,
+    store: &Store,
+    there: i64,
+    events: &mut Vec<RecordedEvent>,
+) -> anyhow::Result<()> {
     let new = events.partition_point(|event| event.position <= there);
     let missing = events.split_off(new);
     if let Some(first) = events.first() {
@@ -363,7 +368,7 @@ pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
             if !tail.follow {
                 return Ok(0);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::cli::{EXIT_REJECTED, Import, Usage, say};
+use crate::cli::{EXIT_REJECTED, Import, Usage, print_line};
 
 /// Most orders that are in flight at a time.
 const ORDERS_IN_FLIGHT: usize = 1_024;
@@ -28,9 +28,9 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// How often one order is retried after the server has answered 503 or 429.
 const TRIES_MAX: u32 = 20;
 /// How long to wait for the next result.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+const RESULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Delay before an order is retried. Other orders continue meanwhile.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How often the request is sent while the server has no capacity for it, and the delay before the next try when the
 /// answer has no `Retry-After`.
 const REQUESTS_MAX: u32 = 30;
@@ -153,10 +153,10 @@ pub async fn import(arguments: Import) -> anyhow::Result<u8> {
 
 fn print(summary: &Summary, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        say(serde_json::to_string(summary)?);
+        print_line(serde_json::to_string(summary)?);
     } else {
         for Rejected { line, order_ref, reason } in &summary.rejected {
-            say(format_args!("line {line} (order {order_ref}): {reason}"));
+            print_line(format_args!("line {line} (order {order_ref}): {reason}"));
         }
     }
     eprintln!(
@@ -365,7 +365,7 @@ struct Sender {
     token: String,
     in_flight: HashMap<u64, (Order, Step)>,
     /// Orders to retry, each with its time; the earliest first.
-    again: VecDeque<(tokio::time::Instant, u64, Order, Step)>,
+    retries: VecDeque<(tokio::time::Instant, u64, Order, Step)>,
     summary: Summary,
 }
 
@@ -376,7 +376,7 @@ impl Sender {
             url: format!("{}/v1/commands", url.trim_end_matches('/')),
             token: token.to_owned(),
             in_flight: HashMap::new(),
-            again: VecDeque::new(),
+            retries: VecDeque::new(),
             summary: Summary::default(),
         })
     }
@@ -398,11 +398,11 @@ impl Sender {
         }
         let mut results = Box::pin(lines(response.bytes_stream()));
         let mut more = true;
-        while more || !self.in_flight.is_empty() || !self.again.is_empty() {
-            let due = self.again.front().map(|(due, ..)| *due);
+        while more || !self.in_flight.is_empty() || !self.retries.is_empty() {
+            let due = self.retries.front().map(|(due, ..)| *due);
             tokio::select! {
                 () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
-                    if let Some((_, id, order, step)) = self.again.pop_front() {
+                    if let Some((_, id, order, step)) = self.retries.pop_front() {
                         self.command(&commands, id, order, step)?;
                     }
                 }
@@ -414,7 +414,7 @@ impl Sender {
                     }
                     None => more = false,
                 },
-                result = tokio::time::timeout(ANSWER_WITHIN, results.next()), if !self.in_flight.is_empty() => {
+                result = tokio::time::timeout(RESULT_TIMEOUT, results.next()), if !self.in_flight.is_empty() => {
                     let result = result.context("the server sent no result for a minute; run the import again, it creates no duplicates")?;
                     let line = result.context("the server ended the response early; run the import again, it creates no duplicates")?
                         .context("the connection was lost; run the import again, it creates no duplicates")?;
@@ -513,7 +513,7 @@ impl Sender {
         match (step, result.status, slug) {
             (step, 503 | 429, _) if order.tries < TRIES_MAX => {
                 order.tries += 1;
-                self.again.push_back((tokio::time::Instant::now() + TRY_AGAIN, id, order, step));
+                self.retries.push_back((tokio::time::Instant::now() + RETRY_DELAY, id, order, step));
             }
             (Step::Create, 201, _) if order.items.is_empty() => self.summary.left_draft += 1,
             (Step::Create, 409, "order-exists") if order.items.is_empty() => self.summary.already_there += 1,

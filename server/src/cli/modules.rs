@@ -8,7 +8,7 @@ use projection_engine::error::Error;
 use projection_engine::generation::{remove_unclaimed, unclaimed};
 use serde_json::json;
 
-use crate::cli::{Modules, load, say};
+use crate::cli::{Modules, load, print_line};
 use crate::migrations::MIGRATIONS;
 use crate::overview;
 use crate::program::{Program, is_named_after};
@@ -36,21 +36,21 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
             if store.try_lead(&reacting(reactor)).await?.is_none() {
                 bail!("A server still runs the reactor {reactor}. Stop it, then try again.");
             }
-            store.reactions().forget(reactor).await?;
-            say(format_args!("{reactor}: removed its checkpoint and its backlog."));
+            store.reactions().remove(reactor).await?;
+            print_line(format_args!("{reactor}: removed its checkpoint and its backlog."));
         }
         for row in &removed {
-            say(format_args!("{}: removed generation {}.", row.projection, row.generation));
+            print_line(format_args!("{}: removed generation {}.", row.projection, row.generation));
         }
         return Ok(0);
     }
     if wanted.json {
-        say(serde_json::to_string(&overview::modules(&program, &store).await?)?);
+        print_line(serde_json::to_string(&overview::modules(&program, &store).await?)?);
         return Ok(0);
     }
     for module in overview::views(&program) {
         let view = json!(module);
-        say(view["name"].as_str().unwrap_or_default());
+        print_line(view["name"].as_str().unwrap_or_default());
         let texts = view.as_object().into_iter().flatten().filter(|(field, _)| *field != "name");
         for (field, value) in texts {
             let names = match value {
@@ -62,20 +62,20 @@ pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
                 other => other.as_str().unwrap_or_default().to_owned(),
             };
             if !names.is_empty() {
-                say(format_args!("  {field:12} {names}"));
+                print_line(format_args!("  {field:12} {names}"));
             }
         }
     }
     let left = unclaimed(store.db(), program.registry()).await?;
     for row in &left {
-        say(format_args!(
+        print_line(format_args!(
             "No module of this program has the read model {}: generation {}, position {}, checkpoint group {}.",
             row.projection, row.generation, row.position, row.group
         ));
     }
     let reactors = unclaimed_reactors(&program, &store).await?;
     for reactor in &reactors {
-        say(format_args!("No module of this program has the reactor {reactor}."));
+        print_line(format_args!("No module of this program has the reactor {reactor}."));
     }
     if let (None, Some(reactor)) = (left.first(), reactors.first()) {
         let module = reactor.split('-').next().unwrap_or_default();

@@ -12,19 +12,19 @@ use projection_engine::dead_letters::{self, Decided, Decision};
 use projection_engine::generation::prepare;
 use projection_engine::progress::Progress;
 use projection_engine::projection::AnyProjection;
-use projection_engine::rebuild::{self, From, Rebuilt, plan, prune, rebuild};
-use projection_engine::registry::{Group, Registry, projecting};
+use projection_engine::rebuild::{self, RebuildStart, Rebuilt, plan, prune, rebuild};
+use projection_engine::registry::{Group, Registry, projection_role};
 use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
-use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, say, selected};
+use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, print_line, selected};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 use crate::settings::Settings;
 
 /// How long a command waits until the projector has applied a decision, and how often it looks.
-const SEEN_WITHIN: Duration = Duration::from_secs(4);
-const LOOK: Duration = Duration::from_millis(100);
+const DECISION_TIMEOUT: Duration = Duration::from_secs(4);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval between lines of progress when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
@@ -37,10 +37,10 @@ async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Reg
 }
 
 /// A checkpoint group with the selected ones of its projections.
-type OfGroup<'a> = (&'a Group, Vec<&'static dyn AnyProjection>);
+type SelectedProjections<'a> = (&'a Group, Vec<&'static dyn AnyProjection>);
 
 /// Returns the projections with these names, by checkpoint group; without names, all projections.
-fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<OfGroup<'a>>> {
+fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<SelectedProjections<'a>>> {
     if let Some(unknown) = names.iter().find(|name| registry.find(name).is_none()) {
         let known: Vec<_> = registry.projections().map(|projection| projection.name()).collect();
         return Err(Usage(anyhow!("`{unknown}` is not a projection. The projections are {}.", known.join(", "))).into());
@@ -53,7 +53,7 @@ fn named<'a>(registry: &'a Registry, names: &[String]) -> anyhow::Result<Vec<OfG
 }
 
 /// Shows progress: a bar for each projection on a terminal, otherwise a line every [`LINE_EVERY`].
-struct Meter {
+struct ProgressReporter {
     bars: MultiProgress,
     by_name: Vec<(String, ProgressBar)>,
     json: bool,
@@ -67,7 +67,7 @@ struct Printed {
     last: Instant,
 }
 
-impl Meter {
+impl ProgressReporter {
     fn new(json: bool) -> Self {
         Self { bars: MultiProgress::new(), by_name: Vec::new(), json, printed: HashMap::new() }
     }
@@ -112,7 +112,7 @@ impl Meter {
                 "events_per_second": rate.round(),
                 "seconds_left": left,
             });
-            return say(format_args!("{line}"));
+            return print_line(format_args!("{line}"));
         }
         let left = left.map(|left| format!(", {rate:.0} events/s, {left:.0} s left")).unwrap_or_default();
         eprintln!("{name}: {position} of {target} events{left}");
@@ -133,7 +133,7 @@ pub async fn replay(program: Program, replay: Replay) -> anyhow::Result<u8> {
         }
         for (name, generation) in &removed {
             let what = if replay.dry_run { "would be removed" } else { "was removed" };
-            say(format_args!("{name}: generation {generation} {what}."));
+            print_line(format_args!("{name}: generation {generation} {what}."));
         }
         if removed.is_empty() {
             eprintln!("There is nothing to remove: every generation serves queries.");
@@ -141,15 +141,15 @@ pub async fn replay(program: Program, replay: Replay) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let from = match (replay.rollback, replay.fresh) {
-        (true, _) => From::Older,
-        (_, true) => From::Afresh,
-        _ => From::Log,
+        (true, _) => RebuildStart::Older,
+        (_, true) => RebuildStart::Scratch,
+        _ => RebuildStart::Log,
     };
     if replay.dry_run {
         let head = store.head().await?;
         for (group, projections) in &groups {
             for planned in plan(&store, group, projections, from).await? {
-                say(format_args!(
+                print_line(format_args!(
                     "{}: generation {} would be built from position {} to {head}, and would then serve queries.",
                     planned.name, planned.generation, planned.position
                 ));
@@ -168,19 +168,19 @@ async fn rebuild_group(
     group: &Group,
     settings: &Settings,
     projections: &[&'static dyn AnyProjection],
-    from: From,
+    from: RebuildStart,
     json: bool,
 ) -> anyhow::Result<()> {
-    let mut meter = Meter::new(json);
+    let mut reporter = ProgressReporter::new(json);
     let started = Instant::now();
-    let show = |name: &str, position, target| meter.show(name, position, target);
-    let rebuilt = rebuild(store, group, &settings.pump, projections, from, show).await.map_err(advice)?;
-    meter.end();
+    let show = |name: &str, position, target| reporter.show(name, position, target);
+    let rebuilt = rebuild(store, group, &settings.pump, projections, from, show).await.map_err(with_advice)?;
+    reporter.end();
     let seconds = started.elapsed().as_secs_f64().max(0.001);
     let rate = rebuilt.events as f64 / seconds;
     if json {
         let summary = json!({"done": rebuilt, "seconds": seconds, "events_per_second": rate.round()});
-        say(format_args!("{summary}"));
+        print_line(format_args!("{summary}"));
         return Ok(());
     }
     let Rebuilt { projections, events, missing: lost, position } = rebuilt;
@@ -204,21 +204,21 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
     let (store, registry, settings) = opened(program, &verify.common).await?;
     let groups = named(&registry, &verify.projections)?;
     let extent = verify.sample.map_or(Extent::Whole, |streams| Extent::Sample(streams as usize));
-    let mut meter = Meter::new(false);
+    let mut reporter = ProgressReporter::new(false);
     let mut show = |folded, of| {
         if !verify.json {
-            meter.show("log", folded, of);
+            reporter.show("log", folded, of);
         }
     };
     let (mut found, mut missing_events) = (Vec::new(), 0);
     for (group, projections) in &groups {
         let of_group =
             verify::verify(&store, group, &settings.pump, projections, extent, verify.first, &mut show).await;
-        let of_group = of_group.map_err(advice)?;
+        let of_group = of_group.map_err(with_advice)?;
         found.extend(of_group.projections);
         missing_events = missing_events.max(of_group.missing_events);
     }
-    meter.end();
+    reporter.end();
     let differences: usize = found.iter().map(|projection| projection.differences).sum();
     let (head, left_out) = (store.head().await?, dead_letters::list(store.db()).await?);
     if verify.json {
@@ -230,21 +230,23 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
             "head": head,
             "dead_letters": left_out,
         });
-        say(format_args!("{all}"));
+        print_line(format_args!("{all}"));
     } else {
         for projection in &found {
             match projection.checked {
-                true => say(format_args!(
+                true => print_line(format_args!(
                     "{}: {} at position {} of {head}, {} mismatches",
                     projection.name,
                     rows(projection.rows),
                     projection.position,
                     projection.differences
                 )),
-                false => say(format_args!("{}: not verified, because a sample cannot check sums", projection.name)),
+                false => {
+                    print_line(format_args!("{}: not verified, because a sample cannot check sums", projection.name))
+                }
             }
             for difference in &projection.first {
-                say(format_args!("  {} {}: {}", difference.table, difference.key, difference.what.join("; ")));
+                print_line(format_args!("  {} {}: {}", difference.table, difference.key, difference.what.join("; ")));
             }
         }
     }
@@ -278,7 +280,7 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
 }
 
 /// Adds to the error of an event that cannot be applied what the operator can do.
-fn advice(error: projection_engine::error::Error) -> anyhow::Error {
+fn with_advice(error: projection_engine::error::Error) -> anyhow::Error {
     match &error {
         projection_engine::error::Error::Fold(failed) => {
             let position = failed.position;
@@ -302,7 +304,7 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
     let (store, registry, _) = opened(program, &listing.common).await?;
     let (items, head) = Progress::new(registry.clone()).status(&store).await?;
     if listing.json {
-        say(format_args!("{}", json!({"items": items, "head": head})));
+        print_line(format_args!("{}", json!({"items": items, "head": head})));
         return Ok(0);
     }
     let mut running = Vec::new();
@@ -311,7 +313,7 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
             running.push(group.name);
         }
     }
-    say(format_args!(
+    print_line(format_args!(
         "{:16} {:8} {:>10} {:>7} {:>10} {:>10} {:>8}  state",
         "projection", "group", "generation", "version", "position", "lag", "lag s"
     ));
@@ -327,12 +329,12 @@ pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u
             }
             (None, None) => item.state.to_owned(),
         };
-        say(format_args!(
+        print_line(format_args!(
             "{:16} {:8} {:>10} {:>7} {:>10} {:>10} {:>8.1}  {state}",
             item.name, item.group, item.generation, item.version, item.position, item.lag_events, item.lag_seconds
         ));
     }
-    say(format_args!("The log ends at position {head}."));
+    print_line(format_args!("The log ends at position {head}."));
     Ok(0)
 }
 
@@ -340,11 +342,11 @@ pub async fn dead_letters(program: Program, listing: Listing) -> anyhow::Result<
     let (store, ..) = opened(program, &listing.common).await?;
     let letters = dead_letters::list(store.db()).await?;
     if listing.json {
-        say(format_args!("{}", json!({"items": letters})));
+        print_line(format_args!("{}", json!({"items": letters})));
         return Ok(0);
     }
     for letter in &letters {
-        say(format_args!(
+        print_line(format_args!(
             "{} {} {} of {}/{}{} since {} ({} attempts): {}",
             letter.position,
             letter.state,
@@ -373,7 +375,7 @@ pub async fn show(program: Program, wanted: DeadLetter) -> anyhow::Result<u8> {
         store.read_streams(&letter.aggregate_type, std::slice::from_ref(&letter.aggregate_id), i64::MAX).await?;
     let waiting = waiting.iter().filter(|event| event.position >= letter.position);
     let waiting: Vec<_> = waiting.map(super::events::envelope).collect();
-    say(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
+    print_line(format_args!("{}", serde_json::to_string_pretty(&json!({"dead_letter": letter, "waiting": waiting}))?));
     Ok(0)
 }
 
@@ -391,8 +393,8 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
         Decided::Requested => {}
     }
     let asked = Instant::now();
-    while asked.elapsed() < SEEN_WITHIN {
-        tokio::time::sleep(LOOK).await;
+    while asked.elapsed() < DECISION_TIMEOUT {
+        tokio::time::sleep(POLL_INTERVAL).await;
         let letters = dead_letters::list(store.db()).await?;
         let own: Vec<_> = letters.iter().filter(|letter| letter.position == position).collect();
         if own.iter().any(|letter| letter.state == "retry" || letter.state == "discard") {
@@ -410,7 +412,7 @@ pub async fn decide(program: Program, wanted: DeadLetter, decision: Decision) ->
     let letters = dead_letters::list(store.db()).await?;
     for letter in letters.iter().filter(|letter| letter.position == position) {
         let Some(group) = letter.group.as_ref().filter(|_| letter.state != "discarded") else { continue };
-        match store.try_lead(&projecting(group)).await? {
+        match store.try_lead(&projection_role(group)).await? {
             Some(_) => {
                 eprintln!(
                     "No projector of {group} is running. The decision takes effect when a server with the role `project` starts."

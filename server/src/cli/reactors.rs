@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::events::deadlines;
-use crate::cli::{Common, Held, Listing, OneReactor, Released, Retried, Skipped, Usage, load, say, selected};
+use crate::cli::{Common, Held, Listing, OneReactor, Released, Retried, Skipped, Usage, load, print_line, selected};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 
@@ -59,17 +59,17 @@ pub async fn list(program: Program, listing: Listing) -> anyhow::Result<u8> {
     let opened = opened(program, &listing.common).await?;
     let (items, deadlines, head) = overview(&opened).await?;
     if listing.json {
-        say(json!({"items": items, "deadlines": deadlines, "head": head}));
+        print_line(json!({"items": items, "deadlines": deadlines, "head": head}));
         return Ok(0);
     }
-    say(format_args!(
+    print_line(format_args!(
         "{:24} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}  state",
         "reactor", "acts", "position", "lag", "backlog", "keys", "parked", "oldest s"
     ));
     for item in &items {
         let number = |name: &str| item[name].as_i64().unwrap_or_default();
         let oldest = item["oldest_seconds"].as_f64().map_or("-".to_owned(), |seconds| format!("{seconds:.0}"));
-        say(format_args!(
+        print_line(format_args!(
             "{:24} {:8} {:>10} {:>8} {:>8} {:>8} {:>8} {oldest:>9}  {}",
             text(item, "name"),
             text(item, "acts"),
@@ -86,9 +86,9 @@ pub async fn list(program: Program, listing: Listing) -> anyhow::Result<u8> {
         let late =
             if late > 0.0 { format!(", {late:.0} s late; run `docket reactors show REACTOR`") } else { String::new() };
         let (process, next) = (text(item, "process"), text(item, "next"));
-        say(format_args!("Deadlines of {process}: {}, the next one is due at {next}{late}.", item["open"]));
+        print_line(format_args!("Deadlines of {process}: {}, the next one is due at {next}{late}.", item["open"]));
     }
-    say(format_args!("The log ends at position {head}."));
+    print_line(format_args!("The log ends at position {head}."));
     Ok(0)
 }
 
@@ -132,7 +132,7 @@ async fn overview(opened: &Opened) -> anyhow::Result<(Vec<Value>, Vec<Value>, i6
 
 /// Returns a text that is safe to print on a terminal: it comes from others, so control characters are escaped. Long
 /// texts are cut.
-fn shown(text: &str) -> String {
+fn printable(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     let mut shown: String = text.chars().take(SHOWN_CHARS_MAX).map(escape).collect();
     if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
@@ -164,20 +164,20 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
                 "reason": entry.reason,
             });
             if wanted.json {
-                say(row);
+                print_line(row);
                 continue;
             }
             let when = match entry.due_at {
                 Some(due_at) => format!("next attempt at {}", time(due_at)),
                 None => "parked".to_owned(),
             };
-            say(format_args!(
+            print_line(format_args!(
                 "{}: event {}, {} events behind it, {} attempts, {when}: {}",
-                shown(&entry.event.key),
+                printable(&entry.event.key),
                 entry.event.position,
                 events - 1,
                 entry.attempts,
-                shown(entry.reason.as_deref().unwrap_or("waits for a worker"))
+                printable(entry.reason.as_deref().unwrap_or("waits for a worker"))
             ));
         }
     }
@@ -193,8 +193,8 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
         let due_at = time(deadline.due_at);
         any = true;
         match wanted.json {
-            true => say(json!({"process": process, "id": id, "deadline": name, "due_at": due_at})),
-            false => say(format_args!(
+            true => print_line(json!({"process": process, "id": id, "deadline": name, "due_at": due_at})),
+            false => print_line(format_args!(
                 "{process}/{id}: the deadline {name} is overdue since {due_at}. The log of the process that leads the \
                  reactor says why."
             )),

@@ -47,7 +47,7 @@ pub struct Row {
 
 /// Expected outcome of frames.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Spoken {
+pub enum ExpectFrames {
     /// The server closes the socket with one of these codes.
     Closed(&'static [u16]),
     /// An error reply with one of these codes (any if the list is empty), and the socket stays open.
@@ -68,7 +68,7 @@ pub struct Frames {
     /// The bytes of the frames.
     pub bytes: Vec<u8>,
     /// The expected outcome.
-    pub expect: Spoken,
+    pub expect: ExpectFrames,
 }
 
 const ANY: Expect = Expect::Problem(&[]);
@@ -1319,10 +1319,10 @@ fn ndjson(token: &str) -> Family<'_> {
 /// Returns every sequence of frames on a socket.
 pub fn frames() -> Vec<Frames> {
     let mut rows = Vec::new();
-    let mut add = |family: &'static str, what: String, bytes: Vec<u8>, expect: Spoken| {
+    let mut add = |family: &'static str, what: String, bytes: Vec<u8>, expect: ExpectFrames| {
         rows.push(Frames { family, what, bytes, expect });
     };
-    let protocol = Spoken::Closed(&[1002]);
+    let protocol = ExpectFrames::Closed(&[1002]);
     let mut broken = |what: &str, bytes: Vec<u8>| add("frames", what.to_owned(), bytes, protocol);
     let text = |payload: &str| frame(0x81, payload.as_bytes());
     let ping = r#"{"id":2,"ping":{}}"#;
@@ -1344,7 +1344,7 @@ pub fn frames() -> Vec<Frames> {
     for code in [0_u16, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
         broken(&format!("a Close with {code}"), frame(0x88, &code.to_be_bytes()));
     }
-    let utf8 = Spoken::Closed(&[1007]);
+    let utf8 = ExpectFrames::Closed(&[1007]);
     for (what, payload) in [
         ("an invalid byte", &b"{\"id\":2,\"ping\":\"\xff\"}"[..]),
         ("an overlong character", b"\xc0\xaf"),
@@ -1373,30 +1373,35 @@ pub fn frames() -> Vec<Frames> {
             "frames",
             format!("a header that announces {what}"),
             announced(0x81, length),
-            Spoken::Closed(&[1002, 1009]),
+            ExpectFrames::Closed(&[1002, 1009]),
         );
     }
-    add("frames", "a text of 65,537 bytes".to_owned(), text(&" ".repeat(65_537)), Spoken::Closed(&[1009]));
+    add("frames", "a text of 65,537 bytes".to_owned(), text(&" ".repeat(65_537)), ExpectFrames::Closed(&[1009]));
     let flood = [frame(0x01, b"{"), frame(0x00, b" ").repeat(200_000)].concat();
-    add("floods", "200,000 fragments of a byte".to_owned(), flood, Spoken::Closed(&[1002, 1008, 1009, 3501]));
+    add("floods", "200,000 fragments of a byte".to_owned(), flood, ExpectFrames::Closed(&[1002, 1008, 1009, 3501]));
     let empty = [frame(0x01, b""), frame(0x00, b"").repeat(200_000)].concat();
-    add("floods", "200,000 empty fragments".to_owned(), empty, Spoken::Closed(&[1002, 1008, 1009, 3501]));
-    add("floods", "20,000 pings".to_owned(), frame(0x89, b"x").repeat(20_000), Spoken::Closed(&[3501]));
-    add("floods", "20,000 pongs".to_owned(), frame(0x8a, b"x").repeat(20_000), Spoken::Closed(&[3501]));
-    add("floods", "20,000 empty objects".to_owned(), text("{}").repeat(20_000), Spoken::Closed(&[3501]));
-    add("floods", "20,000 empty texts".to_owned(), text("").repeat(20_000), Spoken::Fine("an empty text is ignored"));
+    add("floods", "200,000 empty fragments".to_owned(), empty, ExpectFrames::Closed(&[1002, 1008, 1009, 3501]));
+    add("floods", "20,000 pings".to_owned(), frame(0x89, b"x").repeat(20_000), ExpectFrames::Closed(&[3501]));
+    add("floods", "20,000 pongs".to_owned(), frame(0x8a, b"x").repeat(20_000), ExpectFrames::Closed(&[3501]));
+    add("floods", "20,000 empty objects".to_owned(), text("{}").repeat(20_000), ExpectFrames::Closed(&[3501]));
+    add(
+        "floods",
+        "20,000 empty texts".to_owned(),
+        text("").repeat(20_000),
+        ExpectFrames::Fine("an empty text is ignored"),
+    );
     let many = text(&format!("{ping}\n").repeat(3_000));
-    add("floods", "3,000 commands in a frame".to_owned(), many, Spoken::Error(&[111]));
+    add("floods", "3,000 commands in a frame".to_owned(), many, ExpectFrames::Error(&[111]));
     add(
         "floods",
         "30,000 line feeds in a frame".to_owned(),
         text(&"\n".repeat(30_000)),
-        Spoken::Fine("empty lines are ignored"),
+        ExpectFrames::Fine("empty lines are ignored"),
     );
     for payload in [&b"{}"[..], b"\x00", ping.as_bytes()] {
-        add("frames", format!("binary {payload:?}"), frame(0x82, payload), Spoken::Closed(&[3501]));
+        add("frames", format!("binary {payload:?}"), frame(0x82, payload), ExpectFrames::Closed(&[3501]));
     }
-    let bad = Spoken::Closed(&[3501]);
+    let bad = ExpectFrames::Closed(&[3501]);
     for payload in [
         "x",
         "7",
@@ -1425,10 +1430,10 @@ pub fn frames() -> Vec<Frames> {
     add("commands", "60,000 [".to_owned(), text(&"[".repeat(60_000)), bad);
     for (what, open) in [("[", "["), ("{\"a\":", "{\"a\":")] {
         let deep = format!("{{\"id\":2,\"rpc\":{}", open.repeat(10_000));
-        add("commands", format!("rpc of 10,000 {what}"), text(&deep), Spoken::Refused);
+        add("commands", format!("rpc of 10,000 {what}"), text(&deep), ExpectFrames::Refused);
     }
     for unknown in ["{\"id\":2}", "{\"id\":2,\"unknown\":{}}", "{\"id\":2,\"Ping\":{}}"] {
-        add("commands", unknown.to_owned(), text(unknown), Spoken::Error(&[104]));
+        add("commands", unknown.to_owned(), text(unknown), ExpectFrames::Error(&[104]));
     }
     for body in SHAPES {
         for command in [
@@ -1447,15 +1452,15 @@ pub fn frames() -> Vec<Frames> {
         ] {
             let expect = match (command, *body) {
                 // A lone surrogate is not valid JSON. Otherwise the commands below accept any content.
-                (_, body) if body.contains("ud800") => Spoken::Refused,
-                ("ping", body) if body != "null" => Spoken::Fine("a ping may contain anything"),
+                (_, body) if body.contains("ud800") => ExpectFrames::Refused,
+                ("ping", body) if body != "null" => ExpectFrames::Fine("a ping may contain anything"),
                 ("unsubscribe", body) if body.starts_with("{\"channel\":\"") => {
-                    Spoken::Fine("unsubscribing without a subscription is allowed")
+                    ExpectFrames::Fine("unsubscribing without a subscription is allowed")
                 }
                 ("presence" | "presence_stats", body) if body.contains("absent") => {
-                    Spoken::Fine("an order that does not exist has no presence")
+                    ExpectFrames::Fine("an order that does not exist has no presence")
                 }
-                _ => Spoken::Refused,
+                _ => ExpectFrames::Refused,
             };
             let line = format!("{{\"id\":2,\"{command}\":{body}}}");
             add("commands", shown(&line), text(&line), expect);
@@ -1475,11 +1480,11 @@ pub fn frames() -> Vec<Frames> {
         r#"["orders",false,0,"",null]"#,
     ] {
         let line = format!("{{\"id\":2,\"subscribe\":{body}}}");
-        add("commands", line.clone(), text(&line), Spoken::Error(&[107]));
+        add("commands", line.clone(), text(&line), ExpectFrames::Error(&[107]));
     }
     let many: String =
         (0..200).map(|n| format!("{{\"id\":{},\"subscribe\":{{\"channel\":\"customer:c-{n}\"}}}}\n", n + 2)).collect();
-    add("commands", "200 subscriptions".to_owned(), text(&many), Spoken::Error(&[106]));
+    add("commands", "200 subscriptions".to_owned(), text(&many), ExpectFrames::Error(&[106]));
     rows
 }
 

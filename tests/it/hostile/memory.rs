@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout_at};
 
-use super::{goes_on, long_form, none};
+use super::{assert_no_faults, check_server_alive, long_form};
 
 tests::stories![settings = durable; one_customer_cannot_exhaust_memory];
 
@@ -23,7 +23,7 @@ const CEILING_KIB: u64 = 384 * 1024;
 /// Duration of each row in the short form.
 const SHORT: Duration = Duration::from_secs(3);
 /// Interval between two measurements of memory.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const MEASURE_EVERY: Duration = Duration::from_millis(20);
 /// Pause between two new connections, in rows that open as many as possible.
 const NEXT_CONNECTION: Duration = Duration::from_millis(2);
 /// Maximum number of connections of one row, limited by the test's file descriptors.
@@ -41,10 +41,10 @@ struct Attack {
     until: tokio::time::Instant,
 }
 
-type Face = fn(Attack) -> BoxFuture<'static, ()>;
+type AttackFn = fn(Attack) -> BoxFuture<'static, ()>;
 
 /// The most expensive use of each interface by one customer.
-const FACES: &[(&str, Face)] = &[
+const ATTACKS: &[(&str, AttackFn)] = &[
     ("commands of 1 MiB", |attack| commands(attack).boxed()),
     ("bodies that do not end", |attack| slow_bodies(attack).boxed()),
     ("bulk, unread, an unknown field of 900 KB a line", |attack| bulk_of_large_lines(attack).boxed()),
@@ -64,9 +64,9 @@ fn durable(builder: Builder) -> Builder {
 }
 
 async fn one_customer_cannot_exhaust_memory(mut system: TestSystem) {
-    let each = long_form().map_or(SHORT, |time| time / FACES.len() as u32);
+    let each = long_form().map_or(SHORT, |time| time / ATTACKS.len() as u32);
     let mut faults = Vec::new();
-    for (number, (face, attack)) in FACES.iter().enumerate() {
+    for (number, (name, attack)) in ATTACKS.iter().enumerate() {
         // Each row starts with a fresh process.
         system.restart().await;
         let customer = format!("mallory-{number}");
@@ -79,13 +79,13 @@ async fn one_customer_cannot_exhaust_memory(mut system: TestSystem) {
             until: tokio::time::Instant::now() + each,
         });
         let peak = peak_during(&system, attack).await;
-        println!("{face}: {} MiB before, at most {} MiB in {each:?}", before / 1024, peak / 1024);
+        println!("{name}: {} MiB before, at most {} MiB in {each:?}", before / 1024, peak / 1024);
         if peak > CEILING_KIB {
-            faults.push(format!("{face}: {} MiB, more than {} MiB", peak / 1024, CEILING_KIB / 1024));
+            faults.push(format!("{name}: {} MiB, more than {} MiB", peak / 1024, CEILING_KIB / 1024));
         }
-        faults.extend(goes_on(&system, face).await);
+        faults.extend(check_server_alive(&system, name).await);
     }
-    none(&faults);
+    assert_no_faults(&faults);
 }
 
 /// Returns the peak memory of the server during the attack, in KiB.
@@ -99,7 +99,7 @@ async fn peak_during(system: &TestSystem, attack: BoxFuture<'static, ()>) -> u64
                 ended.expect("the attack does not fail");
                 return peak;
             }
-            () = sleep(LOOK_EVERY) => {}
+            () = sleep(MEASURE_EVERY) => {}
         }
     }
 }
@@ -151,7 +151,7 @@ impl Attack {
     }
 
     /// Opens as many connections as possible. Each sends the same bytes and then nothing.
-    async fn hoard(self, bytes: Vec<u8>) {
+    async fn open_idle_connections(self, bytes: Vec<u8>) {
         let mut streams = Vec::new();
         let bytes: std::sync::Arc<[u8]> = bytes.into();
         while !self.is_over() && streams.len() < CONNECTIONS_MAX {
@@ -183,7 +183,7 @@ async fn commands(attack: Attack) {
 async fn slow_bodies(attack: Attack) {
     let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", 1024 * 1024);
     let bytes = [attack.head("POST /v1/orders", &headers), b" ".repeat(ALMOST_A_MIB)].concat();
-    attack.hoard(bytes).await;
+    attack.open_idle_connections(bytes).await;
 }
 
 const CHUNKED: &str = "content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n";
@@ -212,7 +212,7 @@ async fn bulk_of_many(attack: Attack) {
 
 async fn slow_lines(attack: Attack) {
     let bytes = [attack.head("POST /v1/commands", CHUNKED), chunk(&" ".repeat(ALMOST_A_MIB))].concat();
-    attack.hoard(bytes).await;
+    attack.open_idle_connections(bytes).await;
 }
 
 async fn queries(attack: Attack) {
@@ -259,9 +259,9 @@ async fn sockets(attack: Attack) {
 async fn slow_headers(attack: Attack) {
     let mut bytes = attack.head("GET /v1/orders", &format!("x-a: {}\r\n", "a".repeat(60_000)));
     bytes.truncate(bytes.len() - 2);
-    attack.hoard(bytes).await;
+    attack.open_idle_connections(bytes).await;
 }
 
 async fn idle(attack: Attack) {
-    attack.hoard(Vec::new()).await;
+    attack.open_idle_connections(Vec::new()).await;
 }

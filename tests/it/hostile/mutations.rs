@@ -7,7 +7,7 @@ use tests::raw::{Outcome, Until, exchange};
 use tests::system::TestSystem;
 
 use super::corpus::Row;
-use super::{AT_ONCE, long_form};
+use super::{CONCURRENT_ROWS, long_form};
 
 /// Number of mutations in the short form, and their seed.
 const SHORT: usize = 2_000;
@@ -57,7 +57,7 @@ pub async fn run(system: &TestSystem, rows: &[Row]) {
     let mut sent = 0;
     let mut outcomes = futures::stream::iter(wanted)
         .map(async |(number, bytes)| (number, exchange(address, &bytes, true, Until::Answer, DEADLINE).await, bytes))
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(CONCURRENT_ROWS);
     while let Some((number, outcome, bytes)) = outcomes.next().await {
         sent += 1;
         let is_right = match &outcome {

@@ -25,7 +25,7 @@ use platform::body;
 use platform::problem::Problem;
 use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
-use push::api::{ChangedStream, Channel, QueryApi, Refusal};
+use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
 use push::problems::not_found;
 use push::publication::Interest;
@@ -280,11 +280,11 @@ pub fn channel() -> Channel {
             async move {
                 assert!(id != "panic", "the id asks for a panic");
                 let found = find(api.store.db(), id).await?;
-                Ok(found.is_some_and(|counter| principal.may_see(&counter.owner)))
+                Ok(found.is_some_and(|counter| principal.can_access_customer(&counter.owner)))
             }
             .boxed()
         },
-        refusal: Refusal::NotFound,
+        denied_answer: DeniedAnswer::NotFound,
         snapshot: |_, tx, id| {
             async move {
                 assert!(id != "panic-snapshot", "the id asks for a panic");
@@ -310,7 +310,7 @@ pub static PUBLISHER: Publisher<Counter> = Publisher {
     view: |counter, json| json.write(&counter.state),
     publish: |step| {
         let payload = serde_json::to_value(step.event).unwrap_or_default();
-        Some(step.publication(payload).on_own(format_compact!("{COUNTER_PREFIX}{}", step.after.id)))
+        Some(step.publication(payload).on_stream_channel(format_compact!("{COUNTER_PREFIX}{}", step.after.id)))
     },
 };
 
@@ -346,7 +346,7 @@ struct CounterView {
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
     let find = || find(api.store.db(), &id);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
-    let own = found.filter(|counter| principal.may_see(&counter.owner));
+    let own = found.filter(|counter| principal.can_access_customer(&counter.owner));
     let counter = own.ok_or_else(|| not_found("counter-not-found", "There is no such counter"))?;
     Ok(with_position_header(position, axum::Json(counter).into_response()))
 }

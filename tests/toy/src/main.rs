@@ -9,7 +9,7 @@ mod refusal;
 
 use std::process::ExitCode;
 
-use projection_engine::projection::kind_of;
+use projection_engine::projection::aggregate_type_of;
 use server::module::{Module, Setting};
 
 #[global_allocator]
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn toy() -> Module {
     Module {
         needs: vec!["orders"],
-        aggregates: vec![kind_of::<counter::Counter>(), kind_of::<meter::Meter>()],
+        aggregates: vec![aggregate_type_of::<counter::Counter>(), aggregate_type_of::<meter::Meter>()],
         reactors: reactors::all(),
         commands: Some(|| counter::commands().merge(meter::commands())),
         bulk: Some(counter::BULK),
@@ -49,7 +49,7 @@ mod schemas {
     use kernel::schemas::check;
 
     #[test]
-    fn the_schemas_of_events_are_what_the_types_give() {
+    fn the_event_schemas_match_the_types() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/events");
         check::<crate::counter::Counter>(&folder);
         check::<crate::meter::Meter>(&folder);

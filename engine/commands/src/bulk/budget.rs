@@ -46,12 +46,12 @@ struct Bytes {
 }
 
 impl Bytes {
-    fn take(&self, bytes: u64) -> bool {
+    fn reserve(&self, bytes: u64) -> bool {
         let fits = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.max);
         self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Relaxed);
     }
 }
@@ -76,7 +76,7 @@ pub(crate) struct BulkSlot {
 }
 
 /// The permits that a command holds until its result is in the spool.
-pub(crate) type Held = [OwnedSemaphorePermit; 2];
+pub(crate) type Permits = [OwnedSemaphorePermit; 2];
 
 impl Budget {
     pub(crate) fn new(settings: Settings, folders: Vec<PathBuf>) -> Self {
@@ -146,7 +146,7 @@ impl BulkSlot {
     ///
     /// # Errors
     /// 503 when the shared bytes are in use for longer than that.
-    pub(crate) async fn bytes(&self, bytes: usize) -> Result<Held, Problem> {
+    pub(crate) async fn bytes(&self, bytes: usize) -> Result<Permits, Problem> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         // The semaphores are never closed.
         let of_principal = self.principal.bytes.clone().acquire_many_owned(bytes).await.expect("an open semaphore");
@@ -161,28 +161,28 @@ impl BulkSlot {
     }
 
     /// Waits until the command may run.
-    pub(crate) async fn command(&self) -> Held {
+    pub(crate) async fn command(&self) -> Permits {
         let of_principal = self.principal.commands.clone().acquire_owned().await.expect("an open semaphore");
         let of_all = self.budget.all.commands.clone().acquire_owned().await.expect("an open semaphore");
         [of_principal, of_all]
     }
 
     /// Reserves bytes on disk for results; false when the limit of the principal or of the process is reached.
-    pub(crate) fn take_results(&self, bytes: u64) -> bool {
-        if !self.principal.results.take(bytes) {
+    pub(crate) fn reserve_result_bytes(&self, bytes: u64) -> bool {
+        if !self.principal.results.reserve(bytes) {
             return false;
         }
-        let taken = self.budget.all.results.take(bytes);
-        if !taken {
-            self.principal.results.give_back(bytes);
+        let reserved = self.budget.all.results.reserve(bytes);
+        if !reserved {
+            self.principal.results.release(bytes);
         }
-        taken
+        reserved
     }
 
     /// Releases reserved bytes on disk.
-    pub(crate) fn give_back_results(&self, bytes: u64) {
-        self.principal.results.give_back(bytes);
-        self.budget.all.results.give_back(bytes);
+    pub(crate) fn release_result_bytes(&self, bytes: u64) {
+        self.principal.results.release(bytes);
+        self.budget.all.results.release(bytes);
     }
 
     /// The largest number of bytes on disk that this request may hold: half of its principal's limit.
@@ -208,13 +208,13 @@ pub(crate) mod tests {
     use super::*;
 
     /// A slot of a budget with this limit of bytes on disk.
-    pub(crate) fn place(bulk_results_bytes_max: u64, folders: Vec<PathBuf>) -> BulkSlot {
+    pub(crate) fn slot(bulk_results_bytes_max: u64, folders: Vec<PathBuf>) -> BulkSlot {
         let settings = Settings { bulk_results_bytes_max, ..Settings::default() };
         Arc::new(Budget::new(settings, folders)).enter("me").unwrap()
     }
 
     #[test]
-    fn requests_are_counted_for_each_principal_and_for_all() {
+    fn requests_are_limited_per_principal_and_in_total() {
         let settings = Settings { bulk_requests_max: 3, bulk_requests_per_principal_max: 2, ..Settings::default() };
         let budget = Arc::new(Budget::new(settings, vec![]));
         let mine = [budget.enter("me").unwrap(), budget.enter("me").unwrap()];
@@ -228,16 +228,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn results_on_disk_are_counted_for_each_principal_and_for_all() {
+    fn results_on_disk_are_limited_per_principal_and_in_total() {
         let settings = Settings { bulk_results_bytes_max: 400, ..Settings::default() };
         let budget = Arc::new(Budget::new(settings, vec![]));
         let (me, again) = (budget.enter("me").unwrap(), budget.enter("me").unwrap());
-        assert!(me.take_results(60) && !again.take_results(60) && again.take_results(40));
+        assert!(me.reserve_result_bytes(60) && !again.reserve_result_bytes(60) && again.reserve_result_bytes(40));
         let others: Vec<_> = (0..3).map(|n| budget.enter(&format!("other-{n}")).unwrap()).collect();
-        assert!(others.iter().all(|place| place.take_results(100)));
+        assert!(others.iter().all(|slot| slot.reserve_result_bytes(100)));
         let last = budget.enter("last").unwrap();
-        assert!(!last.take_results(1), "the shared bytes are used up");
-        me.give_back_results(60);
-        assert!(last.take_results(60));
+        assert!(!last.reserve_result_bytes(1), "the shared bytes are used up");
+        me.release_result_bytes(60);
+        assert!(last.reserve_result_bytes(60));
     }
 }

@@ -77,7 +77,7 @@ pub(crate) fn envelope(
             key: None,
             occurred_at,
             is_history,
-            is_patient: true,
+            waits_for_capacity: true,
             request_id: context.0.clone(),
             trace: context.1.clone(),
         };

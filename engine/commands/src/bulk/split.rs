@@ -90,14 +90,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_may_be_cut_anywhere() {
+    async fn chunks_may_split_a_line_anywhere() {
         let expected = vec![Some(b"ab\n".to_vec()), Some(b"\n".to_vec()), Some(b"cd".to_vec())];
         assert_eq!(lines(&[b"ab\n\ncd"]).await, expected);
         assert_eq!(lines(&[b"a", b"b", b"\n\nc", b"d"]).await, expected);
     }
 
     #[tokio::test]
-    async fn a_line_too_long_is_one_refusal_and_the_next_line_is_read() {
+    async fn a_too_long_line_is_refused_once_and_the_next_line_is_read() {
         let long = vec![b'x'; LINE_BYTES_MAX];
         assert_eq!(lines(&[&long, &long, b"\nok\n"]).await, vec![None, Some(b"ok\n".to_vec())]);
     }

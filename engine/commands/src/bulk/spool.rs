@@ -25,13 +25,13 @@ const MEMORY_BYTES_MAX: usize = 128 << 10;
 const READ_BYTES: u64 = 64 << 10;
 /// While its spool is full, a client must read this many bytes within each `unread_timeout`, because a full spool holds
 /// bytes that all requests share.
-const READ_IN_TIME_MIN: u64 = 1 << 20;
+const MIN_BYTES_READ_PER_TIMEOUT: u64 = 1 << 20;
 /// How often a full spool checks whether other requests have released bytes.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The results of one request.
 pub(crate) struct Spool {
-    place: BulkSlot,
+    slot: BulkSlot,
     /// How long a full spool waits for its client to read enough.
     unread_timeout: Duration,
     contents: Mutex<Contents>,
@@ -62,9 +62,9 @@ struct Contents {
 pub(crate) struct Unread;
 
 impl Spool {
-    pub(crate) fn new(place: BulkSlot, unread_timeout: Duration) -> Self {
+    pub(crate) fn new(slot: BulkSlot, unread_timeout: Duration) -> Self {
         Self {
-            place,
+            slot,
             unread_timeout,
             contents: Mutex::default(),
             filled: Notify::new(),
@@ -75,8 +75,8 @@ impl Spool {
     }
 
     /// Returns the slot of the request in the budget.
-    pub(crate) fn place(&self) -> &BulkSlot {
-        &self.place
+    pub(crate) fn slot(&self) -> &BulkSlot {
+        &self.slot
     }
 
     /// Returns the token that is cancelled when the client has disconnected.
@@ -102,7 +102,7 @@ impl Spool {
     /// The client has read too little within `unread_timeout`, or has disconnected.
     pub(crate) async fn room(&self) -> Result<(), Unread> {
         let mut deadline = Instant::now() + self.unread_timeout;
-        let mut read_by_then = self.bytes_read.load(Relaxed) + READ_IN_TIME_MIN;
+        let mut read_by_then = self.bytes_read.load(Relaxed) + MIN_BYTES_READ_PER_TIMEOUT;
         while !self.gone.is_cancelled() {
             {
                 let mut contents = self.contents.lock().await;
@@ -112,7 +112,7 @@ impl Spool {
             }
             tokio::select! {
                 () = self.read.notified() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = self.gone.cancelled() => {}
             }
             if Instant::now() >= deadline {
@@ -120,7 +120,7 @@ impl Spool {
                 if read < read_by_then {
                     break;
                 }
-                (deadline, read_by_then) = (Instant::now() + self.unread_timeout, read + READ_IN_TIME_MIN);
+                (deadline, read_by_then) = (Instant::now() + self.unread_timeout, read + MIN_BYTES_READ_PER_TIMEOUT);
             }
         }
         Err(Unread)
@@ -129,11 +129,14 @@ impl Spool {
     /// Moves the bytes in memory to the end of the file; false when they have to stay in memory.
     async fn move_to_file(&self, contents: &mut Contents) -> bool {
         let bytes = contents.newest.len() as u64;
-        if contents.disk_failed || contents.to + bytes > self.place.results_max() || !self.place.take_results(bytes) {
+        if contents.disk_failed
+            || contents.to + bytes > self.slot.results_max()
+            || !self.slot.reserve_result_bytes(bytes)
+        {
             return false;
         }
         let newest = std::mem::take(&mut contents.newest);
-        let outcome = match contents.file.clone().map_or_else(|| self.place.file().map(Arc::new), Ok) {
+        let outcome = match contents.file.clone().map_or_else(|| self.slot.file().map(Arc::new), Ok) {
             Err(error) => Err((error, newest)),
             Ok(file) => {
                 contents.file = Some(file.clone());
@@ -149,7 +152,7 @@ impl Spool {
                     %error,
                     "Could not buffer results on disk. They stay in memory, and their client must read them sooner."
                 );
-                self.place.give_back_results(bytes);
+                self.slot.release_result_bytes(bytes);
                 contents.newest = newest;
                 contents.disk_failed = true;
             }
@@ -204,7 +207,7 @@ impl Spool {
         };
         let outcome = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         if is_end {
-            self.place.give_back_results(contents.to);
+            self.slot.release_result_bytes(contents.to);
             (contents.from, contents.to) = (0, 0);
         }
         outcome.inspect_err(
@@ -215,7 +218,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        self.place.give_back_results(self.contents.get_mut().to);
+        self.slot.release_result_bytes(self.contents.get_mut().to);
     }
 }
 
@@ -252,12 +255,12 @@ mod tests {
     use futures::TryStreamExt;
 
     use super::*;
-    use crate::bulk::budget::tests::place;
+    use crate::bulk::budget::tests::slot;
 
     const PATIENCE: Duration = Duration::from_millis(200);
 
     fn spool(disk: u64, folder: &str) -> Arc<Spool> {
-        Arc::new(Spool::new(place(disk, vec![folder.into()]), PATIENCE))
+        Arc::new(Spool::new(slot(disk, vec![folder.into()]), PATIENCE))
     }
 
     fn result(number: usize) -> Vec<u8> {
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_come_in_order_however_late_they_are_read() {
+    async fn results_keep_their_order_however_late_they_are_read() {
         let spool = spool(1 << 30, &temporary());
         assert_eq!(fill(&spool, 50_000).await, 50_000);
         let (memory, on_disk) = {
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_reads_along_gets_all() {
+    async fn a_client_that_reads_concurrently_gets_all_results() {
         let spool = spool(1 << 22, &temporary());
         let reading = tokio::spawn(read_all(spool.clone()));
         assert_eq!(fill(&spool, 100_000).await, 100_000);
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_spool_waits_for_its_client_and_then_says_so() {
+    async fn a_full_spool_waits_for_its_client_and_then_reports_an_error() {
         let spool = spool(8 << 20, &temporary());
         let began = Instant::now();
         let taken = fill(&spool, 1_000_000).await;
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_disk_memory_is_the_bound_and_nothing_is_lost() {
+    async fn without_a_disk_results_are_bounded_in_memory_and_none_is_lost() {
         let spool = spool(1 << 30, "/proc/no-such-folder");
         let taken = fill(&spool, 1_000_000).await;
         assert!((1_000..=1_400).contains(&taken), "{taken}");
@@ -334,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_has_gone_is_not_waited_for() {
+    async fn a_disconnected_client_does_not_delay_the_spool() {
         let spool = spool(0, &temporary());
         drop(Reader::new(spool.clone()));
         let began = Instant::now();

@@ -50,17 +50,17 @@ pub(super) struct Item {
     pub(super) broken: Option<String>,
     /// Outcome of a reactor that acted outside before the batch began. The outcome is kept, so that its commands can be
     /// decided again.
-    pub(super) acted: Option<Mutex<Option<Outcome>>>,
+    pub(super) external_outcome: Option<Mutex<Option<Outcome>>>,
 }
 
 impl Item {
-    fn take_acted(&self) -> Option<Outcome> {
-        self.acted.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn take_external_outcome(&self) -> Option<Outcome> {
+        self.external_outcome.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn keep_acted(&self, outcome: Outcome) {
-        if let Some(acted) = &self.acted {
-            *acted.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    fn put_external_outcome(&self, outcome: Outcome) {
+        if let Some(kept) = &self.external_outcome {
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         }
     }
 
@@ -75,7 +75,7 @@ impl Item {
 
 /// The result of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ItemResult {
     /// The effects of the item are part of the append.
     Done,
     /// The item waits behind an earlier event of its key.
@@ -97,7 +97,7 @@ pub(super) struct Context {
     pub(super) decider: Arc<Decider>,
     pub(super) now: Timestamp,
     /// Keys with events in the backlog.
-    pub(super) busy: Arc<HashMap<CompactString, i64>>,
+    pub(super) backlogged_keys: Arc<HashMap<CompactString, i64>>,
     /// Indexes of items whose reaction did not return.
     pub(super) hung: HashSet<usize>,
     /// Indexes of items that the database refuses, with the reason.
@@ -108,7 +108,7 @@ pub(super) struct Context {
 pub(super) struct Decided {
     pub(super) scope: Scope,
     /// Results of the first items. The items after them are left for the next batch.
-    pub(super) fates: Vec<Fate>,
+    pub(super) results: Vec<ItemResult>,
 }
 
 /// Returns the principal that issues the commands of a reactor.
@@ -128,22 +128,22 @@ pub(super) struct Progress(AtomicUsize);
 
 impl Progress {
     /// Marks that code of the reactor's module runs for the item at index `at`, until the guard is dropped.
-    fn in_module(&self, at: usize) -> InModule<'_> {
+    fn enter_reactor_code(&self, at: usize) -> ReactorCodeGuard<'_> {
         self.0.store(at + 1, Relaxed);
-        InModule(self)
+        ReactorCodeGuard(self)
     }
 
     /// Returns the index of the item for which code of the reactor's module runs; that code may never return. `None`:
     /// no such code runs, or the batch waits for the database.
-    pub(super) fn in_module_at(&self) -> Option<usize> {
+    pub(super) fn current_item(&self) -> Option<usize> {
         self.0.load(Relaxed).checked_sub(1)
     }
 }
 
 /// A guard: code of the reactor's module runs until it is dropped.
-struct InModule<'a>(&'a Progress);
+struct ReactorCodeGuard<'a>(&'a Progress);
 
-impl Drop for InModule<'_> {
+impl Drop for ReactorCodeGuard<'_> {
     fn drop(&mut self) {
         self.0.0.store(0, Relaxed);
     }
@@ -157,41 +157,42 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
     let mut scope = Scope::new(context.decider.clone());
     let principal = principal(context.reactor);
     let mut blocked: HashSet<&CompactString> = HashSet::new();
-    let mut fates = Vec::with_capacity(items.len());
+    let mut results = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate() {
         let (events, bytes) = scope.size();
         if events >= EVENTS_MAX || bytes >= BYTES_MAX {
             break;
         }
-        let waits = blocked.contains(&item.key) || !item.is_retry && context.busy.contains_key(&item.key);
-        let is_queued = context.reactor.acts() == Acts::Outside && item.acted.is_none();
-        let fate = if waits {
-            Fate::Follows
+        let waits = blocked.contains(&item.key) || !item.is_retry && context.backlogged_keys.contains_key(&item.key);
+        let is_queued = context.reactor.acts() == Acts::Outside && item.external_outcome.is_none();
+        let result = if waits {
+            ItemResult::Follows
         } else if let Some(reason) = &item.broken {
-            Fate::Failed { reason: reason.clone(), is_temporary: true }
+            ItemResult::Failed { reason: reason.clone(), is_temporary: true }
         } else if is_queued {
-            Fate::Queued
+            ItemResult::Queued
         } else if let Some(reason) = context.unstorable.get(&at) {
-            Fate::Failed { reason: reason.clone(), is_temporary: false }
+            ItemResult::Failed { reason: reason.clone(), is_temporary: false }
         } else if context.hung.contains(&at) {
             // Each call that never returns costs a thread, so it has few attempts.
             let is_temporary = item.attempts + 1 < HANGS_MAX;
-            Fate::Failed { reason: "the reactor did not return in time".into(), is_temporary }
+            ItemResult::Failed { reason: "the reactor did not return in time".into(), is_temporary }
         } else {
             let reaction = react((at, item), context, &principal, &mut scope, progress);
             match AssertUnwindSafe(reaction).catch_unwind().await {
-                Ok(fate) => fate?,
-                Err(_) => {
-                    Fate::Failed { reason: "the reactor panicked; see the process log".into(), is_temporary: true }
-                }
+                Ok(result) => result?,
+                Err(_) => ItemResult::Failed {
+                    reason: "the reactor panicked; see the process log".into(),
+                    is_temporary: true,
+                },
             }
         };
-        if fate != Fate::Done {
+        if result != ItemResult::Done {
             blocked.insert(&item.key);
         }
-        fates.push(fate);
+        results.push(result);
     }
-    Ok(Decided { scope, fates })
+    Ok(Decided { scope, results })
 }
 
 /// Calls the reactor and decides its commands. A reactor that handles refusals is called a second time with them.
@@ -201,14 +202,14 @@ async fn react(
     principal: &Principal,
     scope: &mut Scope,
     progress: &Progress,
-) -> Result<Fate, Error> {
+) -> Result<ItemResult, Error> {
     let Context { reactor, now, .. } = context;
     let mut input = Input { cause: item.cause.clone(), attempt: item.attempts, now: *now, refused: Vec::new() };
     loop {
-        let mut outcome = match item.take_acted() {
+        let mut outcome = match item.take_external_outcome() {
             Some(outcome) => outcome,
             None => {
-                let _in_module = progress.in_module(at);
+                let _guard = progress.enter_reactor_code(at);
                 match tokio::time::timeout(REACT_WITHIN, reactor.react(&input, scope)).await {
                     Ok(outcome) => outcome,
                     Err(_) => Outcome::Retry(format!("the reactor did not return within {REACT_WITHIN:?}")),
@@ -220,14 +221,14 @@ async fn react(
             Outcome::Retry(reason) | Outcome::Park(reason) => {
                 let reason = reason.clone();
                 let is_temporary = matches!(outcome, Outcome::Retry(_));
-                item.keep_acted(outcome);
-                return Ok(Fate::Failed { reason, is_temporary });
+                item.put_external_outcome(outcome);
+                return Ok(ItemResult::Failed { reason, is_temporary });
             }
         };
         let carried_out = carry_out(steps, (at, &item.cause), principal, scope, progress).await;
-        item.keep_acted(outcome);
+        item.put_external_outcome(outcome);
         let refused = match carried_out? {
-            Ok(()) => return Ok(Fate::Done),
+            Ok(()) => return Ok(ItemResult::Done),
             Err(refused) => refused,
         };
         for Refused { stream, detail, .. } in &refused {
@@ -235,10 +236,10 @@ async fn react(
         }
         // A deadline that was not ended is a fault of the process, so the process is not called with it as a refusal.
         let is_fault = refused.iter().any(|refused| refused.slug == DEADLINE_NOT_ENDED);
-        if is_fault || !reactor.takes_refusals() || !input.refused.is_empty() || item.acted.is_some() {
+        if is_fault || !reactor.handles_refusals() || !input.refused.is_empty() || item.external_outcome.is_some() {
             let refusals = refused.iter().map(|refused| format!("{}: {}", refused.stream, refused.detail));
             let reason = refusals.collect::<Vec<_>>().join("; ");
-            return Ok(Fate::Failed { reason, is_temporary: is_fault || !reactor.takes_refusals() });
+            return Ok(ItemResult::Failed { reason, is_temporary: is_fault || !reactor.handles_refusals() });
         }
         input.refused = refused;
     }
@@ -280,14 +281,15 @@ async fn carry_out(
                 step.load(repositories, !is_in_memory).await?;
             }
         }
-        scope.rest_on(&**step, &stream, &step.pending());
-        let _in_module = progress.in_module(at);
+        scope.add_dependency(&**step, &stream, &step.pending());
+        let _guard = progress.enter_reactor_code(at);
         if let Err(problem) = step.decide(principal) {
             let (slug, detail) = (problem.slug().to_owned(), problem.to_string());
             refused.push(Refused { stream, slug, detail });
             continue;
         }
-        let events = step.encode(&mut || metadata.of_event()).map_err(|error| Error::Unstorable(error.to_string()))?;
+        let events =
+            step.encode(&mut || metadata.of_event()).map_err(|error| Error::InvalidValue(error.to_string()))?;
         pending.insert(stream.clone(), step.pending());
         decided.push((&**step, stream, events));
     }

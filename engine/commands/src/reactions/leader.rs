@@ -28,8 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::decider::Decider;
 use crate::metrics::METRICS;
-use crate::reactions::batch::{Context, Decided, Fate, HANGS_MAX, Item, Progress, REACT_WITHIN, decide, is_storable};
-use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, takes};
+use crate::reactions::batch::{
+    Context, Decided, HANGS_MAX, Item, ItemResult, Progress, REACT_WITHIN, decide, is_storable,
+};
+use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, is_subscribed};
 use crate::reactions::scope::{Scope, Writes};
 
 /// The largest number of inputs in one append.
@@ -84,7 +86,7 @@ pub(super) struct Leader {
     pub(super) fences: Fences,
 }
 
-/// Why a turn of the leader ends.
+/// Why a term of the leader ends.
 enum Stop {
     /// Another leader or an operator has changed the checkpoint.
     Fenced,
@@ -140,11 +142,11 @@ impl Leader {
                 }
             };
             let follow = async {
-                // Workers outlive a turn. The next turn settles their outcomes.
+                // Workers outlive a term. The next term settles their outcomes.
                 let mut workers = Workers::default();
                 while lost_threads.load(Relaxed) < LOST_THREADS_MAX && !stop.is_cancelled() {
-                    let mut turn = Turn::new(self, &lost_threads, &mut workers, stop);
-                    let stopped = AssertUnwindSafe(turn.follow()).catch_unwind().await;
+                    let mut term = LeaderTerm::new(self, &lost_threads, &mut workers, stop);
+                    let stopped = AssertUnwindSafe(term.follow()).catch_unwind().await;
                     let reason = match stopped {
                         Ok(Ok(()) | Err(Stop::Fenced)) => {
                             tokio::time::sleep(READ_AGAIN).await;
@@ -173,12 +175,12 @@ impl Leader {
 /// Running effects outside the log, by the position of the event.
 #[derive(Default)]
 struct Workers {
-    tasks: JoinSet<Acted>,
-    on: HashMap<i64, CompactString>,
+    tasks: JoinSet<ExternalOutcome>,
+    running: HashMap<i64, CompactString>,
 }
 
 /// The result of an effect outside the log.
-struct Acted {
+struct ExternalOutcome {
     entry: BacklogEntry,
     event: RecordedEvent,
     outcome: Outcome,
@@ -188,7 +190,7 @@ struct Acted {
 
 /// The work of a leader between reading the checkpoint and the next change of the checkpoint by another leader or an
 /// operator.
-struct Turn<'a> {
+struct LeaderTerm<'a> {
     leader: &'a Leader,
     lost_threads: &'a AtomicUsize,
     workers: &'a mut Workers,
@@ -203,7 +205,7 @@ struct Turn<'a> {
     read: i64,
     moved: Instant,
     /// Keys with events in the backlog, and the number of their events.
-    busy: Arc<HashMap<CompactString, i64>>,
+    backlogged_keys: Arc<HashMap<CompactString, i64>>,
     /// When the next event of the backlog is due, in microseconds since 1970, as far as the leader has read.
     next_retry: Option<i64>,
     /// When the next deadline is due, in microseconds since 1970, as far as the leader has read.
@@ -214,7 +216,7 @@ struct Turn<'a> {
     read_until: i64,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> LeaderTerm<'a> {
     fn new(
         leader: &'a Leader,
         lost_threads: &'a AtomicUsize,
@@ -234,7 +236,7 @@ impl<'a> Turn<'a> {
             checkpoint: 0,
             read: 0,
             moved: Instant::now(),
-            busy: Arc::default(),
+            backlogged_keys: Arc::default(),
             next_retry: None,
             next_deadline: None,
             failing: HashMap::new(),
@@ -253,7 +255,7 @@ impl<'a> Turn<'a> {
         let (rows, name) = (self.rows.clone(), self.name);
         let acquired = tokio::spawn(async move { rows.acquire(name).await });
         let Some(found) = acquired.await.map_err(|_| Error::Closing)?? else {
-            return Err(Error::Stored(format!("reactor {} is not registered in the store", self.name)).into());
+            return Err(Error::CorruptData(format!("reactor {} is not registered in the store", self.name)).into());
         };
         (self.fence, self.checkpoint, self.read) = (found.fence, found.position, found.position);
         if let Some(reason) = found.held {
@@ -266,37 +268,37 @@ impl<'a> Turn<'a> {
             tokio::select! { () = changed => {}, () = self.stop.cancelled() => {} }
             return Ok(());
         }
-        self.busy = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
+        self.backlogged_keys = Arc::new(self.rows.backlog_keys(self.name).await?.into_iter().collect());
         // Backlog events that are due come first.
         self.next_retry = Some(0);
         if let Some(process) = self.leader.reactor.process() {
             self.next_deadline = self.rows.next_deadline(process).await?;
         }
-        let mut stream = self.store.subscribe_at_once(self.read);
+        let mut stream = self.store.subscribe_without_pause(self.read);
         loop {
             let tick = self.next_tick();
             let changed = self.changed_by_others();
             tokio::select! {
                 () = self.stop.cancelled() => return self.drain().await,
                 () = changed => return Ok(()),
-                events = stream.next() => self.take(events?).await?,
-                Some(acted) = self.workers.tasks.join_next() => match acted {
-                    Ok(acted) => self.settle(acted).await?,
+                events = stream.next() => self.handle_events(events?).await?,
+                Some(external) = self.workers.tasks.join_next() => match external {
+                    Ok(external) => self.settle(external).await?,
                     Err(error) => tracing::error!(reactor = self.name, %error, "A worker task of the reactor failed."),
                 },
                 () = tokio::time::sleep(tick) => {}
             }
-            self.look_at_backlog().await?;
-            self.look_at_deadlines().await?;
-            self.move_on().await?;
+            self.retry_due_backlog().await?;
+            self.fire_due_deadlines().await?;
+            self.advance_checkpoint().await?;
         }
     }
 
     /// Settles the effects outside the log that end in time. The next leader retries the others.
     async fn drain(&mut self) -> Result<(), Stop> {
         let until = Instant::now() + DRAIN_WITHIN;
-        while let Ok(Some(Ok(acted))) = tokio::time::timeout_at(until.into(), self.workers.tasks.join_next()).await {
-            self.settle(acted).await?;
+        while let Ok(Some(Ok(external))) = tokio::time::timeout_at(until.into(), self.workers.tasks.join_next()).await {
+            self.settle(external).await?;
         }
         Ok(())
     }
@@ -322,7 +324,7 @@ impl<'a> Turn<'a> {
     }
 
     /// Reacts to new events of the log.
-    async fn take(&mut self, events: Vec<RecordedEvent>) -> Result<(), Stop> {
+    async fn handle_events(&mut self, events: Vec<RecordedEvent>) -> Result<(), Stop> {
         let Some((end, recorded_at)) = events.last().map(|event| (event.position, event.recorded_at)) else {
             return Ok(());
         };
@@ -332,9 +334,16 @@ impl<'a> Turn<'a> {
             let broken =
                 key.is_err().then(|| "the reactor panicked while it computed the key; see the process log".to_owned());
             let key = storable(key.unwrap_or_else(|_| event.aggregate_id.clone()));
-            Arc::new(Item { cause: Cause::Event(event), key, attempts: 0, is_retry: false, broken, acted: None })
+            Arc::new(Item {
+                cause: Cause::Event(event),
+                key,
+                attempts: 0,
+                is_retry: false,
+                broken,
+                external_outcome: None,
+            })
         };
-        let mut items: Vec<_> = events.into_iter().filter(|event| takes(reactor, event)).map(item).collect();
+        let mut items: Vec<_> = events.into_iter().filter(|event| is_subscribed(reactor, event)).map(item).collect();
         while !items.is_empty() {
             let done = self.react(&items, Some(end)).await?;
             items.drain(..done);
@@ -345,13 +354,14 @@ impl<'a> Turn<'a> {
     }
 
     /// Moves the checkpoint past events without an effect, when enough events or enough time have passed.
-    async fn move_on(&mut self) -> Result<(), Stop> {
+    async fn advance_checkpoint(&mut self) -> Result<(), Stop> {
         let passed = self.read - self.checkpoint;
         if passed == 0 || passed < IDLE_EVENTS_MAX && self.moved.elapsed() < IDLE_MOVE {
             return Ok(());
         }
         let reaction = ReactionMove { to: self.read, ..self.reaction() };
-        let append = Append { reaction: Some(reaction), is_patient: true, source: self.source(), ..Append::default() };
+        let append =
+            Append { reaction: Some(reaction), waits_for_capacity: true, source: self.source(), ..Append::default() };
         match self.store.append(append).await {
             Ok(_) => self.moved_to(self.read),
             Err(AppendError::Store(error)) => return Err(error.into()),
@@ -378,11 +388,11 @@ impl<'a> Turn<'a> {
     }
 
     fn source(&self) -> u64 {
-        self.leader.decider.number_of(&StreamId::new("reactor", self.name)) as u64
+        self.leader.decider.hash_of(&StreamId::new("reactor", self.name)) as u64
     }
 
     /// Retries the events of the backlog that are due.
-    async fn look_at_backlog(&mut self) -> Result<(), Stop> {
+    async fn retry_due_backlog(&mut self) -> Result<(), Stop> {
         let now = self.now();
         if self.next_retry.is_none_or(|due_at| due_at > now) {
             return Ok(());
@@ -412,7 +422,7 @@ impl<'a> Turn<'a> {
                 return Ok(());
             }
             let done = self.react(&items, None).await?;
-            let is_free = !self.busy.contains_key(key);
+            let is_free = !self.backlogged_keys.contains_key(key);
             if is_free || done == 0 || self.has_failed(key).await? {
                 return Ok(());
             }
@@ -434,7 +444,7 @@ impl<'a> Turn<'a> {
             let entry = entries.get(&event.position)?;
             let (key, attempts) = (entry.event.key.clone(), entry.attempts);
             let cause = Cause::Event(event);
-            Some(Arc::new(Item { cause, key, attempts, is_retry: true, broken: None, acted: None }))
+            Some(Arc::new(Item { cause, key, attempts, is_retry: true, broken: None, external_outcome: None }))
         };
         Ok(events.into_iter().filter_map(item).collect())
     }
@@ -445,9 +455,9 @@ impl<'a> Turn<'a> {
         if free == 0 {
             return Ok(());
         }
-        let due = self.rows.due_backlog(self.name, now, (self.workers.on.len() + free) as i64).await?;
+        let due = self.rows.due_backlog(self.name, now, (self.workers.running.len() + free) as i64).await?;
         // Only one event of a key runs at a time, even when an operator has skipped the running one.
-        let keys: HashSet<&CompactString> = self.workers.on.values().collect();
+        let keys: HashSet<&CompactString> = self.workers.running.values().collect();
         let is_new = |entry: &BacklogEntry| !keys.contains(&entry.event.key);
         let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
         due.truncate(free);
@@ -462,7 +472,7 @@ impl<'a> Turn<'a> {
             let Some(event) = events.iter().find(|event| event.position == entry.event.position).cloned() else {
                 continue;
             };
-            self.workers.on.insert(event.position, entry.event.key.clone());
+            self.workers.running.insert(event.position, entry.event.key.clone());
             let (reactor, decider) = (self.leader.reactor, self.leader.decider.clone());
             let now = timestamp(now);
             self.workers.tasks.spawn(async move {
@@ -482,24 +492,24 @@ impl<'a> Turn<'a> {
                     Err(_) if attempt + 1 < HANGS_MAX => (slow(), true),
                     Err(_) => (Outcome::Park("the reactor never returned and blocked its thread".into()), true),
                 };
-                Acted { entry, event, outcome, is_lost }
+                ExternalOutcome { entry, event, outcome, is_lost }
             });
         }
         Ok(())
     }
 
     /// Appends the result of an effect outside the log.
-    async fn settle(&mut self, acted: Acted) -> Result<(), Stop> {
-        let Acted { entry, event, outcome, is_lost } = acted;
+    async fn settle(&mut self, external: ExternalOutcome) -> Result<(), Stop> {
+        let ExternalOutcome { entry, event, outcome, is_lost } = external;
         self.lost_threads.fetch_add(is_lost.into(), Relaxed);
-        self.workers.on.remove(&event.position);
+        self.workers.running.remove(&event.position);
         let item = Item {
             cause: Cause::Event(event),
             key: entry.event.key,
             attempts: entry.attempts,
             is_retry: true,
             broken: None,
-            acted: Some(Mutex::new(Some(outcome))),
+            external_outcome: Some(Mutex::new(Some(outcome))),
         };
         self.react(&[Arc::new(item)], None).await?;
         // A worker is free for the next event.
@@ -508,7 +518,7 @@ impl<'a> Turn<'a> {
     }
 
     /// Fires deadlines that are due, once every event that was recorded before them is handled.
-    async fn look_at_deadlines(&mut self) -> Result<(), Stop> {
+    async fn fire_due_deadlines(&mut self) -> Result<(), Stop> {
         let Some(process) = self.leader.reactor.process() else { return Ok(()) };
         let now = self.now();
         if self.next_deadline.is_none_or(|due_at| due_at > now) {
@@ -522,12 +532,19 @@ impl<'a> Turn<'a> {
             false => now,
         };
         let can_be_taken = |due: &Deadline| {
-            !self.busy.contains_key(&due.key.id)
+            !self.backlogged_keys.contains_key(&due.key.id)
                 && self.failing.get(&due.key).is_none_or(|(_, again_at)| *again_at <= now)
         };
         let item = |due: Deadline| {
             let (key, attempts) = (due.key.id.clone(), self.failing.get(&due.key).map_or(0, |(attempts, _)| *attempts));
-            Arc::new(Item { cause: Cause::Deadline(due), key, attempts, is_retry: true, broken: None, acted: None })
+            Arc::new(Item {
+                cause: Cause::Deadline(due),
+                key,
+                attempts,
+                is_retry: true,
+                broken: None,
+                external_outcome: None,
+            })
         };
         // Deadlines that cannot fire now must not hide later ones.
         let (mut items, mut skipped) = (Vec::new(), 0);
@@ -555,7 +572,7 @@ impl<'a> Turn<'a> {
             reactor: self.leader.reactor,
             decider: self.leader.decider.clone(),
             now: timestamp(self.now()),
-            busy: self.busy.clone(),
+            backlogged_keys: self.backlogged_keys.clone(),
             hung: HashSet::new(),
             unstorable: HashMap::new(),
         };
@@ -575,31 +592,31 @@ impl<'a> Turn<'a> {
                 }
                 decided = again;
             }
-            let Decided { mut scope, fates } = decided;
-            let appended = self.append(&mut scope, items, &fates, end).await;
+            let Decided { mut scope, results } = decided;
+            let appended = self.append(&mut scope, items, &results, end).await;
             match appended {
                 Ok(moved) => {
-                    // The context shares the busy keys, which change now.
+                    // The context shares the backlogged keys, which change now.
                     drop(context);
-                    scope.keep().await;
-                    self.after_append(items, &fates, &moved);
-                    return Ok(fates.len());
+                    scope.put_in_cache().await;
+                    self.after_append(items, &results, &moved);
+                    return Ok(results.len());
                 }
                 Err(AppendError::Conflict { .. } | AppendError::Predecessor) => {
                     scope.evict();
-                    most = (fates.len() / 2).max(1);
+                    most = (results.len() / 2).max(1);
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(AppendError::Fenced | AppendError::KeyUsed) => return Err(Stop::Fenced),
                 Err(AppendError::Store(error)) => {
                     scope.evict();
-                    if !is_about_the_data(&error) {
+                    if !is_data_error(&error) {
                         return Err(error.into());
                     }
-                    if fates.len() == 1 {
+                    if results.len() == 1 {
                         context.unstorable.insert(0, error.to_string());
                     }
-                    most = (fates.len() / 2).max(1);
+                    most = (results.len() / 2).max(1);
                 }
             }
         }
@@ -628,7 +645,7 @@ impl<'a> Turn<'a> {
                     if self.lost_threads.load(Relaxed) >= LOST_THREADS_MAX {
                         return Err(Stop::Contended);
                     }
-                    let Context { reactor, decider, now, busy, hung, unstorable } = &*shared;
+                    let Context { reactor, decider, now, backlogged_keys, hung, unstorable } = &*shared;
                     let mut hung = hung.clone();
                     hung.insert(at);
                     let unstorable = unstorable.clone();
@@ -636,7 +653,7 @@ impl<'a> Turn<'a> {
                         reactor: *reactor,
                         decider: decider.clone(),
                         now: *now,
-                        busy: busy.clone(),
+                        backlogged_keys: backlogged_keys.clone(),
                         hung,
                         unstorable,
                     };
@@ -651,7 +668,7 @@ impl<'a> Turn<'a> {
             context = Arc::try_unwrap(shared).map_err(|_| Stop::Contended)?;
             match decided {
                 Ok(decided) => return Ok((decided, context)),
-                Err(error) if !is_about_the_data(&error) => return Err(error.into()),
+                Err(error) if !is_data_error(&error) => return Err(error.into()),
                 Err(error) if most == 1 => drop(context.unstorable.insert(0, error.to_string())),
                 Err(_) => most = (most / 2).max(1),
             }
@@ -663,17 +680,17 @@ impl<'a> Turn<'a> {
         &self,
         scope: &mut Scope,
         items: &[Arc<Item>],
-        fates: &[Fate],
+        results: &[ItemResult],
         end: Option<i64>,
     ) -> Result<ReactionMove, AppendError> {
         let Writes { writes, checks, deadlines } = scope.take();
         let mut reaction = self.reaction();
-        for (item, fate) in items.iter().zip(fates) {
-            self.record(item, fate, &mut reaction);
+        for (item, result) in items.iter().zip(results) {
+            self.record(item, result, &mut reaction);
         }
-        self.wake_next(items, fates, &mut reaction).await?;
+        self.schedule_next_of_key(items, results, &mut reaction).await?;
         if let Some(end) = end {
-            let next = items.get(fates.len()).and_then(|item| item.position());
+            let next = items.get(results.len()).and_then(|item| item.position());
             reaction.to = next.map_or(end, |next| next - 1);
         }
         reaction.deadlines = deadlines;
@@ -685,7 +702,7 @@ impl<'a> Turn<'a> {
             reaction,
             idempotency: None,
             source: self.source(),
-            is_patient: true,
+            waits_for_capacity: true,
             trace: None,
         };
         self.store.append(append).await?;
@@ -693,18 +710,18 @@ impl<'a> Turn<'a> {
     }
 
     /// Adds the backlog changes of an item to the reaction.
-    fn record(&self, item: &Item, fate: &Fate, reaction: &mut ReactionMove) {
+    fn record(&self, item: &Item, result: &ItemResult, reaction: &mut ReactionMove) {
         let Some(position) = item.position() else { return };
         let event = BacklogKey { key: item.key.clone(), position };
         let entry = |attempts, due_at, reason| BacklogEntry { event: event.clone(), attempts, due_at, reason };
-        match fate {
-            Fate::Done if item.is_retry => reaction.settle.push(event),
-            Fate::Done => {}
+        match result {
+            ItemResult::Done if item.is_retry => reaction.settle.push(event),
+            ItemResult::Done => {}
             // The event is in the backlog already.
-            Fate::Follows if item.is_retry => {}
-            Fate::Follows => reaction.park.push(entry(0, None, None)),
-            Fate::Queued => reaction.park.push(entry(0, Some(self.now()), None)),
-            Fate::Failed { reason, is_temporary } => {
+            ItemResult::Follows if item.is_retry => {}
+            ItemResult::Follows => reaction.park.push(entry(0, None, None)),
+            ItemResult::Queued => reaction.park.push(entry(0, Some(self.now()), None)),
+            ItemResult::Failed { reason, is_temporary } => {
                 // Settling requires that the event is still in the backlog. An operator may have skipped it.
                 if item.is_retry {
                     reaction.settle.push(event.clone());
@@ -718,11 +735,16 @@ impl<'a> Turn<'a> {
     }
 
     /// For each key whose retried events are settled, makes the next event of the backlog due.
-    async fn wake_next(&self, items: &[Arc<Item>], fates: &[Fate], reaction: &mut ReactionMove) -> Result<(), Error> {
+    async fn schedule_next_of_key(
+        &self,
+        items: &[Arc<Item>],
+        results: &[ItemResult],
+        reaction: &mut ReactionMove,
+    ) -> Result<(), Error> {
         let settled: HashSet<&CompactString> = items
             .iter()
-            .zip(fates)
-            .filter(|(item, fate)| item.is_retry && **fate == Fate::Done)
+            .zip(results)
+            .filter(|(item, result)| item.is_retry && **result == ItemResult::Done)
             .map(|(item, _)| &item.key)
             .collect();
         for key in settled {
@@ -730,7 +752,7 @@ impl<'a> Turn<'a> {
                 |position: i64| reaction.settle.iter().any(|done| done.key == *key && done.position == position);
             let taken = reaction.settle.iter().filter(|done| done.key == *key).count() as i64;
             let is_failing = reaction.park.iter().any(|entry| entry.event.key == *key);
-            if is_failing || self.busy.get(key).is_none_or(|events| *events <= taken) {
+            if is_failing || self.backlogged_keys.get(key).is_none_or(|events| *events <= taken) {
                 continue;
             }
             let rows = self.rows.backlog_of(self.name, key, taken + 1).await?;
@@ -742,23 +764,23 @@ impl<'a> Turn<'a> {
     }
 
     /// Updates the state in memory after an append.
-    fn after_append(&mut self, items: &[Arc<Item>], fates: &[Fate], moved: &ReactionMove) {
+    fn after_append(&mut self, items: &[Arc<Item>], results: &[ItemResult], moved: &ReactionMove) {
         if moved.to > self.checkpoint {
             self.moved_to(moved.to);
             self.read = self.read.max(moved.to);
         }
         let now = self.now();
-        for (item, fate) in items.iter().zip(fates) {
-            let result = match fate {
-                Fate::Done => "done",
-                Fate::Follows | Fate::Queued => "waiting",
-                Fate::Failed { is_temporary: true, .. } if item.attempts + 1 < ATTEMPTS_MAX => "retried",
+        for (item, result) in items.iter().zip(results) {
+            let label = match result {
+                ItemResult::Done => "done",
+                ItemResult::Follows | ItemResult::Queued => "waiting",
+                ItemResult::Failed { is_temporary: true, .. } if item.attempts + 1 < ATTEMPTS_MAX => "retried",
                 // A deadline is retried without a limit, because its process waits for it.
-                Fate::Failed { .. } if item.position().is_none() => "retried",
-                Fate::Failed { .. } => "parked",
+                ItemResult::Failed { .. } if item.position().is_none() => "retried",
+                ItemResult::Failed { .. } => "parked",
             };
-            METRICS.reactions.add(1, &[KeyValue::new("reactor", self.name), KeyValue::new("result", result)]);
-            if let (Fate::Failed { reason, .. }, position) = (fate, item.position()) {
+            METRICS.reactions.add(1, &[KeyValue::new("reactor", self.name), KeyValue::new("result", label)]);
+            if let (ItemResult::Failed { reason, .. }, position) = (result, item.position()) {
                 let attempt = item.attempts + 1;
                 tracing::warn!(
                     reactor = self.name,
@@ -766,32 +788,32 @@ impl<'a> Turn<'a> {
                     event.position = position,
                     attempt,
                     reason,
-                    result,
+                    result = label,
                     "A reaction failed."
                 );
             }
-            match (&item.cause, fate) {
-                (Cause::Deadline(due), Fate::Failed { .. }) => {
+            match (&item.cause, result) {
+                (Cause::Deadline(due), ItemResult::Failed { .. }) => {
                     let attempts = item.attempts + 1;
                     let again_at = now + pause(attempts).as_micros() as i64;
                     self.failing.insert(due.key.clone(), (attempts, again_at));
                 }
                 (Cause::Deadline(due), _) => drop(self.failing.remove(&due.key)),
-                (Cause::Event(event), Fate::Done) if !item.is_retry => {
+                (Cause::Event(event), ItemResult::Done) if !item.is_retry => {
                     let seconds = (now - event.recorded_at).max(0) as f64 / 1e6;
                     METRICS.reaction_latency.record(seconds, &[KeyValue::new("reactor", self.name)]);
                 }
-                (Cause::Event(_), Fate::Done) => {
-                    let busy = Arc::make_mut(&mut self.busy);
-                    if let Some(events) = busy.get_mut(&item.key) {
+                (Cause::Event(_), ItemResult::Done) => {
+                    let backlogged_keys = Arc::make_mut(&mut self.backlogged_keys);
+                    if let Some(events) = backlogged_keys.get_mut(&item.key) {
                         *events -= 1;
                         if *events <= 0 {
-                            busy.remove(&item.key);
+                            backlogged_keys.remove(&item.key);
                         }
                     }
                 }
                 (Cause::Event(_), _) if !item.is_retry => {
-                    *Arc::make_mut(&mut self.busy).entry(item.key.clone()).or_default() += 1;
+                    *Arc::make_mut(&mut self.backlogged_keys).entry(item.key.clone()).or_default() += 1;
                 }
                 (Cause::Event(_), _) => {}
             }
@@ -822,10 +844,10 @@ async fn watch_over<T>(
     loop {
         match tokio::time::timeout(TICK, &mut *task).await {
             Ok(Ok(decided)) => return Watched::Ended(decided),
-            Ok(Err(error)) => return Watched::Ended(Err(Error::Refused(error.to_string()))),
+            Ok(Err(error)) => return Watched::Ended(Err(Error::ConstraintViolated(error.to_string()))),
             Err(_) => {}
         }
-        match progress.in_module_at() {
+        match progress.current_item() {
             Some(at) if since.0 == Some(at) => {
                 if since.1.elapsed() >= REACT_WITHIN + GRACE {
                     return Watched::Hangs(at);
@@ -846,8 +868,9 @@ fn timestamp(microseconds: i64) -> Timestamp {
 }
 
 /// Whether a retry cannot help, because the error is caused by the data.
-fn is_about_the_data(error: &Error) -> bool {
-    error.is_about_the_data() || matches!(error, Error::Refused(_) | Error::Unstorable(_) | Error::Stored(_))
+fn is_data_error(error: &Error) -> bool {
+    error.is_data_error()
+        || matches!(error, Error::ConstraintViolated(_) | Error::InvalidValue(_) | Error::CorruptData(_))
 }
 
 /// Returns a key that both databases can store. A key that is too long, or has a zero character, is replaced by its

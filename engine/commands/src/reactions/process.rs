@@ -123,7 +123,7 @@ impl<P: Process> Reactor for ProcessManager<P> {
         Some(P::TYPE)
     }
 
-    fn takes_refusals(&self) -> bool {
+    fn handles_refusals(&self) -> bool {
         true
     }
 
@@ -253,6 +253,6 @@ impl<P: Process> AnyStep for OwnEvents<P> {
 
     fn commit<'a>(&'a mut self, repositories: &'a Repositories, _: i64) -> BoxFuture<'a, ()> {
         let (state, events) = (self.pending(), self.events.len() as i64);
-        async move { (Memory::of::<P>().keep)(repositories, &self.id, &state, events).await }.boxed()
+        async move { (Memory::of::<P>().put)(repositories, &self.id, &state, events).await }.boxed()
     }
 }

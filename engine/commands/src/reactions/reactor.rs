@@ -66,7 +66,7 @@ pub trait Reactor: Send + Sync {
     }
 
     /// Whether the reactor is called again with the refusals of its commands. Otherwise a refusal is a failure.
-    fn takes_refusals(&self) -> bool {
+    fn handles_refusals(&self) -> bool {
         false
     }
 
@@ -100,7 +100,7 @@ pub struct Input {
     pub attempt: i64,
     /// The time on the clock of the process that leads the reactor.
     pub now: Timestamp,
-    /// Refusals of the commands that the previous call for this input issued; see [`Reactor::takes_refusals`].
+    /// Refusals of the commands that the previous call for this input issued; see [`Reactor::handles_refusals`].
     pub refused: Vec<Refused>,
 }
 
@@ -136,7 +136,9 @@ pub enum Outcome {
 impl From<Error> for Outcome {
     fn from(error: Error) -> Self {
         match error {
-            Error::Stored(_) | Error::Unstorable(_) | Error::Refused(_) => Self::Park(error.to_string()),
+            Error::CorruptData(_) | Error::InvalidValue(_) | Error::ConstraintViolated(_) => {
+                Self::Park(error.to_string())
+            }
             _ => Self::Retry(error.to_string()),
         }
     }
@@ -160,7 +162,7 @@ pub fn payload<T: DeserializeOwned>(event: &RecordedEvent) -> Result<T, serde_js
 }
 
 /// Whether a reactor handles an event. Imported history is ignored, because its effects happened elsewhere.
-pub(crate) fn takes(reactor: &dyn Reactor, event: &RecordedEvent) -> bool {
+pub(crate) fn is_subscribed(reactor: &dyn Reactor, event: &RecordedEvent) -> bool {
     let is_meant = |of: &Subscription| {
         of.aggregate_type == event.aggregate_type && (of.events.is_empty() || of.events.contains(&&*event.event_type))
     };

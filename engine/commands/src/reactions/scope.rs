@@ -105,7 +105,7 @@ impl Scope {
     }
 
     /// Records the state on which a step was decided. The append checks that the stream is still at this version.
-    pub(crate) fn rest_on(&mut self, step: &dyn AnyStep, stream: &StreamId, state: &AnyLoaded) {
+    pub(crate) fn add_dependency(&mut self, step: &dyn AnyStep, stream: &StreamId, state: &AnyLoaded) {
         if !self.places.contains_key(stream) {
             self.touch(stream.clone(), step.version(), state.clone(), step.memory());
         }
@@ -165,10 +165,10 @@ impl Scope {
     }
 
     /// Caches the states of the written streams. The batch must be durable.
-    pub(crate) async fn keep(&self) {
+    pub(crate) async fn put_in_cache(&self) {
         for touched in self.streams.iter().filter(|touched| touched.appended > 0) {
             let id = &touched.stream.aggregate_id;
-            (touched.memory.keep)(self.decider.repositories(), id, &touched.state, touched.appended).await;
+            (touched.memory.put)(self.decider.repositories(), id, &touched.state, touched.appended).await;
         }
     }
 

@@ -74,7 +74,7 @@ pub async fn observe(
 ///
 /// # Errors
 /// The database is unavailable.
-pub async fn trouble(store: &Store, reactors: &[&'static dyn Reactor]) -> Result<Option<String>, Error> {
+pub async fn describe_problems(store: &Store, reactors: &[&'static dyn Reactor]) -> Result<Option<String>, Error> {
     if reactors.is_empty() {
         return Ok(None);
     }

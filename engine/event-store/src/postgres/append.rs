@@ -32,7 +32,7 @@ fn call_of(parameters: usize) -> String {
 }
 
 /// Time for which all streams are looked up after a stream that an append was to create already existed.
-const LOOK_AT_NEW_STREAMS: Duration = Duration::from_secs(10);
+const LOOKUP_ALL_FOR: Duration = Duration::from_secs(10);
 /// SQLSTATE `unique_violation`.
 const NOT_UNIQUE: &str = "23505";
 
@@ -41,7 +41,7 @@ pub(super) struct Writer {
     pub(super) reserved: Reserved,
     pub(super) used: Instant,
     /// Until this time the streams that appends create are looked up, too.
-    looks_until: Option<Instant>,
+    lookup_all_until: Option<Instant>,
 }
 
 /// The function's result. Indexes count from 1 and refer to the arrays that were passed to the function.
@@ -60,7 +60,7 @@ struct Answer {
 
 impl Writer {
     pub(super) fn new(reserved: Reserved) -> Self {
-        Self { reserved, used: Instant::now(), looks_until: None }
+        Self { reserved, used: Instant::now(), lookup_all_until: None }
     }
 
     /// Writes a batch. The first call assumes that all conditions hold. If the log differs, the appends are judged
@@ -72,15 +72,15 @@ impl Writer {
         if !optimistic_plan.has_winners() {
             return Ok(optimistic_plan.after(0));
         }
-        let looks = match self.looks_until.is_some_and(|until| Instant::now() < until) {
-            true => Looks::Everywhere,
-            false => Looks::WhereNothingBegins,
+        let lookups = match self.lookup_all_until.is_some_and(|until| Instant::now() < until) {
+            true => Lookups::AllStreams,
+            false => Lookups::ExistingStreams,
         };
-        match call(&mut self.reserved.connection, batch, &mut state, &optimistic_plan, looks).await {
+        match call(&mut self.reserved.connection, batch, &mut state, &optimistic_plan, lookups).await {
             Ok(Some(head)) => return Ok(optimistic_plan.after(head)),
             Ok(None) => {}
-            Err(error) if looks == Looks::WhereNothingBegins && is_not_unique(&error) => {
-                self.looks_until = Some(Instant::now() + LOOK_AT_NEW_STREAMS);
+            Err(error) if lookups == Lookups::ExistingStreams && is_not_unique(&error) => {
+                self.lookup_all_until = Some(Instant::now() + LOOKUP_ALL_FOR);
             }
             Err(error) => return Err(error),
         }
@@ -95,7 +95,7 @@ impl Writer {
                 tx.rollback().await?;
                 return Ok(plan.after(0));
             }
-            if let Some(head) = call(&mut tx, batch, &mut state, &plan, Looks::Everywhere).await? {
+            if let Some(head) = call(&mut tx, batch, &mut state, &plan, Lookups::AllStreams).await? {
                 tx.commit().await?;
                 return Ok(plan.after(head));
             }
@@ -106,12 +106,12 @@ impl Writer {
 
 /// The streams of a batch whose versions the function looks up before it writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Looks {
+enum Lookups {
     /// All streams.
-    Everywhere,
+    AllStreams,
     /// All streams except those that the batch creates: if such a stream exists, the primary key of the events refuses
     /// the insert.
-    WhereNothingBegins,
+    ExistingStreams,
 }
 
 fn is_not_unique(error: &sqlx::Error) -> bool {
@@ -125,11 +125,11 @@ async fn call<'a>(
     batch: &[&'a Append],
     state: &mut LockedState<'a>,
     plan: &Plan<'a>,
-    looks: Looks,
+    lookups: Lookups,
 ) -> Result<Option<i64>, sqlx::Error> {
     let mut arguments = PgArguments::default();
     add(&mut arguments, plan.recorded_at)?;
-    let looked_up = looked_up(batch, state, plan, looks);
+    let looked_up = looked_up(batch, state, plan, lookups);
     add_streams(&mut arguments, state, &looked_up)?;
     add_events(&mut arguments, batch, plan)?;
     add_keys(&mut arguments, batch, plan)?;
@@ -148,12 +148,12 @@ async fn call<'a>(
         return Ok(Some(answer.head));
     }
     let missing: Vec<_> = places(&answer.missing_backlog).map(|place| backlog[place].row).collect();
-    correct(state, &answer, &looked_up, &missing);
+    apply_answer(state, &answer, &looked_up, &missing);
     Ok(None)
 }
 
 /// Replaces assumed values with those that the function has found.
-fn correct<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize], missing: &[BacklogRow<'a>]) {
+fn apply_answer<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize], missing: &[BacklogRow<'a>]) {
     for (place, version) in places(&answer.other_streams).zip(answer.other_versions.iter().flatten()) {
         state.streams[looked_up[place]].1 = *version;
     }
@@ -181,9 +181,9 @@ fn add<'q, T: Encode<'q, Postgres> + Type<Postgres> + 'q>(to: &mut PgArguments, 
 
 /// Returns the indexes of the streams to look up. Streams of losers are included, because a second judgement needs
 /// their versions.
-fn looked_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, looks: Looks) -> Vec<usize> {
+fn looked_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, lookups: Lookups) -> Vec<usize> {
     let places = 0..state.streams.len();
-    if looks == Looks::Everywhere {
+    if lookups == Lookups::AllStreams {
         return places.collect();
     }
     let writes = plan.winners(batch).flat_map(|(append, _)| &append.writes);

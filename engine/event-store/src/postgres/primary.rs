@@ -53,7 +53,7 @@ pub(crate) enum Purpose {
     /// Holds leader locks for the life of a process, which checks them every few seconds.
     Lead,
     /// Holds a leader lock while a CLI command runs.
-    Hold,
+    CliLock,
     /// Changes the schema.
     Migrate,
 }
@@ -67,7 +67,7 @@ impl Purpose {
             // If another transaction holds the log's lock for longer, the append fails and the command is answered 503.
             Self::Append => ("30s", "15s", "10s"),
             // The server must not hold locks for a process that vanished.
-            Self::Log | Self::Views | Self::Project | Self::Lead | Self::Hold => ("30s", "15s", "0"),
+            Self::Log | Self::Views | Self::Project | Self::Lead | Self::CliLock => ("30s", "15s", "0"),
         };
         // If a process vanishes or hangs, the server releases its leader locks after this time, even if a proxy keeps
         // the connection open.
@@ -78,7 +78,7 @@ impl Purpose {
             Self::Views => "docket views",
             Self::Project => "docket project",
             Self::Lead => "docket lead",
-            Self::Hold => "docket hold",
+            Self::CliLock => "docket hold",
             Self::Migrate => "docket migrate",
         };
         let mut settings: Vec<(_, Cow<_>)> = vec![
@@ -138,7 +138,7 @@ struct Inner {
     valid_from: Mutex<Instant>,
     opened: AtomicU64,
     /// Changes when operations on older connections must stop waiting.
-    given_up: watch::Sender<()>,
+    stale_cancelled: watch::Sender<()>,
     /// Whether the server syncs its commits to the disk.
     durable: AtomicBool,
     pools: Mutex<Pools>,
@@ -178,7 +178,7 @@ impl Primary {
             server: Mutex::default(),
             valid_from: Mutex::new(Instant::now()),
             opened: AtomicU64::new(0),
-            given_up: watch::channel(()).0,
+            stale_cancelled: watch::channel(()).0,
             durable: AtomicBool::new(true),
             pools: Mutex::default(),
         };
@@ -196,7 +196,7 @@ impl Primary {
     }
 
     /// Returns the number of connections opened so far. While it stays the same, the server has not crashed.
-    pub(crate) fn epoch(&self) -> u64 {
+    pub(crate) fn connections_opened(&self) -> u64 {
         self.0.opened.load(Ordering::Acquire)
     }
 
@@ -241,7 +241,7 @@ impl Primary {
 
     async fn connect_to(&self, host: usize, purpose: Purpose) -> Result<PgConnection, Error> {
         let mut connection = PgConnection::connect_with(&self.0.hosts[host]).await?;
-        self.prepare(&mut connection, purpose).await?;
+        self.configure_session(&mut connection, purpose).await?;
         Ok(connection)
     }
 
@@ -282,7 +282,7 @@ impl Primary {
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 let primary = preparing.clone();
-                async move { primary.prepare(connection, purpose).await }.boxed()
+                async move { primary.configure_session(connection, purpose).await }.boxed()
             })
             .before_acquire(move |connection, about| {
                 let is_current = checking.is_current_after(about.age);
@@ -310,7 +310,7 @@ impl Primary {
     ///
     /// # Errors
     /// The server is read-only, or did not apply a setting.
-    async fn prepare(&self, connection: &mut PgConnection, purpose: Purpose) -> Result<(), Error> {
+    async fn configure_session(&self, connection: &mut PgConnection, purpose: Purpose) -> Result<(), Error> {
         let settings = purpose.settings(self.schema());
         let (names, values): (Vec<_>, Vec<_>) =
             settings.into_iter().map(|(name, value)| (name, value.into_owned())).unzip();
@@ -332,7 +332,7 @@ impl Primary {
         .fetch_one(&mut *connection)
         .await?;
         if read_only {
-            return Err(takes_none());
+            return Err(read_only_error());
         }
         let refused = names.iter().zip(&values).zip(&applied).find(|((name, wanted), found)| {
             // A connection over a Unix socket has no TCP settings.
@@ -354,7 +354,7 @@ impl Primary {
             if !known.is_empty() {
                 tracing::warn!("Another PostgreSQL server process answers. Every connection is opened again.");
                 self.expire_connections();
-                self.give_up();
+                self.cancel_stale_operations();
             }
             *known = server;
         }
@@ -367,7 +367,7 @@ impl Primary {
     ///
     /// # Errors
     /// The server is unavailable.
-    pub(crate) async fn notes(&self, needed: u32) -> Result<Vec<String>, Error> {
+    pub(crate) async fn advice(&self, needed: u32) -> Result<Vec<String>, Error> {
         let mut reserved = self.connect(Purpose::Log).await?;
         let (room, limit, collation, actual): (i64, i64, Option<String>, Option<String>) = sqlx::query_as(
             "select current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint,
@@ -378,26 +378,26 @@ impl Primary {
         .fetch_one(&mut reserved.connection)
         .await?;
         let room = if limit >= 0 { room.min(limit) } else { room };
-        let mut notes = Vec::new();
+        let mut advice = Vec::new();
         if room < i64::from(needed) {
-            notes.push(format!(
+            advice.push(format!(
                 "PostgreSQL allows this role {room} connections, but one process may open {needed}. Raise the limit, or lower connections_max."
             ));
         }
         if !self.is_durable() {
-            notes.push(
+            advice.push(
                 "PostgreSQL runs with fsync or full_page_writes off: a power loss can lose acknowledged commands."
                     .into(),
             );
         }
         if collation.is_some() && actual.is_some() && collation != actual {
-            notes.push(
+            advice.push(
                 "The collation version of the database differs from that of the operating system. Run `reindex database`, \
                  then `alter database … refresh collation version`."
                     .into(),
             );
         }
-        Ok(notes)
+        Ok(advice)
     }
 
     /// Marks every open connection as expired, so that it is closed instead of being used again.
@@ -406,23 +406,26 @@ impl Primary {
     }
 
     /// Ends operations on expired connections. Otherwise they would wait forever for a server that vanished.
-    fn give_up(&self) {
-        self.0.given_up.send_replace(());
+    fn cancel_stale_operations(&self) {
+        self.0.stale_cancelled.send_replace(());
     }
 
     /// Runs an operation, and stops waiting for it when the server has changed since it began.
     ///
     /// # Errors
     /// Those of the operation, and a protocol error when waiting was stopped; the operation may then still complete.
-    pub(crate) async fn answered<T>(&self, operation: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let (mut given_up, began) = (self.0.given_up.subscribe(), Instant::now());
+    pub(crate) async fn run_until_failover<T>(
+        &self,
+        operation: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let (mut stale_cancelled, began) = (self.0.stale_cancelled.subscribe(), Instant::now());
         let mut operation = std::pin::pin!(operation);
         loop {
             tokio::select! {
                 biased;
                 outcome = operation.as_mut() => return outcome,
                 // The sender cannot be dropped meanwhile: `self` owns it.
-                _ = given_up.changed() => if !self.is_current(began) {
+                _ = stale_cancelled.changed() => if !self.is_current(began) {
                     return Err(protocol("the PostgreSQL server changed before it answered".to_owned()));
                 },
             }
@@ -444,7 +447,7 @@ impl Primary {
         let mut failing = false;
         loop {
             let outcome = match &mut watched {
-                Some(reserved) => reserved.takes_writes().await,
+                Some(reserved) => reserved.check_accepts_writes().await,
                 None => match self.connect(Purpose::Lead).await {
                     Ok(reserved) => {
                         watched = Some(reserved);
@@ -457,7 +460,7 @@ impl Primary {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("PostgreSQL accepts writes again.");
-                        self.give_up();
+                        self.cancel_stale_operations();
                     }
                     self.fill_reserved().await;
                 }
@@ -522,10 +525,10 @@ impl Reserved {
     ///
     /// # Errors
     /// The server is read-only, or does not answer within 3 s.
-    async fn takes_writes(&mut self) -> Result<(), Error> {
+    async fn check_accepts_writes(&mut self) -> Result<(), Error> {
         let asked = sqlx::query_as("select current_setting('transaction_read_only') = 'on'");
         let (read_only,): (bool,) = in_time(asked.fetch_one(&mut self.connection)).await?;
-        if read_only { Err(takes_none()) } else { Ok(()) }
+        if read_only { Err(read_only_error()) } else { Ok(()) }
     }
 }
 
@@ -535,7 +538,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T,
     tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(silent)?
 }
 
-fn takes_none() -> Error {
+fn read_only_error() -> Error {
     protocol("the server is read-only: it is a standby, or it was demoted".to_owned())
 }
 

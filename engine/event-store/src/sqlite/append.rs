@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Log, Row, UNKNOWN, failed, insert, save_snapshot};
 use crate::append::{Append, Appended};
-use crate::error::{Error, is_about_the_data};
+use crate::error::{Error, is_data_error};
 use crate::plan::{BacklogRow, Committed, Lineages, LockedState, Plan, answered_version, plan, unchanged_position};
 
 impl Log {
@@ -21,13 +21,13 @@ impl Log {
 
     async fn append_batch(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, Error> {
         let guess = self.head.swap(UNKNOWN, Ordering::Relaxed);
-        let at_once = match guess != UNKNOWN && batch.iter().all(|append| only_begins_streams(append)) {
-            true => self.append_at_once(batch, lineages, guess).await.map_err(failed)?,
+        let optimistic = match guess != UNKNOWN && batch.iter().all(|append| only_creates_streams(append)) {
+            true => self.append_optimistically(batch, lineages, guess).await.map_err(failed)?,
             false => None,
         };
-        let committed = match at_once {
+        let committed = match optimistic {
             Some(committed) => committed,
-            None => self.append_after_a_look(batch, lineages).await.map_err(failed)?,
+            None => self.append_with_reads(batch, lineages).await.map_err(failed)?,
         };
         self.head.store(committed.head, Ordering::Relaxed);
         Ok(committed)
@@ -36,7 +36,7 @@ impl Log {
     /// Writes the optimistic plan without reading the state first. Returns `None`, with nothing written, if the log
     /// differs from the plan's assumptions: the head is compared, and primary keys refuse used idempotency keys and
     /// existing streams.
-    async fn append_at_once(
+    async fn append_optimistically(
         &self,
         batch: &[&Append],
         lineages: &Lineages,
@@ -51,7 +51,7 @@ impl Log {
         match write(&mut tx, batch, &state, &plan, head).await {
             Ok(true) => {}
             Ok(false) => return Ok(None),
-            Err(error) if is_about_the_data(&error) => return Ok(None),
+            Err(error) if is_data_error(&error) => return Ok(None),
             Err(error) => return Err(error),
         }
         self.write_snapshots(&mut tx).await?;
@@ -60,11 +60,11 @@ impl Log {
     }
 
     /// Reads the state that the batch depends on, decides which appends win, and writes them.
-    async fn append_after_a_look(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
+    async fn append_with_reads(&self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
         let mut tx = self.write.begin_with("begin immediate").await?;
         let (head,): (i64,) = sqlx::query_as("select position from log_head").fetch_one(&mut *tx).await?;
         let mut state = LockedState::optimistic(batch);
-        look(&mut tx, &mut state).await?;
+        read_state(&mut tx, &mut state).await?;
         let plan = plan(batch, &state, lineages);
         if !plan.has_winners() {
             tx.rollback().await?;
@@ -82,7 +82,7 @@ impl Log {
     async fn write_snapshots(&self, tx: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         for snapshot in self.snapshots.take() {
             match save_snapshot(tx, &snapshot).await {
-                Err(error) if is_about_the_data(&error) => {
+                Err(error) if is_data_error(&error) => {
                     tracing::warn!(%error, aggregate.id = &*snapshot.stream.aggregate_id, "Could not save the snapshot.");
                 }
                 saved => saved?,
@@ -94,13 +94,13 @@ impl Log {
 
 /// Returns whether primary keys can check all conditions of the append, because it only creates streams. For other
 /// appends, reading the state first costs no more than checking the conditions while writing.
-fn only_begins_streams(append: &Append) -> bool {
+fn only_creates_streams(append: &Append) -> bool {
     let begins = |append: &Append| append.writes.iter().all(|write| write.expected_version == 0);
     !append.writes.is_empty() && append.checks.is_empty() && append.reaction.is_none() && begins(append)
 }
 
 /// Replaces the assumed state with the state in the database.
-async fn look(tx: &mut SqliteConnection, state: &mut LockedState<'_>) -> Result<(), sqlx::Error> {
+async fn read_state(tx: &mut SqliteConnection, state: &mut LockedState<'_>) -> Result<(), sqlx::Error> {
     read_versions(tx, &mut state.streams).await?;
     for (idempotency, is_taken) in &mut state.keys {
         let taken: Option<(i64,)> = sqlx::query_as("select 1 from idempotency where scope = $1 and key = $2")

@@ -16,9 +16,9 @@ use crate::telemetry::redact::redact;
 /// Interval of the regular fetches.
 const FETCH_EVERY: Duration = Duration::from_secs(300);
 /// Minimum time between two fetches, because any client can cause fetches with tokens that name unknown keys.
-const FETCH_PAUSE: Duration = Duration::from_secs(5);
+const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Timeout of a fetch.
-const FETCH_WITHIN: Duration = Duration::from_secs(5);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of attempts at start, and the pause between them.
 const TRIES: usize = 5;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -44,13 +44,13 @@ impl Authenticator {
     }
 
     /// Keeps the keys of the URL current until `stop` is cancelled.
-    pub async fn follow_keys(self, stop: CancellationToken) {
+    pub async fn refresh_keys(self, stop: CancellationToken) {
         if self.0.settings.jwt_jwks_url.is_none() {
             return;
         }
         let follow = async {
             loop {
-                tokio::time::sleep(FETCH_PAUSE).await;
+                tokio::time::sleep(MIN_FETCH_INTERVAL).await;
                 // The timeout is the regular fetch. It finds new keys early, and removes withdrawn keys.
                 let _ = tokio::time::timeout(FETCH_EVERY, self.0.unknown_key.notified()).await;
                 if let Err(error) = self.fetch().await {
@@ -91,7 +91,7 @@ fn in_full(error: &dyn std::error::Error) -> String {
 }
 
 async fn get(url: &str) -> Result<Vec<u8>, reqwest::Error> {
-    let client = reqwest::Client::builder().timeout(FETCH_WITHIN).build()?;
+    let client = reqwest::Client::builder().timeout(FETCH_TIMEOUT).build()?;
     let mut answer = client.get(url).send().await?.error_for_status()?.bytes_stream();
     let mut text = Vec::new();
     while let Some(piece) = answer.next().await {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_are_those_that_the_provider_shows() {
+    async fn keys_follow_the_provider() {
         let ((one, shows_one), (two, shows_two)) = (signed("one"), signed("two"));
         let provider = Provider::start(shows_one).await;
         let authenticator = Authenticator::new(&provider.settings).unwrap();
@@ -192,7 +192,7 @@ mod tests {
         assert!(authenticator.verify(&one).is_ok());
 
         let stop = CancellationToken::new();
-        tokio::spawn(authenticator.clone().follow_keys(stop.clone()));
+        tokio::spawn(authenticator.clone().refresh_keys(stop.clone()));
         provider.shows(&shows_two);
         assert!(authenticator.verify(&one).is_ok(), "the old keys are valid until the next fetch");
         let mut fetched = authenticator.0.fetched.subscribe();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_fetched_stays_until_something_better_comes() {
+    async fn fetched_keys_remain_until_the_next_successful_fetch() {
         let (token, shows) = signed("one");
         let provider = Provider::start(shows).await;
         let authenticator = Authenticator::new(&provider.settings).unwrap();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_that_cannot_be_asked_is_explained() {
+    async fn an_unusable_url_is_explained() {
         let of = |url: &str| Settings { jwt_jwks_url: Some(url.to_owned()), ..Settings::default() };
         for url in ["", "keys.json", "file:///keys.json", "https://"] {
             assert!(matches!(Authenticator::new(&of(url)), Err(Error::Fetch { .. })), "{url}");

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_formats_of_morgan() {
+    fn the_predefined_formats_match_morgan() {
         let tiny = line("tiny");
         assert!(tiny.starts_with("GET /v1/orders?ticket=***&limit=1 404 2 - ") && tiny.ends_with(" ms"), "{tiny}");
         let combined = line("combined");
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_ones_own() {
+    fn custom_formats() {
         let own = ":method|:path|:status|:res[x-docket]|:req[x-none]|:req[authorization]|:http-version:";
         assert_eq!(line(own), "GET|/v1/orders|404|1|-|***|1.1:");
         assert!(line(":response-time[0]").parse::<u32>().is_ok() && line(":response-time[2]").contains('.'));
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_format_is_named() {
+    fn an_invalid_format_is_named_in_the_error() {
         for (format, named) in [("tidy", "tidy"), (":verb", ":verb"), (":req", ":req["), (":date[utc]", "date[utc]")] {
             let error = Access::new(format, None, "", false).err().unwrap();
             assert!(error.contains(named), "{format}: {error}");

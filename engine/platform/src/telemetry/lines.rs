@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_hidden_by_name_and_by_look() {
+    fn secrets_are_hidden_by_name_and_by_pattern() {
         let (lines, _) = logged(|| {
             tracing::info!(jwt_secret = "canary", url = "nats://u:canary@bus", "with password=canary");
             tracing::warn!(api_key = 12_345, error = %std::io::Error::other("token=canary"));

@@ -25,18 +25,18 @@ use crate::telemetry::settings::Settings;
 use crate::{metrics, trace};
 
 /// Timeout of a request to the receiver.
-const SEND_WITHIN: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a response of the receiver, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How long the end of the process waits for unsent data.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Maximum number of queued log lines, as for log files. The SDK drops further lines and logs the loss when it shuts
 /// down.
 const LINES_WAITING_MAX: usize = 65_536;
 
 /// Minimum time between two log lines about a failing receiver.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The exporters of traces, logs and metrics that are enabled.
 #[derive(Default)]
@@ -102,12 +102,12 @@ impl Exporters {
                 drop(stopped);
             });
         };
-        stop(Box::new(move || drop(traces.map(|traces| traces.shutdown_with_timeout(STOP_WITHIN)))));
-        stop(Box::new(move || drop(logs.map(|logs| logs.shutdown_with_timeout(STOP_WITHIN)))));
-        stop(Box::new(move || drop(metrics.map(|metrics| metrics.shutdown_with_timeout(STOP_WITHIN)))));
+        stop(Box::new(move || drop(traces.map(|traces| traces.shutdown_with_timeout(STOP_TIMEOUT)))));
+        stop(Box::new(move || drop(logs.map(|logs| logs.shutdown_with_timeout(STOP_TIMEOUT)))));
+        stop(Box::new(move || drop(metrics.map(|metrics| metrics.shutdown_with_timeout(STOP_TIMEOUT)))));
         drop(stopped);
         // No message is sent. The channel closes when all threads have dropped their sender.
-        let _: Result<(), _> = wait.recv_timeout(STOP_WITHIN);
+        let _: Result<(), _> = wait.recv_timeout(STOP_TIMEOUT);
     }
 }
 
@@ -147,14 +147,14 @@ pub fn headers(text: &str) -> Result<HashMap<String, String>, String> {
         .collect()
 }
 
-/// Counts a failed request to the receiver, and logs it at most once per [`SAY_EVERY`].
+/// Counts a failed request to the receiver, and logs it at most once per [`LOG_INTERVAL`].
 fn failed(why: &str) {
-    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    static LAST_LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
     metrics::otlp_failed();
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-        *said = Some(Instant::now());
-        drop(said);
+    let mut last_logged = LAST_LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if last_logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+        *last_logged = Some(Instant::now());
+        drop(last_logged);
         tracing::warn!(why, "Could not send to the OTLP receiver. Check otlp_endpoint: a base URL without /v1/traces.");
     }
 }
@@ -169,7 +169,7 @@ impl Client {
     fn new() -> Result<Self, String> {
         let redirects = reqwest::redirect::Policy::none();
         let http = reqwest::Client::builder()
-            .timeout(SEND_WITHIN)
+            .timeout(SEND_TIMEOUT)
             .redirect(redirects)
             .build()
             .map_err(|error| error.to_string())?;

@@ -16,7 +16,7 @@ static SECRET_NAMES: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// A fast test: every match of the pattern below contains one of these parts, and most texts contain none of them.
-static TRACES: LazyLock<Regex> = LazyLock::new(|| {
+static PRECHECK: LazyLock<Regex> = LazyLock::new(|| {
     let traces = "@|%40|://|eyJ|(?i:bearer|basic|password|passwd|pwd|secret|token|ticket|key|session|sig|code)";
     Regex::new(traces).expect("a constant pattern")
 });
@@ -42,7 +42,7 @@ pub fn is_secret(name: &str) -> bool {
 
 /// Returns the text with all secrets replaced by [`HIDDEN`].
 pub fn redact(text: &str) -> Cow<'_, str> {
-    if !TRACES.is_match(text) {
+    if !PRECHECK.is_match(text) {
         return Cow::Borrowed(text);
     }
     SECRETS.replace_all(text, |found: &Captures<'_>| {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_hidden_wherever_they_stand() {
+    fn secrets_are_hidden_anywhere_in_a_text() {
         let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2lnbmF0dXJl";
         let cases = [
             (format!("Authorization: Bearer {jwt}"), "Authorization: Bearer ***".to_owned()),
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_stays() {
+    fn other_text_is_unchanged() {
         for text in [
             "order o-1 is at version 3",
             "GET /v1/orders/o-1?min_position=5",

@@ -23,7 +23,7 @@ use crate::files::{self, private, with_suffix};
 /// Format of the rotation time in file names: in UTC, so that names sort by time.
 const STAMP: &str = "%Y-%m-%dT%H%M%S.%6fZ";
 /// Pause after a failed rotation. Until the next attempt, lines are appended to the current file.
-const ROTATE_AGAIN: Duration = Duration::from_secs(10);
+const ROTATION_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// Limits for the size of the current file, and for the number and age of rotated files.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +48,12 @@ pub struct RotatingFile {
     audit: Audit,
     /// Sends rotated files to the thread that compresses and removes files. The thread ends when this sender is
     /// dropped.
-    keeper: Option<mpsc::Sender<PathBuf>>,
-    keeping: Option<std::thread::JoinHandle<()>>,
+    rotated_sender: Option<mpsc::Sender<PathBuf>>,
+    compressor: Option<std::thread::JoinHandle<()>>,
     /// Time of the last failed rotation; None after a successful one.
     failed: Option<Instant>,
     /// Whether the file may end with a partial line.
-    torn: bool,
+    has_partial_line: bool,
 }
 
 /// The audit file, which records rotations and removals. Its file lock makes sure that only one process writes the log.
@@ -61,7 +61,7 @@ pub struct RotatingFile {
 struct Audit(Arc<File>);
 
 impl Audit {
-    fn say(&self, entry: &Value) -> io::Result<()> {
+    fn write_entry(&self, entry: &Value) -> io::Result<()> {
         (&*self.0).write_all(format!("{entry}\n").as_bytes())
     }
 }
@@ -86,24 +86,36 @@ impl RotatingFile {
         }
         let audit = Audit(Arc::new(audit));
         let (file, bytes, lines, day) = open_at_end(path)?;
-        let (keeper, rotated) = mpsc::channel::<PathBuf>();
-        let (keeps, of, says) = (path.to_owned(), limits, audit.clone());
-        let keeping = std::thread::Builder::new().name("log-keeper".into()).spawn(move || {
-            for left in rotated_files(&keeps).unwrap_or_default() {
+        let (rotated_sender, rotated) = mpsc::channel::<PathBuf>();
+        let (log_path, log_limits, log_audit) = (path.to_owned(), limits, audit.clone());
+        let compressor = std::thread::Builder::new().name("log-keeper".into()).spawn(move || {
+            for left in rotated_files(&log_path).unwrap_or_default() {
                 match left.extension().is_some_and(|end| end == "part") {
                     true => drop(fs::remove_file(&left)),
-                    false => pack(&left),
+                    false => compress(&left),
                 }
             }
-            remove_old(&keeps, of, &says);
+            remove_old(&log_path, log_limits, &log_audit);
             for file in rotated {
-                pack(&file);
-                remove_old(&keeps, of, &says);
+                compress(&file);
+                remove_old(&log_path, log_limits, &log_audit);
             }
         })?;
-        let (keeper, keeping) = (Some(keeper), Some(keeping));
+        let (rotated_sender, compressor) = (Some(rotated_sender), Some(compressor));
         let path = path.to_owned();
-        Ok(Self { path, limits, file, bytes, lines, day, audit, keeper, keeping, failed: None, torn: false })
+        Ok(Self {
+            path,
+            limits,
+            file,
+            bytes,
+            lines,
+            day,
+            audit,
+            rotated_sender,
+            compressor,
+            failed: None,
+            has_partial_line: false,
+        })
     }
 
     /// Appends `count` complete lines with one write. Rotates the file first if the lines do not fit or a new day has
@@ -115,7 +127,7 @@ impl RotatingFile {
         let today = date_of(SystemTime::now());
         let full = self.limits.bytes_max > 0 && self.bytes + lines.len() as u64 > self.limits.bytes_max;
         let due = self.bytes > 0 && (full || today != self.day);
-        if due && self.failed.is_none_or(|failed| failed.elapsed() >= ROTATE_AGAIN) {
+        if due && self.failed.is_none_or(|failed| failed.elapsed() >= ROTATION_RETRY_DELAY) {
             self.failed = None;
             if let Err(error) = self.rotate(if full { "size" } else { "day" }) {
                 self.failed = Some(Instant::now());
@@ -130,13 +142,13 @@ impl RotatingFile {
         if self.failed.is_none() {
             self.day = today;
         }
-        if self.torn {
+        if self.has_partial_line {
             self.file.write_all(b"\n")?;
-            self.torn = false;
+            self.has_partial_line = false;
         }
         let written = self.file.write_all(lines);
         // The next line must not be appended to a partial line.
-        self.torn = written.is_err();
+        self.has_partial_line = written.is_err();
         written?;
         self.bytes += lines.len() as u64;
         self.lines += count;
@@ -164,23 +176,24 @@ impl RotatingFile {
         // If no new file can be opened, lines still go to the old file under its new name.
         (self.file, self.bytes, self.lines, self.day) = open_at_end(&self.path)?;
         let name = file_name(&rotated);
-        let said =
-            self.audit.say(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}));
+        let recorded = self
+            .audit
+            .write_entry(&json!({"at": now, "rotated": name, "reason": reason, "bytes": bytes, "lines": lines}));
         tracing::info!(file = name, reason, bytes, lines, "Log file rotated.");
-        if let Some(keeper) = &self.keeper {
+        if let Some(rotated_sender) = &self.rotated_sender {
             // The thread runs as long as this sender exists.
-            let _ = keeper.send(rotated);
+            let _ = rotated_sender.send(rotated);
         }
-        said
+        recorded
     }
 }
 
 impl Drop for RotatingFile {
     /// Waits for running compressions.
     fn drop(&mut self) {
-        self.keeper = None;
-        if let Some(keeping) = self.keeping.take() {
-            let _ = keeping.join();
+        self.rotated_sender = None;
+        if let Some(compressor) = self.compressor.take() {
+            let _ = compressor.join();
         }
     }
 }
@@ -226,17 +239,17 @@ fn rotated_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Replaces a file with its compressed form. The compressed file gets its name after all bytes are on the disk, so a
 /// crash leaves at least one complete file, and the next start completes the work.
-fn pack(file: &Path) {
+fn compress(file: &Path) {
     if file.extension().is_some_and(|extension| extension == "gz" || extension == "part") {
         return;
     }
-    let (part, packed) = (with_suffix(file, ".part"), with_suffix(file, ".gz"));
+    let (part, compressed) = (with_suffix(file, ".part"), with_suffix(file, ".gz"));
     let work = || -> io::Result<()> {
-        if !packed.exists() {
+        if !compressed.exists() {
             let mut from = BufReader::new(File::open(file)?);
             let mut to = GzEncoder::new(BufWriter::new(files::create(&part)?), Compression::fast());
             io::copy(&mut from, &mut to)?;
-            files::publish(&to.finish()?.into_inner()?, &part, &packed)?;
+            files::publish(&to.finish()?.into_inner()?, &part, &compressed)?;
         }
         fs::remove_file(file)
     };
@@ -261,8 +274,9 @@ fn remove_old(path: &Path, limits: Limits, audit: &Audit) {
             continue;
         }
         let reason = if at < over { "count" } else { "age" };
-        let removed = fs::remove_file(file)
-            .and_then(|()| audit.say(&json!({"at": Timestamp::now(), "removed": file_name(file), "reason": reason})));
+        let removed = fs::remove_file(file).and_then(|()| {
+            audit.write_entry(&json!({"at": Timestamp::now(), "removed": file_name(file), "reason": reason}))
+        });
         if let Err(error) = removed {
             tracing::warn!(file = file_name(file), %error, "Could not remove an old log file.");
         }
@@ -303,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_is_packed_and_every_line_is_in_one_file() {
+    fn a_full_file_is_compressed_and_every_line_is_in_one_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logs/docket.log");
         let mut log = RotatingFile::open(&path, limits(1000)).unwrap();
@@ -322,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_removed_is_made_again() {
+    fn a_removed_file_is_created_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("docket.log");
         let mut log = RotatingFile::open(&path, limits(10)).unwrap();
@@ -350,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_many_or_too_old_is_removed() {
+    fn excess_and_old_files_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("docket.log");
         let old = folder.path().join("docket.log.2020-01-01T000000.000000Z.gz");
@@ -373,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_is_finished() {
+    fn interrupted_compressions_are_completed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("docket.log");
         let rotated = folder.path().join("docket.log.2026-01-01T000000.000000Z");
@@ -397,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_moved_away_is_begun_again() {
+    fn a_reopen_after_a_move_creates_a_new_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("docket.log");
         let mut log = RotatingFile::open(&path, limits(0)).unwrap();

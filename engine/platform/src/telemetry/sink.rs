@@ -20,11 +20,11 @@ const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const WRITE_BYTES: usize = 64 * 1024;
 /// Pause between writes, in which lines are collected. Waking the thread for each line would cost the caller more than
 /// formatting the line.
-const GATHER: Duration = Duration::from_millis(10);
+const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 /// Minimum time between two log lines about dropped lines. On a full disk these lines are dropped, too.
-const OWN_UP_EVERY: Duration = Duration::from_secs(10);
+const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the end of the process waits for queued lines.
-const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A destination of log lines: the console or a file. Clones share the queue.
 #[derive(Clone)]
@@ -99,13 +99,13 @@ impl Sink {
         let (started, mut message) = (Instant::now(), Message::Flush(done));
         // The queue stays full only if the disk or the terminal accepts no data.
         while let Err(TrySendError::Full(again)) = self.queue.try_send(message) {
-            if started.elapsed() >= FLUSH_WITHIN {
+            if started.elapsed() >= FLUSH_TIMEOUT {
                 return;
             }
             message = again;
-            std::thread::sleep(GATHER);
+            std::thread::sleep(WRITE_INTERVAL);
         }
-        let _ = wait.recv_timeout(FLUSH_WITHIN.saturating_sub(started.elapsed()));
+        let _ = wait.recv_timeout(FLUSH_TIMEOUT.saturating_sub(started.elapsed()));
     }
 }
 
@@ -120,7 +120,7 @@ impl Writer {
     /// Writes queued lines until the last clone of the sink is dropped.
     fn run(mut self, messages: &Receiver<Message>) {
         let (mut lines, mut count, mut failing) = (Vec::with_capacity(WRITE_BYTES), 0, false);
-        let (mut owned_up, mut told) = (0, None::<Instant>);
+        let (mut reported, mut last_logged) = (0, None::<Instant>);
         while let Ok(first) = messages.recv() {
             let mut next = Some(first);
             while let Some(message) = next {
@@ -138,7 +138,7 @@ impl Writer {
                         if let Target::File(file) = &mut self.target
                             && let Err(error) = file.reopen()
                         {
-                            self.say(&format!("could not reopen the file: {error}"));
+                            self.report_error(&format!("could not reopen the file: {error}"));
                         }
                     }
                     Message::Flush(done) => {
@@ -149,11 +149,11 @@ impl Writer {
                 next = messages.try_recv().ok();
             }
             self.write(&mut lines, &mut count, &mut failing);
-            std::thread::sleep(GATHER);
+            std::thread::sleep(WRITE_INTERVAL);
             let dropped = self.dropped.load(Relaxed);
-            if dropped > owned_up && told.is_none_or(|told| told.elapsed() >= OWN_UP_EVERY) {
-                tracing::warn!(sink = self.name, lines = dropped - owned_up, "Log lines were dropped.");
-                (owned_up, told) = (dropped, Some(Instant::now()));
+            if dropped > reported && last_logged.is_none_or(|at| at.elapsed() >= DROPPED_LOG_INTERVAL) {
+                tracing::warn!(sink = self.name, lines = dropped - reported, "Log lines were dropped.");
+                (reported, last_logged) = (dropped, Some(Instant::now()));
             }
         }
     }
@@ -170,7 +170,7 @@ impl Writer {
             self.dropped.fetch_add(*count, Relaxed);
             // Reported once per failure period: a full disk fails for a long time. Console errors cannot be reported.
             if !*failing && matches!(self.target, Target::File(_)) {
-                self.say(&error.to_string());
+                self.report_error(&error.to_string());
             }
         }
         *failing = written.is_err();
@@ -179,7 +179,7 @@ impl Writer {
     }
 
     /// Writes a message to stderr. Errors are ignored, because stderr may be on the same full disk.
-    fn say(&self, what: &str) {
+    fn report_error(&self, what: &str) {
         let _ = writeln!(io::stderr(), "docket: Error in the log sink {}: {what}", self.name);
     }
 }

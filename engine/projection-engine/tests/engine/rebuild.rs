@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use projection_engine::error::Error;
-use projection_engine::rebuild::{From, Switched, plan, prune, rebuild};
+use projection_engine::rebuild::{RebuildStart, Switched, plan, prune, rebuild};
 use projection_engine::registry::{CORE, Registry};
 use testkit::counter::{added, undecodable};
 
@@ -22,7 +22,8 @@ async fn a_rebuild_gives_the_same_rows() {
     rig.project().await;
     let before = (rig.sums().await, rig.total().await);
     let core = rig.group(CORE);
-    let rebuilt = rebuild(rig.store(), core, &settings(), &core.projections, From::Log, |_, _, _| {}).await.unwrap();
+    let rebuilt =
+        rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await.unwrap();
     assert_eq!(rebuilt.projections, [switched("sums", 2), switched("total", 2)]);
     assert_eq!((rebuilt.events, rebuilt.missing, rebuilt.position), (60, 0, 60));
     assert_eq!((rig.sums().await, rig.total().await), before);
@@ -38,7 +39,8 @@ async fn a_rebuild_beside_a_running_projector_is_not_noticed() {
     let core = rig.group(CORE);
     let rebuilding = async {
         for generation in 2..=4 {
-            let outcome = rebuild(rig.store(), core, &settings(), &core.projections, From::Log, |_, _, _| {}).await;
+            let outcome =
+                rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await;
             assert_eq!(outcome.unwrap().projections[0].generation, generation);
         }
     };
@@ -66,7 +68,7 @@ async fn a_rebuild_that_was_cancelled_continues_where_it_stopped() {
     {
         let progress = |_: &str, position: i64, _: i64| furthest = furthest.max(position);
         let settings = settings();
-        let work = rebuild(rig.store(), core, &settings, &core.projections, From::Log, progress);
+        let work = rebuild(rig.store(), core, &settings, &core.projections, RebuildStart::Log, progress);
         let mut work = std::pin::pin!(work);
         // Dropped between two of its steps, as a kill does it, once it has written something.
         loop {
@@ -82,9 +84,10 @@ async fn a_rebuild_that_was_cancelled_continues_where_it_stopped() {
             }
         }
     }
-    let planned = plan(rig.store(), core, &core.projections, From::Log).await.unwrap();
+    let planned = plan(rig.store(), core, &core.projections, RebuildStart::Log).await.unwrap();
     assert!(planned.iter().all(|one| one.generation == 2 && one.position > 0), "{planned:?}");
-    let rebuilt = rebuild(rig.store(), core, &settings(), &core.projections, From::Log, |_, _, _| {}).await.unwrap();
+    let rebuilt =
+        rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await.unwrap();
     assert_eq!(rebuilt.projections, [switched("sums", 2), switched("total", 2)]);
     assert_eq!(rebuilt.events, 15_000 - planned[0].position);
     rig.assert_verified().await;
@@ -97,16 +100,16 @@ async fn a_generation_of_before_can_serve_again_until_it_is_pruned() {
     rig.project().await;
     let other = rig.group(OTHER);
     let run = async |from| rebuild(rig.store(), other, &settings(), &other.projections, from, |_, _, _| {}).await;
-    assert!(matches!(run(From::Older).await, Err(Error::NoOlder(name)) if name == "last"));
-    run(From::Log).await.unwrap();
+    assert!(matches!(run(RebuildStart::Older).await, Err(Error::NoOlder(name)) if name == "last"));
+    run(RebuildStart::Log).await.unwrap();
     rig.append("a", vec![added(2)]).await;
     rig.project().await;
-    let back = run(From::Older).await.unwrap();
+    let back = run(RebuildStart::Older).await.unwrap();
     assert_eq!(back.projections, [switched("last", 1)]);
     assert_eq!((back.events, rig.last().await), (1, vec![row("a", 2, 2)]));
     assert_eq!(prune(rig.store(), other, &other.projections, true).await.unwrap(), [("last", 2)], "a dry run");
     assert_eq!(prune(rig.store(), other, &other.projections, false).await.unwrap(), [("last", 2)]);
-    assert!(matches!(run(From::Older).await, Err(Error::NoOlder(_))));
+    assert!(matches!(run(RebuildStart::Older).await, Err(Error::NoOlder(_))));
     rig.assert_verified().await;
 }
 
@@ -116,7 +119,7 @@ async fn a_rebuild_skips_no_event_that_nobody_has_discarded() {
     let position = rig.append("a", vec![undecodable()]).await;
     rig.project().await;
     let core = rig.group(CORE);
-    let outcome = rebuild(rig.store(), core, &settings(), &core.projections, From::Log, |_, _, _| {}).await;
+    let outcome = rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await;
     assert!(matches!(outcome, Err(Error::Parked { position: at, .. }) if at == position), "{outcome:?}");
 }
 
@@ -137,6 +140,6 @@ async fn a_newer_version_is_built_by_the_projector() {
     // The older release cannot tell what the rows should be.
     let rig = Rig { registry: Registry::new(vec![group(CORE, vec![&SUMS, &TOTAL])]).unwrap(), ..newer };
     let core = rig.group(CORE);
-    let outcome = rebuild(rig.store(), core, &settings(), &core.projections, From::Log, |_, _, _| {}).await;
+    let outcome = rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await;
     assert!(matches!(outcome, Err(Error::Newer { version: 2, known: 1, .. })), "{outcome:?}");
 }

@@ -11,15 +11,15 @@ use platform::problem::Problem;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{QueryApi, Refused};
+use crate::api::{QueryApi, SubscribeError};
 use crate::batch::Change;
 use crate::centrifuge::protocol::{ChannelName, Close, Code, Command, MERGE_PATCH, Object, Subscribe, close, code};
-use crate::connections::{ConnectionSlot, Full};
+use crate::connections::{ConnectionSlot, LimitReached};
 use crate::cursor::Cursor;
 use crate::frames::push_publication;
 use crate::hub::Subscription;
 use crate::metrics::METRICS;
-use crate::presence::Present;
+use crate::presence::PresenceGuard;
 use crate::queue::{Delivery, Queue};
 use crate::session::{Opened, Start, open};
 use crate::tokens::ttl;
@@ -54,7 +54,7 @@ pub(super) struct Client {
     pub(super) channels: HashMap<Arc<str>, Subscribed>,
     queue: Queue,
     /// Pushes to send after the reply to the current command.
-    pub(super) notices: Vec<String>,
+    pub(super) pending_pushes: Vec<String>,
 }
 
 pub(super) struct Subscribed {
@@ -62,7 +62,7 @@ pub(super) struct Subscribed {
     /// All changes at or before this position have been sent.
     position: i64,
     patched: bool,
-    _present: Option<Present>,
+    _presence: Option<PresenceGuard>,
 }
 
 impl Client {
@@ -77,7 +77,7 @@ impl Client {
             expires: None,
             channels: HashMap::new(),
             queue,
-            notices: Vec::new(),
+            pending_pushes: Vec::new(),
         }
     }
 
@@ -136,13 +136,13 @@ impl Client {
             Ok(None) => return Err(Some(close::NO_TOKEN)),
             Err(problem) if problem.slug() == "token-expired" => return Ok(Err(code::TOKEN_EXPIRED)),
             Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
-            Err(problem) => return Err(Some(why_refused(problem))),
+            Err(problem) => return Err(Some(close_for_token(problem))),
         };
         self.caller.principal = Ok(None);
         if self.caller.admins && !principal.is_admin() {
             return Err(Some(close::FORBIDDEN));
         }
-        self.belongs_to(&principal)?;
+        self.register_principal(&principal)?;
         let reply = json!({
             "client": &*self.id,
             "version": concat!("docket ", env!("CARGO_PKG_VERSION")),
@@ -156,9 +156,9 @@ impl Client {
         Ok(Ok(reply))
     }
 
-    fn belongs_to(&self, principal: &Principal) -> Handled<()> {
-        self.slot.belongs_to(principal).map_err(|_: Full| Some(close::CONNECTION_LIMIT))?;
-        // A revocation before `belongs_to` has not closed this connection, so it is checked here.
+    fn register_principal(&self, principal: &Principal) -> Handled<()> {
+        self.slot.set_principal(principal).map_err(|_: LimitReached| Some(close::CONNECTION_LIMIT))?;
+        // A revocation before `set_principal` has not closed this connection, so it is checked here.
         if self.api.authenticator.has_revoked(principal) { Err(Some(close::REVOKED)) } else { Ok(()) }
     }
 
@@ -168,12 +168,12 @@ impl Client {
         let fresh = match self.api.authenticator.verify(token) {
             Ok(fresh) => fresh,
             Err(problem) if problem.slug() == "unknown-key" => return Ok(Err(code::INTERNAL)),
-            Err(problem) => return Err(Some(why_refused(&problem))),
+            Err(problem) => return Err(Some(close_for_token(&problem))),
         };
         if fresh.subject != principal.subject || (self.caller.admins && !fresh.is_admin()) {
             return Err(Some(close::INVALID_TOKEN));
         }
-        self.belongs_to(&fresh)?;
+        self.register_principal(&fresh)?;
         if fresh.role != principal.role && self.authorize_again(&fresh).await.is_err() {
             return Ok(Err(code::INTERNAL));
         }
@@ -183,13 +183,13 @@ impl Client {
         Ok(Ok(reply))
     }
 
-    async fn authorize_again(&mut self, principal: &Principal) -> Result<(), Refused> {
+    async fn authorize_again(&mut self, principal: &Principal) -> Result<(), SubscribeError> {
         for name in self.channels.keys().cloned().collect::<Vec<_>>() {
             let Ok((channel, id)) = self.api.channels.find(&name) else { continue };
             let kind = channel.kind();
             if !channel.is_allowed(&self.api, principal, id).await? {
                 self.channels.remove(&name);
-                self.notices.push(format!(
+                self.pending_pushes.push(format!(
                     r#"{{"push":{{"channel":"{name}","unsubscribe":{{"code":2000,"reason":"permission denied"}}}}}}"#
                 ));
             } else if let Some(channel) = self.channels.get_mut(&name) {
@@ -205,7 +205,7 @@ impl Client {
         match self.api.channels.find(channel) {
             Ok((found, _)) if !found.has_presence => Err(code::NOT_AVAILABLE),
             Ok(_) if principal.is_staff() => Ok(()),
-            Ok(_) | Err(Refused::Denied) => Err(code::DENIED),
+            Ok(_) | Err(SubscribeError::Denied) => Err(code::DENIED),
             Err(_) => Err(code::UNKNOWN_CHANNEL),
         }
     }
@@ -228,11 +228,11 @@ impl Client {
         let after = recover.then(|| Cursor::of_group(&epoch, found.group, offset));
         let opened = open(&self.api, principal, &[&channel], after.as_ref(), &self.queue).await;
         let session = opened.map_err(|(_, refused)| match refused {
-            Refused::Denied => code::DENIED,
-            Refused::Unknown => code::UNKNOWN_CHANNEL,
-            Refused::Behind | Refused::Panicked => code::INTERNAL,
-            Refused::TooMuch => code::LIMIT,
-            Refused::Unavailable(error) => {
+            SubscribeError::Denied => code::DENIED,
+            SubscribeError::Unknown => code::UNKNOWN_CHANNEL,
+            SubscribeError::Behind | SubscribeError::Panicked => code::INTERNAL,
+            SubscribeError::TooMuch => code::LIMIT,
+            SubscribeError::Unavailable(error) => {
                 tracing::warn!(%error, channel, "Could not open a channel. The client gets a temporary error.");
                 code::INTERNAL
             }
@@ -269,8 +269,8 @@ impl Client {
                 reply.push_str("]}");
             }
         }
-        let present = has_presence.then(|| self.api.presence.enter(&name, &self.id, &principal.subject));
-        self.channels.insert(name, Subscribed { _subscription: subscription, position, patched, _present: present });
+        let presence = has_presence.then(|| self.api.presence.enter(&name, &self.id, &principal.subject));
+        self.channels.insert(name, Subscribed { _subscription: subscription, position, patched, _presence: presence });
         Ok(reply)
     }
 
@@ -314,7 +314,7 @@ impl Client {
 }
 
 /// Returns the close reason for a refused token.
-fn why_refused(problem: &Problem) -> Close {
+fn close_for_token(problem: &Problem) -> Close {
     match problem.slug() {
         "token-expired" => close::EXPIRED,
         "token-revoked" => close::REVOKED,

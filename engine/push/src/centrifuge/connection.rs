@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::api::QueryApi;
 use crate::centrifuge::commands::{Caller, Client, Handled, PING_EVERY};
-use crate::centrifuge::protocol::{Command, FRAME_BYTES_MAX, MESSAGE_BYTES_SENT_MAX, Numbered, close, code, violation};
+use crate::centrifuge::protocol::{
+    Command, FRAME_BYTES_MAX, MESSAGE_BYTES_SENT_MAX, Numbered, close, close_for_error, code,
+};
 use crate::connections::{CloseHandle, CloseReason, ConnectionSlot};
 use crate::metrics::METRICS;
 use crate::queue::{Deliveries, Delivery, queue};
@@ -22,7 +24,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Time limit for the answer to a ping.
 const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// Time limit for the closing handshake, in which the client reads the close reason.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+const CLOSE_HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 /// Rate limit of a client's commands: the burst, and the refill per second.
 const COMMANDS_BURST: f64 = 512.0;
 const COMMANDS_PER_SECOND: f64 = 64.0;
@@ -74,13 +76,13 @@ pub(super) async fn run(
     drop(deliveries);
     if let Some((code, reason)) = served {
         let frame = CloseFrame { code, reason: reason.into() };
-        let goodbye = async {
+        let handshake = async {
             if socket.send(Message::Close(Some(frame))).await.is_ok() {
                 // Reads until the client's own Close; discards messages that it sent before.
                 while let Some(Ok(_)) = socket.recv().await {}
             }
         };
-        let _ = timeout(GOODBYE_WITHIN, goodbye).await;
+        let _ = timeout(CLOSE_HANDSHAKE_WITHIN, handshake).await;
     }
 }
 
@@ -112,10 +114,10 @@ impl Connection {
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
                     Some(Ok(Message::Close(_))) => {
                         // The library has already buffered the answering Close; flush it.
-                        let _ = timeout(GOODBYE_WITHIN, socket.flush()).await;
+                        let _ = timeout(CLOSE_HANDSHAKE_WITHIN, socket.flush()).await;
                         return Err(None);
                     }
-                    Some(Err(error)) => return Err(violation(&error)),
+                    Some(Err(error)) => return Err(close_for_error(&error)),
                     None => return Err(None),
                 },
                 delivery = deliveries.next() => self.deliver(socket, delivery, deliveries).await?,
@@ -183,9 +185,9 @@ impl Connection {
                     json!({"id": id, "error": {"code": code, "message": message, "temporary": temporary}}).to_string()
                 }
             });
-            for notice in self.client.notices.drain(..) {
+            for push in self.client.pending_pushes.drain(..) {
                 replies.push('\n');
-                replies.push_str(&notice);
+                replies.push_str(&push);
             }
             // Sends queued deliveries between the commands of a long frame, so that the queue does not overflow.
             let delivery = queued.try_next();

@@ -154,7 +154,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 }
 
 /// Configures a socket: small buffers, and a limit on the length of messages.
-pub fn set_up(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
+pub fn configure_socket(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketUpgrade {
     upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
@@ -164,7 +164,7 @@ pub fn set_up(upgrade: WebSocketUpgrade, message_bytes_max: usize) -> WebSocketU
 }
 
 /// Returns the close code and reason for a read error; `None` if the client has disconnected.
-pub fn violation(error: &axum::Error) -> Option<(u16, &'static str)> {
+pub fn close_for_error(error: &axum::Error) -> Option<(u16, &'static str)> {
     match error.source().and_then(|cause| cause.downcast_ref()) {
         Some(tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => None,
         Some(tungstenite::Error::Protocol(_)) => Some(close::PROTOCOL),

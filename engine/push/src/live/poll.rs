@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::api::QueryApi;
 use crate::connections::{CloseReason, ConnectionSlot};
-use crate::cursor::{Cursor, Known};
+use crate::cursor::{Cursor, Received};
 use crate::frames::EventText;
 use crate::live::pieces::Pieces;
 use crate::live::{Event, InitialEvents, LiveRequest, Message};
@@ -90,10 +90,10 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
     // A channel that is not in the log returns a snapshot at every poll. The poll waits first, so that a client does
     // not poll in a tight loop.
     let only_unlogged = after.is_some() && initial.are_unlogged;
-    let mut events: Vec<_> = initial.messages.into_iter().map(Shown::from).collect();
+    let mut events: Vec<_> = initial.messages.into_iter().map(PolledEvent::from).collect();
     let until = if only_unlogged { until.min(now + UNLOGGED_EVERY) } else { until };
     if events.is_empty() || only_unlogged {
-        request_id::set_waits();
+        request_id::mark_long_poll();
         let next = tokio::select! {
             biased;
             reason = asked.handle.closed() => match reason {
@@ -110,11 +110,11 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
                 let opened = cursor.of(group).map_or(0, |known| known.position);
                 let known = after.as_ref().and_then(|after| after.of(group)).map_or(opened, |known| known.position);
                 for change in changes {
-                    cursor.set(group, change.position(), Known::Nothing);
+                    cursor.set(group, change.position(), Received::Nothing);
                     let previous = change.previous();
                     events.push(if known < previous && previous <= opened {
                         let text = change.event().with_previous(change.channel(), change.position(), known);
-                        Shown { message: Message::Change(change), other_text: Some(text) }
+                        PolledEvent { message: Message::Change(change), other_text: Some(text) }
                     } else {
                         Message::Change(change).into()
                     });
@@ -135,20 +135,20 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
 }
 
 /// An event of the response.
-struct Shown {
+struct PolledEvent {
     message: Message,
     /// Text for this client, in place of the text that is shared with other clients.
     other_text: Option<EventText>,
 }
 
-impl From<Message> for Shown {
+impl From<Message> for PolledEvent {
     fn from(message: Message) -> Self {
         Self { message, other_text: None }
     }
 }
 
 /// Builds the response body. The events' texts are shared with other clients.
-fn answer(cursor: &Cursor, events: &[Shown]) -> Pieces {
+fn answer(cursor: &Cursor, events: &[PolledEvent]) -> Pieces {
     let mut pieces = Pieces::default();
     // A cursor contains no characters that need JSON escaping.
     let _ = write!(pieces.text(), r#"{{"cursor":"{cursor}","events":["#);
@@ -181,13 +181,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_json_made_of_the_texts_of_its_events() {
+    fn a_response_is_json_with_all_its_events() {
         let event = |number: i64| {
             let text = EventText::new("pub", Some("counters"), Some(number), Some(0), &number.to_string());
-            Shown { message: Message::Other { event: "pub", channel: None, text }, other_text: None }
+            PolledEvent { message: Message::Other { event: "pub", channel: None, text }, other_text: None }
         };
         let cursor = Cursor::of_group("e", "core", 2);
-        let text = |events: &[Shown]| {
+        let text = |events: &[PolledEvent]| {
             let mut pieces = answer(&cursor, events);
             std::iter::from_fn(|| pieces.next(usize::MAX)).collect::<Vec<_>>().concat()
         };

@@ -32,7 +32,7 @@ const COMMENT_EVERY: Duration = Duration::from_secs(15);
 /// all at once.
 const RETRY_MS: std::ops::Range<u64> = 500..1_500;
 /// Reconnect delay after a 503 or 429, in milliseconds.
-const COME_BACK_MS: u64 = 2_000;
+const RECONNECT_LATER_MS: u64 = 2_000;
 
 /// Header that disables response buffering in nginx.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -65,15 +65,17 @@ async fn live(State(api): State<QueryApi>, request: Request) -> Result<Response,
     let accepts = request.headers().get(ACCEPT).and_then(|accepts| accepts.to_str().ok());
     let is_event_source = accepts.is_some_and(|accepts| accepts.contains("text/event-stream"));
     follow(api, request).await.or_else(|problem| match problem.status() {
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if is_event_source => Ok(come_back(&problem)),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS if is_event_source => {
+            Ok(reconnect_later(&problem))
+        }
         _ => Err(problem),
     })
 }
 
 /// Returns an event stream that ends at once. An `EventSource` gives up for good when the response is not an event
 /// stream; after this response it reconnects with the id of its last event.
-fn come_back(problem: &Problem) -> Response {
-    let text = format!("retry: {COME_BACK_MS}\n: {}\n\n", problem.slug());
+fn reconnect_later(problem: &Problem) -> Response {
+    let text = format!("retry: {RECONNECT_LATER_MS}\n: {}\n\n", problem.slug());
     ([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store, no-transform")], text).into_response()
 }
 

@@ -351,8 +351,15 @@ impl Rig {
             expires_at: i64::MAX,
         };
         let request_id = Some("request-1".into());
-        let origin =
-            Origin { principal, key: None, occurred_at: None, is_history, is_patient: true, request_id, trace: None };
+        let origin = Origin {
+            principal,
+            key: None,
+            occurred_at: None,
+            is_history,
+            waits_for_capacity: true,
+            request_id,
+            trace: None,
+        };
         let mut steps: [Box<dyn AnyStep>; 1] = [Step::<Notebook>::new(id, Write(text.to_owned()))];
         self.decider.execute(&mut steps, &origin).await.unwrap().position
     }
@@ -438,7 +445,7 @@ impl<F: Future> Future for Polls<F> {
 // ---- tests ----
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
+async fn a_crash_between_any_two_steps_loses_and_repeats_no_effect() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor, &WAITING]).await;
     let (mut a, mut b, mut cut) = (Vec::new(), Vec::new(), 0);
@@ -476,22 +483,23 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_that_believe_to_lead_react_once() {
+async fn two_concurrent_leaders_react_once() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     let (first, _) = rig.leader(reactor);
     let (second, _) = rig.leader(reactor);
     let mut positions = Vec::new();
     {
-        let turns = |leader: Leader| {
+        let terms = |leader: Leader| {
             tokio::spawn(async move {
                 let (lost_threads, mut workers) = (AtomicUsize::new(0), Workers::default());
                 loop {
-                    let _ = Turn::new(&leader, &lost_threads, &mut workers, &CancellationToken::new()).follow().await;
+                    let _ =
+                        LeaderTerm::new(&leader, &lost_threads, &mut workers, &CancellationToken::new()).follow().await;
                 }
             })
         };
-        let (first, second) = (turns(first), turns(second));
+        let (first, second) = (terms(first), terms(second));
         for _ in 0..200 {
             positions.push(rig.note("a", "one").await);
         }
@@ -504,7 +512,7 @@ async fn two_that_believe_to_lead_react_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reactor_that_is_slower_than_the_log_takes_every_event() {
+async fn a_reactor_slower_than_the_log_handles_every_event() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     let (leader, watching) = rig.leader(reactor);
@@ -521,7 +529,7 @@ async fn a_reactor_that_is_slower_than_the_log_takes_every_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
+async fn a_parked_key_blocks_no_other_key_and_is_released_in_order() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -546,7 +554,7 @@ async fn a_parked_key_waits_alone_and_is_released_as_it_came() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_keys_than_a_batch_are_all_tried_again() {
+async fn more_keys_than_a_batch_are_all_retried() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -563,7 +571,7 @@ async fn more_keys_than_a_batch_are_all_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_is_skipped_while_a_worker_has_it_does_not_come_back() {
+async fn an_event_skipped_while_a_worker_runs_is_not_retried() {
     let reactor = Counting::leaked("calling", Acts::Outside);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -588,7 +596,7 @@ async fn an_event_that_is_skipped_while_a_worker_has_it_does_not_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_skipped_event_is_never_reacted_to_and_those_behind_it_are() {
+async fn a_skipped_event_has_no_reaction_and_later_events_have() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -604,7 +612,7 @@ async fn a_skipped_event_is_never_reacted_to_and_those_behind_it_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reaction_that_panics_or_never_returns_holds_up_its_key_only() {
+async fn a_reaction_that_panics_or_hangs_blocks_only_its_key() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -624,7 +632,7 @@ async fn a_reaction_that_panics_or_never_returns_holds_up_its_key_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_ten_attempts_an_operator_decides() {
+async fn an_event_is_parked_after_ten_attempts() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -640,7 +648,7 @@ async fn after_ten_attempts_an_operator_decides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn history_and_what_was_before_have_no_effect() {
+async fn imported_history_and_earlier_events_have_no_effect() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[]).await;
     rig.note("a", "before").await;
@@ -652,7 +660,7 @@ async fn history_and_what_was_before_have_no_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reactor_that_is_renamed_or_was_away_goes_on_where_it_was() {
+async fn a_renamed_or_removed_reactor_resumes_at_its_checkpoint() {
     let old = Counting::leaked("old", Acts::InTheLog);
     let rig = Rig::new(&[old]).await;
     old.fails.store(true, Relaxed);
@@ -676,7 +684,7 @@ async fn a_reactor_that_is_renamed_or_was_away_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
+async fn a_deadline_is_never_early_and_never_precedes_its_cancellation() {
     let rig = Rig::new(&[&WAITING]).await;
     rig.note("late", "wait").await;
     rig.note("cancelled", "wait").await;
@@ -706,7 +714,7 @@ async fn a_deadline_is_never_early_and_what_cancels_it_comes_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn effects_outside_follow_each_other_by_key_and_stop_when_held() {
+async fn external_effects_run_in_order_per_key_and_stop_while_held() {
     let reactor = Counting::leaked("calling", Acts::Outside);
     let rig = Rig::new(&[reactor]).await;
     let rows = rig.store.reactions();
@@ -734,7 +742,7 @@ async fn effects_outside_follow_each_other_by_key_and_stop_when_held() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_reaction_writes_names_what_led_to_it() {
+async fn events_of_a_reaction_carry_correlation_and_causation() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     let position = rig.note("a", "one").await;

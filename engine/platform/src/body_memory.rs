@@ -15,10 +15,10 @@ use crate::problem::Problem;
 const SENDER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const ALL_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-static RECEIVING: LazyLock<Receiving> = LazyLock::new(Receiving::default);
+static BODY_MEMORY: LazyLock<BodyMemory> = LazyLock::new(BodyMemory::default);
 
 #[derive(Default)]
-struct Receiving {
+struct BodyMemory {
     /// Randomly keyed, so that no client can choose a subject whose hash collides with that of another subject.
     hasher: RandomState,
     held: Mutex<Held>,
@@ -31,15 +31,15 @@ struct Held {
 }
 
 /// The counted bytes of one body. Dropping the value releases them.
-pub(crate) struct Arrived {
+pub(crate) struct BodyReservation {
     sender: u64,
     bytes: usize,
 }
 
-impl Arrived {
+impl BodyReservation {
     /// Creates a count of 0 bytes for the principal in the request's extensions.
-    pub(crate) fn nothing(extensions: &Extensions) -> Self {
-        Self { sender: RECEIVING.hasher.hash_one(auth::subject(extensions)), bytes: 0 }
+    pub(crate) fn new(extensions: &Extensions) -> Self {
+        Self { sender: BODY_MEMORY.hasher.hash_one(auth::subject(extensions)), bytes: 0 }
     }
 
     /// Counts more bytes.
@@ -47,7 +47,7 @@ impl Arrived {
     /// # Errors
     /// 429 if the limit of the sender is reached, 503 if the limit of the process is reached.
     pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Problem> {
-        let mut held = RECEIVING.lock();
+        let mut held = BODY_MEMORY.lock();
         let of_sender = held.senders.get(&self.sender).copied().unwrap_or(0) + bytes;
         if of_sender > SENDER_BYTES_MAX {
             return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies at once")
@@ -66,9 +66,9 @@ impl Arrived {
     }
 }
 
-impl Drop for Arrived {
+impl Drop for BodyReservation {
     fn drop(&mut self) {
-        let mut held = RECEIVING.lock();
+        let mut held = BODY_MEMORY.lock();
         held.all -= self.bytes;
         if let Entry::Occupied(mut of_sender) = held.senders.entry(self.sender) {
             *of_sender.get_mut() -= self.bytes;
@@ -79,7 +79,7 @@ impl Drop for Arrived {
     }
 }
 
-impl Receiving {
+impl BodyMemory {
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,10 +90,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sender_holds_so_much_and_gives_it_back() {
-        let mut first = Arrived::nothing(&Extensions::new());
+    fn a_sender_has_a_limit_and_releases_its_bytes() {
+        let mut first = BodyReservation::new(&Extensions::new());
         first.add(SENDER_BYTES_MAX).unwrap();
-        let mut second = Arrived::nothing(&Extensions::new());
+        let mut second = BodyReservation::new(&Extensions::new());
         assert_eq!(second.add(1).unwrap_err().slug(), "too-many-bodies");
         drop(first);
         second.add(1).unwrap();

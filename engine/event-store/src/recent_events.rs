@@ -16,7 +16,7 @@ const BYTES_MAX: usize = 8 << 20;
 
 /// The most recent events. Cheap to clone; clones share the events.
 #[derive(Clone, Default)]
-pub(crate) struct Tail(Arc<Mutex<Inner>>);
+pub(crate) struct RecentEvents(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -24,7 +24,7 @@ struct Inner {
     bytes: usize,
 }
 
-impl Tail {
+impl RecentEvents {
     /// Adds committed events, in order of position. If another process has appended in between, the events before that
     /// gap are dropped.
     pub(crate) fn push(&self, events: impl IntoIterator<Item = RecordedEvent>) {
@@ -74,29 +74,29 @@ mod tests {
         }
     }
 
-    fn positions(tail: &Tail, after: i64) -> Option<Vec<i64>> {
-        tail.after(after, 100).map(|events| events.iter().map(|event| event.position).collect())
+    fn positions(recent: &RecentEvents, after: i64) -> Option<Vec<i64>> {
+        recent.after(after, 100).map(|events| events.iter().map(|event| event.position).collect())
     }
 
     #[test]
-    fn only_what_follows_without_a_gap_is_given() {
-        let tail = Tail::default();
-        assert_eq!(positions(&tail, 0), None);
-        tail.push([event(5, 1), event(6, 1)]);
-        assert_eq!(positions(&tail, 3), None, "position 4 is missing");
-        assert_eq!(positions(&tail, 4), Some(vec![5, 6]));
-        assert_eq!(positions(&tail, 6), None, "no event follows");
-        tail.push([event(9, 1)]);
-        assert_eq!(positions(&tail, 6), None, "another process appended 7 and 8");
-        assert_eq!(positions(&tail, 8), Some(vec![9]));
+    fn only_events_without_a_gap_are_returned() {
+        let recent = RecentEvents::default();
+        assert_eq!(positions(&recent, 0), None);
+        recent.push([event(5, 1), event(6, 1)]);
+        assert_eq!(positions(&recent, 3), None, "position 4 is missing");
+        assert_eq!(positions(&recent, 4), Some(vec![5, 6]));
+        assert_eq!(positions(&recent, 6), None, "no event follows");
+        recent.push([event(9, 1)]);
+        assert_eq!(positions(&recent, 6), None, "another process appended 7 and 8");
+        assert_eq!(positions(&recent, 8), Some(vec![9]));
     }
 
     #[test]
-    fn it_is_bounded() {
-        let tail = Tail::default();
-        tail.push((1..=EVENTS_MAX as i64 + 10).map(|position| event(position, 1)));
-        assert_eq!(tail.lock().events.len(), EVENTS_MAX);
-        tail.push([event(EVENTS_MAX as i64 + 11, BYTES_MAX)]);
-        assert!(tail.lock().bytes <= BYTES_MAX);
+    fn the_number_and_size_of_events_are_bounded() {
+        let recent = RecentEvents::default();
+        recent.push((1..=EVENTS_MAX as i64 + 10).map(|position| event(position, 1)));
+        assert_eq!(recent.lock().events.len(), EVENTS_MAX);
+        recent.push([event(EVENTS_MAX as i64 + 11, BYTES_MAX)]);
+        assert!(recent.lock().bytes <= BYTES_MAX);
     }
 }

@@ -29,55 +29,55 @@ pub const TOTAL_MAX: i64 = 1_000_000_000_000_000;
 /// fields are part of `schemas/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
-    /// A customer's order was opened, as a draft without lines.
+    /// An order was created as a draft without lines.
     OrderCreated {
-        /// Whose order it is.
+        /// The customer who owns the order.
         customer_id: CustomerId,
-        /// The one currency of all its prices.
+        /// The currency of every price of the order.
         currency: Currency,
-        /// Free labels, such as `store_id`; left out when there are none.
+        /// Labels such as `store_id`. Absent when there are none.
         #[serde(default, skip_serializing_if = "Attributes::is_empty")]
         attributes: Attributes,
     },
-    /// Pieces of an item were added: a new line, or more of a line that has this SKU.
+    /// Pieces of an item were added: to the line of its SKU, or as a new line.
     ItemAdded {
-        /// What was added.
+        /// SKU of the item.
         sku: Sku,
-        /// How many pieces were added; the line may hold more.
+        /// Number of pieces that were added.
         quantity: Quantity,
-        /// The price of one piece, in minor units of the order's currency.
+        /// Price of one piece, in minor units of the order's currency.
         #[schemars(range(min = 0))]
         unit_price: i64,
-        /// The item's name, null where none is given; the latest one given stands.
+        /// Name of the item. Null keeps the line's current name.
         #[serde(deserialize_with = "Option::deserialize")]
         name: Option<Name>,
-        /// The item's category, null where none is given; the latest one given stands.
+        /// Category of the item. Null keeps the line's current category.
         #[serde(deserialize_with = "Option::deserialize")]
         category: Option<Category>,
     },
-    /// A line's quantity was set.
+    /// The quantity of a line was set.
     ItemQuantityChanged {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
-        /// Its whole quantity from now on, in pieces.
+        /// New quantity of the line, in pieces.
         quantity: Quantity,
     },
-    /// A line was taken out of the order.
+    /// A line was removed.
     ItemRemoved {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
     },
-    /// The order was placed: it is final.
+    /// The order was placed. It can no longer change.
     OrderConfirmed {
-        /// The sum of its lines, in minor units.
+        /// Sum of the lines, in minor units.
         #[schemars(range(min = 0))]
         total: i64,
-        /// The currency of the total.
+        /// Currency of the total.
         currency: Currency,
     },
-    /// The draft was given up: it is final.
+    /// The draft was cancelled. It can no longer change.
     OrderCancelled {
-        /// Why.
+        /// Reason that the client gave.
         reason: Reason,
     },
 }
@@ -215,7 +215,7 @@ pub struct NewItem {
 pub enum Command {
     /// Opens a draft with its first items. Either all items are accepted, or the order is not created.
     Create {
-        /// Whose order it is.
+        /// The customer who owns the order.
         customer_id: CustomerId,
         /// Currency of all prices of the order.
         currency: Currency,
@@ -228,21 +228,21 @@ pub enum Command {
     AddItem(NewItem),
     /// Sets the quantity of a line.
     ChangeQuantity {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
         /// The new quantity of the line.
         quantity: Quantity,
     },
     /// Removes a line.
     RemoveItem {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
     },
     /// Places the order, which must have a line.
     Confirm,
     /// Cancels the draft.
     Cancel {
-        /// Why.
+        /// Reason that the client gave.
         reason: Reason,
     },
 }
@@ -284,7 +284,7 @@ pub enum Error {
     /// The SKU is in the order at another price. Both prices are decimal texts in the currency of the order.
     #[error("SKU {sku} is in the order at a unit price of {first} and cannot be added at {given}")]
     PriceMismatch {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
         /// Price of the line.
         first: String,
@@ -297,7 +297,7 @@ pub enum Error {
     /// The line would have more than [`Quantity::MAX`] pieces in total.
     #[error("the line of SKU {sku} would have more than {max} pieces", max = Quantity::MAX)]
     QuantityTooLarge {
-        /// The line.
+        /// SKU of the line.
         sku: Sku,
     },
     /// The order would have more than [`LINES_MAX`] lines, or `Create` has more items than that.

@@ -186,7 +186,7 @@ pub(crate) fn process_state(id: u32) -> Option<(char, u32)> {
 }
 
 /// Whether a process exists and has not ended. A process that ended stays listed until its parent collects it.
-pub(crate) fn is_alive(id: u32) -> bool {
+pub fn is_alive(id: u32) -> bool {
     process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
@@ -199,15 +199,17 @@ pub fn clean_command(program: &Path) -> Command {
     command
 }
 
-/// The directory of the test executable's profile, such as `target/release`.
+/// The directory of the running executable's profile, such as `target/release`.
 pub fn profile_directory() -> PathBuf {
-    let executable = std::env::current_exe().expect("a test has an executable");
-    executable.parent().and_then(Path::parent).expect("test executables lie in target/<profile>/deps").to_owned()
+    let executable = std::env::current_exe().expect("the path of the executable");
+    let directory = executable.parent().expect("an executable is in a directory");
+    // Test executables are one level deeper.
+    if directory.ends_with("deps") { directory.parent().expect("a profile").to_owned() } else { directory.to_owned() }
 }
 
 /// Cargo's target directory.
 pub fn target_directory() -> PathBuf {
-    profile_directory().parent().expect("a profile lies in the target directory").to_owned()
+    profile_directory().parent().expect("a profile is in the target directory").to_owned()
 }
 
 /// Looks a program up in `PATH`.

@@ -106,7 +106,7 @@ pub fn document<'a>(
         "info": {
             "title": "Docket live updates",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Delivers every change exactly once, in log order, over WebSocket, server-sent events or long polls.",
+            "description": "Delivers every change exactly once, by ascending position, over WebSocket, server-sent events or long polls.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",

@@ -10,25 +10,25 @@ use serde::{Deserialize, Serialize};
 #[expect(clippy::enum_variant_names, reason = "the log stores the name of an event without the name of its enum")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
-    /// An order brought points.
+    /// The customer received points for an order.
     PointsGranted {
-        /// Whose account it is.
+        /// The customer who owns the account.
         customer_id: String,
-        /// The order.
+        /// Id of the order.
         order_id: String,
-        /// How many.
+        /// Number of points.
         points: i64,
     },
     /// The customer spent points.
     PointsRedeemed {
-        /// How many.
+        /// Number of points.
         points: i64,
     },
-    /// What was left of an order's points expired.
+    /// The remaining points of an order expired.
     PointsExpired {
-        /// The order.
+        /// Id of the order.
         order_id: String,
-        /// How many.
+        /// Number of points.
         points: i64,
     },
 }
@@ -62,7 +62,7 @@ pub struct Account {
 /// The unspent points of one order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lot {
-    /// The order.
+    /// Id of the order.
     pub order_id: String,
     /// Unspent points, at least one.
     pub points: i64,
@@ -79,21 +79,21 @@ impl Account {
 pub enum Command {
     /// Grants points for an order.
     Grant {
-        /// Whose account it is.
+        /// The customer who owns the account.
         customer_id: String,
-        /// The order.
+        /// Id of the order.
         order_id: String,
-        /// How many.
+        /// Number of points.
         points: i64,
     },
     /// Spends points.
     Redeem {
-        /// How many.
+        /// Number of points.
         points: i64,
     },
     /// Lets the unspent points of an order expire.
     Expire {
-        /// The order.
+        /// Id of the order.
         order_id: String,
     },
 }

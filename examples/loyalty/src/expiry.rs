@@ -38,17 +38,17 @@ pub fn set_seconds(value: &str) -> Result<(), String> {
 /// of `schemas/events`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
-    /// The order's points are counted down.
+    /// The expiry of an order's points was scheduled.
     ExpiryScheduled {
-        /// Whose points they are.
+        /// The customer who owns the points.
         customer_id: String,
-        /// The order that brought them.
+        /// Id of the order for which the points were granted.
         order_id: String,
-        /// When they expire.
+        /// Time of the expiry.
         #[schemars(with = "String")]
         expires_at: Timestamp,
     },
-    /// Their time is over.
+    /// The time of the expiry was reached.
     ExpiryReached {},
 }
 

@@ -1,4 +1,13 @@
-//! Runs the servers that the tests of one run share: `shared-servers FILE PID`. See [`tests::shared`].
+//! Runs the servers that the tests of one run share: `shared-servers FILE PID`. Starts them, writes their ports to FILE,
+//! and stops them when the process PID, which runs the tests, has ended. See [`tests::shared`].
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::json;
+use tests::nats::Nats;
+use tests::postgres::Postgres;
+use tests::process::{POLL, is_alive};
 
 #[tokio::main]
 async fn main() {
@@ -6,6 +15,18 @@ async fn main() {
     let (Some(file), Some(runner)) = (arguments.next(), arguments.next()) else {
         panic!("usage: shared-servers FILE PID");
     };
+    let file = PathBuf::from(file);
     let runner = runner.to_str().and_then(|id| id.parse().ok()).expect("PID is a process id");
-    tests::shared::serve(file.into(), runner).await;
+    let (postgres, nats) = tokio::join!(Postgres::start(false), Nats::start());
+    let ports = json!({"postgres_port": postgres.port(), "nats_port": nats.port()});
+    // Renamed into place, so that no test reads half of it.
+    let staged = file.with_extension("new");
+    fs::write(&staged, ports.to_string()).expect("the target directory is writable");
+    fs::rename(&staged, &file).expect("the target directory is writable");
+    while is_alive(runner) {
+        tokio::time::sleep(POLL * 10).await;
+    }
+    for extension in ["json", "lock", "log"] {
+        let _ = fs::remove_file(file.with_extension(extension));
+    }
 }

@@ -51,16 +51,16 @@ pub fn set_panics(value: &str) -> Result<(), String> {
 /// Events of a counter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
-    /// It was made.
+    /// The counter was created.
     CounterCreated {
-        /// Whose it is.
+        /// The user who owns the counter.
         owner: String,
     },
-    /// Something was counted.
+    /// A number was added.
     ItemAdded {
-        /// How much.
+        /// The number.
         by: i64,
-        /// What the folds shall do: `sleep 5000`, `panic`, or anything.
+        /// Fault that the folds simulate: `sleep 5000`, `panic`; any other text does nothing.
         note: String,
     },
 }

@@ -27,9 +27,9 @@ use crate::refusal::Refused;
 /// Events of a meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Event {
-    /// It was read.
+    /// The meter was read.
     MeterRead {
-        /// What it showed.
+        /// The reading.
         value: i64,
     },
 }

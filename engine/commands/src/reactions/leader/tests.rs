@@ -529,7 +529,7 @@ async fn a_reactor_slower_than_the_log_handles_every_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_parked_key_blocks_no_other_key_and_is_released_in_order() {
+async fn a_parked_key_blocks_no_other_key_and_is_released_in_sequence() {
     let reactor = Counting::leaked("counting", Acts::InTheLog);
     let rig = Rig::new(&[reactor]).await;
     reactor.fails.store(true, Relaxed);
@@ -714,7 +714,7 @@ async fn a_deadline_is_never_early_and_never_precedes_its_cancellation() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn external_effects_run_in_order_per_key_and_stop_while_held() {
+async fn external_effects_of_a_key_run_one_by_one_and_stop_while_held() {
     let reactor = Counting::leaked("calling", Acts::Outside);
     let rig = Rig::new(&[reactor]).await;
     let rows = rig.store.reactions();

@@ -8,14 +8,12 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tests::load::{Load, Shape};
 use tests::postgres::{PASSWORD, Postgres};
-use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
+use tests::wait::{until, until_true, until_within};
 
 /// Time limit for a process to leave a server that was replaced.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(5);
-/// Time limit for a state on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 fn order(id: &str) -> Value {
     json!({"order_id": id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00", "category": "OFFICE"}]})
@@ -31,17 +29,18 @@ async fn connect(url: &str) -> PgConnection {
 
 /// Creates orders until one is accepted, and returns its id.
 async fn create_until_accepted(system: &TestSystem, name: &str, deadline: Duration) -> String {
-    let started = Instant::now();
-    for number in 0.. {
-        let id = format!("{name}-{number}");
+    let mut numbers = 0..;
+    until_within(deadline, "a command is accepted", async || {
+        let id = format!("{name}-{}", numbers.next()?);
         let answer = system.post("/v1/orders").json(order(&id)).try_send().await;
-        if answer.is_ok_and(|answer| answer.status == 201) {
-            return id;
-        }
-        assert!(started.elapsed() < deadline, "no command was accepted within {deadline:?}");
-        tokio::time::sleep(POLL).await;
-    }
-    unreachable!("the loop returns or panics")
+        answer.is_ok_and(|answer| answer.status == 201).then_some(id)
+    })
+    .await
+}
+
+/// Whether a query finds an order.
+async fn found(system: &TestSystem, id: &str) -> Option<()> {
+    (system.get(&format!("/v1/orders/{id}")).send().await.status == 200).then_some(())
 }
 
 /// Returns the readiness report of a process.
@@ -59,19 +58,8 @@ async fn no_process_uses_the_old_server_after_a_failover() {
     let started = Instant::now();
     let id = create_until_accepted(&system, "after", FAILOVER_WITHIN).await;
     // A query must find the order soon: no process reads from the old server any more.
-    loop {
-        let answer = system.get(&format!("/v1/orders/{id}")).send().await;
-        if answer.status == 200 {
-            break;
-        }
-        assert!(
-            started.elapsed() < FAILOVER_WITHIN,
-            "the query still gets {} after {:?}",
-            answer.status,
-            started.elapsed()
-        );
-        tokio::time::sleep(POLL).await;
-    }
+    let left = FAILOVER_WITHIN.saturating_sub(started.elapsed());
+    until_within(left, "a query finds the order", async || found(&system, &id).await).await;
     let sent = load.finish().await;
     let log = read_models_equal_the_fold(&system).await;
     assert_outcomes_match_log(&log, &sent);
@@ -100,10 +88,8 @@ async fn silent_connections_are_abandoned() {
     assert!([200, 503].contains(&probe.status), "{probe:?}");
     assert!(command.is_ok_and(|answer| [201, 503].contains(&answer.status)));
     let id = create_until_accepted(&system, "after", 3 * FAILOVER_WITHIN).await;
-    while system.get(&format!("/v1/orders/{id}")).send().await.status != 200 {
-        assert!(started.elapsed() < 6 * FAILOVER_WITHIN, "the read models do not catch up");
-        tokio::time::sleep(POLL).await;
-    }
+    let left = (6 * FAILOVER_WITHIN).saturating_sub(started.elapsed());
+    until_within(left, "the read models catch up", async || found(&system, &id).await).await;
     for asked in asking {
         assert!(asked.await.expect("the task ends").is_ok(), "a query got no response");
     }
@@ -154,13 +140,7 @@ async fn the_appender_reconnects_at_the_connection_limit() {
                     where usename = 'shop' and application_name = 'docket append'";
     assert_eq!(postgres.sql(&[appender]).await.trim(), "1", "one connection belongs to the appender");
     // Another connection of the role takes its slot at once.
-    let started = Instant::now();
-    let _taken = loop {
-        match PgConnection::connect(&url).await {
-            Ok(taken) => break taken,
-            Err(error) => assert!(started.elapsed() < DEADLINE, "the slot is not freed: {error}"),
-        }
-    };
+    let _taken = until("the slot is free", async || PgConnection::connect(&url).await.ok()).await;
     create_until_accepted(&system, "again", Duration::from_secs(10)).await;
     read_models_equal_the_fold(&system).await;
     let ready = readiness(&system, 0).await;
@@ -309,11 +289,10 @@ async fn the_first_nats_server_may_be_down() {
     system.post("/v1/orders").json(order("one")).send().await.expect(201);
     read_models_equal_the_fold(&system).await;
     system.cli(&["config", "check", "--connect"]).await;
-    let started = Instant::now();
-    while nats.jetstream().await.get_stream("docket").await.map(|stream| stream.cached_info().state.last_sequence).ok()
-        != Some(2)
-    {
-        assert!(started.elapsed() < DEADLINE, "the relay does not publish");
-        tokio::time::sleep(POLL).await;
-    }
+    let (jetstream, stream) = (nats.jetstream().await, system.nats.as_ref().expect("a scaled system").stream());
+    until_true("the relay has published both events", async || {
+        let found = jetstream.get_stream(stream).await;
+        found.is_ok_and(|stream| stream.cached_info().state.last_sequence == 2)
+    })
+    .await;
 }

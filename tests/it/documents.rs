@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 const PAGES: &[&str] = &[
     "README.md",
     "CONTRIBUTING.md",
+    "STYLE.md",
     "SECURITY.md",
     "docs/architecture.md",
     "docs/extending.md",
     "docs/glossary.md",
+    "docs/invariants.md",
     "docs/metrics.md",
     "docs/operations.md",
     "docs/push.md",

@@ -35,17 +35,13 @@ fn short(subject: &str, role: &str, seconds: i64) -> String {
     signed(&json!({"sub": subject, "role": role, "iss": "docket", "aud": "docket", "iat": now, "exp": now + seconds}))
 }
 
-/// Seconds that a socket stays open after its token has expired. The default is 25.
+/// Seconds that a socket stays open after its token has expired, as the harness sets them.
 const GRACE: i64 = 2;
-
-async fn with_short_grace() -> TestSystem {
-    TestSystem::builder(Mode::Embedded).setting("DOCKET_PUSH_TOKEN_GRACE_SECONDS", &GRACE.to_string()).start().await
-}
 
 /// A client that answers pings and never refreshes its token loses the connection at the end of the grace time.
 #[tokio::test]
 async fn an_expired_token_closes_the_socket() {
-    let system = with_short_grace().await;
+    let system = TestSystem::embedded().await;
     let now = jiff::Timestamp::now();
     let socket = Socket::connect(system.reader(), &short("c", "customer", 2)).await;
     assert_eq!(socket.closed().await, 4401);
@@ -57,7 +53,7 @@ async fn an_expired_token_closes_the_socket() {
 /// Clients that refresh their token keep the connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stock_clients_refresh_their_tokens() {
-    let system = with_short_grace().await;
+    let system = TestSystem::embedded().await;
     system.post("/v1/orders").json(json!({"order_id": "fresh", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
     let mut followers = vec![];
@@ -89,7 +85,7 @@ const AWAY: i64 = 8;
 /// reconnects.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stock_clients_reconnect_after_their_token_expired() {
-    let mut system = with_short_grace().await;
+    let mut system = TestSystem::embedded().await;
     system.post("/v1/orders").json(json!({"order_id": "away", "customer_id": "ada"})).send().await.expect(201);
     system.settled().await;
     let mut followers = vec![];

@@ -1,21 +1,17 @@
 //! NATS is only a transport, not a source of truth: its stream may be deleted, and NATS may be killed or lose its data.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 use tests::load::{Load, Shape};
 use tests::nats::Nats;
-use tests::process::POLL;
 use tests::stream::stream_equals_the_log;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
+use tests::wait::until_true;
 
 /// Starts one process per role. Only then do the projections and the live updates depend on JetStream.
 async fn by_role() -> TestSystem {
     TestSystem::builder(Mode::Scaled).own_servers().processes(&["write", "project", "read"]).start().await
 }
-
-const REBUILD_DEADLINE: Duration = Duration::from_secs(60);
 
 fn nats(system: &mut TestSystem) -> &mut Nats {
     system.nats.as_mut().expect("a scaled system")
@@ -34,11 +30,8 @@ async fn assert_consistent(system: &TestSystem, sent: &[tests::load::Sent]) {
 
 /// Deletes the stream, as soon as the relay has created it.
 async fn delete_stream(nats: &Nats) {
-    let (jetstream, started) = (nats.jetstream().await, Instant::now());
-    while let Err(error) = jetstream.delete_stream(nats.stream()).await {
-        assert!(started.elapsed() < REBUILD_DEADLINE, "the stream does not exist: {error}");
-        tokio::time::sleep(POLL).await;
-    }
+    let jetstream = nats.jetstream().await;
+    until_true("the stream can be deleted", async || jetstream.delete_stream(nats.stream()).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,14 +1,12 @@
 //! Commands on one process, projections on another, queries and WebSockets on a third.
 
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tests::client::token;
-use tests::process::POLL;
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
+use tests::wait::until_true;
 
 async fn three() -> TestSystem {
     TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
@@ -91,11 +89,8 @@ async fn processes_accept_checkpoints_that_moved_back() {
         .execute(&mut postgres)
         .await
         .expect("the table exists");
-    let started = Instant::now();
-    while system.get(&path).send().await.status == 200 {
-        assert!(started.elapsed() < Duration::from_secs(10), "the process still uses the old position in memory");
-        tokio::time::sleep(POLL).await;
-    }
+    let forgotten = async || system.get(&path).send().await.status != 200;
+    until_true("the process no longer uses the old position in memory", forgotten).await;
     let behind = system.get(&path).send().await.expect_problem(503, "projection-behind");
     assert_eq!(behind["position"], head - 1, "{behind}");
 }

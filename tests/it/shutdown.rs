@@ -1,12 +1,12 @@
 //! Shutdown of a busy process.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tests::client::{Client, token};
 use tests::load::{Load, Shape};
-use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{assert_outcomes_match_log, read_models_equal_the_fold};
+use tests::wait::until_within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -46,22 +46,18 @@ async fn a_draining_process_reports_that_it_drains() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let operators = Client::new(format!("http://{}", docket.metrics_address()));
     docket.signal("TERM");
-    let started = Instant::now();
-    loop {
+    let draining = until_within(Duration::from_secs(5), "the process reports that it is draining", async || {
         let ready = operators.get("/health/ready").anonymous().send().await;
-        if ready.status == 503 {
-            assert_eq!(ready.json()["status"], "draining");
-            break;
-        }
-        assert!(started.elapsed() < Duration::from_secs(5), "the process does not report that it is draining");
-        tokio::time::sleep(POLL).await;
-    }
+        (ready.status == 503).then(|| ready.json())
+    })
+    .await;
+    assert_eq!(draining["status"], "draining");
     slow.write_all(rest.as_bytes()).await.expect("the request is sent");
     let mut answer = [0; 12];
     slow.read_exact(&mut answer).await.expect("a response");
     assert_eq!(&answer, b"HTTP/1.1 201");
-    while TcpStream::connect(docket.metrics_address()).await.is_ok() {
-        assert!(started.elapsed() < STOP_MAX, "the process does not end");
-        tokio::time::sleep(POLL).await;
-    }
+    until_within(STOP_MAX, "the process ends", async || {
+        TcpStream::connect(docket.metrics_address()).await.is_err().then_some(())
+    })
+    .await;
 }

@@ -40,9 +40,11 @@ async fn follow(client: Client, stop: Arc<AtomicBool>) -> Vec<Event> {
 async fn wait_for_blocked_session(observer: &mut PgConnection, done: impl Fn() -> bool) {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(20) && !done() {
-        let row =
-            sqlx::query("select count(*) as waiting from pg_locks where not granted").fetch_one(&mut *observer).await;
-        if row.expect("pg_locks").get::<i64, _>("waiting") > 0 {
+        // Other systems use other databases of the same server.
+        let sql = "select count(*) as waiting from pg_stat_activity
+                   where datname = current_database() and wait_event_type = 'Lock'";
+        let row = sqlx::query(sql).fetch_one(&mut *observer).await;
+        if row.expect("pg_stat_activity").get::<i64, _>("waiting") > 0 {
             return;
         }
         tokio::time::sleep(POLL).await;

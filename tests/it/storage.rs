@@ -14,6 +14,7 @@ use tests::client::Answer;
 use tests::process::POLL;
 use tests::system::{Mode, TestSystem};
 use tests::verify::{list_orders, read_models_equal_the_fold};
+use tests::wait::until_within;
 
 /// Time limit for a server to notice that its disk is full or has space again.
 const SEEN_WITHIN: Duration = Duration::from_secs(15);
@@ -135,15 +136,11 @@ async fn readiness(system: &TestSystem) -> (u16, Value) {
 }
 
 async fn is_ready(system: &TestSystem, wanted: &str) -> Value {
-    let started = Instant::now();
-    loop {
+    until_within(SEEN_WITHIN, &format!("the status is {wanted}"), async || {
         let (_, report) = readiness(system).await;
-        if report["status"] == wanted {
-            return report;
-        }
-        assert!(started.elapsed() < SEEN_WITHIN, "not {wanted} within {SEEN_WITHIN:?}: {report}");
-        tokio::time::sleep(POLL).await;
-    }
+        (report["status"] == wanted).then_some(report)
+    })
+    .await
 }
 
 /// Writes a file of `bytes` bytes to the disk of the system, or less if the disk is full. Returns its path.

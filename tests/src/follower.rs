@@ -3,16 +3,18 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::process::{find_on_path, target_directory};
+use crate::process::{POLL, find_on_path, target_directory};
 
 /// Longest time without a report from a client.
 const LINE_DEADLINE: Duration = Duration::from_secs(60);
+/// Time limit for a client to end. One that takes longer is killed.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A third-party client.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +31,8 @@ pub enum Kind {
 
 /// A running client; it ends when the value is dropped.
 pub struct Follower {
-    _child: Child,
+    kind: Kind,
+    child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -58,16 +61,10 @@ impl Follower {
         }
         let mut command = Command::new(program);
         command.arg(directory.join(script)).args(before).arg(tokens).args(channels).env("PYTHONPATH", python);
-        // The browser script has a child process. The script ends the child when its own standard input closes, so it
-        // must not be killed.
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stdin(Stdio::piped())
-            .kill_on_drop(kind != Kind::Browser)
-            .spawn()
-            .expect("the client starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stdin(Stdio::piped()).kill_on_drop(true).spawn().expect("the client starts");
         let lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
-        Self { _child: child, lines }
+        Self { kind, child, lines }
     }
 
     /// Returns the next report: `event` is `snapshot`, `recovered`, `pub`, `token`, or the name of an error.
@@ -89,6 +86,21 @@ impl Follower {
         };
         line["event"] = json!(event);
         line
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if self.kind == Kind::Browser {
+            // The script ends when its standard input closes. It ends the browser first, so it must not be killed before.
+            drop(self.child.stdin.take());
+        } else {
+            let _ = self.child.start_kill();
+        }
+        let started = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && started.elapsed() < END_DEADLINE {
+            std::thread::sleep(POLL);
+        }
     }
 }
 

@@ -23,6 +23,13 @@ const STOP_DEADLINE: Duration = Duration::from_secs(40);
 /// How long a command of the CLI may take.
 const CLI_DEADLINE: Duration = Duration::from_secs(300);
 
+/// Pauses and grace times that stories would otherwise wait for.
+const SHORT_WAITS: [(&str, &str); 3] = [
+    ("DOCKET_RETRY_DELAY_MS", "50"),
+    ("DOCKET_PUSH_PRESENCE_GRACE_SECONDS", "3"),
+    ("DOCKET_PUSH_TOKEN_GRACE_SECONDS", "2"),
+];
+
 /// Which of the two ways to run Docket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -173,6 +180,7 @@ impl Builder {
             ("DOCKET_ALLOWED_ORIGINS".to_owned(), "loopback".to_owned()),
             ("NO_COLOR".to_owned(), "1".to_owned()),
         ];
+        environment.extend(SHORT_WAITS.map(|(name, value)| (name.to_owned(), value.to_owned())));
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_STREAM".to_owned(), nats.stream().to_owned())));
         environment.extend(self.settings);

@@ -205,7 +205,7 @@ async fn sqlite() -> Backend {
 }
 
 async fn postgres() -> Backend {
-    let postgres = tests::postgres::Postgres::start(false).await;
+    let postgres = tests::postgres::Postgres::shared().await;
     let settings = Settings { database_url: postgres.url(), snapshot_every_events: 5, ..Settings::default() };
     let folder = tempfile::tempdir().unwrap();
     Backend { store: reopened(&settings).await, settings, _folder: folder, _postgres: Some(postgres) }
@@ -271,7 +271,10 @@ impl Backend {
             // SQLite does not report waiting connections.
             return tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        while self.number("select count(*) from pg_locks where not granted").await == 0 {
+        // Other tests use other databases of the same server.
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while self.number(waiting).await == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -3,6 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::FromRef;
 use event_store::db::Tx;
@@ -314,6 +315,7 @@ impl QueryApi {
     ) -> Result<Self, InvalidDefinitions> {
         let channels = definitions.check(progress.registry())?;
         let ContextDefinitions { publishers, cursor_v1_kinds, .. } = definitions;
+        let presence = Presence::new(Duration::from_secs(settings.push_presence_grace_seconds.into()));
         let connections =
             Connections::new(settings.push_connections_per_address_max, settings.push_connections_per_customer_max);
         Metrics::begin();
@@ -328,7 +330,7 @@ impl QueryApi {
             hub: Hub::default(),
             connections,
             quota: ReplayQuota::default(),
-            presence: Presence::default(),
+            presence,
             stop,
         })
     }

@@ -22,8 +22,6 @@ const TOPIC: &str = "presence";
 const GOSSIP_EVERY: Duration = Duration::from_secs(5);
 /// Time without a message after which the clients of another process expire.
 const SILENCE: Duration = Duration::from_secs(12);
-/// How long a user without clients is still shown, because the user may reconnect.
-const GRACE: Duration = Duration::from_secs(15);
 /// Longest time between two checks for changes.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 /// Shortest time between two checks for changes.
@@ -57,6 +55,8 @@ pub struct Presence(Arc<Inner>);
 
 struct Inner {
     process: Uuid,
+    /// How long a user without clients is still shown, because the user may reconnect.
+    grace: Duration,
     entries: Mutex<Entries>,
     /// Notified when a client of this process subscribes or leaves.
     changed: Notify,
@@ -80,13 +80,13 @@ pub struct PresenceGuard {
     entry: PresenceEntry,
 }
 
-impl Default for Presence {
-    fn default() -> Self {
-        Self(Arc::new(Inner { process: Uuid::new_v4(), entries: Mutex::default(), changed: Notify::new() }))
-    }
-}
-
 impl Presence {
+    /// Creates the presence of a process without clients. A user without clients is still shown for the time `grace`.
+    pub fn new(grace: Duration) -> Self {
+        let process = Uuid::new_v4();
+        Self(Arc::new(Inner { process, grace, entries: Mutex::default(), changed: Notify::new() }))
+    }
+
     /// Adds a client of a user to a channel.
     pub fn enter(&self, channel: &Arc<str>, client: &Arc<str>, user: &str) -> PresenceGuard {
         let entry = PresenceEntry { channel: channel.clone(), client: client.clone(), user: user.into() };
@@ -183,8 +183,8 @@ impl Presence {
         serde_json::to_vec(&PresenceGossip { process: self.0.process, ..gossip }).unwrap_or_default()
     }
 
-    /// Returns the joins and leaves since the last call, per user rather than per client. A user leaves after [`GRACE`]
-    /// without a client.
+    /// Returns the joins and leaves since the last call, per user rather than per client. A user leaves after the
+    /// grace time without a client.
     fn changes(&self) -> Vec<(Arc<str>, &'static str, Arc<str>)> {
         let now = Instant::now();
         let mut guard = self.lock();
@@ -207,12 +207,12 @@ impl Presence {
             users.retain(|user, gone| {
                 let here = clients.is_some_and(|clients| clients.values().any(|(present, _)| present == user));
                 let since = *gone.get_or_insert(now);
-                match (here, now - since >= GRACE) {
+                match (here, now - since >= self.0.grace) {
                     (true, _) => *gone = None,
                     (false, false) => {}
                     (false, true) => changes.push((channel.clone(), "leave", user.clone())),
                 }
-                here || now - since < GRACE
+                here || now - since < self.0.grace
             });
             !users.is_empty()
         });
@@ -283,13 +283,15 @@ impl Drop for PresenceGuard {
 mod tests {
     use super::*;
 
+    const GRACE: Duration = Duration::from_secs(15);
+
     fn users(changes: Vec<(Arc<str>, &'static str, Arc<str>)>) -> Vec<String> {
         changes.iter().map(|(channel, what, user)| format!("{channel} {what} {user}")).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_user_joins_with_the_first_client_and_leaves_after_the_last_one() {
-        let presence = Presence::default();
+        let presence = Presence::new(GRACE);
         let (channel, client): (Arc<str>, _) = ("counter:a".into(), |name: &str| Arc::<str>::from(name));
         let one = presence.enter(&channel, &client("1"), "ada");
         let two = presence.enter(&channel, &client("2"), "ada");
@@ -308,7 +310,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_last_change_of_a_client_wins() {
-        let (here, there) = (Presence::default(), Presence::default());
+        let (here, there) = (Presence::new(GRACE), Presence::new(GRACE));
         let (channel, client): (Arc<str>, Arc<str>) = ("counter:a".into(), "9".into());
         let mut at = Instant::now() + GOSSIP_EVERY;
         let mut bob = there.enter(&channel, &client, "bob");
@@ -326,7 +328,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn clients_of_a_silent_process_are_removed() {
-        let (here, there) = (Presence::default(), Presence::default());
+        let (here, there) = (Presence::new(GRACE), Presence::new(GRACE));
         let _bob = there.enter(&"counter:a".into(), &"9".into(), "bob");
         let mut at = Instant::now();
         there.unsent(&mut at).into_iter().for_each(|gossip| here.receive(gossip));

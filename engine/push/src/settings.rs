@@ -19,6 +19,8 @@ pub struct Settings {
     pub push_connections_per_address_max: u32,
     /// Limit of concurrent sockets, streams and polls per customer; 0 means no limit.
     pub push_connections_per_customer_max: u32,
+    /// Seconds after which a user whose last client has left is reported as gone, unless a client comes back.
+    pub push_presence_grace_seconds: u32,
     /// Seconds that a socket stays open after its token has expired, so that the client can send a fresh one.
     pub push_token_grace_seconds: u32,
 }
@@ -31,6 +33,7 @@ impl Default for Settings {
             cors_answer_headers: String::new(),
             push_connections_per_address_max: 20_000,
             push_connections_per_customer_max: 64,
+            push_presence_grace_seconds: 15,
             push_token_grace_seconds: 25,
         }
     }

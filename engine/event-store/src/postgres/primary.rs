@@ -104,6 +104,9 @@ impl Purpose {
             // During a long snapshot the log's head and the checkpoints have many dead versions, which only an index
             // scan avoids.
             settings.push(("enable_seqscan", "off".into()));
+            // With that setting a plan without an index has a cost so high that PostgreSQL compiles it, which takes tens
+            // of milliseconds for each statement.
+            settings.push(("jit", "off".into()));
         }
         if self == Self::Append {
             // The appender passes arrays, whose values do not change the plan, so the plan need not be made again for

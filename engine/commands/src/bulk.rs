@@ -2,8 +2,8 @@
 //!
 //! Commands to one stream stay in sequence, because one worker handles a stream. Commands to different streams run
 //! concurrently and share append transactions. Each line counts as one request of the rate limit: when the principal's
-//! rate is used up, the next line is read later. The use of memory and disk is bounded ([`budget`]). Results are
-//! buffered for a client that sends everything before it reads ([`spool`]); when the buffer is full, the request is
+//! rate is used up, the next line is read later. The use of memory and disk is bounded (`budget`). Results are
+//! buffered for a client that sends everything before it reads (`spool`); when the buffer is full, the request is
 //! read no further.
 
 pub(crate) mod budget;

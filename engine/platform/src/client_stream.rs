@@ -245,6 +245,8 @@ mod tests {
 
         let mut buffer = vec![0; 1 << 20];
         client.read_exact(&mut buffer).await.unwrap();
+        // The kernel announces the free space of the client's buffer a moment later.
+        stream.stream.as_ref().unwrap().writable().await.unwrap();
         stream.write_all(b"it goes on once the client reads").await.unwrap();
     }
 }

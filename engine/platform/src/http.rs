@@ -228,7 +228,7 @@ async fn connection(
 /// - a 500 problem for a panic,
 /// - problems for requests that axum itself refuses (unknown route or method, malformed path),
 /// - a body limit of 1 MiB, which a route may change with its own `DefaultBodyLimit`,
-/// - the headers of [`DEFAULT_RESPONSE_HEADERS`], unless the route sets its own values,
+/// - the headers of `DEFAULT_RESPONSE_HEADERS`, unless the route sets its own values,
 /// - the refusal of requests with ambiguous headers or an encoded body, before a handler runs.
 ///
 /// `not_found_hint` is empty, or a sentence with a leading space that names the role which serves other paths. It is

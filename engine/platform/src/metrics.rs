@@ -1,5 +1,5 @@
 //! Metrics of the process and its HTTP server, and the endpoint `/metrics`. Other crates create their instruments with
-//! `opentelemetry::global::meter("docket")` after [`start`]; instruments created earlier record nothing.
+//! `opentelemetry::global::meter("docket")` after `start`; instruments created earlier record nothing.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{LazyLock, OnceLock};

@@ -21,7 +21,7 @@ tests::stories![settings = durable; one_customer_cannot_exhaust_memory];
 /// Maximum memory of the whole process under the load of one customer, in KiB.
 const CEILING_KIB: u64 = 384 * 1024;
 /// Duration of each row in the short form.
-const SHORT: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(2);
 /// Interval between two measurements of memory.
 const MEASURE_EVERY: Duration = Duration::from_millis(20);
 /// Pause between two new connections, in rows that open as many as possible.

@@ -11,7 +11,8 @@ dev *ARGS:
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    cargo nextest run --workspace --locked -E 'not (package(tests) or package(bench) or test(/^(embedded|scaled)::/) or test(scaled)) or test(/^(architecture|documents)::/)'
+    cargo build --package tests --bins --locked
+    cargo nextest run --workspace --locked -E 'not (package(tests) or package(bench) or (package(loyalty) and kind(test))) or test(/^(architecture|documents)::/)'
 
 # Runs the stories whose names contain NAME, embedded and scaled: `just story a_rolling_upgrade`.
 story NAME *ARGS:

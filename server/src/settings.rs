@@ -151,7 +151,8 @@ impl Server {
 
 type Named = BTreeMap<String, Value>;
 
-/// Names of the settings of authentication. Listed here because secrets have no serialized default to take names from.
+/// Names of the settings of authentication. `names_of` reads the names of all other settings from their serialized
+/// defaults. These settings contain secrets and are never serialized, so their names are listed here.
 const AUTH: [&str; 5] = ["jwt_secret", "jwt_key_file", "jwt_jwks_url", "jwt_issuer", "jwt_audience"];
 
 impl Settings {

@@ -211,7 +211,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{}: {error}: {}", self.what, String::from_utf8_lossy(&self.body)))
     }
 
-    /// Returns the text of a header.
+    /// Returns the text of a header; `None` if the header is missing or is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }

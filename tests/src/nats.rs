@@ -1,4 +1,4 @@
-//! A real nats-server with JetStream: a stream on the server that a test run shares, or a server of the test's own.
+//! NATS JetStream for tests: a stream on the shared server of the test run, or a server for one test.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,19 +11,19 @@ use crate::ports::free_port;
 use crate::process::{Process, find_on_path, target_directory};
 use crate::shared;
 
-/// Who may connect: every test shows that Docket says so.
+/// Name of the only user that the server accepts.
 const USER: &str = "docket";
-/// Their password, with what has to be encoded in a URL; no log may show it.
+/// Password of the user. It has characters that must be encoded in a URL. No log may contain it.
 pub const PASSWORD: &str = "canary-nats@/";
 const ENCODED: &str = "canary-nats%40%2F";
 
 const NOT_OWN: &str = "the story stops NATS: build its system with own_servers()";
 const MISSING: &str = "no nats-server found in $NATS_SERVER, target/tools or PATH; install it with: tests/run install";
 
-/// The stream's name on a server of the test's own: Docket's default.
+/// Name of the stream on a server for one test: Docket's default.
 const STREAM: &str = "docket";
 
-/// A JetStream stream on the server that a test run shares, or a server of the test's own.
+/// A JetStream stream on the shared server, or a server for one test.
 pub struct Nats {
     port: u16,
     stream: String,
@@ -37,18 +37,18 @@ struct Server {
     directory: TempDir,
 }
 
-/// Number of streams that this test process has named on the shared server.
+/// Number of stream names that this test process has used on the shared server.
 static STREAMS: AtomicUsize = AtomicUsize::new(0);
 
 impl Nats {
-    /// Takes a stream name of its own on the shared server; the stream is removed on drop.
+    /// Chooses a new stream name on the shared server. The stream is removed when the value is dropped.
     pub async fn shared() -> Self {
         let port = shared::servers().await.nats_port;
         let number = STREAMS.fetch_add(1, Ordering::Relaxed);
         Self { port, stream: format!("story_{}_{number}", std::process::id()), server: None }
     }
 
-    /// Starts a server with an empty store.
+    /// Starts a server for one test, with an empty store.
     pub async fn start() -> Self {
         let directory = tempfile::Builder::new().prefix("docket-nats-").tempdir().expect("a temporary directory");
         let port = free_port();
@@ -62,12 +62,12 @@ impl Nats {
         nats
     }
 
-    /// The port that the server listens on.
+    /// Returns the port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Name of the JetStream stream.
+    /// Returns the name of the JetStream stream.
     pub fn stream(&self) -> &str {
         &self.stream
     }
@@ -76,22 +76,22 @@ impl Nats {
         self.server.as_mut().expect(NOT_OWN)
     }
 
-    /// The address for clients.
+    /// Returns the URL of the server, with user and password.
     pub fn url(&self) -> String {
         format!("nats://{USER}:{ENCODED}@127.0.0.1:{}", self.port)
     }
 
-    /// Kills the server without warning.
+    /// Kills the server with SIGKILL.
     pub fn kill9(&mut self) {
         self.own_mut().process.kill9();
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal by name, such as `STOP`.
     pub fn signal(&self, name: &str) {
         self.server.as_ref().expect(NOT_OWN).process.signal(name);
     }
 
-    /// Starts the server again (ending it first where it runs) and waits until JetStream is there.
+    /// Kills the server if it runs, starts it again, and waits until JetStream is available.
     pub async fn restart(&mut self) {
         let port = self.port;
         let process = &mut self.own_mut().process;
@@ -103,14 +103,14 @@ impl Nats {
     /// Removes everything that the server has stored.
     ///
     /// # Panics
-    /// If the server runs: end it first.
+    /// If the server runs.
     pub fn wipe(&mut self) {
         let Server { process, directory } = self.own_mut();
-        assert!(process.id().is_none(), "nats-server is wiped only while it does not run");
+        assert!(process.id().is_none(), "stop nats-server before its store is removed");
         let _ = std::fs::remove_dir_all(directory.path().join("store"));
     }
 
-    /// A JetStream client of the test's own.
+    /// Connects to the server, and returns a JetStream client.
     pub async fn jetstream(&self) -> async_nats::jetstream::Context {
         let options = async_nats::ConnectOptions::with_user_and_password(USER.to_owned(), PASSWORD.to_owned());
         async_nats::jetstream::new(options.connect(format!("127.0.0.1:{}", self.port)).await.expect("nats-server runs"))
@@ -120,13 +120,14 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         if self.server.is_none() {
-            // JetStream reserves the stream's largest size, so streams that stay would fill the server.
+            // JetStream reserves the maximum size of each stream, so streams that remain would fill the server.
             let _ = delete_stream(self.port, &self.stream);
         }
     }
 }
 
-/// Deletes a stream by the text protocol of NATS, which needs no async client: <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
+/// Deletes a stream. Uses the text protocol of NATS, because `drop` cannot await an async client:
+/// <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
 fn delete_stream(port: u16, stream: &str) -> std::io::Result<()> {
     use std::io::{Read, Write};
     let mut connection = std::net::TcpStream::connect(("127.0.0.1", port))?;
@@ -135,7 +136,7 @@ fn delete_stream(port: u16, stream: &str) -> std::io::Result<()> {
     let subject = format!("$JS.API.STREAM.DELETE.{stream}");
     write!(connection, "CONNECT {connect}\r\nSUB deleted 1\r\nPUB {subject} deleted 0\r\n\r\n")?;
     let (mut answer, mut bytes) = (Vec::new(), [0; 4096]);
-    // The answer, or that there is no such stream, is the first message.
+    // The first message is the answer: the stream was deleted, or does not exist.
     while !answer.windows(5).any(|part| part == b"\nMSG ") {
         match connection.read(&mut bytes)? {
             0 => break,
@@ -145,7 +146,7 @@ fn delete_stream(port: u16, stream: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the greeting line of the server names JetStream.
+/// Returns whether the greeting line of the server announces JetStream.
 async fn greets_with_jetstream(port: u16) -> bool {
     let attempt = async {
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;

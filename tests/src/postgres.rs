@@ -1,4 +1,4 @@
-//! A real PostgreSQL: a database on the server that a test run shares, or a server of the test's own.
+//! PostgreSQL for tests: a database on the shared server of the test run, or a server for one test.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ use crate::shared;
 
 const NOT_OWN: &str = "the story stops or configures PostgreSQL: build its system with own_servers()";
 const MISSING: &str = "no PostgreSQL server found; install it with: apt-get install -y postgresql";
-/// Nobody asks for it; no log may show it.
+/// Password in connection strings. The server trusts local connections and does not check it. No log may contain it.
 pub const PASSWORD: &str = "canary-postgres";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a standby may take to follow its primary.
+/// Time limit for a standby to follow its primary, and for a promotion.
 const FOLLOW_DEADLINE: Duration = Duration::from_secs(30);
-/// The name by which a primary knows its standby.
+/// Application name of the standby, by which the primary identifies it.
 const STANDBY: &str = "standby";
 
-/// An empty database, and a server of its own where the test stops, kills or configures it.
+/// A database on the shared server, or a server for one test that stops, kills or configures it.
 pub struct Postgres {
     port: u16,
     database: String,
@@ -35,7 +35,7 @@ struct Server {
     process: Process,
     durable: bool,
     frozen: bool,
-    /// Holds data and socket. Dropped after the process.
+    /// Contains the data and the socket. Dropped after the process.
     _directory: TempDir,
 }
 
@@ -43,7 +43,7 @@ struct Server {
 static DATABASES: AtomicUsize = AtomicUsize::new(0);
 
 impl Postgres {
-    /// Creates a database on the shared server; it is removed on drop.
+    /// Creates an empty database on the shared server. It is removed when the value is dropped.
     pub async fn shared() -> Self {
         let port = shared::servers().await.postgres_port;
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
@@ -53,16 +53,16 @@ impl Postgres {
         Self { port, database, server: None }
     }
 
-    /// Starts a server on temporary data. Without `durable` it runs with `fsync=off`: committed data survives a killed
-    /// process, but not a power loss.
+    /// Starts a server for one test, with an empty database. Without `durable` it runs with `fsync=off`: committed data
+    /// survives a killed process, but not a power loss.
     pub async fn start(durable: bool) -> Self {
         let directory = scratch("docket-pg-");
         run_to_end(Command::new("cp").arg("-a").arg(template(&programs())).arg(directory.path().join("data")));
         Self::run(directory, durable).await
     }
 
-    /// Copies a running primary and starts a synchronous standby of it: from now on the primary answers a commit when
-    /// the standby has it on its disk, too. With the standby gone, the primary's commits wait.
+    /// Copies a running primary, and starts a synchronous standby of it. From then on a commit on the primary returns
+    /// only when the standby has also written it to disk. When the standby does not run, commits on the primary wait.
     pub async fn start_standby(primary: &Self) -> Self {
         let directory = scratch("docket-pg-");
         let (program, mut arguments) = as_postgres(&programs().join("pg_basebackup"));
@@ -94,14 +94,14 @@ impl Postgres {
             "max_connections=400".to_owned(),
             "shared_buffers=64MB".to_owned(),
             "max_wal_size=256MB".to_owned(),
-            // A standby whose primary has died can be promoted at once.
+            // Shortens the promotion of a standby whose primary no longer runs.
             "wal_retrieve_retry_interval=100ms".to_owned(),
             "log_min_messages=warning".to_owned(),
         ];
         let (program, mut arguments) = as_postgres(&programs().join("postgres"));
         arguments.extend(["-D".to_owned(), directory.path().join("data").display().to_string()]);
         arguments.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
-        // SIGQUIT ends the backends too and frees the shared memory.
+        // SIGQUIT also ends the backends, and frees the shared memory.
         let process =
             Process::new("postgres", program, directory.path().join("log")).args(arguments).drop_signal("QUIT");
         let server = Server { process, durable, frozen: false, _directory: directory };
@@ -110,7 +110,7 @@ impl Postgres {
         postgres
     }
 
-    /// The port that the server listens on.
+    /// Returns the port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -127,31 +127,31 @@ impl Postgres {
         self.server.as_ref().map(|server| server.process.log_tail()).unwrap_or_default()
     }
 
-    /// The connection string of the database.
+    /// Returns the connection string of the database, for the superuser.
     pub fn url(&self) -> String {
         self.url_as("postgres")
     }
 
-    /// The same for another role, which must exist.
+    /// Returns the connection string of the database, for this role.
     pub fn url_as(&self, role: &str) -> String {
         format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/{}", self.port, self.database)
     }
 
-    /// Where it listens, as `127.0.0.1:PORT`.
+    /// Returns the address of the server as `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Whether it takes connections.
+    /// Returns whether the server accepts connections.
     pub async fn answers(&self) -> bool {
         let runs = self.server.as_ref().is_none_or(|server| !server.frozen && server.process.id().is_some());
         runs && answers(self.port).await
     }
 
-    /// Runs statements as the superuser, each in a transaction of its own; the rows of all.
+    /// Runs statements as the superuser, each in its own transaction. Returns the rows of all statements as text.
     ///
     /// # Panics
-    /// If one fails.
+    /// If a statement fails.
     pub async fn sql(&self, statements: &[&str]) -> String {
         self.psql(statements.iter().flat_map(|statement| ["-c", statement])).await
     }
@@ -159,7 +159,7 @@ impl Postgres {
     /// Runs a file of statements, such as a dump, as the superuser.
     ///
     /// # Panics
-    /// If one fails.
+    /// If a statement fails.
     pub async fn load(&self, file: &Path) {
         self.psql(["-f", file.to_str().expect("UTF-8")]).await;
     }
@@ -174,7 +174,7 @@ impl Postgres {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    /// Kills the postmaster. Its other processes notice and end a moment later, what they have not written included.
+    /// Kills the postmaster with SIGKILL. The backends notice this and end shortly afterwards.
     pub fn kill9(&mut self) {
         if self.own().frozen {
             self.thaw();
@@ -182,55 +182,55 @@ impl Postgres {
         self.own_mut().process.kill9();
     }
 
-    /// Kills every process of the server at one moment, as the end of a machine does. Commits that do not wait for the
-    /// disk (`synchronous_commit=off`) are lost where they were of the last moments.
+    /// Kills every process of the server at the same time, as a crash of the machine does. The latest commits with
+    /// `synchronous_commit=off` may be lost.
     pub fn kill_all(&mut self) {
-        // Stopped first, the postmaster starts nothing while its processes are listed.
+        // The postmaster is stopped first, so that it starts no process while its processes are listed.
         self.own().process.signal("STOP");
         let children = self.children();
         send_signal("KILL", &children);
         self.own_mut().process.kill9();
         let started = Instant::now();
         while children.iter().any(|child| is_alive(*child)) {
-            assert!(started.elapsed() < STOP_DEADLINE, "processes of a killed server live on");
+            assert!(started.elapsed() < STOP_DEADLINE, "processes of a killed server still run");
             std::thread::sleep(POLL);
         }
         self.own_mut().frozen = false;
     }
 
-    /// Stops the server as `pg_ctl stop -m immediate` does: without a checkpoint, so the next start recovers.
+    /// Stops the server as `pg_ctl stop -m immediate` does: without a checkpoint, so the next start runs recovery.
     pub async fn stop_immediate(&mut self) {
         self.own_mut().process.stop("QUIT", STOP_DEADLINE).await;
     }
 
-    /// Stops the server as `pg_ctl stop -m fast` does: sessions end, all is written.
+    /// Stops the server as `pg_ctl stop -m fast` does: sessions end, and a checkpoint is written.
     pub async fn stop_fast(&mut self) {
         self.own_mut().process.stop("INT", STOP_DEADLINE).await;
     }
 
-    /// Stops every process in the middle of what it does; connections stay open and get no answer.
+    /// Suspends every process of the server with SIGSTOP. Connections stay open and get no answer.
     pub fn freeze(&mut self) {
         self.own().process.signal("STOP");
         send_signal("STOP", &self.children());
         self.own_mut().frozen = true;
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a server that [`Self::freeze`] suspended.
     pub fn thaw(&mut self) {
         send_signal("CONT", &self.children());
         self.own().process.signal("CONT");
         self.own_mut().frozen = false;
     }
 
-    /// Refuses all further changes, as a primary does that was replaced and lives on. Running transactions end as they
-    /// began.
+    /// Makes new transactions read-only, as on an old primary that still runs after a failover. Transactions that have
+    /// begun can still write.
     pub async fn set_read_only(&self) {
         self.sql(&["alter system set default_transaction_read_only = on", RELOAD]).await;
     }
 
-    /// Makes a standby a primary without a standby.
+    /// Promotes a standby to a primary that has no standby itself.
     pub async fn promote(&self) {
-        // Not waited for in the query: its own snapshot can hold up the replay that the promotion waits for.
+        // The query does not wait for the promotion: its snapshot could block the replay that the promotion needs.
         self.sql(&["alter system reset synchronous_standby_names", RELOAD, "select pg_promote(false)"]).await;
         let started = Instant::now();
         while self.sql(&["select pg_is_in_recovery()"]).await.trim() != "f" {
@@ -239,7 +239,7 @@ impl Postgres {
         }
     }
 
-    /// The process ids of all but the postmaster, which is the parent of each.
+    /// Returns the ids of all processes whose parent is the postmaster.
     fn children(&self) -> Vec<u32> {
         let Some(postmaster) = self.own().process.id() else { return vec![] };
         let processes = std::fs::read_dir("/proc").expect("Linux lists processes").flatten();
@@ -247,10 +247,10 @@ impl Postgres {
         ids.filter(|id| process_state(*id).is_some_and(|(_, parent)| parent == postmaster)).collect()
     }
 
-    /// Starts the server again (ending it first where it runs) and waits until it answers.
+    /// Kills the server if it runs, starts it again, and waits until it accepts connections.
     pub async fn restart(&mut self) {
         self.kill9();
-        // Backends of a killed server end by themselves a moment later; until then a new one refuses to start.
+        // Backends of a killed server end shortly after the postmaster. Until then a new postmaster refuses to start.
         let started = Instant::now();
         let port = self.port;
         let process = &mut self.own_mut().process;
@@ -268,7 +268,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // A stopped process takes no signal but SIGKILL, and only the postmaster would get that.
+        // A suspended process handles no signal except SIGKILL, and only the postmaster would receive that.
         match &self.server {
             Some(server) if server.frozen => self.thaw(),
             Some(_) => {}
@@ -281,7 +281,7 @@ impl Drop for Postgres {
     }
 }
 
-/// psql as the superuser, ending at the first error.
+/// Returns a psql command that connects as the superuser and ends at the first error.
 fn psql(port: u16, database: &str) -> Command {
     let mut psql = Command::new(programs().join("psql"));
     psql.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres", "-d", database, "-XAtq"]);
@@ -291,20 +291,20 @@ fn psql(port: u16, database: &str) -> Command {
 
 const RELOAD: &str = "select pg_reload_conf()";
 
-/// Sends a signal to those of these processes that still run.
+/// Sends a signal to the given processes. Processes that have ended are ignored.
 fn send_signal(name: &str, processes: &[u32]) {
     let ids = processes.iter().map(u32::to_string);
     let _ = Command::new("kill").arg(format!("-{name}")).args(ids).stderr(Stdio::null()).status();
 }
 
-/// A new directory that PostgreSQL's user owns.
+/// Creates a temporary directory that PostgreSQL's user owns.
 fn scratch(prefix: &str) -> TempDir {
     let directory = tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary directory");
     own(directory.path());
     directory
 }
 
-/// Whether the server takes connections: it answers a start-up packet with something other than "starting up" (57P03).
+/// Returns whether the server accepts connections. A server that is starting answers with the error 57P03 instead.
 async fn answers(port: u16) -> bool {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let attempt = async {
@@ -315,11 +315,11 @@ async fn answers(port: u16) -> bool {
         stream.write_all(&packet).await.ok()?;
         stream.read_u8().await.ok()
     };
-    // 'R' is AuthenticationOk: trusted, and past start-up.
+    // 'R' is AuthenticationOk: the server has started and trusts the connection.
     tokio::time::timeout(Duration::from_secs(5), attempt).await.ok().flatten() == Some(b'R')
 }
 
-/// The directory of `initdb` and `postgres`: that of `PATH`, else the newest of Debian's.
+/// Returns the directory of `initdb` and `postgres`: from `PATH`, else the newest version among Debian's packages.
 fn programs() -> PathBuf {
     let on_path = find_on_path("initdb").and_then(|path| path.canonicalize().ok()?.parent().map(Path::to_owned));
     let debian = || {
@@ -331,7 +331,7 @@ fn programs() -> PathBuf {
     found.filter(|path| path.join("initdb").is_file()).expect(MISSING)
 }
 
-/// A data directory made once for each version of PostgreSQL, to be copied by every test.
+/// Returns a data directory to copy. It is created once for each version of PostgreSQL.
 fn template(programs: &Path) -> PathBuf {
     let version = Command::new(programs.join("postgres")).arg("--version").output().expect(MISSING).stdout;
     let version = String::from_utf8_lossy(&version);
@@ -342,7 +342,7 @@ fn template(programs: &Path) -> PathBuf {
     if template.exists() {
         return template;
     }
-    // Not made in place: the user postgres may not enter the target directory.
+    // It is created elsewhere and then copied, because the user postgres may have no access to the target directory.
     let scratch = scratch("docket-initdb-");
     let data = scratch.path().join("data");
     let run = |program: &str, arguments: &[&str]| {
@@ -372,15 +372,16 @@ fn template(programs: &Path) -> PathBuf {
     let single = ["--single", "-F", "-D", data_text, "postgres"];
     let input = std::fs::File::open(&sql).expect("just written");
     let output = Command::new(wrapper).args(before).args(single).stdin(input).output();
-    assert!(output.is_ok_and(|output| output.status.success()), "the database docket can't be created");
+    assert!(output.is_ok_and(|output| output.status.success()), "the database docket could not be created");
     let staged = home.join("postgres-template.new");
     let _ = std::fs::remove_dir_all(&staged);
     run_to_end(Command::new("cp").arg("-a").arg(&data).arg(&staged));
-    std::fs::rename(&staged, &template).expect("both lie in the target directory");
+    std::fs::rename(&staged, &template).expect("both paths are in the target directory");
     template
 }
 
-/// PostgreSQL refuses to run as root, so root hands it to the user postgres, in the same process id.
+/// Returns the command that runs a program of PostgreSQL. PostgreSQL refuses to run as root, so root runs it as the
+/// user postgres with `setpriv`, which keeps the process id.
 fn as_postgres(program: &Path) -> (PathBuf, Vec<String>) {
     if !is_root() {
         return (program.to_owned(), vec![]);
@@ -396,7 +397,7 @@ fn own(directory: &Path) {
     }
 }
 
-/// Whether the tests run as root.
+/// Returns whether the tests run as root.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }

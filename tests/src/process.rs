@@ -1,4 +1,4 @@
-//! A server process under test: started with a log file, stopped by its process id.
+//! A server process of a test. Its output goes to a log file.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How many of a log's last bytes are shown when a test fails.
+/// Number of bytes at the end of a log that are printed when a test fails.
 const LOG_TAIL_BYTES: usize = 6_000;
 
-/// How often a state is looked at that has no event to wait for.
+/// Interval of checks while a test waits for a condition.
 pub const POLL: Duration = Duration::from_millis(15);
 
-/// A program, how to start it, and its running child if there is one.
+/// A program with its arguments and environment, and its process if it runs.
 pub struct Process {
     name: String,
     program: PathBuf,
@@ -20,12 +20,12 @@ pub struct Process {
     environment: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
-    /// The signal that lets the program clean up at once when the test ends.
+    /// Signal that ends the process when the value is dropped.
     drop_signal: &'static str,
 }
 
 impl Process {
-    /// Describes a process; [`Process::start`] starts it. What it prints goes to `log`.
+    /// Describes a process without starting it; [`Process::start`] does. Its output is written to the file `log`.
     pub fn new(name: impl Into<String>, program: PathBuf, log: PathBuf) -> Self {
         Self {
             name: name.into(),
@@ -45,37 +45,38 @@ impl Process {
         self
     }
 
-    /// Sets environment variables. Those of the test that begin with `DOCKET_` are never handed on.
+    /// Sets environment variables. `DOCKET_…` variables of the test's own environment are not inherited.
     #[must_use]
     pub fn envs(mut self, variables: &[(String, String)]) -> Self {
         self.environment.extend_from_slice(variables);
         self
     }
 
-    /// Takes another program at its next start.
+    /// Uses another program at the next start.
     pub fn set_program(&mut self, program: PathBuf) {
         self.program = program;
     }
 
-    /// Sets an environment variable for its next start.
+    /// Sets an environment variable for the next start.
     pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// Names the signal that ends the process when it is dropped, in place of `KILL`.
+    /// Sets the signal that ends the process when the value is dropped, instead of `KILL`. A process that still runs
+    /// after 3 seconds is killed.
     #[must_use]
     pub fn drop_signal(mut self, signal: &'static str) -> Self {
         self.drop_signal = signal;
         self
     }
 
-    /// Starts the program; its output is added to the log.
+    /// Starts the program, and appends its output to the log.
     ///
     /// # Panics
-    /// If it runs already or can't be started.
+    /// If the process already runs, or cannot be started.
     pub fn start(&mut self) {
-        assert!(self.child.is_none(), "{} runs already", self.name);
+        assert!(self.child.is_none(), "{} already runs", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the test directory is writable");
         let mut command = clean_command(&self.program);
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -85,21 +86,21 @@ impl Process {
         self.child = Some(child);
     }
 
-    /// The process id, while it runs.
+    /// Returns the process id; `None` when the process was not started or was stopped.
     pub fn id(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// `Some` when the process has ended by itself.
+    /// Returns the exit status when the process has ended by itself.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        self.child.as_mut().and_then(|child| child.try_wait().expect("a child of ours"))
+        self.child.as_mut().and_then(|child| child.try_wait().expect("a child of this process"))
     }
 
-    /// Ends the process with SIGKILL, which it can't see coming, and waits until it is gone.
+    /// Kills the process with SIGKILL, and waits until it has ended.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
-            child.kill().expect("a child of ours");
-            child.wait().expect("a child of ours");
+            child.kill().expect("a child of this process");
+            child.wait().expect("a child of this process");
         }
     }
 
@@ -107,14 +108,14 @@ impl Process {
     pub fn signal(&self, name: &str) {
         if let Some(id) = self.id() {
             let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
-            assert!(sent.is_ok_and(|status| status.success()), "{} takes no signal", self.name);
+            assert!(sent.is_ok_and(|status| status.success()), "could not send SIG{name} to {}", self.name);
         }
     }
 
-    /// Sends a signal and waits for the end: the exit status and the time it took.
+    /// Sends a signal, and waits until the process has ended. Returns the exit status and how long it took.
     ///
     /// # Panics
-    /// If the process does not run or is not gone within `deadline`.
+    /// If the process does not run, or has not ended within `deadline`.
     pub async fn stop(&mut self, signal: &str, deadline: Duration) -> (ExitStatus, Duration) {
         assert!(self.child.is_some(), "{} does not run", self.name);
         let started = Instant::now();
@@ -129,22 +130,22 @@ impl Process {
         }
     }
 
-    /// All that it has printed, in all of its lives.
+    /// Returns the output of the process, since its first start.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The end of the log, under a line with the process's name.
+    /// Returns the end of the log, below a line with the name of the process.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL_BYTES)..]);
         format!("\n---- {} ----\n{tail}", self.name)
     }
 
-    /// Waits until `ready` says so.
+    /// Waits until `ready` returns true.
     ///
     /// # Panics
-    /// With the log's end, if the process ends or the deadline passes first.
+    /// If the process ends or the deadline passes first. The message contains the end of the log.
     pub async fn wait_until<F: Future<Output = bool>>(&mut self, deadline: Duration, mut ready: impl FnMut() -> F) {
         let started = Instant::now();
         while !ready().await {
@@ -177,7 +178,7 @@ impl Drop for Process {
     }
 }
 
-/// The state (`R`, `S`, `T`, `Z`, …) and the parent of a process.
+/// Returns the state (`R`, `S`, `T`, `Z`, …) and the parent of a process.
 pub(crate) fn process_state(id: u32) -> Option<(char, u32)> {
     let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // The name in parentheses, which comes first, may contain anything.
@@ -185,12 +186,12 @@ pub(crate) fn process_state(id: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// Whether a process exists and has not ended. A process that ended stays listed until its parent collects it.
+/// Returns whether a process exists and has not ended. An ended process stays listed until its parent waits for it.
 pub fn is_alive(id: u32) -> bool {
     process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
-/// A command without the `DOCKET_…` variables of the test's own environment.
+/// Returns a command that does not inherit the `DOCKET_…` variables of the test's environment.
 pub fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("DOCKET_")) {
@@ -199,7 +200,7 @@ pub fn clean_command(program: &Path) -> Command {
     command
 }
 
-/// The directory of the running executable's profile, such as `target/release`.
+/// Returns the build directory of the running executable, such as `target/release`.
 pub fn profile_directory() -> PathBuf {
     let executable = std::env::current_exe().expect("the path of the executable");
     let directory = executable.parent().expect("an executable is in a directory");
@@ -207,30 +208,30 @@ pub fn profile_directory() -> PathBuf {
     if directory.ends_with("deps") { directory.parent().expect("a profile").to_owned() } else { directory.to_owned() }
 }
 
-/// Cargo's target directory.
+/// Returns Cargo's target directory.
 pub fn target_directory() -> PathBuf {
     profile_directory().parent().expect("a profile is in the target directory").to_owned()
 }
 
-/// Looks a program up in `PATH`.
+/// Searches `PATH` for a program.
 pub fn find_on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits until it has ended.
 ///
 /// # Panics
-/// With its output, if it can't be started or fails.
+/// If the program cannot be started, or fails. The message contains its output.
 pub fn run_to_end(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&text));
 }
 
-/// Holds an exclusive lock on `path` until the returned file is dropped.
+/// Waits for an exclusive lock on `path`. The lock is held until the returned file is dropped.
 pub fn lock_file(path: &Path) -> File {
     std::fs::create_dir_all(path.parent().expect("a path in a directory")).expect("the target directory is writable");
     let file = File::create(path).expect("the target directory is writable");
-    file.lock().expect("file locks work here");
+    file.lock().expect("the file system supports locks");
     file
 }

@@ -1,7 +1,7 @@
 //! One PostgreSQL and one nats-server for a whole test run.
 //!
-//! The first test that needs them starts the program `shared-servers`. It stops both servers when the process that runs
-//! the tests has ended, however that ended.
+//! The first test that needs them starts the program `shared-servers`. That program stops both servers when the process
+//! that runs the tests has ended, also after a crash.
 
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, parent_id};
@@ -22,7 +22,7 @@ pub struct Servers {
     pub nats_port: u16,
 }
 
-/// The servers of this test run. Starts them when no test has.
+/// Returns the shared servers of this test run. Starts them if they do not run.
 ///
 /// # Panics
 /// If they cannot be started.
@@ -47,7 +47,7 @@ fn find_or_start() -> Servers {
         let log = File::create(&log_path).expect("the target directory is writable");
         let mut command = Command::new(program);
         command.arg(&file).arg(runner.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // In a process group of its own, because the test runner signals the group of a test.
+        // The program gets its own process group, because the test runner kills the process group of a test.
         starting = Some(command.process_group(0).spawn().expect("the shared servers start"));
     }
     let started = Instant::now();
@@ -58,7 +58,7 @@ fn find_or_start() -> Servers {
         }
         std::thread::sleep(POLL);
     }
-    let text = fs::read(&file).expect("the file was just there");
+    let text = fs::read(&file).expect("the file exists");
     let value: Value = serde_json::from_slice(&text).expect("the file is renamed into place when it is complete");
     let port = |name: &str| u16::try_from(value[name].as_u64().expect("a port")).expect("a port");
     Servers { postgres_port: port("postgres_port"), nats_port: port("nats_port") }

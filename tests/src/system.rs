@@ -1,4 +1,4 @@
-//! A whole Docket: one process on SQLite, or processes by role on PostgreSQL and NATS.
+//! A complete Docket system: one process on SQLite, or processes by role on PostgreSQL and NATS.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
@@ -14,32 +14,32 @@ use crate::postgres::{Postgres, is_root};
 use crate::process::{POLL, Process, clean_command, profile_directory};
 use crate::proxy::Proxy;
 
-/// How long the read models may stand still on their way to the head of the log.
+/// Longest time without progress while the read models catch up with the log.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a process may take until it is ready.
+/// Time limit for a process to become ready.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a process may take to end after SIGTERM.
+/// Time limit for a process to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(40);
-/// How long a command of the CLI may take.
+/// Time limit of a CLI command.
 const CLI_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Pauses and grace times that stories would otherwise wait for.
+/// Shorter values of settings for pauses and grace times, because stories wait for them.
 const SHORT_WAITS: [(&str, &str); 3] = [
     ("DOCKET_RETRY_DELAY_MS", "50"),
     ("DOCKET_PUSH_PRESENCE_GRACE_SECONDS", "3"),
     ("DOCKET_PUSH_TOKEN_GRACE_SECONDS", "2"),
 ];
 
-/// Which of the two ways to run Docket.
+/// The two ways to run Docket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// SQLite, the stream in process, one process.
+    /// One process on SQLite; the event stream is in the process.
     Embedded,
-    /// PostgreSQL and NATS JetStream.
+    /// One or more processes on PostgreSQL and NATS JetStream.
     Scaled,
 }
 
-/// What a system is made of, before it starts.
+/// Configuration of a system that is not started.
 pub struct Builder {
     mode: Mode,
     durable: bool,
@@ -47,60 +47,61 @@ pub struct Builder {
     own_servers: bool,
     processes: Vec<String>,
     settings: Vec<(String, String)>,
-    /// Role of PostgreSQL that Docket connects as.
+    /// PostgreSQL role with which Docket connects.
     role: String,
-    /// Bytes of the disk that the process has for itself.
+    /// Size of the process's own file system, in bytes.
     disk: Option<u64>,
-    /// Variables that it does not get.
+    /// Names of environment variables that are not set.
     without: Vec<String>,
-    /// Folder of a kept store that it begins with.
+    /// Folder with the stored data that the system starts with.
     store: Option<PathBuf>,
-    /// Name of the program.
+    /// Name of the executable.
     program: String,
 }
 
 impl Builder {
-    /// Makes PostgreSQL wait for the disk at each commit.
+    /// Starts PostgreSQL with `fsync=on`, so that commits survive a power loss.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self.own_servers()
     }
 
-    /// Starts a PostgreSQL and a NATS for this system alone, which the story may stop, kill and configure. Other systems
-    /// share the servers of the test run, with a database and a stream each.
+    /// Starts a PostgreSQL and a NATS server for this system only. The story may stop, kill and configure them. Other
+    /// systems share the servers of the test run, where each has its own database and stream.
     #[must_use]
     pub fn own_servers(mut self) -> Self {
         self.own_servers = true;
         self
     }
 
-    /// Gives PostgreSQL a synchronous standby, and puts a proxy before both that [`TestSystem::fail_over`] switches.
+    /// Starts a synchronous standby of PostgreSQL, and a proxy in front of both servers. [`TestSystem::fail_over`]
+    /// switches the proxy to the standby.
     #[must_use]
     pub fn standby(mut self) -> Self {
         self.standby = true;
         self.own_servers()
     }
 
-    /// One process for each of these role lists, such as `["write", "project,read"]`.
+    /// Runs one process for each of these role lists, such as `["write", "project,read"]`.
     #[must_use]
     pub fn processes(mut self, roles: &[&str]) -> Self {
         self.processes = roles.iter().map(|&role| role.to_owned()).collect();
         self
     }
 
-    /// Connects as another role of PostgreSQL than its superuser. The story makes it before Docket starts.
+    /// Connects with this PostgreSQL role instead of the superuser. The story must create it before Docket starts.
     #[must_use]
     pub fn database_role(mut self, role: &str) -> Self {
         self.role = role.to_owned();
         self.own_servers()
     }
 
-    /// Gives an embedded process a file system of so many bytes in place of the folder of its data; it is empty at each
-    /// start, and no other process sees it.
+    /// Mounts a file system of this size over the data folder of an embedded process. It is empty at each start, and
+    /// other processes do not see it.
     ///
     /// # Panics
-    /// Where neither root nor a user may mount one.
+    /// If this user may not mount a file system.
     #[must_use]
     pub fn disk(mut self, bytes: u64) -> Self {
         let mut mount = clean_command(Path::new("unshare"));
@@ -114,35 +115,36 @@ impl Builder {
         self
     }
 
-    /// A `DOCKET_…` variable for every process.
+    /// Sets a `DOCKET_…` variable for every process.
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Takes back a `DOCKET_…` variable that every test system has.
+    /// Removes a `DOCKET_…` variable that test systems set by default.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.without.push(name.to_owned());
         self
     }
 
-    /// Runs another program than `docket`, from the same folder.
+    /// Runs another executable than `docket`, from the same folder.
     #[must_use]
     pub fn program(mut self, name: &str) -> Self {
         self.program = name.to_owned();
         self
     }
 
-    /// Begins with a copy of a kept store: `docket.db` and `docket-read.db` of a folder, or its `docket.sql`.
+    /// Starts with the data in a folder: with copies of `docket.db` and `docket-read.db` when embedded, with the dump
+    /// `docket.sql` when scaled.
     #[must_use]
     pub fn store(mut self, folder: PathBuf) -> Self {
         self.store = Some(folder);
         self
     }
 
-    /// Starts the servers that Docket needs, but not Docket: [`TestSystem::start`] does.
+    /// Starts the servers that Docket needs, but not Docket itself. [`TestSystem::start`] starts Docket.
     pub async fn stopped(self) -> TestSystem {
         let binary = profile_directory().join(&self.program);
         assert!(
@@ -176,7 +178,7 @@ impl Builder {
             ("DOCKET_DATABASE_URL".to_owned(), database_url.clone()),
             ("DOCKET_DATA".to_owned(), directory.path().display().to_string()),
             ("DOCKET_JWT_SECRET".to_owned(), JWT_SECRET.to_owned()),
-            // The page that a browser shows comes from a port of its own.
+            // The browser loads its page from another port, which is another origin.
             ("DOCKET_ALLOWED_ORIGINS".to_owned(), "loopback".to_owned()),
             ("NO_COLOR".to_owned(), "1".to_owned()),
         ];
@@ -204,7 +206,7 @@ impl Builder {
         }
     }
 
-    /// Starts everything and waits until each process is ready.
+    /// Starts the servers and Docket, and waits until each process is ready.
     pub async fn start(self) -> TestSystem {
         let mut system = self.stopped().await;
         system.start().await;
@@ -212,19 +214,19 @@ impl Builder {
     }
 }
 
-/// A running system with data of its own. Dropping it ends its processes; after a failure it prints their logs first.
+/// A system with its own data. When it is dropped, its processes end; if the test failed, their logs are printed first.
 pub struct TestSystem {
-    /// How it runs.
+    /// Whether the system is embedded or scaled.
     pub mode: Mode,
-    /// The Docket processes, in the order that the builder was given. Dropped before the servers they use.
+    /// The Docket processes, in the order given to [`Builder::processes`]. Dropped before the servers that they use.
     pub dockets: Vec<Docket>,
     /// The NATS server of a scaled system.
     pub nats: Option<Nats>,
     /// The PostgreSQL server of a scaled system.
     pub postgres: Option<Postgres>,
-    /// Its synchronous standby, while there is one.
+    /// The synchronous standby of PostgreSQL, if there is one.
     pub standby: Option<Postgres>,
-    /// The proxy that `DOCKET_DATABASE_URL` names, where the system was built with a standby.
+    /// The proxy to which `DOCKET_DATABASE_URL` points, if the system was built with a standby.
     pub database: Option<Proxy>,
     binary: PathBuf,
     environment: Vec<(String, String)>,
@@ -233,17 +235,17 @@ pub struct TestSystem {
 }
 
 impl TestSystem {
-    /// One process on SQLite, ready.
+    /// Starts one process on SQLite and waits until it is ready.
     pub async fn embedded() -> Self {
         Self::builder(Mode::Embedded).start().await
     }
 
-    /// One process with all roles on PostgreSQL and NATS, ready.
+    /// Starts one process with all roles on PostgreSQL and NATS, and waits until it is ready.
     pub async fn scaled() -> Self {
         Self::builder(Mode::Scaled).start().await
     }
 
-    /// One process with all roles, to be changed.
+    /// Returns the default configuration: one process with all roles.
     pub fn builder(mode: Mode) -> Builder {
         Builder {
             mode,
@@ -260,7 +262,7 @@ impl TestSystem {
         }
     }
 
-    /// Brings the schema up to date, as an operator does, and starts every process.
+    /// Runs `docket migrate`, then starts every process.
     pub async fn start(&mut self) {
         self.cli(&["migrate"]).await;
         for docket in &mut self.dockets {
@@ -268,32 +270,32 @@ impl TestSystem {
         }
     }
 
-    /// Sets a `DOCKET_…` variable for commands, and for every process at its next start.
+    /// Sets a `DOCKET_…` variable for CLI commands, and for every process at its next start.
     pub fn set(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
         self.dockets.iter_mut().for_each(|docket| docket.process.set_env(name, value));
     }
 
-    /// Takes another program for commands, and for every process at its next start.
+    /// Uses another executable for CLI commands, and for every process at its next start.
     pub fn run_program(&mut self, name: &str) {
         self.binary = profile_directory().join(name);
         self.dockets.iter_mut().for_each(|docket| docket.process.set_program(self.binary.clone()));
     }
 
-    /// Kills every Docket process without warning.
+    /// Kills every Docket process with SIGKILL.
     pub fn kill9(&mut self) {
         self.dockets.iter_mut().for_each(Docket::kill9);
     }
 
-    /// Starts every Docket process again (ending it first where it runs) at its old address.
+    /// Kills every Docket process that runs, and starts each again at the same address.
     pub async fn restart(&mut self) {
         for docket in &mut self.dockets {
             docket.restart().await;
         }
     }
 
-    /// Sends SIGTERM to every process, one after the other; the exit status and the time that each took.
+    /// Ends the processes with SIGTERM, one after the other. Returns the exit status of each, and how long it took.
     pub async fn terminate(&mut self) -> Vec<(ExitStatus, Duration)> {
         let mut ends = vec![];
         for docket in &mut self.dockets {
@@ -302,15 +304,15 @@ impl TestSystem {
         ends
     }
 
-    /// Makes the standby the primary, as an operator or a failover manager does, and hands back the old primary: read-only
-    /// where it still answers, and with the connections that it has. New connections go to the new primary.
+    /// Promotes the standby to primary, and returns the old primary. If the old primary still runs, it becomes
+    /// read-only and keeps its open connections. New connections go to the new primary.
     ///
     /// ```ignore
     /// let mut system = TestSystem::builder(Mode::Scaled).standby().start().await;
-    /// let old = system.fail_over().await; // or before it: system.postgres.as_mut().unwrap().kill_all(), or freeze()
+    /// let old = system.fail_over().await; // or first: system.postgres.as_mut().unwrap().kill_all(), or freeze()
     /// system.post("/v1/orders").json(order).send().await.expect(201);
-    /// drop(old); // its connections end only now
-    /// system.add_standby().await; // for the next time
+    /// drop(old); // closes its connections
+    /// system.add_standby().await; // for the next failover
     /// ```
     pub async fn fail_over(&mut self) -> Postgres {
         let standby = self.standby.take().expect("a system with a standby");
@@ -323,17 +325,17 @@ impl TestSystem {
         self.postgres.replace(standby).expect("a scaled system")
     }
 
-    /// Gives the primary a standby again.
+    /// Starts a new standby of the primary.
     pub async fn add_standby(&mut self) {
         self.standby = Some(Postgres::start_standby(self.postgres.as_ref().expect("a scaled system")).await);
     }
 
-    /// A client of the first process that takes commands.
+    /// Returns the client of the first process with the role `write`.
     pub fn writer(&self) -> &Client {
         self.with_role("write")
     }
 
-    /// A client of the first process that answers queries.
+    /// Returns the client of the first process with the role `read`.
     pub fn reader(&self) -> &Client {
         self.with_role("read")
     }
@@ -343,50 +345,50 @@ impl TestSystem {
         &found.unwrap_or_else(|| panic!("no process has the role {role}")).client
     }
 
-    /// Begins a command.
+    /// Begins a POST to a process with the role `write`.
     pub fn post(&self, path: &str) -> Request {
         self.writer().post(path)
     }
 
-    /// Begins a command.
+    /// Begins a PUT to a process with the role `write`.
     pub fn put(&self, path: &str) -> Request {
         self.writer().put(path)
     }
 
-    /// Begins a command.
+    /// Begins a DELETE to a process with the role `write`.
     pub fn delete(&self, path: &str) -> Request {
         self.writer().delete(path)
     }
 
-    /// Begins a query.
+    /// Begins a GET to a process with the role `read`.
     pub fn get(&self, path: &str) -> Request {
         self.reader().get(path)
     }
 
-    /// The connection string that Docket got.
+    /// Returns the `DOCKET_DATABASE_URL` of the system.
     pub fn database_url(&self) -> &str {
         &self.database_url
     }
 
-    /// The folder of its data.
+    /// Returns the data folder of the system.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// The same as the first process sees it, which has a disk of its own.
+    /// Returns the data folder as the first process sees it, for a process with its own file system.
     ///
     /// # Panics
-    /// If it does not run.
+    /// If the process does not run.
     pub fn disk(&self) -> PathBuf {
         let id = self.dockets[0].process.id().expect("it runs");
         let inside = self.directory.path().strip_prefix("/").expect("an absolute path");
         Path::new("/proc").join(id.to_string()).join("root").join(inside)
     }
 
-    /// Runs a subcommand of `docket` with the system's settings; what it printed on stdout.
+    /// Runs a subcommand of `docket` with the system's settings, and returns its standard output.
     ///
     /// # Panics
-    /// With its output, if it fails.
+    /// If the command fails. The message contains its output.
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let output = self.try_cli(arguments).await;
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -394,18 +396,18 @@ impl TestSystem {
         stdout.into_owned()
     }
 
-    /// Runs a subcommand of `docket` to its end, whatever that is.
+    /// Runs a subcommand of `docket`, and returns its exit status and output.
     pub async fn try_cli(&self, arguments: &[&str]) -> Output {
         let output = tokio::time::timeout(CLI_DEADLINE, self.spawn_cli(arguments).wait_with_output()).await;
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
 
-    /// Runs a subcommand of `docket` as an operator whose database URL is another one.
+    /// Runs a subcommand of `docket` with another database URL.
     pub async fn try_cli_on(&self, database_url: &str, arguments: &[&str]) -> Output {
         self.try_cli_with(&[("DOCKET_DATABASE_URL", database_url)], arguments).await
     }
 
-    /// Runs a subcommand of `docket` with `DOCKET_…` variables of its own.
+    /// Runs a subcommand of `docket` with additional `DOCKET_…` variables, which override the system's.
     pub async fn try_cli_with(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -413,24 +415,25 @@ impl TestSystem {
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
 
-    /// Sends a file of orders by `docket import`; how that ended.
+    /// Imports a file of orders with `docket import`, and returns the exit status and output.
     pub async fn import(&self, file: &Path) -> Output {
         let (url, admin) = (self.writer().base(), token("import", "admin"));
         self.try_cli(&["import", file.to_str().expect("UTF-8"), "--url", url, "--token", &admin]).await
     }
 
-    /// Imports the 2,000 real orders of `tests/data`: some 25,000 events.
+    /// Imports the 2,000 real orders of `tests/data`: about 25,000 events.
     pub async fn import_sample(&self) {
         let output = self.import(&sample("csv")).await;
-        assert_eq!(output.status.code(), Some(3), "some lines are refused, and the exit code says so");
+        assert_eq!(output.status.code(), Some(3), "some lines are refused, so the exit code must be 3");
     }
 
-    /// Starts a subcommand of `docket`; dropped, it is killed.
+    /// Starts a subcommand of `docket`. It is killed when the value is dropped.
     pub fn spawn_cli(&self, arguments: &[&str]) -> tokio::process::Child {
         self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("docket starts")
     }
 
-    /// A subcommand of `docket` with the system's settings, to be started; dropped, it is killed.
+    /// Returns a subcommand of `docket` with the system's settings, not started. The process is killed when it is
+    /// dropped.
     pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(clean_command(&self.binary));
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -438,21 +441,21 @@ impl TestSystem {
         command
     }
 
-    /// Waits until every projection stands at the head of the log; the head.
+    /// Waits until every projection is at the head of the log, and returns the head.
     pub async fn settled(&self) -> u64 {
         settled(self.reader()).await
     }
 }
 
-/// Waits until every projection of a system stands at the head of the log; the head.
+/// Waits until every projection of a system is at the head of the log, and returns the head.
 ///
 /// # Panics
-/// With both positions, if one that is behind stands still for a minute.
+/// If the projections that are behind make no progress for a minute. The message contains their positions.
 pub async fn settled(reader: &Client) -> u64 {
     let (mut moved, mut positions) = (Instant::now(), 0);
     loop {
         let answer = reader.get("/v1/projections").send().await;
-        // Just after a failover: connections of before are being given up.
+        // After a failover, requests fail until the process has replaced its connections to the old primary.
         if answer.status == 503 && moved.elapsed() < SETTLE_DEADLINE {
             tokio::time::sleep(POLL).await;
             continue;
@@ -474,12 +477,13 @@ pub async fn settled(reader: &Client) -> u64 {
     }
 }
 
-/// The file of real orders, or what another program found in it: `csv`, `expected.json`.
+/// Returns the path of the sample file with real orders (`csv`), or of the results that another program computed from
+/// it (`expected.json`).
 pub fn sample(kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("data/grocery-orders-sample.{kind}"))
 }
 
-/// Copies the contents of files: the copies can be written, whatever the permissions of the originals are.
+/// Copies the contents of files, but not their permissions: the copies are always writable.
 fn copy_files(from: &Path, to: &Path, names: &[&str]) {
     for name in names {
         let content = std::fs::read(from.join(name)).unwrap_or_else(|error| panic!("{name} of {from:?}: {error}"));
@@ -487,7 +491,7 @@ fn copy_files(from: &Path, to: &Path, names: &[&str]) {
     }
 }
 
-/// Arguments of `unshare` that let this user mount what only one process sees.
+/// Returns arguments of `unshare` with which this user can mount a file system that only one process sees.
 fn unshare() -> Vec<&'static str> {
     let own = is_root().then_some(vec!["--mount"]);
     own.unwrap_or_else(|| vec!["--user", "--map-root-user", "--mount"])
@@ -495,9 +499,9 @@ fn unshare() -> Vec<&'static str> {
 
 /// One Docket process at its own address.
 pub struct Docket {
-    /// Its roles, separated by commas.
+    /// Roles of the process, separated by commas.
     pub roles: String,
-    /// Speaks to this process.
+    /// Client of this process.
     pub client: Client,
     metrics: Client,
     process: Process,
@@ -544,74 +548,74 @@ impl Docket {
         self.process.wait_until(START_DEADLINE, ready).await;
     }
 
-    /// Where it listens, as `127.0.0.1:PORT`.
+    /// Returns the address of the process as `127.0.0.1:PORT`.
     pub fn address(&self) -> &str {
         self.client.base().trim_start_matches("http://")
     }
 
-    /// Where `/metrics` is, likewise.
+    /// Returns the address of `/metrics` as `127.0.0.1:PORT`.
     pub fn metrics_address(&self) -> &str {
         self.metrics.base().trim_start_matches("http://")
     }
 
-    /// What it counts, in Prometheus's text format.
+    /// Returns the metrics of the process in Prometheus's text format.
     pub async fn metrics(&self) -> String {
         let answer = self.metrics.get("/metrics").anonymous().send().await.expect(200);
         String::from_utf8_lossy(&answer.body).into_owned()
     }
 
-    /// One sample of it: the line's beginning up to the value.
+    /// Returns the value of one metric. `sample` is the line up to the space before the value, with the labels.
     pub async fn metric(&self, sample: &str) -> Option<f64> {
         let text = self.metrics().await;
         text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
     }
 
-    /// The processor time that it has used.
+    /// Returns the processor time that the process has used.
     ///
     /// # Panics
-    /// If it does not run.
+    /// If the process does not run.
     pub fn cpu_time(&self) -> Duration {
         let id = self.process.id().expect("it runs");
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("Linux tells of processes");
-        // After the name in parentheses: utime and stime are the 12th and 13th field, in ticks of 10 ms.
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("Linux has /proc/PID/stat");
+        // The fields utime and stime are the 12th and 13th after the name in parentheses, in ticks of 10 ms.
         let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
         let ticks = |field: usize| fields[field].parse::<u64>().expect("ticks");
         Duration::from_millis(10 * (ticks(11) + ticks(12)))
     }
 
-    /// The memory that it holds now, in KiB.
+    /// Returns the resident memory of the process, in KiB.
     ///
     /// # Panics
-    /// If it does not run.
+    /// If the process does not run.
     pub fn memory_kib(&self) -> u64 {
         let id = self.process.id().expect("it runs");
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("Linux tells of processes");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("Linux has /proc/PID/status");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next());
         resident.and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB")
     }
 
-    /// Everything that it has logged on its console.
+    /// Returns the console log of the process.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Sends a signal by name.
+    /// Sends a signal by name, such as `HUP`.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
 
-    /// Kills the process without warning.
+    /// Kills the process with SIGKILL.
     pub fn kill9(&mut self) {
         self.process.kill9();
     }
 
-    /// Starts the process again (ending it first where it runs) at its old address.
+    /// Kills the process if it runs, and starts it again at the same address.
     pub async fn restart(&mut self) {
         self.process.kill9();
         self.start().await;
     }
 
-    /// Sends SIGTERM; the exit status and the time it took.
+    /// Ends the process with SIGTERM. Returns its exit status and how long it took to end.
     pub async fn terminate(&mut self) -> (ExitStatus, Duration) {
         self.process.stop("TERM", STOP_DEADLINE).await
     }

@@ -1,24 +1,24 @@
-//! Waits for conditions that have no event to wait for, by asking again and again.
+//! Waits for conditions by polling.
 
 use std::time::{Duration, Instant};
 
 use crate::process::POLL;
 
-/// Time limit of a wait that has no shorter limit of its own.
+/// Default time limit of a wait.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Calls `probe` until it returns a value, and returns that.
+/// Calls `probe` until it returns a value, and returns the value.
 ///
 /// # Panics
-/// After a minute. `what` says what was expected.
+/// After a minute. `what` describes the condition in the message.
 pub async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
     until_within(DEADLINE, what, probe).await
 }
 
-/// Calls `probe` until it returns a value within `deadline`, and returns that.
+/// Calls `probe` until it returns a value, and returns the value.
 ///
 /// # Panics
-/// After `deadline`. `what` says what was expected.
+/// After `deadline`. `what` describes the condition in the message.
 pub async fn until_within<T>(deadline: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -33,7 +33,7 @@ pub async fn until_within<T>(deadline: Duration, what: &str, mut probe: impl Asy
 /// Calls `holds` until it returns true.
 ///
 /// # Panics
-/// After a minute. `what` says what was expected.
+/// After a minute. `what` describes the condition in the message.
 pub async fn until_true(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     until(what, async || holds().await.then_some(())).await;
 }

@@ -79,7 +79,8 @@ impl RecordedEvent {
     }
 
     /// Returns the event's id: `event_id` of its metadata. For an event that foreign code wrote without an `event_id`
-    /// it is the natural key `TYPE/ID/SEQUENCE`. The id is unique in a log and never changes.
+    /// it is the natural key `TYPE/ID/SEQUENCE`. The id never changes. Docket's own ids are unique in a log; an
+    /// `event_id` that foreign code wrote is not checked.
     pub fn id(&self) -> String {
         serde_json::from_str::<Identity>(&self.metadata)
             .ok()

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The shutdown of the process, shared by all long-running tasks. Clones share the state.
+/// A token that signals a stop, and the tracker of the tasks that must end after it. Clones share both.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Cancelled when the process begins to stop. Long polls, streams and sockets must then end.

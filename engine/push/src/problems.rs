@@ -38,7 +38,8 @@ pub fn revoked() -> Problem {
 pub fn too_many_connections() -> Problem {
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-connections", "Too many connections")
         .detail(
-            "The limit of open connections is reached. Close some connections, or ask the operator to raise the limit.",
+            "Your network address or your token has too many open connections. Close some of them, or ask the operator to \
+             raise the limit.",
         )
         .retry_after(5)
 }

@@ -1,5 +1,5 @@
-//! Runs the servers that the tests of one run share: `shared-servers FILE PID`. Starts them, writes their ports to FILE,
-//! and stops them when the process PID, which runs the tests, has ended. See [`tests::shared`].
+//! `shared-servers FILE PID` runs the servers that the tests of one run share: it starts them, writes their ports to
+//! FILE, and stops them when the process PID, which runs the tests, has ended. See [`tests::shared`].
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ async fn main() {
     let runner = runner.to_str().and_then(|id| id.parse().ok()).expect("PID is a process id");
     let (postgres, nats) = tokio::join!(Postgres::start(false), Nats::start());
     let ports = json!({"postgres_port": postgres.port(), "nats_port": nats.port()});
-    // Renamed into place, so that no test reads half of it.
+    // The complete file is renamed, so that no test reads a part of it.
     let staged = file.with_extension("new");
     fs::write(&staged, ports.to_string()).expect("the target directory is writable");
     fs::rename(&staged, &file).expect("the target directory is writable");

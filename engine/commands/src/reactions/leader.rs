@@ -153,7 +153,10 @@ impl Leader {
                             continue;
                         }
                         Ok(Err(Stop::Store(error))) => error.to_string(),
-                        Ok(Err(Stop::Contended)) => "the streams that it writes change constantly".to_owned(),
+                        Ok(Err(Stop::Contended)) => {
+                            "the streams that it writes are locked or change constantly, or a reaction never returned"
+                                .to_owned()
+                        }
                         Err(_) => "the leader panicked; see the process log".to_owned(),
                     };
                     tracing::warn!(reactor = name, reason, "The reactor restarts from its checkpoint.");
@@ -167,7 +170,7 @@ impl Leader {
             if stop.is_cancelled() {
                 return;
             }
-            tracing::warn!(reactor = name, "This process lost the leadership of the reactor.");
+            tracing::warn!(reactor = name, "This process no longer leads the reactor.");
         }
     }
 }

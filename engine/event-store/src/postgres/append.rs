@@ -84,9 +84,9 @@ impl Writer {
             }
             Err(error) => return Err(error),
         }
-        let losers = plan(batch, &state, lineages);
-        if !losers.has_winners() {
-            return Ok(losers.after(0));
+        let second_plan = plan(batch, &state, lineages);
+        if !second_plan.has_winners() {
+            return Ok(second_plan.after(0));
         }
         let mut tx = self.reserved.connection.begin().await?;
         for _ in 0..LOCKED_CALLS_MAX {

@@ -1,0 +1,133 @@
+//! Names and texts of the rules that clients see. They are part of the API: a change here breaks clients.
+
+use domain::order::{Command, Error, NewItem, Status};
+use domain::values::{self, Amount, Attributes, Currency, Quantity};
+use kernel::aggregate::{CommandType, Refusal, RefusalClass};
+
+fn item() -> NewItem {
+    NewItem {
+        sku: "tea".parse().unwrap(),
+        quantity: Quantity::try_from(1_u32).unwrap(),
+        unit_price: "1".parse().unwrap(),
+        name: None,
+        category: None,
+    }
+}
+
+#[test]
+fn commands_have_these_names_and_only_one_creates() {
+    let (sku, quantity) = (item().sku, item().quantity);
+    let create = Command::Create {
+        customer_id: "ada".parse().unwrap(),
+        currency: "USD".parse().unwrap(),
+        attributes: Attributes::default(),
+        items: vec![item()],
+    };
+    let commands = [
+        (create, "create"),
+        (Command::AddItem(item()), "add_item"),
+        (Command::ChangeQuantity { sku: sku.clone(), quantity }, "change_quantity"),
+        (Command::RemoveItem { sku }, "remove_item"),
+        (Command::Confirm, "confirm"),
+        (Command::Cancel { reason: "late".parse().unwrap() }, "cancel"),
+    ];
+    for (command, name) in commands {
+        assert_eq!((command.name(), command.creates()), (name, name == "create"));
+    }
+}
+
+#[test]
+fn statuses_have_these_names() {
+    let names = [Status::Absent, Status::Draft, Status::Confirmed, Status::Cancelled].map(Status::as_str);
+    assert_eq!(names, ["absent", "draft", "confirmed", "cancelled"]);
+}
+
+/// An amount with too many decimals for its currency.
+fn amount_error() -> values::Error {
+    let (amount, currency): (Amount, Currency) = ("1.005".parse().unwrap(), "USD".parse().unwrap());
+    amount.minor(currency).unwrap_err()
+}
+
+#[test]
+fn refusals_have_these_types_classes_titles_and_texts() {
+    use RefusalClass::{Conflict, NotFound, Rule};
+    const RULE: &str = "The order does not allow the command";
+    let sku = item().sku;
+    let price = |first: &str, given: &str| Error::PriceMismatch {
+        sku: item().sku,
+        first: first.to_owned(),
+        given: given.to_owned(),
+    };
+    let refusals = [
+        (
+            Error::AlreadyExists,
+            "order-exists",
+            Conflict,
+            "The order already exists",
+            "an order with this id already exists",
+        ),
+        (Error::NotFound, "order-not-found", NotFound, "There is no such order", "there is no such order"),
+        (
+            Error::NotDraft(Status::Confirmed),
+            "order-not-draft",
+            Rule,
+            RULE,
+            "the order is confirmed and cannot be changed",
+        ),
+        (Error::Empty, "order-empty", Rule, RULE, "an order without lines cannot be confirmed"),
+        (
+            price("1.00", "2.00"),
+            "price-mismatch",
+            Rule,
+            RULE,
+            "SKU tea is in the order at a unit price of 1.00 and cannot be added at 2.00",
+        ),
+        (Error::ItemNotFound(sku.clone()), "item-not-found", Rule, RULE, "SKU tea is not in the order"),
+        (
+            Error::QuantityTooLarge { sku },
+            "quantity-too-large",
+            Rule,
+            RULE,
+            "the line of SKU tea would have more than 1000000 pieces",
+        ),
+        (Error::TooManyLines, "too-many-lines", Rule, RULE, "an order can have at most 1000 lines"),
+        (
+            Error::TotalTooLarge,
+            "total-too-large",
+            Rule,
+            RULE,
+            "the total of the order would exceed 1000000000000000 minor units",
+        ),
+        (
+            Error::Amount(amount_error()),
+            "invalid-amount",
+            Rule,
+            RULE,
+            "an amount in USD must have at most 2 decimals, such as \"2.55\"",
+        ),
+        (
+            Error::Items(vec![(3, Error::Empty)]),
+            "items-rejected",
+            Rule,
+            "Some items were refused",
+            "refused items: 1, the first at index 3: an order without lines cannot be confirmed",
+        ),
+    ];
+    for (error, slug, class, title, text) in refusals {
+        assert_eq!(
+            (error.slug(), error.class(), error.title(), error.to_string().as_str()),
+            (slug, class, title, text)
+        );
+    }
+}
+
+#[test]
+fn refusals_point_at_the_members_of_the_body() {
+    let amount = || Error::Amount(amount_error());
+    let text = amount().to_string();
+    let items = Error::Items(vec![(0, Error::Empty), (7, amount())]);
+    let expected = [("/items/0", Error::Empty.to_string()), ("/items/7/unit_price", text.clone())];
+    assert_eq!(items.pointers(), expected.map(|(pointer, text)| (pointer.to_owned(), text)));
+    assert_eq!(amount().pointers(), [("/unit_price".to_owned(), text)]);
+    assert_eq!(Error::Empty.pointers(), []);
+}

@@ -1,8 +1,10 @@
 //! Names and texts of the rules that clients see. They are part of the API: a change here breaks clients.
 
-use domain::order::{Command, Error, NewItem, Status};
+use std::collections::BTreeMap;
+
+use domain::order::{Command, Error, Event, NewItem, Order, Status, TOTAL_MAX};
 use domain::values::{self, Amount, Attributes, Currency, Quantity};
-use kernel::aggregate::{CommandType, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, Refusal, RefusalClass};
 
 fn item() -> NewItem {
     NewItem {
@@ -130,4 +132,60 @@ fn refusals_point_at_the_members_of_the_body() {
     assert_eq!(items.pointers(), expected.map(|(pointer, text)| (pointer.to_owned(), text)));
     assert_eq!(amount().pointers(), [("/unit_price".to_owned(), text)]);
     assert_eq!(Error::Empty.pointers(), []);
+}
+
+#[test]
+fn the_state_has_the_values_of_its_events() {
+    let mut order = Order::default();
+    assert_eq!((order.owner(), order.access(), order.weight()), ("", Access::Absent, 0));
+    let attributes: BTreeMap<String, String> = BTreeMap::from([("store_id".to_owned(), "17".to_owned())]);
+    let attributes = Attributes::try_from(attributes).unwrap();
+    let currency: Currency = "JPY".parse().unwrap();
+    order.evolve(&Event::OrderCreated {
+        customer_id: "ada".parse().unwrap(),
+        currency,
+        attributes: attributes.clone(),
+    });
+    assert_eq!((order.owner(), order.access()), ("ada", Access::Owner("ada")));
+    assert_eq!((order.currency, &order.attributes, order.store_id()), (currency, &attributes, Some("17")));
+    assert_eq!((order.quantity(), order.is_confirmed(), order.weight()), (0, false, "store_id17".len()));
+    for (sku, quantity) in [("tea", 2_u32), ("rye", 3), ("tea", 4)] {
+        order.evolve(&Event::ItemAdded {
+            sku: sku.parse().unwrap(),
+            quantity: quantity.try_into().unwrap(),
+            unit_price: 5,
+            name: None,
+            category: None,
+        });
+    }
+    // Two lines, 240 bytes each.
+    assert_eq!((order.quantity(), order.total, order.weight()), (9, 45, 490));
+    order.evolve(&Event::OrderConfirmed { total: 45, currency });
+    assert!(order.is_confirmed());
+}
+
+#[test]
+fn limits_allow_their_largest_value() {
+    let line = |quantity: u32, price: &str| NewItem {
+        quantity: quantity.try_into().unwrap(),
+        unit_price: price.parse().unwrap(),
+        ..item()
+    };
+    let draft = |item: NewItem| {
+        let mut order = Order::default();
+        let (customer_id, currency) = ("ada".parse().unwrap(), "USD".parse().unwrap());
+        let attributes = Attributes::default();
+        let create = Command::Create { customer_id, currency, attributes, items: vec![item] };
+        order.decide(&create).unwrap().iter().for_each(|event| order.evolve(event));
+        order
+    };
+    // A line of the largest quantity.
+    let almost = draft(line(Quantity::MAX - 1, "0.01"));
+    assert!(almost.decide(&Command::AddItem(line(1, "0.01"))).is_ok());
+    assert!(matches!(almost.decide(&Command::AddItem(line(2, "0.01"))), Err(Error::QuantityTooLarge { .. })));
+    // An order of the largest total: 10,000,000,000,000.00.
+    let largest = draft(line(1_000_000, "10000000.00"));
+    assert_eq!(largest.total, TOTAL_MAX);
+    let more = NewItem { sku: "rye".parse().unwrap(), ..line(1, "0.01") };
+    assert_eq!(largest.decide(&Command::AddItem(more)), Err(Error::TotalTooLarge));
 }

@@ -92,7 +92,7 @@ async fn revoke(
     kept.await.map_err(unavailable)?;
     // Applied in this process at once. If the read fails, the periodic read applies the revocation a second later.
     if let Err(error) = load(&api.store, &api.authenticator).await {
-        tracing::warn!(%error, "Could not read the revocations.");
+        tracing::warn!(%error, "Could not read the revocations. They are read again in a second.");
     }
     api.store.broadcast(TOPIC, Vec::new()).await;
     tracing::info!(kind, value, actor = principal.subject, "Tokens revoked.");
@@ -146,7 +146,7 @@ pub async fn follow(store: Store, authenticator: Authenticator, stop: Cancellati
             () = stop.cancelled() => return,
         }
         if let Err(error) = load(&store, &authenticator).await {
-            tracing::warn!(%error, "Could not read the revocations.");
+            tracing::warn!(%error, "Could not read the revocations. They are read again in a second.");
         }
     }
 }

@@ -282,7 +282,7 @@ enum DeadLetters {
     /// Project the parked stream again. Use this after the cause was corrected.
     #[command(before_help = "Examples:\n  docket dead-letters retry 4711")]
     Retry(DeadLetter),
-    /// Leave the event out of the read models and of every rebuild for good. Its stream continues after it.
+    /// Omit the event from the read models and from every rebuild, permanently. Its stream continues after it.
     #[command(before_help = "Examples:\n  docket dead-letters discard 4711")]
     Discard(DeadLetter),
 }
@@ -303,7 +303,7 @@ enum Reactors {
     /// Show the backlog of a reactor: the first event of each key, why it failed, and when it is retried.
     #[command(before_help = "Examples:\n  docket reactors show loyalty-points")]
     Show(OneReactor),
-    /// Skip the first event of a key for good. The next event of the key is tried now.
+    /// Skip the first event of a key permanently. The next event of the key is tried now.
     #[command(before_help = "Examples:\n  docket reactors skip loyalty-points --key c-1 --position 4711")]
     Skip(Skipped),
     /// Retry the backlog now: the first event of each key, and after it has succeeded the events behind it.

@@ -298,7 +298,7 @@ fn check_prefixes(modules: &[&Module]) -> Result<(), String> {
             let begins = |one: &str, other: &str| other.strip_prefix(one).is_some_and(|rest| rest.starts_with('-'));
             if begins(one.name, other.name) || begins(other.name, one.name) {
                 return Err(format!(
-                    "The names of the modules {} and {} begin alike, so their tables cannot be told apart. Rename one of them.",
+                    "The modules {} and {} have names of which one begins with the other, so their tables cannot be distinguished. Rename one of them.",
                     one.name, other.name
                 ));
             }

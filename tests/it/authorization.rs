@@ -862,7 +862,7 @@ fn comparable(answer: &Answer, id: &str) -> String {
 /// response nor by its duration.
 async fn foreign_and_missing_resources_look_alike(system: TestSystem) {
     let other = token(OTHER, "customer");
-    // Only the owner's list has orders; nobody's list is empty.
+    // The owner's list has orders; the list of the unused id `NOBODY` is empty.
     let own = OPERATIONS.iter().filter(|operation| matches!(operation.access, Access::Own(_)));
     let own: Vec<&Operation> = own.collect();
     let mut orders = Orders::create(&system, "hidden", own.len() + TIMED_REQUESTS).await;

@@ -22,7 +22,7 @@ const PAGES: &[&str] = &[
     "migrations/README.md",
 ];
 /// Folders without sources of this repository.
-const LEFT_OUT: &[&str] = &["target", ".git", "node_modules", "data"];
+const EXCLUDED_FOLDERS: &[&str] = &["target", ".git", "node_modules", "data"];
 
 struct Tree {
     /// Path of every file, relative to the root.
@@ -47,7 +47,7 @@ impl Tree {
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
             if entry.path().is_dir() {
-                if !LEFT_OUT.contains(&name.as_str()) {
+                if !EXCLUDED_FOLDERS.contains(&name.as_str()) {
                     self.add(&entry.path(), &path);
                 }
                 continue;
@@ -67,7 +67,7 @@ impl Tree {
         (!files.is_empty()).then(|| text.collect())
     }
 
-    /// Returns what is wrong with a code span; None where it is right or names nothing of the tree.
+    /// Returns what is wrong with a code span; `None` if it is correct, or does not name a file or function.
     fn fault(&self, span: &str) -> Option<String> {
         let is_path = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
         if let Some((path, names)) = span.split_once(".rs::") {

@@ -228,7 +228,7 @@ async fn idempotency_keys_are_replayed(system: &TestSystem, recorded: &Value) {
         let body = command["body"].as_str();
         let again = assert_same_answer(send(system, command, body).await, command);
         assert_eq!(again.header("idempotency-replayed"), Some("true"), "{command}");
-        // One more blank makes it another body.
+        // The additional blank makes this another request.
         let other = body.map_or("{}".to_owned(), |body| format!("{body} "));
         send(system, command, Some(&other)).await.expect_problem(422, "idempotency-key-reused");
     }
@@ -257,8 +257,8 @@ async fn revoked_tokens_are_refused(system: &TestSystem, recorded: &Value) {
     }
 }
 
-/// Orders of the store accept commands: one order has a snapshot, the other was created by stock code. The total in the
-/// event of a confirmation follows from the snapshot and the events after it.
+/// Orders of the store accept commands: one order has a snapshot, the other was created by stock cqrs-es code. The
+/// total in the event of a confirmation follows from the snapshot and the events after it.
 async fn orders_of_the_store_accept_commands(system: &TestSystem, recorded: &Value) {
     for command in list(recorded, "commands") {
         let answer = assert_same_answer(send(system, command, command["body"].as_str()).await, command);

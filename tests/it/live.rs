@@ -24,7 +24,7 @@ tests::stories![
     an_event_source_survives_refusals,
 ];
 
-/// One of the stories kills PostgreSQL.
+/// Starts servers for each system, because one of the stories kills PostgreSQL.
 fn own_servers(builder: Builder) -> Builder {
     builder.own_servers()
 }
@@ -69,7 +69,7 @@ async fn stock_clients_refresh_their_tokens() {
         let told = if matches!(kind, Kind::Npm | Kind::Python) { "token" } else { "auth_expired" };
         assert_eq!(follower.next().await["event"], told, "{kind:?}");
     }
-    // Until the server would have closed each socket whose client sent no fresh token.
+    // Waits until the server would have closed a socket whose client sent no fresh token.
     tokio::time::sleep(Duration::from_secs(8 + GRACE as u64 + 1)).await;
     add(&system, "fresh", "pen").await;
     for (kind, follower) in &mut followers {
@@ -79,7 +79,7 @@ async fn stock_clients_refresh_their_tokens() {
 }
 
 /// Seconds for which the token of the disconnected client is valid: enough to connect with it.
-const AWAY: i64 = 8;
+const TOKEN_SECONDS: i64 = 8;
 
 /// A client that was disconnected beyond its token's expiry still holds the old token: it asks for a fresh one and
 /// reconnects.
@@ -94,14 +94,14 @@ async fn stock_clients_reconnect_after_their_token_expired() {
         let mut late = Follower::start(kind, system.reader().base(), &tokens, &["order:away"]);
         assert_eq!(late.next().await["event"], "token", "{kind:?}");
         assert_eq!(late.next().await["event"], "snapshot", "{kind:?}");
-        let tokens = format!("{},{}", short("ada", "customer", AWAY), token("ada", "customer"));
+        let tokens = format!("{},{}", short("ada", "customer", TOKEN_SECONDS), token("ada", "customer"));
         let mut away = Follower::start(kind, system.reader().base(), &tokens, &["order:away"]);
         assert_eq!(away.next().await["event"], "snapshot", "{kind:?}");
         followers.push((kind, away));
     }
     system.terminate().await;
     // The server accepts a token for five more seconds, because clocks differ.
-    tokio::time::sleep(Duration::from_secs(AWAY as u64 + 6)).await;
+    tokio::time::sleep(Duration::from_secs(TOKEN_SECONDS as u64 + 6)).await;
     system.start().await;
     add(&system, "away", "pen").await;
     for (kind, follower) in &mut followers {
@@ -255,7 +255,7 @@ async fn readers_of_a_large_order_are_not_disconnected(system: TestSystem) {
     }
 }
 
-/// An `EventSource` gives up for good when a response is not an event stream. When a customer has too many connections
+/// An `EventSource` stops permanently when a response is not an event stream. When a customer has too many connections
 /// or the database is unavailable, the client must keep reconnecting, and must then receive every change.
 async fn an_event_source_survives_refusals(mut system: TestSystem) {
     system.post("/v1/orders").json(json!({"order_id": "patient", "customer_id": "ada"})).send().await.expect(201);

@@ -223,7 +223,7 @@ async fn a_stream_that_is_cut_inside_a_change_resumes_with_the_rest(system: Test
     create(&system, "o-1", "ada").await;
     add(&system, "o-1", "pen").await;
     system.settled().await;
-    // In the byte order of their names, in which a stream sends them.
+    // The channels are in the byte order of their names, which is the order in which a stream sends them.
     let channels = ["customer:ada", "order:o-1", "orders", "reports:sales"];
     let query = channels.map(|channel| format!("channel={channel}")).join("&");
     let first = system.get(&format!("/v1/poll?{query}&wait=0")).send().await.expect(200).json();
@@ -260,7 +260,7 @@ async fn a_stream_that_is_cut_inside_a_change_resumes_with_the_rest(system: Test
             channels.iter().filter(unknown).map(|channel| (confirmed, (*channel).to_owned())).collect();
         let rest: Vec<_> = events(system.reader(), &query, &old).take(expected.len()).collect().await;
         assert_eq!(names(&rest), expected, "after {old}");
-        // Wherever this stream is cut, the next one continues from there.
+        // The next stream continues after the last received change.
         for (at, (id, _, _)) in rest.iter().enumerate() {
             let after: Vec<_> = events(system.reader(), &query, id).take(expected.len() - at - 1).collect().await;
             assert_eq!(names(&after), expected[at + 1..], "after {old} and {id}");

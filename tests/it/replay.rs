@@ -31,7 +31,7 @@ tests::stories![
     dead_letters_do_not_outlive_their_log,
 ];
 
-/// The story that restarts PostgreSQL.
+/// The story that restarts PostgreSQL, so it needs its own servers.
 mod killed {
     use super::a_killed_rebuild_resumes_where_it_stopped;
 

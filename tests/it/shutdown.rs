@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 tests::stories![a_busy_process_stops_in_time];
 
-/// Shorter than the 30 seconds that process managers usually grant.
+/// Time limit for a process to stop: shorter than the 30 seconds that process managers usually allow.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 async fn a_busy_process_stops_in_time(mut system: TestSystem) {

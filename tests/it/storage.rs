@@ -240,7 +240,7 @@ async fn files_are_readable_only_by_their_owner() {
     }
     system.settled().await;
     let export = folder.join("log.ndjson");
-    fs::write(&export, "of before").expect("the directory is writable");
+    fs::write(&export, "old content").expect("the directory is writable");
     fs::set_permissions(&export, fs::Permissions::from_mode(0o644)).expect("a file of this test");
     system.cli(&["events", "export", "--output", export.to_str().expect("UTF-8")]).await;
     let text = fs::read_to_string(&export).expect("the export exists");
@@ -286,7 +286,7 @@ where
     sqlx::query_scalar(query).fetch_one(&mut connection).await.expect(query)
 }
 
-/// A role that can read a view, one column of another view, and a view of its own over the first.
+/// A role that can read a view, one column of another view, and its own view on the first view.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_keeps_grants_and_dependent_views() {
     let system = TestSystem::builder(Mode::Scaled).own_servers().start().await;

@@ -92,7 +92,7 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         if self.kind == Kind::Browser {
-            // The script ends when its standard input closes. It ends the browser first, so it must not be killed before.
+            // The script ends when its standard input closes. It must not be killed, because it ends the browser first.
             drop(self.child.stdin.take());
         } else {
             let _ = self.child.start_kill();

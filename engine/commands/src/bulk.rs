@@ -216,7 +216,7 @@ impl Reading {
             if self.principal.expires_at < Timestamp::now().as_second() {
                 return Err((number, expired()));
             }
-            // A blank line is charged like any other line. Otherwise a client could hold a request open for nothing.
+            // A blank line is charged like any other line. Otherwise blank lines would keep a request open at no cost.
             self.or_stopped(self.pace.take()).await.map_err(at_line)?;
             if line.as_ref().is_ok_and(|line| line.iter().all(u8::is_ascii_whitespace)) {
                 tokio::task::yield_now().await;

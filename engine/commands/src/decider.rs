@@ -34,7 +34,7 @@ const ATTEMPTS: usize = 12;
 /// `append_wait_ms_max`.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long a refusal is delayed when the processor is the bottleneck: as long as `Retry-After` says.
-const REFUSAL_HELD: Duration = Duration::from_secs(1);
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 /// The number of locks. A stream uses the lock of its hash. Two streams that share a lock wait for each other's
 /// commits, so there are many more locks than concurrent commands.
 const LOCKS: usize = 65_536;
@@ -150,7 +150,7 @@ impl Decider {
         if !origin.waits_for_capacity && self.store.is_overloaded(source) {
             // A client that retries immediately takes processor time from the commands that were accepted.
             if self.store.is_short_of_processor() {
-                tokio::time::sleep(REFUSAL_HELD).await;
+                tokio::time::sleep(REFUSAL_DELAY).await;
             }
             return Err(unavailable(StoreError::Overloaded).into());
         }

@@ -26,7 +26,7 @@ impl InFlight {
         let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match all.insert(key.clone()) {
             true => Ok(Entered { all: self.0.clone(), key }),
-            false => Err(still_answered()),
+            false => Err(request_in_flight()),
         }
     }
 }
@@ -38,7 +38,7 @@ impl Drop for Entered {
 }
 
 /// Returns 409: the first request with this key is in progress, and its answer can be read with the same key later.
-pub(crate) fn still_answered() -> Problem {
+pub(crate) fn request_in_flight() -> Problem {
     Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still in progress")
         .detail("Wait for the answer of the first request, or try again in a moment with the same Idempotency-Key.")
         .retry_after(1)

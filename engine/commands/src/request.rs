@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::CommandApi;
 use crate::decider::{Key, Origin};
-use crate::in_flight::still_answered;
+use crate::in_flight::request_in_flight;
 use crate::outcome::{Accepted, Rejected, Resource};
 use crate::problems::unavailable;
 use crate::step::{AnyStep, Step};
@@ -121,7 +121,7 @@ impl<T> CommandRequest<T> {
                 return Ok(success(status, &accepted));
             }
             (Err(Rejected::Problem(problem)), None) => return Err(problem),
-            (Err(Rejected::KeyUsed), None) => return Err(still_answered()),
+            (Err(Rejected::KeyUsed), None) => return Err(request_in_flight()),
             (Err(rejected), Some(_)) => rejected,
         };
         let Some((key, hash)) = self.key else { return Err(Problem::internal()) };
@@ -129,7 +129,7 @@ impl<T> CommandRequest<T> {
         match (api.store().idempotency_record(&scope, &key).await.map_err(unavailable)?, rejected) {
             (Some(found), _) => replay(resource, found, &hash),
             (None, Rejected::Problem(problem)) => Err(problem),
-            (None, Rejected::KeyUsed) => Err(still_answered()),
+            (None, Rejected::KeyUsed) => Err(request_in_flight()),
         }
     }
 }

@@ -143,7 +143,7 @@ async fn run(mut committer: Committer, queue: Arc<Queue<Pending>>) {
         let outcome = committer.write(batch).await;
         queue.written(events);
         if let Err(Timeout(waited)) = outcome {
-            // The commands behind the batch have waited as long, and each would wait as long again.
+            // The queued commands have waited as long as the batch. If they were tried now, each would time out again.
             for next in queue.drain() {
                 answer(next.reply, Instant::now(), Err(Error::Timeout(waited).into()));
             }

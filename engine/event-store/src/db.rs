@@ -91,7 +91,7 @@ impl Db {
     /// PostgreSQL closes every connection when it crashes, so the number grows with each connection that is opened.
     pub fn connections_opened(&self) -> u64 {
         match self {
-            // A crash of the machine also ends this process.
+            // SQLite loses commits only when the machine crashes, and that also ends this process.
             Self::Sqlite { .. } => 0,
             Self::Postgres { primary, .. } => primary.connections_opened(),
         }

@@ -2,8 +2,8 @@
 
 use sqlx::migrate::Migrator;
 
-/// Migrations of both databases: of the log, which must never be lost, and of the tables beside the read models, such
-/// as their checkpoints.
+/// Migrations of both databases: of the log, which must never be lost, and of the tables that belong to read models,
+/// such as their checkpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct Migrations {
     /// The log in SQLite.

@@ -1,7 +1,6 @@
-//! Decides which appends of a batch are written. Appends are judged in order: the conditions of one are checked, and if
-//! they hold, the append is applied before the next one is judged. An append whose conditions hold is called a winner,
-//! any other a loser. This module makes no database calls; a backend passes in the state that it has read under the
-//! lock.
+//! Decides which appends of a batch are written. Appends are checked in order: if the conditions of one hold, it is
+//! applied before the next one is checked. An append whose conditions hold is called a winner. This module makes no
+//! database calls; a backend passes in the state that it has read under the lock.
 
 use std::collections::{HashMap, HashSet};
 
@@ -173,7 +172,7 @@ pub(crate) fn unchanged_position(append: &Append, idempotency: &Idempotency) -> 
     idempotency.unchanged.filter(|_| !is_written).map(|unchanged| unchanged.position)
 }
 
-/// Decides which appends win. They are judged in order of arrival, each on the state that the winners before it leave.
+/// Decides which appends win. They are checked in order of arrival, each on the state after the winners before it.
 pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: &Lineages) -> Plan<'a> {
     let mut planner = BatchPlanner {
         state,
@@ -210,7 +209,7 @@ pub(crate) fn plan<'a>(batch: &[&'a Append], state: &LockedState<'a>, lineages: 
     }
 }
 
-/// The state after the appends judged so far.
+/// The state after the appends checked so far.
 struct BatchPlanner<'a, 'b> {
     state: &'b LockedState<'a>,
     lineages: &'b Lineages,

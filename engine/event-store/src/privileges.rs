@@ -63,7 +63,7 @@ impl Store {
         }
         run(&mut tx, &format!("grant execute on function {APPEND} to {name}")).await?;
         check(&mut tx, role).await?;
-        hand_over(&mut tx, role, &name, read_models).await?;
+        transfer_ownership(&mut tx, role, &name, read_models).await?;
         Ok(tx.commit().await?)
     }
 }
@@ -73,7 +73,7 @@ async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), Error> {
 }
 
 /// Makes the role the owner of the read models that other roles own.
-async fn hand_over(tx: &mut PgConnection, role: &str, name: &str, tables: &[&Table]) -> Result<(), Error> {
+async fn transfer_ownership(tx: &mut PgConnection, role: &str, name: &str, tables: &[&Table]) -> Result<(), Error> {
     let names: Vec<_> = tables.iter().map(|table| table.name).collect();
     let foreign: Vec<(String, String)> = sqlx::query_as(
         "select quote_ident(relname), quote_ident(pg_get_userbyid(relowner)) from pg_class

@@ -105,7 +105,7 @@ impl Log {
         Ok((log, Db::Sqlite { write: views_write, durable, read: views_read }))
     }
 
-    /// Returns the log's database, for the tables beside the events.
+    /// Returns the log's database, for its other tables than `events`.
     pub(crate) fn db(&self) -> Db {
         Db::Sqlite { write: self.write.clone(), durable: self.write.clone(), read: self.read.clone() }
     }

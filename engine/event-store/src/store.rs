@@ -53,7 +53,7 @@ pub async fn open(
 /// write read models, but must not append.
 ///
 /// # Errors
-/// As [`open`]; also when the database has no schema, or that of an older release.
+/// The errors of [`open`]. Also fails when the database has no schema, or the schema of an older release.
 pub async fn open_without_appender(
     settings: Settings,
     migrations: Migrations,
@@ -137,7 +137,7 @@ pub struct Store {
 struct Inner {
     log: Log,
     db: Db,
-    /// The log's database, for the tables beside the events.
+    /// The log's database, for its other tables than `events`.
     log_db: Db,
     bus: Option<Bus>,
     appender: Appender,
@@ -400,8 +400,8 @@ impl Store {
         }
     }
 
-    /// Starts to exchange heads with the other processes: this process learns at once of events that others append, and
-    /// others learn of its own.
+    /// Starts to exchange heads with the other processes: each is notified at once of events that another
+    /// process appends.
     pub fn follow_heads(&self) {
         if self.inner.follows_heads.swap(true, Ordering::Relaxed) || self.inner.bus.is_none() {
             return;

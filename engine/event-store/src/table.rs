@@ -170,7 +170,8 @@ impl Table {
         self.columns.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Passes one array for each column, so that PostgreSQL plans the statement once for any number of rows.
+    /// Returns the statement that writes rows. It has one array for each column, so that PostgreSQL plans it once for
+    /// any number of rows.
     pub(crate) fn postgres_sql(&self, generation: i64) -> String {
         let arrays: Vec<_> = self
             .columns
@@ -183,7 +184,8 @@ impl Table {
         format!("insert into {name} ({columns}) select * from unnest({}) {merge}", arrays.join(", "))
     }
 
-    /// Passes one placeholder for each value, because SQLite has no arrays.
+    /// Returns the statement that writes this number of rows. It has one placeholder for each value, because SQLite has
+    /// no arrays.
     pub(crate) fn sqlite_sql(&self, generation: i64, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
         let (name, columns) = (self.generation_table(generation), self.column_names());

@@ -564,7 +564,7 @@ async fn an_old_version_is_upcast_for_every_reader(backend: Backend) {
     old.writes[0].events[0].event_version = "0";
     old.writes[0].events[0].payload = r#"{"Added":{"plus":5}}"#.into();
     store.append(old).await.unwrap();
-    // The subscription starts before the event in another process, so the event does not come from memory.
+    // The subscription belongs to another store, which does not have the event in memory, so it reads it from the log.
     let subscribed = reopened_beside(&backend.settings).await.subscribe(0).next().await.unwrap();
     let ids = ["a".to_owned()];
     let read = [
@@ -723,7 +723,7 @@ async fn appends_of_a_batch_are_checked_in_order(backend: Backend) {
     let won: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
     assert_eq!(won, [true, true, false, true, true], "{outcomes:?}");
     assert!(matches!(&outcomes[2], Err(AppendError::Conflict { stream, actual: 2, .. }) if stream.aggregate_id == "a"));
-    // A conflict that only the database detects is known before the following appends are judged.
+    // A conflict that only the database detects is known before the following appends are checked.
     backend.other().await.sql(FOREIGN).await;
     let outcomes =
         backend.append_together(vec![append("a", 3, &[1]), append("a", 4, &[1]), append("a", 4, &[1])]).await;

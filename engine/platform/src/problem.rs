@@ -137,8 +137,8 @@ impl Problem {
     }
 }
 
-/// Makes the text of an error a sentence: errors of Rust begin with a lower-case letter and have no full stop. A first word
-/// that is not plain letters, such as the name of a field, stays as it is.
+/// Makes the text of an error a sentence: errors of Rust begin with a lower-case letter and have no full stop. A first
+/// word that is not plain letters, such as the name of a field, stays as it is.
 fn sentence(mut text: String) -> String {
     let first = text.split(' ').next().unwrap_or_default();
     if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_lowercase()) {

@@ -101,7 +101,7 @@ pub async fn serving(tx: &mut Tx) -> Result<BTreeMap<String, Serving>, StoreErro
 ///
 /// # Errors
 /// The database is unavailable.
-pub async fn serving_now(db: &Db) -> Result<BTreeMap<String, Serving>, StoreError> {
+pub async fn live_generations(db: &Db) -> Result<BTreeMap<String, Serving>, StoreError> {
     Ok(live(db.fetch_all(CHECKPOINTS, vec![]).await?))
 }
 

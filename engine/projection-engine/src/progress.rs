@@ -1,10 +1,10 @@
 //! The positions of the read models, kept up to date in every process of the read side.
 //!
-//! After each commit the pump reports the new position: directly in its own process, and to other processes with a hint
-//! over the bus. Hints may be lost, so each process also polls the checkpoints. PostgreSQL may lose its last commits in
-//! a crash; then checkpoints and rows go back together. Therefore each position is kept together with the value of
-//! [`Db::connections_opened`] at which it was read, and [`Progress::read_at`] returns a position only if the rows were read
-//! at the same value.
+//! After each commit the pump reports the new position: directly in its own process, and to other processes with a
+//! notification over the bus. Notifications may be lost, so each process also polls the checkpoints. PostgreSQL may
+//! lose its last commits in a crash; then checkpoints and rows go back together. Therefore each position is kept
+//! together with the value of [`Db::connections_opened`] at which it was read, and [`Progress::read_at`] returns a
+//! position only if the rows were read at the same value.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -26,16 +26,16 @@ use crate::generation::{BUILDING, CHECKPOINTS, Checkpoint, LIVE, OLD, RETURNING}
 use crate::metrics::METRICS;
 use crate::registry::Registry;
 
-/// Topic of the hints.
+/// Topic of the notifications.
 pub(crate) const POSITION_TOPIC: &str = "projected";
-/// Interval at which the checkpoints are read, even without a hint.
+/// Interval at which the checkpoints are read, even without a notification.
 const POLL: Duration = Duration::from_millis(250);
 /// Maximum number of times that a query runs because the database may have crashed during the query.
 const READS_MAX: u32 = 20;
 /// Maximum time for which a query is repeated for that reason.
 const READS_WITHIN: Duration = Duration::from_secs(5);
 /// Time over which a rate is measured.
-const RATE_OVER: Duration = Duration::from_secs(5);
+const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 /// The positions of the read models.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,7 +204,7 @@ impl Progress {
                 let all = checkpoints.iter().map(|row| ((row.projection.clone(), row.generation), row.position));
                 samples.push_back((Instant::now(), all.collect()));
             }
-            while samples.front().is_some_and(|(at, _)| at.elapsed() > RATE_OVER) {
+            while samples.front().is_some_and(|(at, _)| at.elapsed() > RATE_WINDOW) {
                 samples.pop_front();
             }
         }

@@ -1,5 +1,5 @@
-//! The pump: reads events from the stream, folds them, writes rows and checkpoints in one transaction, and sends a hint
-//! to other processes.
+//! The pump: reads events from the stream, folds them, writes rows and checkpoints in one transaction, and notifies
+//! other processes.
 //!
 //! Each checkpoint group has its own task, and one process at a time pumps a group. The pump raises the fence of the
 //! group's checkpoints when it starts. Every commit compares position and fence, so a pump that was replaced can no

@@ -21,7 +21,7 @@ use crate::error::{Error, catch_panic};
 use crate::exclusions::Exclusions;
 use crate::generation::{
     BUILDING, CHECKPOINTS, Checkpoint, Generation, GenerationRows, GenerationSet, LIVE, OLD, RETURNING, bump_fence,
-    by_position, checkpoints, create, prepare_group, remove, serving_now, set_state,
+    by_position, checkpoints, create, live_generations, prepare_group, remove, set_state,
 };
 use crate::group_fold::GroupFold;
 use crate::projection::AnyProjection;
@@ -39,9 +39,9 @@ const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 const CHUNK_MIN: i64 = 500;
 /// Maximum number of events by which the new generation may be behind when the switch begins. The live generation is
 /// not updated during the switch.
-const LEFT_FOR_THE_SWITCH: i64 = 2_000;
+const SWITCH_LAG_MAX: i64 = 2_000;
 /// Maximum number of events that are folded while the switch holds its locks.
-const LEFT_UNDER_LOCK: i64 = 200;
+const LOCKED_LAG_MAX: i64 = 200;
 /// Number of switches that are tried with this limit; after that the limit is [`CHUNK`].
 const SWITCHES_MAX: u32 = 20;
 /// Delay after a failure of the database, before the rebuild resumes where it stopped.
@@ -154,7 +154,7 @@ async fn live_position(store: &Store, wanted: &[Generation]) -> Option<i64> {
     if wanted.is_empty() {
         return None;
     }
-    let serving = serving_now(store.db()).await.ok()?;
+    let serving = live_generations(store.db()).await.ok()?;
     let positions = wanted.iter().map(|generation| {
         let live = serving.get(generation.projection.name());
         live.filter(|live| live.generation == generation.number).map(|live| live.position)
@@ -344,7 +344,7 @@ impl<'a> Build<'a> {
                 self.index().await?;
                 indexed = true;
             }
-            if self.sets.len() == 1 && target - position <= LEFT_FOR_THE_SWITCH {
+            if self.sets.len() == 1 && target - position <= SWITCH_LAG_MAX {
                 writing.done().await?;
                 if let Some(switched) = self.switch().await? {
                     return Ok(switched);
@@ -438,7 +438,7 @@ impl<'a> Build<'a> {
         let head = self.store.head().await?;
         let furthest = furthest(&known, self.group).max(self.end).min(head);
         let set = &mut self.sets[0];
-        let most = if self.switches < SWITCHES_MAX { LEFT_UNDER_LOCK } else { CHUNK };
+        let most = if self.switches < SWITCHES_MAX { LOCKED_LAG_MAX } else { CHUNK };
         self.switches += 1;
         if furthest - set.position > most {
             return Ok(None);

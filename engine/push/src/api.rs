@@ -106,7 +106,8 @@ pub struct Channel {
     pub denied_answer: DeniedAnswer,
     /// Reads the snapshot that a new subscriber receives first.
     pub snapshot: TakeSnapshot,
-    /// Finds the streams with changes that a subscriber missed; `None` if the channel is not in the log.
+    /// Finds the streams with changes that a subscriber missed; `None` if the changes of the channel are not in the
+    /// log.
     pub missed: Option<FindChanged>,
     /// Names of the events that are published on the channel; empty means all events. A replay folds other events
     /// without publishing them.
@@ -365,7 +366,7 @@ fn check_publishers(channels: &Channels, publishers: &[&'static dyn AnyPublisher
     Ok(())
 }
 
-/// Checks that each channel that is in the log has a publisher.
+/// Checks that each channel whose changes are in the log has a publisher.
 fn check_channels(channels: &Channels, publishers: &[&'static dyn AnyPublisher]) -> Result<(), InvalidDefinitions> {
     for channel in channels.iter().filter(|channel| channel.missed.is_some()) {
         let kind = channel.kind();

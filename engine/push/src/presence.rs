@@ -170,12 +170,12 @@ impl Presence {
             *send_at = Instant::now() + GOSSIP_EVERY;
             gossip.here = entries.own();
         }
-        in_parts(gossip)
+        split_message(gossip)
     }
 
     /// Returns messages that say that all clients of this process have left.
     fn goodbye(&self) -> Vec<PresenceGossip> {
-        in_parts(PresenceGossip { left: self.lock().own(), ..PresenceGossip::default() })
+        split_message(PresenceGossip { left: self.lock().own(), ..PresenceGossip::default() })
     }
 
     fn encode(&self, gossip: PresenceGossip) -> Vec<u8> {
@@ -224,7 +224,7 @@ impl Presence {
     }
 }
 
-fn in_parts(gossip: PresenceGossip) -> Vec<PresenceGossip> {
+fn split_message(gossip: PresenceGossip) -> Vec<PresenceGossip> {
     let mut parts: Vec<_> = gossip
         .here
         .chunks(ENTRIES_PER_MESSAGE_MAX)

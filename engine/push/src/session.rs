@@ -8,7 +8,7 @@ use event_store::error::Error;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use platform::auth::Principal;
-use projection_engine::generation::{serving, serving_now};
+use projection_engine::generation::{live_generations, serving};
 
 use crate::api::{QueryApi, SubscribeError};
 use crate::batch::{Batch, Change};
@@ -239,7 +239,7 @@ async fn start(
         // PostgreSQL resolves table names by the latest commit, even in an older snapshot of the rows. So after a
         // generation switch during the reads, the transaction would see the new tables with the rows of an earlier
         // time.
-        let now = serving_now(api.store.db()).await?;
+        let now = live_generations(api.store.db()).await?;
         let same = |name: &str| now.get(name).map(|now| now.generation) == serves.get(name).map(|s| s.generation);
         if !channels.iter().filter_map(|named| named.channel.projection).all(same) {
             continue;

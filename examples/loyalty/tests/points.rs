@@ -15,7 +15,6 @@ tests::stories![
     points_are_granted_once_despite_kills
 ];
 
-/// How long a test waits for an expected state.
 /// How often the server is killed. `DOCKET_KILLS=200` runs a long campaign.
 const KILLS: u32 = 8;
 

@@ -139,14 +139,14 @@ async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
     let cannot = || format!("cannot write {}", path.display());
     if path.metadata().is_ok_and(|about| !about.is_file()) {
         let file = File::options().write(true).open(path).with_context(cannot)?;
-        return Ok(write_packed(store, file, is_packed(path)).await?.0);
+        return Ok(write_maybe_gzip(store, file, is_packed(path)).await?.0);
     }
     // A partial export looks like a complete one. So it is written under another name until it is complete, and until
     // then an existing file stays.
     let part = files::with_suffix(path, ".part");
     let file = files::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
     let written = async {
-        let (head, file) = write_packed(store, file, is_packed(path)).await?;
+        let (head, file) = write_maybe_gzip(store, file, is_packed(path)).await?;
         files::publish(&file, &part, path).with_context(cannot)?;
         Ok(head)
     };
@@ -157,7 +157,7 @@ async fn write_file(store: &Store, path: &Path) -> anyhow::Result<i64> {
     written
 }
 
-async fn write_packed(store: &Store, file: File, packed: bool) -> anyhow::Result<(i64, File)> {
+async fn write_maybe_gzip(store: &Store, file: File, packed: bool) -> anyhow::Result<(i64, File)> {
     if packed {
         let mut output = BufWriter::new(GzEncoder::new(file, Compression::fast()));
         let head = write_log(store, &mut output).await?;
@@ -307,8 +307,16 @@ fn parse(line: std::io::Result<String>, last: i64) -> anyhow::Result<RecordedEve
     let line = line.context("the file is damaged or incomplete; export the log again")?;
     let envelope = serde_json::from_str::<Envelope>(&line).context("this is not a line of `docket events export`")?;
     let event = envelope.event().context("this is not a line of `docket events export`")?;
-    ensure!(event.position > last, "position {} follows position {last}: the file repeats events", event.position);
-    ensure!(event.position == last + 1, "position {} follows position {last}: the file lacks events", event.position);
+    ensure!(
+        event.position > last,
+        "position {} follows position {last}: the file contains events twice",
+        event.position
+    );
+    ensure!(
+        event.position == last + 1,
+        "position {} follows position {last}: events are missing from the file",
+        event.position
+    );
     Ok(event)
 }
 

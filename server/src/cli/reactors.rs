@@ -234,7 +234,7 @@ pub async fn skip(program: Program, wanted: Skipped) -> anyhow::Result<u8> {
         );
     }
     eprintln!(
-        "{} skips event {} for good. The next event of the key {} is tried now.",
+        "{} skips event {} permanently. The next event of the key {} is tried now.",
         wanted.reactor, wanted.position, wanted.key
     );
     Ok(0)

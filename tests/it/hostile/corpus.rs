@@ -19,12 +19,12 @@ pub enum Expect {
     Bare(&'static str),
     /// The request is allowed or ignored: any response below 500. The text says why.
     Fine(&'static str),
-    /// The bytes are one request, whatever they look like: exactly one response below 500, and the connection ends. The
-    /// text says why.
+    /// The server must read the bytes as one request: exactly one response below 500, and the connection ends. The text
+    /// says why.
     One(&'static str),
     /// 200, and every line that is not blank is refused with a 4xx problem.
     Lines,
-    /// 503 `projection-behind`, the documented response for a position that does not come.
+    /// 503 `projection-behind`, the documented response for a position that the log does not reach.
     Behind,
     /// Any response below 500 or none: the client disconnects before its request is complete.
     Gone,

@@ -14,7 +14,7 @@ const SHORT: usize = 2_000;
 const SHORT_SEED: u64 = 1;
 /// Time limit, longer than the server's own limit for a connection that sent half of a request.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Larger rows only cost time.
+/// Maximum size of a row that is mutated, in bytes. Larger rows would only take longer.
 const BYTES_MAX: usize = 20_000;
 
 /// The `SplitMix64` generator.
@@ -63,7 +63,7 @@ pub async fn run(system: &TestSystem, rows: &[Row]) {
         let is_right = match &outcome {
             Outcome::Closed => true,
             Outcome::Silent => false,
-            // A mutation may ask for a position that does not come. The documented response is then this 503.
+            // A mutation may request a position that the log does not reach. The documented response is then this 503.
             Outcome::Answered(answer) => {
                 answer.status < 500 || String::from_utf8_lossy(&answer.body).contains("/problems/projection-behind")
             }

@@ -52,7 +52,7 @@ pub(crate) fn split_lines(
             }
             match reader.body.next().await {
                 Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
-                // The body broke off: the last line is incomplete, so it is not a command.
+                // The body ended early: the last line is incomplete, so it is not a command.
                 Some(Err(_)) => {
                     reader.buffer.clear();
                     reader.too_long = false;
@@ -69,7 +69,7 @@ pub(crate) fn split_lines(
 fn cut_off() -> Box<Problem> {
     Box::new(
         Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
-            .detail("The body broke off here. This line and the lines after it were not read. Send them again."),
+            .detail("The body ended early. This line and the lines after it were not read. Send them again."),
     )
 }
 

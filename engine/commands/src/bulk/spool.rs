@@ -169,7 +169,7 @@ impl Spool {
     /// Waits for the oldest unread bytes; `None` at the end.
     ///
     /// # Errors
-    /// The file cannot be read. Results are lost, so the response must break off.
+    /// The file cannot be read. Results are lost, so the response must end with an error.
     async fn next(&self) -> Option<io::Result<Bytes>> {
         loop {
             {
@@ -211,7 +211,7 @@ impl Spool {
             (contents.from, contents.to) = (0, 0);
         }
         outcome.inspect_err(
-            |error| tracing::error!(%error, "Could not read buffered results from disk. Their response breaks off."),
+            |error| tracing::error!(%error, "Could not read buffered results from disk. Their response ends early."),
         )
     }
 }

@@ -28,7 +28,7 @@ use crate::step::AnyStep;
 const EVENTS_MAX: usize = 1_000;
 const BYTES_MAX: usize = 4 << 20;
 /// The largest number of attempts of a reaction that never returns, because each attempt costs a thread.
-pub(super) const HANGS_MAX: i64 = 3;
+pub(super) const HANG_ATTEMPTS_MAX: i64 = 3;
 /// The largest length of an id and of a key, in bytes. Both are part of a database index.
 const ID_BYTES_MAX: usize = 512;
 /// How long a reaction inside the log may take.
@@ -175,7 +175,7 @@ pub(super) async fn decide(items: &[Arc<Item>], context: &Context, progress: &Pr
             ItemResult::Failed { reason: reason.clone(), is_temporary: false }
         } else if context.hung.contains(&at) {
             // Each call that never returns costs a thread, so it has few attempts.
-            let is_temporary = item.attempts + 1 < HANGS_MAX;
+            let is_temporary = item.attempts + 1 < HANG_ATTEMPTS_MAX;
             ItemResult::Failed { reason: "the reactor did not return in time".into(), is_temporary }
         } else {
             let reaction = react((at, item), context, &principal, &mut scope, progress);

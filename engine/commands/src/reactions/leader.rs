@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::decider::Decider;
 use crate::metrics::METRICS;
 use crate::reactions::batch::{
-    Context, Decided, HANGS_MAX, Item, ItemResult, Progress, REACT_WITHIN, decide, is_storable,
+    Context, Decided, HANG_ATTEMPTS_MAX, Item, ItemResult, Progress, REACT_WITHIN, decide, is_storable,
 };
 use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor, is_subscribed};
 use crate::reactions::scope::{Scope, Writes};
@@ -50,7 +50,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(5);
 const DRAIN_WITHIN: Duration = Duration::from_secs(4);
 const STOP_WITHIN: Duration = Duration::from_secs(6);
 /// The pause before the leader reads the checkpoint again after another process or an operator has changed it.
-const READ_AGAIN: Duration = Duration::from_millis(50);
+const REREAD_DELAY: Duration = Duration::from_millis(50);
 /// Events on which a reactor with effects outside the log works concurrently.
 const WORKERS: usize = 16;
 /// How often deadlines and retries are checked while there are any.
@@ -61,8 +61,8 @@ const IDLE_MOVE: Duration = Duration::from_secs(1);
 /// Attempts to append one batch while its streams change. After that, the leader restarts from its checkpoint.
 const CONFLICTS_MAX: u32 = 50;
 /// The pause before a failed input is retried. It doubles with each attempt, up to the longest.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LONGEST: Duration = Duration::from_secs(300);
+const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
 /// The number of attempts after which an event waits for an operator.
 const ATTEMPTS_MAX: i64 = 10;
 /// How often the leader checks its lock.
@@ -149,7 +149,7 @@ impl Leader {
                     let stopped = AssertUnwindSafe(term.follow()).catch_unwind().await;
                     let reason = match stopped {
                         Ok(Ok(()) | Err(Stop::Fenced)) => {
-                            tokio::time::sleep(READ_AGAIN).await;
+                            tokio::time::sleep(REREAD_DELAY).await;
                             continue;
                         }
                         Ok(Err(Stop::Store(error))) => error.to_string(),
@@ -160,7 +160,7 @@ impl Leader {
                         Err(_) => "the leader panicked; see the process log".to_owned(),
                     };
                     tracing::warn!(reactor = name, reason, "The reactor restarts from its checkpoint.");
-                    tokio::time::sleep(RETRY_FIRST).await;
+                    tokio::time::sleep(RETRY_DELAY_MIN).await;
                 }
             };
             METRICS.reactor_leader.record(1, &[KeyValue::new("reactor", name)]);
@@ -492,7 +492,7 @@ impl<'a> LeaderTerm<'a> {
                 let (outcome, is_lost) = match tokio::time::timeout(ACT_WITHIN + GRACE, call).await {
                     Ok(Ok(outcome)) => (outcome, false),
                     Ok(Err(_)) => (Outcome::Retry("the reactor panicked; see the process log".into()), false),
-                    Err(_) if attempt + 1 < HANGS_MAX => (slow(), true),
+                    Err(_) if attempt + 1 < HANG_ATTEMPTS_MAX => (slow(), true),
                     Err(_) => (Outcome::Park("the reactor never returned and blocked its thread".into()), true),
                 };
                 ExternalOutcome { entry, event, outcome, is_lost }
@@ -640,7 +640,7 @@ impl<'a> LeaderTerm<'a> {
                 let (items, context, progress) = (items[..most].to_vec(), shared.clone(), progress.clone());
                 move || Handle::current().block_on(decide(&items, &context, &progress))
             });
-            let hung = watch_over(&mut task, &progress).await;
+            let hung = supervise(&mut task, &progress).await;
             let decided = match hung {
                 Watched::Ended(decided) => decided,
                 Watched::Hangs(at) => {
@@ -839,7 +839,7 @@ enum Watched<T> {
     Hangs(usize),
 }
 
-async fn watch_over<T>(
+async fn supervise<T>(
     task: &mut tokio::task::JoinHandle<Result<T, Error>>,
     progress: &Progress,
 ) -> Watched<Result<T, Error>> {
@@ -863,7 +863,7 @@ async fn watch_over<T>(
 
 fn pause(attempts: i64) -> Duration {
     let doublings = u32::try_from(attempts.clamp(1, 16) - 1).unwrap_or_default();
-    (RETRY_FIRST * 2_u32.pow(doublings)).min(RETRY_LONGEST)
+    (RETRY_DELAY_MIN * 2_u32.pow(doublings)).min(RETRY_DELAY_MAX)
 }
 
 fn timestamp(microseconds: i64) -> Timestamp {

@@ -63,9 +63,9 @@ impl Writer {
         Self { reserved, used: Instant::now(), lookup_all_until: None }
     }
 
-    /// Writes a batch. The first call assumes that all conditions hold. If the log differs, the appends are judged
-    /// again on the state that the function has returned, and the winners are sent again under the lock, so that other
-    /// processes cannot get ahead of them again and again.
+    /// Writes a batch. The first call assumes that all conditions hold. If the log differs, the batch is
+    /// planned again on the state that the function has returned, and the winners are sent again under the lock, so
+    /// that other processes cannot change the log in between.
     pub(super) async fn append(&mut self, batch: &[&Append], lineages: &Lineages) -> Result<Committed, sqlx::Error> {
         let mut state = LockedState::optimistic(batch);
         let optimistic_plan = plan(batch, &state, lineages);
@@ -129,8 +129,8 @@ async fn call<'a>(
 ) -> Result<Option<i64>, sqlx::Error> {
     let mut arguments = PgArguments::default();
     add(&mut arguments, plan.recorded_at)?;
-    let looked_up = looked_up(batch, state, plan, lookups);
-    add_streams(&mut arguments, state, &looked_up)?;
+    let streams_to_look_up = streams_to_look_up(batch, state, plan, lookups);
+    add_streams(&mut arguments, state, &streams_to_look_up)?;
     add_events(&mut arguments, batch, plan)?;
     add_keys(&mut arguments, batch, plan)?;
     let backlog = backlog_rows(state, plan);
@@ -148,14 +148,19 @@ async fn call<'a>(
         return Ok(Some(answer.head));
     }
     let missing: Vec<_> = places(&answer.missing_backlog).map(|place| backlog[place].row).collect();
-    apply_answer(state, &answer, &looked_up, &missing);
+    apply_answer(state, &answer, &streams_to_look_up, &missing);
     Ok(None)
 }
 
 /// Replaces assumed values with those that the function has found.
-fn apply_answer<'a>(state: &mut LockedState<'a>, answer: &Answer, looked_up: &[usize], missing: &[BacklogRow<'a>]) {
+fn apply_answer<'a>(
+    state: &mut LockedState<'a>,
+    answer: &Answer,
+    streams_to_look_up: &[usize],
+    missing: &[BacklogRow<'a>],
+) {
     for (place, version) in places(&answer.other_streams).zip(answer.other_versions.iter().flatten()) {
-        state.streams[looked_up[place]].1 = *version;
+        state.streams[streams_to_look_up[place]].1 = *version;
     }
     for place in places(&answer.taken_keys) {
         state.keys[place].1 = true;
@@ -179,9 +184,9 @@ fn add<'q, T: Encode<'q, Postgres> + Type<Postgres> + 'q>(to: &mut PgArguments, 
     to.add(value).map_err(sqlx::Error::Encode)
 }
 
-/// Returns the indexes of the streams to look up. Streams of losers are included, because a second judgement needs
+/// Returns the indexes of the streams to look up. Streams of refused appends are included, because a second plan needs
 /// their versions.
-fn looked_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, lookups: Lookups) -> Vec<usize> {
+fn streams_to_look_up(batch: &[&Append], state: &LockedState<'_>, plan: &Plan<'_>, lookups: Lookups) -> Vec<usize> {
     let places = 0..state.streams.len();
     if lookups == Lookups::AllStreams {
         return places.collect();

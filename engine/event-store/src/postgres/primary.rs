@@ -104,13 +104,12 @@ impl Purpose {
             // During a long snapshot the log's head and the checkpoints have many dead versions, which only an index
             // scan avoids.
             settings.push(("enable_seqscan", "off".into()));
-            // With that setting a plan without an index has a cost so high that PostgreSQL compiles it, which takes tens
-            // of milliseconds for each statement.
+            // With that setting a plan without an index has a cost so high that PostgreSQL compiles it, which takes
+            // tens of milliseconds for each statement.
             settings.push(("jit", "off".into()));
         }
         if self == Self::Append {
-            // The appender passes arrays, whose values do not change the plan, so the plan need not be made again for
-            // each call.
+            // The appender passes arrays, whose values do not affect the plan. So one plan serves every call.
             settings.push(("plan_cache_mode", "force_generic_plan".into()));
         }
         if !schema.is_empty() {
@@ -257,7 +256,7 @@ impl Primary {
             }
             tracing::info!(
                 host = self.0.hosts[host].get_host(),
-                "Another PostgreSQL host accepts writes. New connections lead to that host."
+                "Another PostgreSQL host accepts writes. New connections go to that host."
             );
         }
     }
@@ -416,7 +415,8 @@ impl Primary {
     /// Runs an operation, and stops waiting for it when the server has changed since it began.
     ///
     /// # Errors
-    /// Those of the operation, and a protocol error when waiting was stopped; the operation may then still complete.
+    /// The errors of the operation, and a protocol error when waiting was stopped. In this case the operation may still
+    /// complete.
     pub(crate) async fn run_until_failover<T>(
         &self,
         operation: impl Future<Output = Result<T, Error>>,

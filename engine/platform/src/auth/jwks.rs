@@ -21,7 +21,7 @@ const MIN_FETCH_INTERVAL: Duration = Duration::from_secs(5);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of attempts at start, and the pause between them.
 const TRIES: usize = 5;
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 const BYTES_MAX: usize = 1024 * 1024;
 
 /// A key: its id, if it has one, the key itself, and the algorithms for which it is valid.
@@ -38,7 +38,7 @@ impl Authenticator {
                 Ok(()) => return Ok(()),
                 Err(error) => tracing::warn!(%error, "Could not fetch the token keys. Retrying."),
             }
-            tokio::time::sleep(TRY_AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
         self.fetch().await
     }
@@ -64,7 +64,7 @@ impl Authenticator {
     async fn fetch(&self) -> Result<(), Error> {
         let settings = &self.0.settings;
         let Some(url) = &settings.jwt_jwks_url else { return Ok(()) };
-        let text = get(url).await.map_err(|error| failed(url, &in_full(&error)))?;
+        let text = get(url).await.map_err(|error| failed(url, &format_error_chain(&error)))?;
         let set = read(&text).map_err(|reason| failed(url, &reason))?;
         let key =
             |(id, decoding, algorithms): PublicKey| Key { id, decoding, validation: validation(settings, &algorithms) };
@@ -86,7 +86,7 @@ fn failed(url: &str, reason: &str) -> Error {
 }
 
 /// Formats an error with all its causes, because the outermost error does not name the reason.
-fn in_full(error: &dyn std::error::Error) -> String {
+fn format_error_chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 

@@ -1,4 +1,4 @@
-//! An event that cannot be projected parks its stream; every other stream goes on.
+//! An event that cannot be projected parks its stream; every other stream continues.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +11,7 @@ async fn letters(rig: &Rig) -> Vec<DeadLetter> {
     list(rig.store().db()).await.unwrap()
 }
 
-/// Waits until no decision is left to carry out.
+/// Waits until all decisions are applied.
 async fn carried_out(rig: &Rig) {
     rig.until("the decision", async || {
         letters(rig).await.iter().all(|letter| letter.state != "retry" && letter.state != "discard")
@@ -41,7 +41,7 @@ async fn an_event_that_does_not_decode_parks_its_stream_in_every_group() {
     assert!(again.iter().all(|letter| letter.position == 2 && letter.state == "parked"), "{again:?}");
     assert_eq!(rig.sums().await[0], row("a", 1, 1));
 
-    // Without the event the stream goes on, in every group.
+    // Without the event, the stream continues in every group.
     decide(rig.store(), &rig.registry, 2, Decision::Discard).await.unwrap();
     carried_out(&rig).await;
     rig.until("the rest of the stream", async || {
@@ -61,13 +61,13 @@ async fn a_fold_that_panics_parks_its_stream_in_its_own_group() {
     let projector = rig.start().await;
     rig.settled().await;
     assert_eq!(rig.sums().await, [row("a", 1, 1), row("b", 10, 1)]);
-    assert_eq!(rig.last().await, [row("a", 2, 2), row("b", 10, 1)], "the other group is not concerned");
+    assert_eq!(rig.last().await, [row("a", 2, 2), row("b", 10, 1)], "the other group is not affected");
     let parked = letters(&rig).await;
     assert_eq!(parked.len(), 1, "{parked:?}");
     assert_eq!((parked[0].position, parked[0].group.as_deref()), (2, Some("core")));
     assert!(parked[0].reason.contains("the note says so"), "{parked:?}");
 
-    // With the fault mended a retry brings the stream up to date.
+    // After the fault is removed, a retry brings the stream up to date.
     PANICS.store(false, Relaxed);
     decide(rig.store(), &rig.registry, 2, Decision::Retry).await.unwrap();
     rig.until("the end of the parking", async || letters(&rig).await.is_empty()).await;

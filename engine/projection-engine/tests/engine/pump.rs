@@ -1,4 +1,4 @@
-//! Events become rows once, in order, whatever happens to the projector.
+//! Events become rows once and in order, also when the projector is aborted or replaced.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,7 +19,7 @@ async fn events_become_rows_in_every_group() {
     rig.settled().await;
     assert_eq!(rig.sums().await, [row("a", 3, 2), row("b", 10, 1)]);
     assert_eq!(rig.last().await, [row("a", 2, 2), row("b", 10, 1)]);
-    // The projector follows what is appended while it runs, and every reader of progress sees its position.
+    // The projector also projects events that are appended while it runs, and reports its position.
     let position = rig.append("a", vec![added(4)]).await;
     assert_eq!(projector.progress.wait_for("sums", position, Duration::from_secs(60)).await, position);
     assert_eq!((rig.sums().await[0].clone(), rig.total().await), (row("a", 7, 3), 17));
@@ -32,14 +32,14 @@ async fn events_become_rows_in_every_group() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_projector_that_is_aborted_anywhere_loses_and_doubles_nothing() {
+async fn an_aborted_projector_loses_and_repeats_no_event() {
     let rig = Rig::new().await;
     for round in 1..=40 {
         let projector = rig.start().await;
         for id in ["a", "b", "c"] {
             rig.append(id, vec![added(1), added(round)]).await;
         }
-        // Each round ends at another moment of the projector's work.
+        // Each round aborts the projector after another delay.
         tokio::time::sleep(Duration::from_micros(round as u64 * 311)).await;
         projector.abort().await;
     }
@@ -56,7 +56,7 @@ async fn a_projector_whose_fence_was_raised_reads_its_checkpoints_again() {
     let projector = rig.start().await;
     rig.append("a", vec![added(1)]).await;
     rig.settled().await;
-    // Another process takes the checkpoints over: what the running projector commits under its fence must fail.
+    // Another process raises the fence: the next commit of the running projector must fail.
     rig.execute("update checkpoints set epoch = epoch + 1").await;
     rig.append("a", vec![added(2)]).await;
     rig.settled().await;
@@ -95,7 +95,7 @@ async fn observers_see_each_change_once() {
     rig.append("a", vec![added(1), added(2)]).await;
     rig.append("b", vec![added(3)]).await;
     rig.project().await;
-    // A second projector has nothing new to show.
+    // A second projector has no new events for the observer.
     rig.project().await;
     assert_eq!(SEEN.load(Relaxed), 3);
 }

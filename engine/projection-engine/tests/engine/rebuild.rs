@@ -1,4 +1,4 @@
-//! A rebuild fills a new generation beside the one that serves, and replaces it in one transaction.
+//! A rebuild fills a new generation next to the live one, and switches to it in one transaction.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn a_rebuild_gives_the_same_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_beside_a_running_projector_is_not_noticed() {
+async fn a_rebuild_does_not_disturb_a_running_projector() {
     let rig = Rig::new().await;
     rig.append("a", (0..500).map(added).collect()).await;
     let projector = rig.start().await;
@@ -70,7 +70,7 @@ async fn a_rebuild_that_was_cancelled_continues_where_it_stopped() {
         let settings = settings();
         let work = rebuild(rig.store(), core, &settings, &core.projections, RebuildStart::Log, progress);
         let mut work = std::pin::pin!(work);
-        // Dropped between two of its steps, as a kill does it, once it has written something.
+        // The rebuild is dropped as soon as it has written something. This has the effect of a kill.
         loop {
             tokio::select! {
                 biased;
@@ -94,7 +94,7 @@ async fn a_rebuild_that_was_cancelled_continues_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_generation_of_before_can_serve_again_until_it_is_pruned() {
+async fn an_old_generation_can_serve_again_until_it_is_pruned() {
     let rig = Rig::new().await;
     rig.append("a", vec![added(1)]).await;
     rig.project().await;
@@ -137,7 +137,7 @@ async fn a_newer_version_is_built_by_the_projector() {
     assert_eq!(newer.total().await, 4);
     projector.stop().await;
     newer.assert_verified().await;
-    // The older release cannot tell what the rows should be.
+    // The older release cannot compute the rows of the newer version.
     let rig = Rig { registry: Registry::new(vec![group(CORE, vec![&SUMS, &TOTAL])]).unwrap(), ..newer };
     let core = rig.group(CORE);
     let outcome = rebuild(rig.store(), core, &settings(), &core.projections, RebuildStart::Log, |_, _, _| {}).await;

@@ -20,12 +20,12 @@ use testkit::store::TestStore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// How long a test waits for a condition.
+/// Time limit of a wait for a condition.
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Name of the group beside the core group.
+/// Name of the second group, next to the core group.
 pub const OTHER: &str = "other";
 
-/// Whether a fold panics at the note `panic`.
+/// Whether the fold of `sums` panics at the note `panic`.
 pub static PANICS: AtomicBool = AtomicBool::new(true);
 
 static SUMS_TABLE: Table = Table {
@@ -58,7 +58,7 @@ fn sum_row(Change { after, .. }: &Change<Counter>, factor: i64) -> Vec<event_sto
 static TOTAL_TABLE: Table =
     Table { name: "total", columns: &[text("name", Merge::Key), int("sum", Merge::Add)], indexes: &[] };
 
-/// The sum of all counters. Each batch adds to it, so an event that is projected twice shows.
+/// The sum of all counters. Each batch adds to it, so an event that is projected twice makes it wrong.
 pub static TOTAL: Projection<Counter> =
     Projection { name: "total", version: 1, tables: &[&TOTAL_TABLE], fold: Fold::OfState(fold_total) };
 
@@ -86,17 +86,17 @@ fn fold_last(events: &[&Decoded<Counter>]) -> Vec<Rows> {
     vec![(&LAST_TABLE, events.iter().map(row).collect())]
 }
 
-/// The read models of this release: `sums` and `total` in the core group, `last` in a group of its own.
+/// The read models of this release: `sums` and `total` in the core group, `last` in a second group.
 pub fn groups() -> Vec<Group> {
     vec![group(CORE, vec![&SUMS, &TOTAL]), group(OTHER, vec![&LAST])]
 }
 
-/// A group without observers.
+/// Returns a group without observers.
 pub fn group(name: &'static str, projections: Vec<&'static dyn AnyProjection>) -> Group {
     Group { name, projections, observers: Vec::new() }
 }
 
-/// A store, and the read models over it.
+/// A store and its read models.
 pub struct Rig {
     pub kit: TestStore,
     pub registry: Registry,
@@ -110,7 +110,7 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// Stops it and waits for its end.
+    /// Stops the projector, and waits until its tasks have ended.
     pub async fn stop(self) {
         self.stop.cancel();
         for task in self.tasks {
@@ -118,7 +118,7 @@ impl Projector {
         }
     }
 
-    /// Ends it where it is, as a crash does.
+    /// Aborts the tasks of the projector at any point, as a crash does.
     pub async fn abort(self) {
         for task in self.tasks {
             task.abort();
@@ -127,7 +127,7 @@ impl Projector {
     }
 }
 
-/// Few attempts and short pauses, so that no test waits.
+/// Returns settings with few attempts and short pauses, so that tests are fast.
 pub fn settings() -> Settings {
     Settings { retry_delay_ms: 1, attempts_max: 2, ..Settings::default() }
 }
@@ -184,7 +184,7 @@ impl Rig {
     /// Waits until a condition holds.
     ///
     /// # Panics
-    /// If it does not hold within a minute.
+    /// If it does not hold within 20 seconds.
     pub async fn until(&self, what: &str, holds: impl AsyncFn() -> bool) {
         let started = Instant::now();
         while !holds().await {
@@ -198,24 +198,24 @@ impl Rig {
         self.store().db().rows(sql, vec![parameter.into()]).await.expect("a query of the test")
     }
 
-    /// Changes the database behind the engine's back.
+    /// Executes a statement without the engine, and commits it.
     pub async fn execute(&self, sql: &str) {
         let mut tx = self.store().db().begin().await.expect("a transaction");
         tx.execute(sql, vec![]).await.expect("a statement of the test");
         tx.commit().await.expect("the test's change commits");
     }
 
-    /// Rows of `sums`: id, sum, version.
+    /// Returns the rows of `sums`: id, sum, version.
     pub async fn sums(&self) -> Vec<(String, i64, i64)> {
         self.rows("select id, sum, version from sums where $1 = 0 order by id", 0).await
     }
 
-    /// Rows of `last`: id, amount, version.
+    /// Returns the rows of `last`: id, amount, version.
     pub async fn last(&self) -> Vec<(String, i64, i64)> {
         self.rows("select id, amount, version from last where $1 = 0 order by id", 0).await
     }
 
-    /// The row of `total`, or 0.
+    /// Returns the sum in `total`; 0 if it has no row.
     pub async fn total(&self) -> i64 {
         let rows: Vec<(i64,)> = self.rows("select sum from total where $1 = 0", 0).await;
         rows.first().map_or(0, |row| row.0)
@@ -225,7 +225,7 @@ impl Rig {
     pub async fn verify(&self, group: &str) -> Findings {
         let group = self.group(group);
         let verified = verify(self.store(), group, &settings(), &group.projections, Extent::Whole, 10, |_, _| {}).await;
-        verified.expect("the verification runs to its end")
+        verified.expect("the verification completes")
     }
 
     /// Asserts that no row of any group differs from the log.
@@ -237,7 +237,7 @@ impl Rig {
     }
 }
 
-/// A row of `sums` or `last`, as tests write it.
+/// Returns a row of `sums` or `last`.
 pub fn row(id: &str, number: i64, version: i64) -> (String, i64, i64) {
     (id.to_owned(), number, version)
 }

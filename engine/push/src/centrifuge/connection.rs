@@ -110,7 +110,7 @@ impl Connection {
                         Box::pin(self.commands(socket, &text, deliveries)).await?;
                     }
                     Some(Ok(Message::Binary(_))) => return Err(Some(close::JSON_ONLY)),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.may_send_another() => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) if self.take_command_permit() => {}
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.refuse()?,
                     Some(Ok(Message::Close(_))) => {
                         // The library has already buffered the answering Close; flush it.
@@ -151,7 +151,7 @@ impl Connection {
         for line in frame.lines().filter(|line| !line.trim().is_empty()) {
             if line.trim() == "{}" {
                 // A pong that answers a ping is free; additional ones count against the rate limit.
-                if self.pong_by.take().is_none() && !self.may_send_another() {
+                if self.pong_by.take().is_none() && !self.take_command_permit() {
                     self.refuse()?;
                 }
                 continue;
@@ -161,7 +161,7 @@ impl Connection {
             }
             let Numbered { id } = serde_json::from_str(line).map_err(|_| Some(close::BAD_REQUEST))?;
             let reply = match serde_json::from_str::<Command>(line) {
-                _ if !self.may_send_another() => {
+                _ if !self.take_command_permit() => {
                     self.refuse()?;
                     Err(code::TOO_MANY_REQUESTS)
                 }
@@ -202,7 +202,7 @@ impl Connection {
     }
 
     /// Charges one command to the client's rate limit; false when it is exhausted.
-    fn may_send_another(&mut self) -> bool {
+    fn take_command_permit(&mut self) -> bool {
         let (left, counted) = self.throttle_budget;
         let left = (left + counted.elapsed().as_secs_f64() * COMMANDS_PER_SECOND).min(COMMANDS_BURST);
         let allowed = left >= 1.0;

@@ -72,7 +72,7 @@ async fn live(State(api): State<QueryApi>, request: Request) -> Result<Response,
     })
 }
 
-/// Returns an event stream that ends at once. An `EventSource` gives up for good when the response is not an event
+/// Returns an event stream that ends at once. An `EventSource` stops permanently when the response is not an event
 /// stream; after this response it reconnects with the id of its last event.
 fn reconnect_later(problem: &Problem) -> Response {
     let text = format!("retry: {RECONNECT_LATER_MS}\n: {}\n\n", problem.slug());

@@ -42,7 +42,7 @@ enum Noted {
     Noted { text: String },
 }
 
-/// Counts events and records which ones. It is full at `most`, which is a hundred thousand or zero.
+/// Counts events. A command is refused when the count has reached its `most`, which is a hundred thousand or zero.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Tally(i64);
 
@@ -639,7 +639,7 @@ async fn an_event_is_parked_after_ten_attempts() {
     rig.note("a", "panic").await;
     let rows = rig.store.reactions();
     let is_parked = async || {
-        rig.pass(RETRY_LONGEST.try_into().unwrap());
+        rig.pass(RETRY_DELAY_MAX.try_into().unwrap());
         let backlog = rows.backlog("counting", None, 1).await.unwrap();
         backlog.first().is_some_and(|(entry, _)| entry.attempts == ATTEMPTS_MAX && entry.due_at.is_none())
     };

@@ -189,3 +189,13 @@ fn limits_allow_their_largest_value() {
     let more = NewItem { sku: "rye".parse().unwrap(), ..line(1, "0.01") };
     assert_eq!(largest.decide(&Command::AddItem(more)), Err(Error::TotalTooLarge));
 }
+
+#[test]
+fn currencies_and_attributes_are_read_as_they_are_sent() {
+    let yen: Currency = serde_json::from_str(r#""JPY""#).unwrap();
+    assert_eq!((yen.as_str(), yen.minor_digits()), ("JPY", 0));
+    let entries = |count: usize| (0..count).map(|number| (format!("key-{number}"), "value".to_owned()));
+    assert!(Attributes::try_from(entries(Attributes::ENTRIES_MAX).collect::<BTreeMap<_, _>>()).is_ok());
+    let error = Attributes::try_from(entries(Attributes::ENTRIES_MAX + 1).collect::<BTreeMap<_, _>>()).unwrap_err();
+    assert!(error.to_string().contains("21"), "{error}");
+}

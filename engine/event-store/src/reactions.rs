@@ -138,7 +138,7 @@ impl Reactions {
             return Ok(());
         }
         let mut tx = self.0.begin_durably().await?;
-        // In PostgreSQL the primary key also contains the position. The lock ensures that each reactor has one row.
+        // In PostgreSQL the unique index also contains the position. The lock ensures that each reactor has one row.
         tx.lock_head().await?;
         let known: Vec<ReactorCheckpoint> = tx.fetch_all(CHECKPOINTS, vec![]).await?;
         for reactor in reactors.iter().filter(|reactor| !is_known(&known, reactor.name)) {

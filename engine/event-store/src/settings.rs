@@ -29,8 +29,8 @@ pub struct Settings {
     /// Maximum number of commands that wait for the appender; one principal may have half of them. Further commands are
     /// answered 503.
     pub append_queue_max: usize,
-    /// Maximum expected wait of a command for the appender, or for other commands to the same aggregate, in
-    /// milliseconds. A command that would wait longer is answered 503 at once.
+    /// How long a command may wait, in milliseconds. A command that is expected to wait longer for the appender is
+    /// answered 503 at once; one that has waited so long for other commands to the same aggregate is answered 503.
     pub append_wait_ms_max: u64,
     /// Maximum number of connections for queries (PostgreSQL), or of readers (SQLite).
     pub connections_max: u32,

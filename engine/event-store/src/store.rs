@@ -175,7 +175,8 @@ impl Store {
         self.inner.appender.is_short_of_processor()
     }
 
-    /// Returns the maximum expected wait of an append.
+    /// Returns the setting `append_wait_ms_max`: how long a command may wait for the appender, by estimate, or for its
+    /// aggregate, by the clock.
     pub fn append_wait_max(&self) -> Duration {
         self.inner.settings.append_wait_max()
     }

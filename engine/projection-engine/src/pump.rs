@@ -28,6 +28,7 @@ use crate::generation::{
 use crate::group_fold::{Batch, GroupFold};
 use crate::metrics::METRICS;
 use crate::progress::{POSITION_TOPIC, Progress};
+use crate::projection::AnyProjection;
 use crate::rebuild;
 use crate::registry::{Group, projection_role};
 use crate::settings::Settings;
@@ -224,21 +225,23 @@ impl<'a> Pump<'a> {
         // The head is read after the fence is raised: before that, another pump could advance the checkpoints past it.
         let head = self.store.head().await?;
         let letters = dead_letters::remove_foreign(&mut tx, &self.store).await?;
+        let live = |projection: &&'static dyn AnyProjection| {
+            rows.iter()
+                .find(|row| row.projection == projection.name() && row.state == LIVE)
+                .map(|row| (*projection, row))
+        };
+        let live: Vec<_> = self.group.projections.iter().filter_map(live).collect();
+        // Checked for all projections before anything else fails: a newer release's generations stay as they are, also
+        // when the log is another one.
+        let newer = live.iter().find(|(projection, row)| row.version > projection.version());
+        self.newer_release = newer.map(|(projection, row)| (row.projection.clone(), row.version, projection.version()));
+        if let Some((projection, version, known)) = self.newer_release.clone().filter(|_| yield_to_newer) {
+            return Err(Error::Newer { projection, version, known });
+        }
         let mut generations = Vec::new();
-        self.newer_release = None;
-        for &projection in &self.group.projections {
-            let Some(row) = rows.iter().find(|row| row.projection == projection.name() && row.state == LIVE) else {
-                continue;
-            };
+        for (projection, row) in live {
             row.check_belongs_to(&self.store, head).await?;
-            let (version, known) = (row.version, projection.version());
-            if version > known && yield_to_newer {
-                return Err(Error::Newer { projection: row.projection.clone(), version, known });
-            }
-            if version > known {
-                self.newer_release = Some((row.projection.clone(), version, known));
-            }
-            if version == known {
+            if row.version == projection.version() {
                 generations.push((Generation { projection, number: row.generation }, row.position));
             }
         }

@@ -394,8 +394,9 @@ mod tests {
         let _one = hub.subscribe(ONE, "counter:b", &queue, true);
         hub.publish(CORE, &[created("a", 8), created("b", 9)], 9);
         hub.publish(CORE, &[created("b", 12)], 12);
-        // The first change of a stream has no previous change.
         assert_eq!(changes(end.try_next()), [(7, 8), (8, 9)]);
+        // On the channel of one stream the previous position is that of the stream: 0, because `created` makes first
+        // events.
         assert_eq!(changes(end.try_next()), [(0, 9)]);
         assert_eq!(changes(end.try_next()), [(0, 12)]);
         assert_eq!(changes(end.try_next()), [(9, 12)]);

@@ -60,7 +60,7 @@ pub enum Event {
     ItemAdded {
         /// The number.
         by: i64,
-        /// Fault that the folds simulate: `sleep 5000`, `panic`; any other text does nothing.
+        /// Fault to simulate: `sleep MS` and `panic` in the fold of the read model, `panic in evolve` in `evolve`.
         note: String,
     },
 }
@@ -239,7 +239,7 @@ struct Create {
 struct Count {
     /// The amount to add; it may be negative.
     by: i64,
-    /// Instruction for the folds: `sleep 5000`, `panic`, or any text.
+    /// See [`Event::ItemAdded`].
     #[serde(default)]
     note: String,
 }

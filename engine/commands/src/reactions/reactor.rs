@@ -172,7 +172,7 @@ pub(crate) fn is_subscribed(reactor: &dyn Reactor, event: &RecordedEvent) -> boo
 /// The metadata member that marks events that were imported as history.
 pub(crate) const HISTORY: &str = "history";
 
-/// Returns the registration of a reactor in the store.
+/// Returns what the store needs to register a reactor: its name, its start position and its former name. Reads nothing.
 pub fn registration(reactor: &dyn Reactor) -> Registration {
     Registration { name: reactor.name(), start_from: reactor.start_from(), renamed_from: reactor.renamed_from() }
 }

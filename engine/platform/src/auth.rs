@@ -794,6 +794,96 @@ JQIDAQAB
         );
         assert!(staff.can_access_customer("c-2") && staff.is_staff() && !staff.is_admin());
         assert!(admin.can_access_customer("c-2") && admin.is_staff() && admin.is_admin());
+        let allowed = |result: Result<(), Problem>| match result {
+            Ok(()) => true,
+            Err(problem) => {
+                assert_eq!((problem.status().as_u16(), problem.slug()), (403, "forbidden"));
+                false
+            }
+        };
+        let staff_only = [&customer, &staff, &admin].map(|one| allowed(one.staff_only()));
+        let admin_only = [&customer, &staff, &admin].map(|one| allowed(one.admin_only()));
+        assert_eq!((staff_only, admin_only), ([false, true, true], [false, false, true]));
+    }
+
+    #[test]
+    fn a_token_has_at_most_8_kib() {
+        let with_bytes = |bytes: usize| {
+            let mut claims = claims();
+            claims["note"] = "x".repeat(bytes).into();
+            sign(Algorithm::HS256, &claims)
+        };
+        let longest = (5_800..6_100).map(with_bytes).find(|token| token.len() == 8_192).expect("a token of 8192 bytes");
+        assert!(by_secret().verify(&longest).is_ok());
+        let problem = by_secret().verify(&with_bytes(6_100)).unwrap_err();
+        assert_eq!((problem.status().as_u16(), problem.slug()), (401, "invalid-token"));
+        assert!(problem.to_string().contains("8192"), "{problem}");
+    }
+
+    #[test]
+    fn a_refusal_names_its_reason() {
+        let now = get_current_timestamp();
+        let claim = |name: &str, value: Value| refused(|claims| claims[name] = value.clone()).1;
+        let other = EncodingKey::from_secret(&[7; 32]);
+        let of = |token: &str| by_secret().verify(token).unwrap_err().to_string();
+        let wrong_key = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims(), &other).unwrap();
+        for (text, reason) in [
+            (claim("nbf", json!(now + 30)), "not valid yet"),
+            (claim("iss", json!("other")), "issuer"),
+            (claim("aud", json!("other")), "audience"),
+            (claim("exp", json!(now - 30)), "expired"),
+            (of(&wrong_key), "signature"),
+            (of(&sign(Algorithm::HS512, &claims())), "alg"),
+            (of("no token"), "well-formed"),
+        ] {
+            assert!(text.contains(reason), "{text}: expected {reason}");
+        }
+    }
+
+    #[test]
+    fn revoked_tokens_are_refused() {
+        let authenticator = by_secret();
+        let principal = |subject: &str, token_id: Option<&str>, issued_at| Principal {
+            subject: subject.to_owned(),
+            role: Role::Customer,
+            token_id: token_id.map(str::to_owned),
+            issued_at,
+            expires_at: i64::MAX,
+        };
+        let subjects = HashMap::from([("ada".to_owned(), 100)]);
+        let revoked = Revoked { subjects, token_ids: HashSet::from(["t-1".to_owned()]) };
+        let mut changes = authenticator.revoked();
+        changes.mark_unchanged();
+        assert!(!authenticator.has_revoked(&principal("ada", Some("t-1"), 1)), "nothing is revoked yet");
+        authenticator.revoke(revoked.clone());
+        assert!(changes.has_changed().unwrap());
+        for (subject, token_id, issued_at, expected) in [
+            ("ada", None, 99, true),
+            ("ada", None, 100, true),
+            ("ada", None, 101, false),
+            ("ada", Some("t-1"), 101, true),
+            ("bob", Some("t-1"), 500, true),
+            ("bob", Some("t-2"), 1, false),
+        ] {
+            let principal = principal(subject, token_id, issued_at);
+            assert_eq!(authenticator.has_revoked(&principal), expected, "{principal:?}");
+        }
+        changes.mark_unchanged();
+        authenticator.revoke(revoked);
+        assert!(!changes.has_changed().unwrap(), "an equal set wakes no connection");
+        let mut claims = claims();
+        claims["jti"] = "t-1".into();
+        assert_eq!(authenticator.verify(&sign(Algorithm::HS256, &claims)).unwrap_err().slug(), "token-revoked");
+    }
+
+    #[test]
+    fn the_subject_is_known_after_the_authentication() {
+        let token = by_secret().sign("c-1", Role::Customer, TTL).unwrap();
+        let request = Request::builder().header(AUTHORIZATION, format!("Bearer {token}")).body(()).unwrap();
+        let mut parts = request.into_parts().0;
+        assert_eq!(subject(&parts.extensions), None);
+        by_secret().authenticate(&mut parts).unwrap();
+        assert_eq!(subject(&parts.extensions), Some("c-1"));
     }
 
     async fn extract(authorization: Option<&str>) -> Result<Principal, Problem> {

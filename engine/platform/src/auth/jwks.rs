@@ -207,10 +207,12 @@ mod tests {
     #[tokio::test]
     async fn fetched_keys_remain_until_the_next_successful_fetch() {
         let (token, shows) = signed("one");
-        let provider = Provider::start(shows).await;
+        let padded = |bytes: usize| format!("{{\"more\":\"{}\",{}", "x".repeat(bytes), &shows[1..]);
+        // A set may have a megabyte.
+        let provider = Provider::start(padded(500_000)).await;
         let authenticator = Authenticator::new(&provider.settings).unwrap();
         authenticator.fetch_keys().await.unwrap();
-        let too_long = format!("{{\"keys\":[],\"more\":\"{}\"}}", "x".repeat(2 * BYTES_MAX));
+        let too_long = padded(2 << 20);
         for text in ["", "oops", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#, &too_long] {
             provider.shows(text);
             let error = authenticator.fetch().await.unwrap_err().to_string();
@@ -220,9 +222,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn keys_of_the_url_are_used_beside_a_secret() {
+        let (token, shows) = signed("one");
+        let provider = Provider::start(shows).await;
+        let secret = "0123456789abcdef0123456789abcdef";
+        let settings = Settings { jwt_secret: Some(secret.to_owned().into()), ..provider.settings.clone() };
+        let authenticator = Authenticator::new(&settings).unwrap();
+        authenticator.fetch_keys().await.unwrap();
+        assert!(authenticator.verify(&token).is_ok());
+        let own = authenticator.sign("c-1", crate::auth::Role::Customer, Duration::from_secs(60)).unwrap();
+        assert!(authenticator.verify(&own).is_ok());
+    }
+
+    #[test]
+    fn a_set_has_keys_of_these_families() {
+        let (x32, x48, x256) = ("A".repeat(43), "A".repeat(64), "A".repeat(342));
+        let algorithms = |key: serde_json::Value| {
+            let set = serde_json::json!({"keys": [key]}).to_string();
+            read(set.as_bytes()).map(|keys| keys[0].2.clone()).unwrap_or_default()
+        };
+        let curve = |kty: &str, crv: &str, x: &str| serde_json::json!({"kty": kty, "crv": crv, "x": x, "y": x});
+        assert_eq!(algorithms(serde_json::json!({"kty": "RSA", "n": x256, "e": "AQAB"})), RSA);
+        assert_eq!(algorithms(curve("EC", "P-256", &x32)), [Algorithm::ES256]);
+        assert_eq!(algorithms(curve("EC", "P-384", &x48)), [Algorithm::ES384]);
+        assert_eq!(algorithms(curve("EC", "P-521", &x48)), []);
+        assert_eq!(algorithms(curve("OKP", "Ed25519", &x32)), [Algorithm::EdDSA]);
+        assert_eq!(algorithms(curve("OKP", "P-256", &x32)), []);
+        assert_eq!(algorithms(serde_json::json!({"kty": "oct", "k": "c2VjcmV0"})), []);
+    }
+
+    #[tokio::test]
     async fn an_unusable_url_is_explained() {
         let of = |url: &str| Settings { jwt_jwks_url: Some(url.to_owned()), ..Settings::default() };
-        for url in ["", "keys.json", "file:///keys.json", "https://"] {
+        for url in ["", "keys.json", "file:///keys.json", "ftp://host/keys", "https://"] {
             assert!(matches!(Authenticator::new(&of(url)), Err(Error::Fetch { .. })), "{url}");
         }
         // No server listens on this port.

@@ -7,7 +7,7 @@ _list:
 dev *ARGS:
     cargo run --release -- dev {{ARGS}}
 
-# Checks format and lints and runs every test that starts no server. Run it before each commit; it takes under 90 seconds after a first build.
+# Checks format and lints and runs every test that starts no `docket`. Run it before each commit; it takes under 90 seconds after a first build.
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -13,7 +13,7 @@ use tests::listener::{Listener, Transport, cursor_position};
 use tests::proxy::Proxy;
 use tests::socket::{Socket, get_without_reading};
 use tests::system::{Mode, TestSystem};
-use tests::wait::until_true;
+use tests::wait::until_within;
 
 tests::stories![
     a_socket_resumes_from_the_log,
@@ -850,8 +850,9 @@ async fn connection_and_command_limits_are_enforced(system: TestSystem) {
     assert_eq!(one_more.closed().await, 3504);
     system.get("/v1/poll?channel=order:o-1").token(&ada).send().await.expect_problem(429, "too-many-connections");
     drop(sockets);
-    until_true("the closed connections no longer count", async || {
-        system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await.status == 200
+    until_within(Duration::from_secs(10), "the closed connections no longer count", async || {
+        let poll = system.get("/v1/poll?channel=order:o-1&wait=0").token(&ada).send().await;
+        (poll.status == 200).then_some(())
     })
     .await;
     let mut socket = Socket::connect(system.reader(), &ada).await;

@@ -1,12 +1,14 @@
 //! Commands on one process, projections on another, queries and WebSockets on a third.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tests::client::token;
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
-use tests::wait::until_true;
+use tests::wait::until_within;
 
 async fn three() -> TestSystem {
     TestSystem::builder(Mode::Scaled).processes(&["write", "project", "read"]).start().await
@@ -89,8 +91,8 @@ async fn processes_accept_checkpoints_that_moved_back() {
         .execute(&mut postgres)
         .await
         .expect("the table exists");
-    let forgotten = async || system.get(&path).send().await.status != 200;
-    until_true("the process no longer uses the old position in memory", forgotten).await;
+    let forgotten = async || (system.get(&path).send().await.status != 200).then_some(());
+    until_within(Duration::from_secs(10), "the process no longer uses the old position in memory", forgotten).await;
     let behind = system.get(&path).send().await.expect_problem(503, "projection-behind");
     assert_eq!(behind["position"], head - 1, "{behind}");
 }

@@ -130,7 +130,8 @@ impl Drop for Nats {
 /// <https://docs.nats.io/reference/reference-protocols/nats-protocol>.
 fn delete_stream(port: u16, stream: &str) -> std::io::Result<()> {
     use std::io::{Read, Write};
-    let mut connection = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let mut connection = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     connection.set_read_timeout(Some(Duration::from_secs(5)))?;
     let connect = format!(r#"{{"verbose":false,"pedantic":false,"user":"{USER}","pass":"{PASSWORD}"}}"#);
     let subject = format!("$JS.API.STREAM.DELETE.{stream}");

@@ -285,7 +285,7 @@ impl Drop for Postgres {
 fn psql(port: u16, database: &str) -> Command {
     let mut psql = Command::new(programs().join("psql"));
     psql.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres", "-d", database, "-XAtq"]);
-    psql.args(["-v", "ON_ERROR_STOP=1"]);
+    psql.args(["-v", "ON_ERROR_STOP=1"]).env("PGCONNECT_TIMEOUT", "10");
     psql
 }
 

@@ -191,6 +191,14 @@ pub fn is_alive(id: u32) -> bool {
     process_state(id).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
 }
 
+/// Returns the start time of a process, in clock ticks since the boot. It tells a process from a later one with the same
+/// id.
+pub fn start_time(id: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // Field 22. The first field after the name in parentheses is field 3.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// Returns a command that does not inherit the `DOCKET_…` variables of the test's environment.
 pub fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);

@@ -4,13 +4,15 @@
 //! that runs the tests has ended, also after a crash.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::unix::process::{CommandExt, parent_id};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{POLL, lock_file, profile_directory, target_directory};
+use crate::process::{POLL, lock_file, profile_directory, start_time, target_directory};
 
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
@@ -34,14 +36,20 @@ fn find_or_start() -> Servers {
     // With `cargo test` a run is one test executable; with nextest it is every test that the parent process starts.
     let (run, runner) = match std::env::var("NEXTEST_RUN_ID") {
         Ok(run) => (run, parent_id()),
-        Err(_) => (format!("process-{}", std::process::id()), std::process::id()),
+        Err(_) => {
+            let id = std::process::id();
+            (format!("process-{id}-{}", start_time(id).unwrap_or_default()), id)
+        }
     };
+    assert!(runner > 1, "the process that runs the tests has ended");
     let folder = target_directory().join("tmp/shared-servers");
     let _lock = lock_file(&folder.join(format!("{run}.lock")));
     let file = folder.join(format!("{run}.json"));
     let log_path = folder.join(format!("{run}.log"));
     let mut starting = None;
-    if !file.exists() {
+    // Servers that were killed leave the file behind.
+    if read_ports(&file).is_none_or(|servers| TcpStream::connect(("127.0.0.1", servers.postgres_port)).is_err()) {
+        let _ = fs::remove_file(&file);
         let program = profile_directory().join("shared-servers");
         assert!(program.is_file(), "{} is missing; build it with: cargo build -p tests --bins", program.display());
         let log = File::create(&log_path).expect("the target directory is writable");
@@ -58,8 +66,11 @@ fn find_or_start() -> Servers {
         }
         std::thread::sleep(POLL);
     }
-    let text = fs::read(&file).expect("the file exists");
-    let value: Value = serde_json::from_slice(&text).expect("the file is renamed into place when it is complete");
-    let port = |name: &str| u16::try_from(value[name].as_u64().expect("a port")).expect("a port");
-    Servers { postgres_port: port("postgres_port"), nats_port: port("nats_port") }
+    read_ports(&file).expect("the file is renamed into place when it is complete")
+}
+
+fn read_ports(file: &Path) -> Option<Servers> {
+    let value: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    let port = |name: &str| u16::try_from(value[name].as_u64()?).ok();
+    Some(Servers { postgres_port: port("postgres_port")?, nats_port: port("nats_port")? })
 }

@@ -185,6 +185,10 @@ impl Builder {
         environment.extend(SHORT_WAITS.map(|(name, value)| (name.to_owned(), value.to_owned())));
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_URL".to_owned(), nats.url())));
         environment.extend(nats.as_ref().map(|nats| ("DOCKET_NATS_STREAM".to_owned(), nats.stream().to_owned())));
+        if !self.own_servers {
+            // The shared NATS reserves this for each stream, also for one of a test that was killed.
+            environment.push(("DOCKET_NATS_STREAM_BYTES_MAX".to_owned(), (64 << 20).to_string()));
+        }
         environment.extend(self.settings);
         environment.retain(|(name, _)| !self.without.contains(name));
         let dockets = self

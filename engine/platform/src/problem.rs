@@ -140,11 +140,12 @@ impl Problem {
 /// Makes the text of an error a sentence: errors of Rust begin with a lower-case letter and have no full stop. A first
 /// word that is not plain letters, such as the name of a field, stays as it is.
 fn sentence(mut text: String) -> String {
+    text.truncate(text.trim_end().len());
     let first = text.split(' ').next().unwrap_or_default();
     if !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_lowercase()) {
         text[..1].make_ascii_uppercase();
     }
-    if !text.is_empty() && !text.ends_with(['.', '!', '?']) {
+    if !text.is_empty() && !text.ends_with(['.', '!', '?', '…']) {
         text.push('.');
     }
     text

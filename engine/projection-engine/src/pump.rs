@@ -108,7 +108,8 @@ async fn lead(store: &Store, group: &Group, settings: &Settings, progress: &Prog
                     tracing::warn!(%error, "Could not carry out the decisions about dead letters. Retrying.");
                 }
                 tokio::time::sleep(Duration::from_millis(settings.retry_delay_ms)).await;
-                false
+                // A newer release cannot help either, so this process does not pause for it again.
+                has_yielded && matches!(error, Error::Ahead { .. } | Error::OtherLog { .. })
             }
             Ok(()) => false,
         };

@@ -57,6 +57,8 @@ pub struct Versioned<A> {
     pub version: i64,
     /// Position of the last event that was applied or skipped.
     pub position: i64,
+    /// Whether an event was applied.
+    is_begun: bool,
 }
 
 impl<A: Aggregate> Versioned<A> {
@@ -84,10 +86,11 @@ impl<A: Aggregate> Versioned<A> {
         if self.version == 0 {
             self.id.clone_from(&recorded.aggregate_id);
         }
-        // An aggregate without an owner may exist in its default state.
-        if self.created_at == 0 || !self.exists() {
+        // An aggregate without an owner may exist before its first event.
+        if !self.is_begun || !self.exists() {
             self.created_at = at;
         }
+        self.is_begun = true;
         self.state.evolve(&event);
         self.updated_at = at;
         self.version = recorded.sequence;

@@ -25,6 +25,9 @@ pub struct Settings {
     pub push_token_grace_seconds: u32,
 }
 
+/// Longest grace time, in seconds.
+const GRACE_SECONDS_MAX: u32 = 3_600;
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -60,6 +63,14 @@ impl Settings {
                     "{setting}: `{name}` is not a valid header name. Separate names with commas, for example: x-tenant, x-version"
                 )
             })?;
+        }
+        for (setting, seconds, least) in [
+            ("push_token_grace_seconds", self.push_token_grace_seconds, 1),
+            ("push_presence_grace_seconds", self.push_presence_grace_seconds, 0),
+        ] {
+            if !(least..=GRACE_SECONDS_MAX).contains(&seconds) {
+                return Err(format!("{setting} must be {least} to {GRACE_SECONDS_MAX}, not {seconds}"));
+            }
         }
         match self.allowed_origins.split(',').map(str::trim).find(|entry| !entry.is_empty() && !is_origin(entry)) {
             None => Ok(()),
@@ -97,5 +108,11 @@ mod tests {
             assert!(error.starts_with(setting) && error.contains(&format!("`{bad}`")), "{error}");
         }
         assert!(Settings::default().check().is_ok());
+        let token = |push_token_grace_seconds| Settings { push_token_grace_seconds, ..Settings::default() };
+        assert!(token(1).check().is_ok() && token(3_600).check().is_ok());
+        for seconds in [0, 3_601] {
+            let error = token(seconds).check().unwrap_err();
+            assert!(error.contains("push_token_grace_seconds must be 1 to 3600"), "{error}");
+        }
     }
 }

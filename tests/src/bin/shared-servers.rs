@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use serde_json::json;
 use tests::nats::Nats;
 use tests::postgres::Postgres;
-use tests::process::{POLL, is_alive};
+use tests::process::{POLL, is_alive, start_time};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() {
@@ -23,8 +24,20 @@ async fn main() {
     let staged = file.with_extension("new");
     fs::write(&staged, ports.to_string()).expect("the target directory is writable");
     fs::rename(&staged, &file).expect("the target directory is writable");
-    while is_alive(runner) {
-        tokio::time::sleep(POLL * 10).await;
+    let ended = async {
+        let started = start_time(runner);
+        while is_alive(runner) && start_time(runner) == started {
+            tokio::time::sleep(POLL * 10).await;
+        }
+    };
+    let mut stopped = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+        .map(|kind| signal(kind).expect("signals can be handled"));
+    let [terminate, interrupt, hangup] = &mut stopped;
+    tokio::select! {
+        () = ended => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
     }
     for extension in ["json", "lock", "log"] {
         let _ = fs::remove_file(file.with_extension(extension));

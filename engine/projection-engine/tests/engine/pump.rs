@@ -116,3 +116,20 @@ async fn read_models_beyond_the_log_stop_with_a_reason() {
     .await;
     projector.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_of_the_first_event_is_the_time_of_creation_also_at_the_epoch() {
+    let rig = Rig::new().await;
+    let at = |by: i64, time: &str| {
+        let metadata = serde_json::json!({"event_id": format!("e-{by}"), "occurred_at": time}).to_string();
+        event_store::event::NewEvent { metadata, ..added(by) }
+    };
+    rig.append("a", vec![at(1, "1970-01-01T00:00:00Z"), at(2, "2020-01-01T00:00:00Z")]).await;
+    let events = rig.store().read_stream("counter", "a", 0, i64::MAX, i64::MAX).await.unwrap();
+    let mut state = projection_engine::state::Versioned::<Counter>::default();
+    for event in &events {
+        state.apply(event).unwrap();
+    }
+    assert_eq!((state.created_at, state.updated_at), (0, 1_577_836_800_000_000));
+    assert_eq!((&*state.id, state.version), ("a", 2));
+}

@@ -60,6 +60,8 @@ async fn a_sample_checks_rows_of_streams_and_no_sums() {
     let found =
         verify(rig.store(), core, &settings, &core.projections, Extent::Sample(10), 3, |_, _| {}).await.unwrap();
     let (sums, total) = (&found.projections[0], &found.projections[1]);
-    assert_eq!((sums.checked, sums.rows, sums.differences, sums.first.len()), (true, 10, 10, 3), "{found:#?}");
+    // The same stream can be drawn twice.
+    assert!(sums.checked && (3..=10).contains(&sums.rows), "{found:#?}");
+    assert_eq!((sums.differences, sums.first.len()), (sums.rows, 3), "{found:#?}");
     assert!(!total.checked, "{found:#?}");
 }

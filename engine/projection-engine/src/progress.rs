@@ -86,6 +86,9 @@ type Generations = BTreeMap<(String, i64), i64>;
 pub struct Progress {
     registry: Registry,
     positions: Arc<watch::Sender<Positions>>,
+    /// Held while the checkpoints are read and stored. Otherwise a slow read could replace the result of a later one, and
+    /// positions would move back although the database did not.
+    refreshing: Arc<tokio::sync::Mutex<()>>,
     /// Number of commits that the pump of this process has reported.
     commits: Arc<AtomicU64>,
     /// Number of the live generation, by projection name.
@@ -153,6 +156,7 @@ impl Progress {
         Self {
             registry,
             positions: Arc::new(watch::channel(positions).0),
+            refreshing: Arc::default(),
             commits: Arc::default(),
             generations: Arc::default(),
             samples: Arc::default(),
@@ -182,6 +186,21 @@ impl Progress {
     /// Reads the positions from the checkpoints. A position may become lower: a database that crashed has lost its last
     /// commits.
     pub async fn refresh(&self, db: &Db) -> Result<(), Error> {
+        let _turn = self.refreshing.lock().await;
+        self.read_checkpoints(db).await
+    }
+
+    /// Reads the positions again if the database may have crashed since they were read. Of many callers at once, one
+    /// reads.
+    async fn refresh_if_stale(&self, db: &Db) -> Result<(), Error> {
+        let _turn = self.refreshing.lock().await;
+        if self.positions.borrow().connections_opened == db.connections_opened() {
+            return Ok(());
+        }
+        self.read_checkpoints(db).await
+    }
+
+    async fn read_checkpoints(&self, db: &Db) -> Result<(), Error> {
         let commits = self.commits.load(Relaxed);
         let connections_opened = db.connections_opened();
         let checkpoints = checkpoints(db).await?;
@@ -273,7 +292,7 @@ impl Progress {
                 (known.connections_opened, known.of(projection))
             };
             if connections_opened != db.connections_opened() {
-                self.refresh(db).await?;
+                self.refresh_if_stale(db).await?;
                 continue;
             }
             let rows = query().await?;
@@ -298,7 +317,7 @@ impl Progress {
             if connections_opened == db.connections_opened() {
                 return Ok(slowest);
             }
-            self.refresh(db).await?;
+            self.refresh_if_stale(db).await?;
         }
         Err(connections_replaced())
     }

@@ -139,6 +139,7 @@ impl Feed<'_> {
     async fn publish(&mut self, events: Vec<RecordedEvent>) -> Option<i64> {
         let last = events.last()?.position;
         self.projected(last).await;
+        self.api.hub.consider(self.group, last);
         self.sort_by_publisher(events);
         while let Err(error) = self.load().await {
             tracing::warn!(%error, "Live updates are waiting for the store.");

@@ -54,6 +54,8 @@ struct GroupState {
     open: usize,
     /// Position up to which all changes of the group have been queued for the subscribers of that time.
     through: watch::Sender<i64>,
+    /// Position up to which the feed has decided, or is about to decide, which events have subscribers.
+    considered: i64,
 }
 
 struct Channel {
@@ -187,9 +189,25 @@ impl Hub {
         reached
     }
 
+    /// Announces that the feed is about to drop events up to a position that have no subscribers.
+    pub fn consider(&self, group: Group, position: i64) {
+        self.lock().groups.entry(group).or_default().considered = position;
+    }
+
+    /// Returns the position from which a subscription made before this call receives every change. Earlier changes may
+    /// have been dropped, because they had no subscribers.
+    pub fn complete_after(&self, group: Group) -> i64 {
+        let mut channels = self.lock();
+        let group = channels.groups.entry(group).or_default();
+        group.considered.max(*group.through.borrow())
+    }
+
     /// Marks a group's log as queued up to a position. Used while the group has no subscribers.
     pub fn skip_to(&self, group: Group, position: i64) {
-        self.lock().groups.entry(group).or_default().through.send_replace(position);
+        let mut channels = self.lock();
+        let group = channels.groups.entry(group).or_default();
+        group.considered = position;
+        group.through.send_replace(position);
     }
 
     /// Whether a queue is long although its reader is reading. Bytes count only when half of [`WAITING_BYTES_MAX`] is
@@ -383,6 +401,21 @@ mod tests {
             end.try_next();
         }
         assert!(!hub.is_backpressured());
+    }
+
+    #[test]
+    fn a_subscription_is_complete_after_the_events_that_the_feed_considers() {
+        let hub = Hub::default();
+        hub.skip_to(CORE, 7);
+        hub.consider(CORE, 9);
+        let interest = PUBLISHER.interest;
+        assert_eq!(hub.has_interest(&interest, ["a"].into_iter()), [false], "nobody subscribes yet");
+        let (queue, mut end) = queue(CloseHandle::default());
+        let _all = hub.subscribe(ALL, "counters", &queue, true);
+        assert_eq!(hub.complete_after(CORE), 9, "the events up to 9 are not queued for this subscription");
+        hub.publish(CORE, &[], 9);
+        assert!(end.try_next().is_none());
+        assert_eq!((hub.complete_after(CORE), hub.complete_after(OTHER.group)), (9, 0));
     }
 
     #[test]

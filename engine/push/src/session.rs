@@ -172,7 +172,7 @@ async fn start(
         // The client may come from a process that is ahead of this one, so its position counts too. Changes after
         // `until` are in the queue.
         let projected = api.progress.slowest_in(api.store.db(), group).await?;
-        let queued = *api.hub.through(group).borrow();
+        let queued = api.hub.complete_after(group);
         until.insert(group, projected.max(queued).max(known.as_ref().map_or(0, |known| known.position)));
         resumed.extend(known.map(|known| (group, known)));
     }

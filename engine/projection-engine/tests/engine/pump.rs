@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use projection_engine::change::Change;
+use projection_engine::progress::Progress;
 use projection_engine::projection::Observer;
 use projection_engine::registry::{CORE, Group, Registry};
 use testkit::counter::{Counter, added};
+use tokio_util::sync::CancellationToken;
 
 use crate::rig::{Rig, SUMS, row};
 
@@ -61,6 +63,47 @@ async fn a_projector_whose_fence_was_raised_reads_its_checkpoints_again() {
     rig.append("a", vec![added(2)]).await;
     rig.settled().await;
     assert_eq!((rig.sums().await, rig.total().await), (vec![row("a", 3, 2)], 3));
+    projector.stop().await;
+}
+
+/// A reader that takes an old position for the present one would start a subscriber before changes that were published
+/// to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_refreshes_never_move_a_position_back() {
+    let rig = Rig::new().await;
+    let projector = rig.start().await;
+    let (reader, stop) = (Progress::new(rig.registry.clone()), CancellationToken::new());
+    let refreshing: Vec<_> = (0..8)
+        .map(|_| {
+            let (reader, store, stop) = (reader.clone(), rig.store().clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.is_cancelled() {
+                    reader.refresh(store.db()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut changes = reader.changes();
+    let watching = tokio::spawn(async move {
+        let mut last = 0;
+        while changes.changed().await.is_ok() {
+            let now = changes.borrow_and_update().slowest(CORE);
+            assert!(now >= last, "the position went from {last} back to {now}");
+            last = now;
+        }
+        last
+    });
+    for _ in 0..300 {
+        rig.append("a", vec![added(1)]).await;
+    }
+    let head = rig.settled().await;
+    rig.until("the reader knows the head", async || reader.slowest(CORE) == head).await;
+    stop.cancel();
+    for task in refreshing {
+        task.await.unwrap();
+    }
+    drop(reader);
+    assert_eq!(watching.await.unwrap(), head);
     projector.stop().await;
 }
 

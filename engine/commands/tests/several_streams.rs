@@ -3,17 +3,12 @@
 use command_engine::decider::{Decider, Key, Origin};
 use command_engine::outcome::{Executed, Rejected};
 use command_engine::step::{AnyStep, Step};
-use event_store::migrations::Migrations;
-use event_store::settings::Settings;
-use event_store::store::{Store, open};
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
 use kernel::upcast::Upcaster;
 use platform::auth::{Principal, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::migrate::Migrator;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use testkit::store::TestStore;
 
 /// Counts up to ten. The two kinds differ only in their type.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -96,16 +91,6 @@ impl<const KIND: u8> Aggregate for Count<KIND> {
 type First = Count<1>;
 type Second = Count<2>;
 
-async fn store(folder: &std::path::Path) -> Store {
-    static LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
-    static READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
-    // PostgreSQL is not opened here.
-    let migrations = Migrations { sqlite_log: &LOG, sqlite_read: &READ, postgres_log: &LOG, postgres_read: &READ };
-    let database_url = format!("sqlite:{}", folder.join("store.db").display());
-    let settings = Settings { database_url, ..Settings::default() };
-    open(settings, migrations, Default::default(), CancellationToken::new(), TaskTracker::new()).await.unwrap()
-}
-
 fn origin(key: Option<&str>) -> Origin {
     let subject = "clerk".to_owned();
     let principal = Principal { subject, role: Role::Staff, token_id: None, issued_at: 0, expires_at: i64::MAX };
@@ -135,8 +120,8 @@ async fn sums(decider: &Decider) -> (i64, i64) {
 
 #[tokio::test]
 async fn all_streams_commit_or_none_and_the_first_refusal_is_returned() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(folder.path()).await;
+    let kit = TestStore::open().await;
+    let store = kit.store.clone();
     let decider = Decider::new(store.clone());
     let done = add(&decider, None, 4, 5).await.unwrap();
     assert_eq!((done.versions, done.position), (vec![1, 1], 2));
@@ -155,8 +140,8 @@ async fn all_streams_commit_or_none_and_the_first_refusal_is_returned() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_on_the_same_streams_in_opposite_order_do_not_deadlock() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(folder.path()).await;
+    let kit = TestStore::open().await;
+    let store = kit.store.clone();
     // Two deciders act like two processes: each has its own locks, so they conflict in the log.
     let deciders = [std::sync::Arc::new(Decider::new(store.clone())), std::sync::Arc::new(Decider::new(store.clone()))];
     let tasks = (0..40).map(|number: usize| {

@@ -5,10 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::task::{Context as TaskContext, Poll};
 
-use event_store::migrations::Migrations;
 use event_store::reactions::StartFrom;
-use event_store::settings::Settings;
-use event_store::store::open;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
@@ -18,8 +15,7 @@ use kernel::upcast::Upcaster;
 use platform::auth::{Principal, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sqlx::migrate::Migrator;
-use tokio_util::task::TaskTracker;
+use testkit::store::TestStore;
 
 use super::*;
 use crate::decider::Origin;
@@ -314,7 +310,7 @@ static WAITING: ProcessManager<Waiting> = ProcessManager {
 // ---- the test fixture ----
 
 struct Rig {
-    _folder: tempfile::TempDir,
+    _kit: TestStore,
     store: Store,
     decider: Arc<Decider>,
     /// How far the clock of the leaders is ahead, in microseconds.
@@ -323,18 +319,11 @@ struct Rig {
 
 impl Rig {
     async fn new(reactors: &[&'static dyn Reactor]) -> Self {
-        static LOG: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/log");
-        static READ: Migrator = sqlx_macros::migrate!("../../migrations/sqlite/read");
-        // PostgreSQL is not opened here.
-        let migrations = Migrations { sqlite_log: &LOG, sqlite_read: &READ, postgres_log: &LOG, postgres_read: &READ };
-        let folder = tempfile::tempdir().unwrap();
-        let database_url = format!("sqlite:{}", folder.path().join("store.db").display());
-        let settings = Settings { database_url, disk_free_bytes_min: 0, ..Settings::default() };
-        let store = open(settings, migrations, Default::default(), CancellationToken::new(), TaskTracker::new());
-        let store = store.await.unwrap();
+        let kit = TestStore::open().await;
+        let store = kit.store.clone();
         let registrations: Vec<_> = reactors.iter().map(|reactor| registration(*reactor)).collect();
         store.reactions().register(&registrations).await.unwrap();
-        Self { _folder: folder, decider: Arc::new(Decider::new(store.clone())), store, ahead: Arc::default() }
+        Self { _kit: kit, decider: Arc::new(Decider::new(store.clone())), store, ahead: Arc::default() }
     }
 
     /// Records a note and returns the position of its event.

@@ -14,7 +14,7 @@ use tests::client::{Client, token};
 use tests::dice::Dice;
 use tests::fold::Event;
 use tests::listener::{Listener, Transport};
-use tests::load::{Latest, Load, LoadRun, Sent, Shape};
+use tests::load::{Latest, Load, LoadRun, Outcome, Sent, Shape};
 use tests::nats::Nats;
 use tests::postgres::Postgres;
 use tests::process::POLL;
@@ -180,7 +180,11 @@ impl ObservedSystem {
         record.add(&format!("injected in {:?}", started.elapsed()));
         self.sent.extend(load.finish().await);
         record.add(&format!("all answered after {:?}", started.elapsed()));
-        self.system.settled().await;
+        let acknowledged = self.sent.iter().filter_map(|sent| match sent.outcome {
+            Outcome::Acknowledged { position, .. } => Some(position),
+            _ => None,
+        });
+        self.system.settled_at(acknowledged.max().expect("a command was acknowledged")).await;
         record.add(&format!("settled after {:?}", started.elapsed()));
         self.check().await;
         let wrong: Vec<_> = checks.iter().flat_map(FreshnessCheck::faults).collect();

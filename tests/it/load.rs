@@ -196,18 +196,18 @@ async fn one_after_the_other(system: &TestSystem, prefix: &str, count: usize) ->
     took
 }
 
+/// A command of another client takes a fraction of the time of a bulk request, on a machine of any speed.
 async fn eight_bulk_requests_do_not_delay_other_clients(system: TestSystem) {
-    let alone = p95(one_after_the_other(&system, "alone", 100).await);
     let stop = Arc::new(AtomicBool::new(false));
     let feeds: Vec<_> = (0..8)
         .map(|feed| {
             let (client, stop) = (system.writer().clone(), stop.clone());
             tokio::spawn(async move {
-                let mut taken = 0;
+                let mut took = vec![];
                 while !stop.load(Ordering::Relaxed) {
-                    let lines: String = (0..300)
+                    let lines: String = (0..1_000)
                         .map(|number| {
-                            let mut line = create(&format!("f-{feed}-{taken}-{number}"), "ada");
+                            let mut line = create(&format!("f-{feed}-{}-{number}", took.len()), "ada");
                             line["type"] = "create_order".into();
                             line["items"] = (0..20)
                                 .map(|sku| json!({"sku": format!("sku-{sku}"), "quantity": 1, "unit_price": "1.00"}))
@@ -217,19 +217,22 @@ async fn eight_bulk_requests_do_not_delay_other_clients(system: TestSystem) {
                         .collect();
                     let answer =
                         client.post("/v1/commands").token(&token("feed", "staff")).body("application/x-ndjson", lines);
-                    answer.send().await.expect(200);
-                    taken += 300;
+                    let began = Instant::now();
+                    let results = answer.send().await.expect(200).body;
+                    assert!(!String::from_utf8_lossy(&results).contains("problem"));
+                    took.push(began.elapsed());
                 }
-                taken
+                took
             })
         })
         .collect();
     let beside = p95(one_after_the_other(&system, "beside", 100).await);
     stop.store(true, Ordering::Relaxed);
-    let taken: usize = join_all(feeds).await.into_iter().map(|feed| feed.expect("the feed does not fail")).sum();
-    println!("alone {alone:?}, beside eight bulk requests {beside:?}, which got {taken} commands accepted");
-    assert!(taken > 0);
-    assert!(beside < alone * 4 + Duration::from_millis(140), "{alone:?} alone, {beside:?} beside eight bulk requests");
+    let bulk = join_all(feeds).await.into_iter().flat_map(|feed| feed.expect("the feed does not fail"));
+    let mut bulk: Vec<_> = bulk.collect();
+    bulk.sort_unstable();
+    let bulk = bulk[bulk.len() / 2];
+    assert!(beside * 8 < bulk, "{beside:?} beside bulk requests of {bulk:?}");
 }
 
 /// More clients than the server can answer in time; each retries at once when it is refused. The target wait is so

@@ -447,15 +447,22 @@ impl TestSystem {
 
     /// Waits until every projection is at the head of the log, and returns the head.
     pub async fn settled(&self) -> u64 {
-        settled(self.reader()).await
+        settled(self.reader(), 0).await
+    }
+
+    /// Does the same as [`Self::settled`], but waits until the log has reached `position` too. Use it after a failover:
+    /// for up to a second a reader may still ask the old primary, where everything is settled without the last commands.
+    pub async fn settled_at(&self, position: u64) -> u64 {
+        settled(self.reader(), position).await
     }
 }
 
-/// Waits until every projection of a system is at the head of the log, and returns the head.
+/// Waits until the log has reached `position` and every projection of a system is at the head of the log. Returns the
+/// head.
 ///
 /// # Panics
-/// If the projections that are behind make no progress for a minute. The message contains their positions.
-pub async fn settled(reader: &Client) -> u64 {
+/// If there is no progress for a minute. The message contains the projections that are behind.
+pub async fn settled(reader: &Client, position: u64) -> u64 {
     let (mut moved, mut positions) = (Instant::now(), 0);
     loop {
         let answer = reader.get("/v1/projections").send().await;
@@ -469,14 +476,17 @@ pub async fn settled(reader: &Client) -> u64 {
         let items = answer["items"].as_array().unwrap_or_else(|| panic!("no items in {answer}"));
         assert!(!items.is_empty(), "there are no projections");
         let behind: Vec<&Value> = items.iter().filter(|item| item["position"].as_u64() != Some(head)).collect();
-        if behind.is_empty() {
+        if behind.is_empty() && head >= position {
             return head;
         }
-        let now = behind.iter().filter_map(|item| item["position"].as_u64()).sum();
+        let now = head + behind.iter().filter_map(|item| item["position"].as_u64()).sum::<u64>();
         if now != positions {
             (moved, positions) = (Instant::now(), now);
         }
-        assert!(moved.elapsed() < SETTLE_DEADLINE, "for {SETTLE_DEADLINE:?} the head is {head}, but: {behind:#?}");
+        assert!(
+            moved.elapsed() < SETTLE_DEADLINE,
+            "for {SETTLE_DEADLINE:?} the head is {head} of {position}: {behind:#?}"
+        );
         tokio::time::sleep(POLL).await;
     }
 }

@@ -81,7 +81,7 @@ pub async fn read_models_equal_the_fold(system: &TestSystem) -> Vec<Event> {
 /// # Panics
 /// At the first difference.
 pub async fn read_models_of(reader: &Client) -> Vec<Event> {
-    settled(reader).await;
+    settled(reader, 0).await;
     let log = read_log(reader).await;
     assert_log_invariants(&log);
     let orders = fold(&log);

@@ -1,5 +1,6 @@
 //! The customer query and the channel `customer:ID`.
 
+use crate::problems::CUSTOMER_NOT_FOUND;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use event_store::error::Error;
@@ -21,7 +22,6 @@ use crate::orders::channels::find_changed;
 
 use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use push::recovery::RECOVERED_MAX;
 
 /// Prefix of the channel of one customer; the customer's id follows.
@@ -85,7 +85,7 @@ async fn customer(
     Path(id): Path<String>,
     Query(query): Query<Freshness>,
 ) -> Result<Response, Problem> {
-    let missing = || not_found("customer-not-found", "There is no such customer");
+    let missing = || Problem::new(CUSTOMER_NOT_FOUND);
     if !principal.can_access_customer(&id) {
         return Err(missing());
     }

@@ -1,5 +1,6 @@
 //! Revoked tokens. Revocations are stored in the database. Every process applies a new one within about a second.
 
+use crate::problems::INVALID_REVOCATION;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -101,9 +102,7 @@ async fn revoke(
 }
 
 fn unusable(pointer: &str, message: &str) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-revocation", "The revocation cannot be used")
-        .detail(message.to_owned())
-        .error(pointer.to_owned(), message)
+    Problem::new(INVALID_REVOCATION).detail(message.to_owned()).error(pointer.to_owned(), message)
 }
 
 /// Lists all revocations.

@@ -21,6 +21,7 @@ pub mod module;
 pub mod modules;
 mod observe;
 mod overview;
+mod problems;
 pub mod program;
 mod run;
 pub mod settings;

@@ -7,13 +7,13 @@ use command_engine::api::CommandApi;
 use command_engine::bulk::envelope::field;
 use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
-use command_engine::problems::refused;
+use command_engine::problems::{problem_type, refused};
 use command_engine::request::CommandRequest;
 use domain::order::{Command, LINES_MAX, NewItem, Order};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
 use platform::body;
-use platform::problem::Problem;
+use platform::problem::{FORBIDDEN, Problem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -138,7 +138,7 @@ impl CreateOrder {
     /// 403 when a customer names another customer; 422 with the place of every wrong item.
     pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
         if !principal.can_access_customer(self.customer_id.as_str()) {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+            return Err(Problem::new(FORBIDDEN)
                 .detail("A customer can create orders only for their own id. Set customer_id to the sub of the token.")
                 .error("/customer_id", "Must be the sub of the token."));
         }
@@ -163,9 +163,7 @@ impl CreateOrder {
         }
         let order_id = match self.order_id {
             Some(id) => id,
-            None => Uuid::now_v7().to_string().parse().map_err(|e: domain::values::Error| {
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error").detail(e.to_string())
-            })?,
+            None => Uuid::now_v7().to_string().parse().map_err(|_: domain::values::Error| Problem::internal())?,
         };
         let Self { customer_id, currency, attributes, .. } = self;
         Ok((order_id, Command::Create { customer_id, currency, attributes, items }))
@@ -180,8 +178,7 @@ pub(crate) fn order_id(id: &str) -> Result<OrderId, Problem> {
 /// Parses the SKU of an item in a path. An item with an invalid SKU is in no order.
 fn sku(sku: &str) -> Result<Sku, Problem> {
     sku.parse().map_err(|_| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "item-not-found", "The order does not allow the command")
-            .detail("The order has no item with this SKU.")
+        Problem::new(problem_type(&domain::order::ITEM_NOT_FOUND)).detail("The order has no item with this SKU.")
     })
 }
 

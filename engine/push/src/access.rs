@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::api::QueryApi;
-use crate::problems::unavailable;
+use crate::problems::{INVALID_TICKET, ORIGIN_NOT_ALLOWED, unavailable};
 use crate::tokens::token_lifetime;
 
 /// Header in which a browser states the relation between the page and the server (Fetch Metadata).
@@ -93,7 +93,7 @@ async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
         {
             Ok(principal)
         }
-        _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "invalid-ticket", "Invalid ticket")
+        _ => Err(Problem::new(INVALID_TICKET)
             .detail("The ticket is unknown, was already used, or has expired, or its token has expired or was revoked. Request a new ticket with POST /v1/tickets.")),
     }
 }
@@ -155,7 +155,7 @@ fn check_origin(allowed: &str, headers: &HeaderMap) -> Result<bool, Problem> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     match is_allowed(allowed, origin, host) {
         true => Ok(true),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "origin-not-allowed", "Origin not allowed").detail(format!(
+        false => Err(Problem::new(ORIGIN_NOT_ALLOWED).detail(format!(
             "Pages of {origin} may not use live updates of this server. Add the origin to the setting allowed_origins."
         ))),
     }

@@ -1,5 +1,6 @@
 //! Order queries: the list of orders, one order (now, or as of a version or time), and an order's history.
 
+use crate::problems::{ORDER_NOT_FOUND, VERSION_NOT_FOUND};
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -27,7 +28,7 @@ use utoipa_axum::routes;
 
 use push::api::QueryApi;
 use push::consistency::with_position_header;
-use push::problems::{invalid, not_found, unavailable};
+use push::problems::{invalid, unavailable};
 
 /// Events that are read from the log at once.
 const EVENTS_PAGE: i64 = 1_000;
@@ -182,7 +183,7 @@ pub struct OrderQuery {
 }
 
 fn no_such_order() -> Problem {
-    not_found("order-not-found", "There is no such order").detail("The order does not exist, or you may not see it.")
+    Problem::new(ORDER_NOT_FOUND).detail("The order does not exist, or you may not see it.")
 }
 
 /// Returns an order with its lines: the current state, or the state as of a version or time.
@@ -251,8 +252,9 @@ async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &st
         return Err(no_such_order());
     }
     if to != i64::MAX && order.version < to {
-        return Err(not_found("version-not-found", "The order has no such version")
-            .detail(format!("The current version of the order is {}.", order.version)));
+        return Err(
+            Problem::new(VERSION_NOT_FOUND).detail(format!("The current version of the order is {}.", order.version))
+        );
     }
     let json = serde_json::to_string(&OrderView(&order)).map_err(|e| unreadable(e.to_string()))?;
     Ok((json, order.version))

@@ -11,6 +11,7 @@ use command_engine::api::CommandApi;
 use command_engine::bulk::envelope::field;
 use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
+use command_engine::problems::refused;
 use command_engine::request::CommandRequest;
 use compact_str::format_compact;
 use event_store::db::Read;
@@ -27,7 +28,6 @@ use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
 use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use push::publication::Interest;
 use push::publisher::Publisher;
 use schemars::JsonSchema;
@@ -347,6 +347,6 @@ async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<
     let find = || find(api.store.db(), &id);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
     let own = found.filter(|counter| principal.can_access_customer(&counter.owner));
-    let counter = own.ok_or_else(|| not_found("counter-not-found", "There is no such counter"))?;
+    let counter = own.ok_or_else(|| refused(&Refused::NotFound))?;
     Ok(with_position_header(position, axum::Json(counter).into_response()))
 }

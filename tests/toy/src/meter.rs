@@ -15,7 +15,6 @@ use projection_engine::change::{Decoded, Rows};
 use projection_engine::projection::{Fold, Projection};
 use push::api::QueryApi;
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,6 +22,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::refusal::Refused;
+
+platform::problem_types! {
+    /// The meter does not exist, or you may not see it.
+    METER_NOT_FOUND = NOT_FOUND, "meter-not-found", "There is no such meter";
+}
 
 /// Events of a meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -163,6 +167,6 @@ async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<
     let sql = "select meter_id, value, readings from toy_meters where meter_id = $1";
     let find = || api.store.db().fetch_all::<MeterView>(sql, vec![id.as_str().into()]);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
-    let meter = found.into_iter().next().ok_or_else(|| not_found("meter-not-found", "There is no such meter"))?;
+    let meter = found.into_iter().next().ok_or_else(|| Problem::new(METER_NOT_FOUND))?;
     Ok(with_position_header(position, axum::Json(meter).into_response()))
 }

@@ -1,7 +1,6 @@
 //! Routes to read and change the log level at run time, for admins.
 
 use axum::extract::FromRef;
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -9,7 +8,7 @@ use utoipa_axum::routes;
 
 use crate::auth::{Authenticator, Principal};
 use crate::body::Json;
-use crate::problem::Problem;
+use crate::problem::{INVALID_LOG_LEVEL, Problem};
 use crate::telemetry;
 
 /// Log level and filter of a process.
@@ -49,9 +48,7 @@ async fn change(principal: Principal, Json(wanted): Json<LogLevel>) -> Result<ax
     principal.admin_only()?;
     telemetry::set_level(&wanted.level, &wanted.filter).map_err(|error| {
         let pointer = if matches!(error, telemetry::Error::Filter { .. }) { "/filter" } else { "/level" };
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-log-level", "Invalid log level")
-            .detail(error.to_string())
-            .error(pointer, error.to_string())
+        Problem::new(INVALID_LOG_LEVEL).detail(error.to_string()).error(pointer, error.to_string())
     })?;
     Ok(axum::Json(wanted))
 }

@@ -77,8 +77,9 @@ pub struct Freshness {
 }
 
 /// Returns the order count and spend of a customer. Customers may read only their own; staff may read all.
-#[utoipa::path(get, path = "/v1/customers/{id}", tag = "queries", params(("id" = String, Path), Freshness),
-    responses((status = 200, body = Customer), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/customers/{id}", operation_id = "get_customer", tag = "queries", params(("id" = String, Path), Freshness),
+    responses((status = 200, description = "The customer.", body = Customer)),
+    extensions(("x-problems" = json!(["customer-not-found"]))))]
 async fn customer(
     State(api): State<QueryApi>,
     principal: Principal,

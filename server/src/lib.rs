@@ -15,6 +15,7 @@ macro_rules! eprintln {
 mod api;
 mod checks;
 mod cli;
+mod contract;
 mod cors;
 mod migrations;
 pub mod module;

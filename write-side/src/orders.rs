@@ -193,9 +193,10 @@ async fn execute(
 }
 
 /// Creates an order, optionally with its first items.
-#[utoipa::path(post, path = "/v1/orders", tag = "commands", request_body = CreateOrder,
+#[utoipa::path(post, path = "/v1/orders", operation_id = "create_order", tag = "commands", request_body = CreateOrder,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; a repeated request with the same key gets the same answer")),
-    responses((status = 201, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 201, description = "The order is created.", body = Accepted)),
+    extensions(("x-problems" = json!(["forbidden", "order-exists", "items-rejected", "too-many-lines", "total-too-large", "order-busy", "invalid-id"]))))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrder>) -> Result<Response, Problem> {
     let (request, body) = request.take();
     let (id, command) = body.command(&request.principal)?;
@@ -203,9 +204,10 @@ async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrd
 }
 
 /// Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line.
-#[utoipa::path(post, path = "/v1/orders/{id}/items", tag = "commands", request_body = AddItem,
+#[utoipa::path(post, path = "/v1/orders/{id}/items", operation_id = "add_item", tag = "commands", request_body = AddItem,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The item is added.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "price-mismatch", "quantity-too-large", "too-many-lines", "total-too-large", "invalid-amount", "order-busy"]))))]
 async fn add_item(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -216,9 +218,10 @@ async fn add_item(
 }
 
 /// Sets the quantity of a line.
-#[utoipa::path(put, path = "/v1/orders/{id}/items/{sku}", tag = "commands", request_body = ChangeItem,
+#[utoipa::path(put, path = "/v1/orders/{id}/items/{sku}", operation_id = "change_item", tag = "commands", request_body = ChangeItem,
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The quantity is changed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "total-too-large", "order-busy"]))))]
 async fn change_item(
     State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
@@ -230,9 +233,10 @@ async fn change_item(
 }
 
 /// Removes a line.
-#[utoipa::path(delete, path = "/v1/orders/{id}/items/{sku}", tag = "commands",
+#[utoipa::path(delete, path = "/v1/orders/{id}/items/{sku}", operation_id = "remove_item", tag = "commands",
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The line is removed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "order-busy"]))))]
 async fn remove_item(
     State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
@@ -242,9 +246,10 @@ async fn remove_item(
 }
 
 /// Confirms a draft that has at least one line. A confirmed order cannot be changed.
-#[utoipa::path(post, path = "/v1/orders/{id}/confirm", tag = "commands",
+#[utoipa::path(post, path = "/v1/orders/{id}/confirm", operation_id = "confirm_order", tag = "commands",
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The order is confirmed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "order-empty", "order-busy"]))))]
 async fn confirm(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -254,9 +259,10 @@ async fn confirm(
 }
 
 /// Cancels a draft. A cancelled order cannot be changed.
-#[utoipa::path(post, path = "/v1/orders/{id}/cancel", tag = "commands", request_body = CancelOrder,
+#[utoipa::path(post, path = "/v1/orders/{id}/cancel", operation_id = "cancel_order", tag = "commands", request_body = CancelOrder,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The order is cancelled.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "order-busy"]))))]
 async fn cancel(
     State(api): State<CommandApi>,
     Path(id): Path<String>,

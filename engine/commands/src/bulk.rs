@@ -78,14 +78,33 @@ pub struct LineResult {
     status: u16,
     /// Id, version and position of the aggregate, as in the response to a single request.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = std::collections::BTreeMap<String, Value>)]
+    #[schema(ignore)]
     accepted: Option<Accepted>,
+    /// The reason for which the command was not executed. The status is that of the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Problem>)]
     problem: Option<Problem>,
 }
 
 /// A result, and the permits that its line holds until the result is in the spool.
 type Done = (LineResult, Option<Permits>);
+
+/// A line of the request: `type` names the command, and the other members are those of the command's own body.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "the type only documents what `envelope` parses")]
+struct CommandLine {
+    /// Name of the command.
+    r#type: String,
+    /// A string or a whole number that the result repeats.
+    #[schema(value_type = Option<Value>)]
+    id: Option<Value>,
+    /// Version that the aggregate must have, as in If-Match.
+    expected_version: Option<i64>,
+    /// Time at which the command happened, in RFC 3339. For staff.
+    occurred_at: Option<String>,
+    /// Marks the command as history, which causes no reactions. For staff.
+    history: Option<bool>,
+}
 
 struct Task {
     envelope: Envelope,
@@ -105,10 +124,10 @@ struct Task {
 /// The response ends early when the server stops, when the token expires or is revoked, when no line arrives for 120 s,
 /// or when the buffer is full and the client reads too few results for 30 s. Its last result then has the number of the
 /// first line that was not read, and a problem with the reason.
-#[utoipa::path(post, path = "/v1/commands", tag = "commands",
-    request_body(content = String, content_type = "application/x-ndjson"),
-    responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
-              (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(post, path = "/v1/commands", operation_id = "send_commands", tag = "commands",
+    request_body(content = CommandLine, content_type = "application/x-ndjson", description = "One command in each line, as a JSON object."),
+    responses((status = 200, description = "One result for each line, in the order of the lines.", body = LineResult, content_type = "application/x-ndjson")),
+    extensions(("x-problems" = json!(["unusable-header", "too-many-bulk-requests", "bulk-limit", "unsupported-content-encoding"]))))]
 async fn commands(
     State(api): State<CommandApi>,
     principal: Principal,

@@ -233,8 +233,8 @@ where
 }
 
 /// Returns how many requests the caller may still make.
-#[utoipa::path(get, path = "/v1/rate-limit", tag = "operations",
-    responses((status = 200, body = RateLimit), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/rate-limit", operation_id = "get_rate_limit", tag = "operations",
+    responses((status = 200, description = "The rate limit of the caller.", body = RateLimit)))]
 async fn standing(_: Principal, standing: Option<Extension<Standing>>) -> Json<RateLimit> {
     Json(RateLimit { rate_limit: standing.map(|Extension(standing)| standing) })
 }

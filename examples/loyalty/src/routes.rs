@@ -52,8 +52,9 @@ struct Redemption {
 }
 
 /// Spends points of a customer's account.
-#[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", tag = "commands", request_body = Redemption,
-    params(("customer_id" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", operation_id = "redeem_points", tag = "commands", request_body = Redemption,
+    params(("customer_id" = String, Path)), responses((status = 200, description = "The points are spent.")),
+    extensions(("x-problems" = json!(["account-not-found", "too-few-points", "no-points", "points-account-busy"]))))]
 async fn redeem(
     State(api): State<CommandApi>,
     Path(customer_id): Path<String>,
@@ -67,8 +68,9 @@ async fn redeem(
 static ANSWERS: LazyLock<ResponseCache> = LazyLock::new(|| ResponseCache::new(4 << 20, Duration::from_secs(60)));
 
 /// Returns the points of a customer.
-#[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path), Freshness),
-    responses((status = 200, body = AccountView)))]
+#[utoipa::path(get, path = "/v1/points/{customer_id}", operation_id = "get_points", tag = "queries", params(("customer_id" = String, Path), Freshness),
+    responses((status = 200, description = "The account.", body = AccountView)),
+    extensions(("x-problems" = json!(["account-not-found"]))))]
 async fn show(
     State(api): State<QueryApi>,
     principal: Principal,

@@ -19,7 +19,7 @@ use projection_engine::registry::CORE;
 use projection_engine::state::{Versioned, occurred_at, rfc3339};
 use projections::orders::details as order_details;
 use projections::orders::summaries::{self as order_summaries, Cursor, OrderSummary, Sort};
-use projections::orders::view::{OrderView, payload_view};
+use projections::orders::view::{OrderJson, OrderStatus, OrderView, payload_view};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -43,7 +43,8 @@ pub fn router() -> OpenApiRouter<QueryApi> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// Only orders with this status: `draft`, `confirmed` or `cancelled`.
+    /// Only orders with this status.
+    #[param(value_type = Option<OrderStatus>, inline)]
     status: Option<String>,
     /// Only orders of this customer. Customers see only their own orders in any case.
     customer_id: Option<String>,
@@ -82,8 +83,8 @@ struct Page {
 }
 
 /// Lists orders.
-#[utoipa::path(get, path = "/v1/orders", tag = "queries", params(ListQuery),
-    responses((status = 200, body = Page), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders", operation_id = "list_orders", tag = "queries", params(ListQuery),
+    responses((status = 200, description = "A page of orders.", body = Page)))]
 async fn list(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -187,10 +188,10 @@ fn no_such_order() -> Problem {
 }
 
 /// Returns an order with its lines: the current state, or the state as of a version or time.
-#[utoipa::path(get, path = "/v1/orders/{id}", tag = "queries",
-    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that the client already has, or *")),
-    responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match contains the current version"),
-              (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders/{id}", operation_id = "get_order", tag = "queries",
+    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that the client already has, or an asterisk.")),
+    responses((status = 200, description = "The order with its lines.", body = OrderJson, headers(("ETag" = String, description = "The version of the order, in double quotes."))), (status = 304, description = "If-None-Match contains the current version.")),
+    extensions(("x-problems" = json!(["order-not-found", "version-not-found"]))))]
 async fn order(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -300,8 +301,9 @@ struct History {
 }
 
 /// Lists the events of an order, oldest first.
-#[utoipa::path(get, path = "/v1/orders/{id}/events", tag = "queries", params(("id" = String, Path), HistoryQuery),
-    responses((status = 200, body = History), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders/{id}/events", operation_id = "list_order_events", tag = "queries", params(("id" = String, Path), HistoryQuery),
+    responses((status = 200, description = "A page of the order's events, oldest first.", body = History)),
+    extensions(("x-problems" = json!(["order-not-found"]))))]
 async fn history(
     State(api): State<QueryApi>,
     principal: Principal,

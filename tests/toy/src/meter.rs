@@ -131,8 +131,9 @@ struct Reading {
 }
 
 /// Records a reading of a meter.
-#[utoipa::path(post, path = "/v1/meters/{id}/readings", tag = "commands", request_body = Reading,
-    params(("id" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/meters/{id}/readings", operation_id = "add_reading", tag = "commands", request_body = Reading,
+    params(("id" = String, Path)), responses((status = 200, description = "The reading is recorded.")),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn read(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -160,8 +161,9 @@ struct MeterView {
 }
 
 /// Returns a meter, for staff only.
-#[utoipa::path(get, path = "/v1/meters/{id}", tag = "queries", params(("id" = String, Path)),
-    responses((status = 200, body = MeterView)))]
+#[utoipa::path(get, path = "/v1/meters/{id}", operation_id = "get_meter", tag = "queries", params(("id" = String, Path)),
+    responses((status = 200, description = "The meter.", body = MeterView)),
+    extensions(("x-problems" = json!(["meter-not-found", "forbidden"]))))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
     principal.staff_only()?;
     let sql = "select meter_id, value, readings from toy_meters where meter_id = $1";

@@ -32,8 +32,9 @@ where
 }
 
 /// Returns the log level and filter of this process.
-#[utoipa::path(get, path = "/v1/admin/log-level", tag = "operations",
-    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/admin/log-level", operation_id = "get_log_level", tag = "operations",
+    responses((status = 200, description = "The level and filter of this process.", body = LogLevel)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
     principal.admin_only()?;
     let (level, filter) = telemetry::level().unwrap_or_default();
@@ -42,8 +43,9 @@ async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
 
 /// Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
 /// process. It does not affect other processes.
-#[utoipa::path(put, path = "/v1/admin/log-level", tag = "operations", request_body = LogLevel,
-    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(put, path = "/v1/admin/log-level", operation_id = "set_log_level", tag = "operations", request_body = LogLevel,
+    responses((status = 200, description = "The new level and filter.", body = LogLevel)),
+    extensions(("x-problems" = json!(["forbidden", "invalid-log-level"]))))]
 async fn change(principal: Principal, Json(wanted): Json<LogLevel>) -> Result<axum::Json<LogLevel>, Problem> {
     principal.admin_only()?;
     telemetry::set_level(&wanted.level, &wanted.filter).map_err(|error| {

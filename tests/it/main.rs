@@ -5,6 +5,7 @@ mod architecture;
 mod authorization;
 mod campaign;
 mod concurrency;
+mod contract;
 mod database;
 mod documents;
 mod edges;

@@ -241,7 +241,7 @@ fn problems(operation: &mut Value) -> Vec<String> {
     let mut slugs: Vec<&str> = COMMON.to_vec();
     let tagged = |tag: &str| operation["tags"].as_array().is_some_and(|tags| tags.iter().any(|one| one == tag));
     let is_bulk = media.is_some_and(|media| media.contains_key("application/x-ndjson"));
-    if media.is_some() && !is_bulk || tagged("commands") && !is_bulk {
+    if !is_bulk && (media.is_some() || tagged("commands")) {
         slugs.extend(BODY);
     }
     if has("query", "") {

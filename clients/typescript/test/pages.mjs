@@ -2,24 +2,30 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const NO_TYPES = 'The examples do not compile:\n';
 
-/** Returns the contents of a page's code blocks of one language. */
-export function blocks(page, language) {
-  return [...readFileSync(page, 'utf8').matchAll(/^```(\S*)\n(.*?)^```$/gms)]
-    .filter(([, found]) => found === language)
-    .map(([, , text]) => text);
+/** Returns the program of a page in one language, and what it prints: each `text` block belongs to the block before it. */
+export function programOf(page, language) {
+  const [program, output] = [[], []];
+  let last;
+  for (const [, found, text] of readFileSync(page, 'utf8').matchAll(/^```(\S*)\n(.*?)^```$/gms)) {
+    if (found === language) program.push(text);
+    if (found === 'text' && last === language) output.push(text);
+    last = found;
+  }
+  return { program: program.join('\n'), output: output.join('') };
 }
 
-/** Type-checks and runs the `ts` blocks of a page, and compares the output with its `text` blocks. */
-export async function runPage(page, expected = blocks(page, 'text').join('')) {
-  const source = join(here, `page-${process.pid}.mts`);
-  writeFileSync(source, blocks(page, 'ts').join('\n'));
+/** Type-checks and runs the `ts` blocks of a page, and compares the output. */
+export async function runPage(page) {
+  const { program: text, output } = programOf(page, 'ts');
+  const source = join(here, `page-${basename(page, '.md')}-${process.pid}.mts`);
+  writeFileSync(source, text);
   try {
     const options = {
       target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.NodeNext, moduleResolution: ts.ModuleResolutionKind.NodeNext,
@@ -30,7 +36,7 @@ export async function runPage(page, expected = blocks(page, 'text').join('')) {
     const host = { getCanonicalFileName: (name) => name, getCurrentDirectory: () => here, getNewLine: () => '\n' };
     assert.equal(faults.length, 0, NO_TYPES + ts.formatDiagnostics(faults, host));
     program.emit();
-    assert.equal(await run(source.replace('.mts', '.mjs')), expected);
+    assert.equal(await run(source.replace('.mts', '.mjs')), output);
   } finally {
     for (const kind of ['.mts', '.mjs']) rmSync(source.replace('.mts', kind), { force: true });
   }

@@ -24,6 +24,8 @@ ROUTES = {
     "NewOrder": ("post /v1/orders", "body", ""),
     "NewItem": ("post /v1/orders/{id}/items", "body", ""),
     "OrderSummary": ("get /v1/orders", "200", "items []"),
+    "Order": ("get /v1/orders/{id}", "200", ""),
+    "Line": ("get /v1/orders/{id}", "200", "lines []"),
     "HistoryEvent": ("get /v1/orders/{id}/events", "200", "items []"),
     "Customer": ("get /v1/customers/{id}", "200", ""),
     "Sale": ("get /v1/reports/sales", "200", "[]"),

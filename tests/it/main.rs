@@ -4,6 +4,7 @@
 mod architecture;
 mod authorization;
 mod campaign;
+mod clients;
 mod concurrency;
 mod database;
 mod documents;

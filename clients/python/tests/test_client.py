@@ -7,8 +7,6 @@ import asyncio
 import base64
 import json
 import os
-import subprocess
-import sys
 import time
 import unittest
 from pathlib import Path
@@ -302,11 +300,6 @@ class Pages(unittest.TestCase):
         for page in ("../README.md", "../../../docs/use-from-your-app.md"):
             with self.subTest(page):
                 run_page(Path(__file__).parent / page)
-
-
-class Generated(unittest.TestCase):
-    def test_the_generated_sources_are_current(self):
-        subprocess.run([sys.executable, Path(__file__).parent / "../generate.py", "--check"], check=True)
 
 
 if __name__ == "__main__":

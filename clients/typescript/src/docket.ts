@@ -6,13 +6,18 @@ import type {
   Accepted, BulkCommand, Change, Customer, HistoryEvent, LogEvent, NewItem, NewOrder, Order, OrderFilter, OrderSummary,
   Product, Projections, Sale, SalesQuery, TopQuery,
 } from './models.js';
-import { VersionMismatch } from './problems.js';
-import { pause, Transport, type RequestOptions, type TransportOptions } from './transport.js';
+import { DocketError, VersionMismatch } from './problems.js';
+import { pause, Transport, type RequestOptions, type TokenProvider, type TransportOptions } from './transport.js';
 import { Watcher, type Update, type WatchOptions } from './watch.js';
 
-export interface DocketOptions extends TransportOptions {
-  /** Address of the server: `http://127.0.0.1:8080`. */
-  url: string;
+export interface DocketOptions extends Omit<TransportOptions, 'token'> {
+  /** Address of the server: `http://127.0.0.1:8080`. Default: the environment variable `DOCKET_URL`. */
+  url?: string;
+  /**
+   * A token, or a function that returns one. The function is called again before the token expires, and when it is
+   * refused. Default: the environment variable `DOCKET_TOKEN`.
+   */
+  token?: string | TokenProvider;
   /** Milliseconds for which a query waits until the read model contains this client's commands. Default: 5,000. */
   waitMs?: number;
   /** Replaces the global `WebSocket`. Default in Node 20: the package `ws`. */
@@ -53,10 +58,11 @@ export class Docket {
   readonly #url: URL;
   readonly #waitMs: number;
 
-  constructor(options: DocketOptions) {
-    this.#url = new URL(options.url.endsWith('/') ? options.url : `${options.url}/`);
+  constructor(options: DocketOptions = {}) {
+    const url = options.url ?? variable('DOCKET_URL', 'url');
+    this.#url = new URL(url.endsWith('/') ? url : `${url}/`);
     this.#waitMs = options.waitMs ?? 5000;
-    this.#transport = new Transport(options);
+    this.#transport = new Transport({ ...options, token: options.token ?? variable('DOCKET_TOKEN', 'token') });
     this.#watcher = new Watcher(this.#transport, this.#at('ws').href.replace(/^http/, 'ws'), options.webSocket);
     this.orders = new Orders(this);
     this.api = createApi<paths>({
@@ -249,6 +255,13 @@ export interface OrderUpdate {
   change?: Change;
   position: number;
   epoch: string;
+}
+
+/** Returns an environment variable. Browsers have none. */
+function variable(name: string, option: string): string {
+  const value = typeof process === 'undefined' ? undefined : process.env?.[name];
+  if (!value) throw new DocketError(`Set the option ${option}, or the environment variable ${name}.`);
+  return value;
 }
 
 function path(id: string): string {

@@ -37,21 +37,10 @@ export type LogEvent = Answer<paths['/v1/events']['get']>['items'][number];
 /** The status of every read model, and the head of the log. */
 export type Projections = Answer<paths['/v1/projections']['get']>;
 
-/** A line of an order. */
-export interface Line {
-  sku: string;
-  name?: string | null;
-  category?: string | null;
-  quantity: number;
-  unit_price: string;
-  line_total: string;
-}
-
 /** An order with its lines. */
-export interface Order extends Omit<OrderSummary, 'line_count'> {
-  lines: Line[];
-  attributes: Record<string, string>;
-}
+export type Order = Answer<paths['/v1/orders/{id}']['get']>;
+/** A line of an order. */
+export type Line = Order['lines'][number];
 
 /** A change of an order, as the channels of live updates carry it. */
 export interface Change {

@@ -24,6 +24,7 @@ from ._shared import (
     BulkResult,
     backoff,
     expiry,
+    variable,
 )
 from ._watch import OrderUpdate, Place, Update, Watcher
 from .models import (
@@ -51,8 +52,9 @@ Result = TypeVar("Result")
 class AsyncDocket:
     """A client of one server, for one user. It is cheap to keep, and safe to use for many requests at once.
 
-    `url`: address of the server: `http://127.0.0.1:8080`.
-    `token`: a token, or a function that returns one. The function is called again before the token expires.
+    `url`: address of the server: `http://127.0.0.1:8080`. Default: the environment variable `DOCKET_URL`.
+    `token`: a token, or a function that returns one. The function is called again before the token expires, and when
+    it is refused. Default: the environment variable `DOCKET_TOKEN`.
     `retries`: retries of a request after the first try, 0 for none.
     `timeout`: seconds for one try; with streamed answers, until the answer begins and between two parts of it.
     `wait`: seconds for which a query waits until the read model contains this client's commands, at most 10.
@@ -61,14 +63,16 @@ class AsyncDocket:
 
     def __init__(
         self,
-        url: str,
-        token: str | AsyncTokenProvider,
+        url: str | None = None,
+        token: str | AsyncTokenProvider | None = None,
         *,
         retries: int = 4,
         timeout: float = 30.0,
         wait: float = 5.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        url = url or variable("DOCKET_URL", "url")
+        token = token or variable("DOCKET_TOKEN", "token")
         self.position = 0
         """Position of the last command of this client. Queries wait for it. Set it to 0 after a log was restored."""
         self.orders = AsyncOrders(self)

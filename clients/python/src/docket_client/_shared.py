@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -57,3 +58,11 @@ def expiry(token: str) -> float:
         return float(payload["exp"])
     except (IndexError, KeyError, TypeError, ValueError):
         return float("inf")
+
+
+def variable(name: str, argument: str) -> str:
+    """Returns an environment variable, the default of an argument."""
+    value = os.environ.get(name)
+    if not value:
+        raise DocketError(f"Set the argument {argument}, or the environment variable {name}.")
+    return value

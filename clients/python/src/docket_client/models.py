@@ -8,9 +8,11 @@ from .generated.routes import (
     Accepted,
     Customer,
     HistoryEvent,
+    Line,
     LogEvent,
     NewItem,
     NewOrder,
+    Order,
     OrderSummary,
     Product,
     Projections,
@@ -21,34 +23,6 @@ __all__ = [
     "Accepted", "BulkCommand", "Change", "Customer", "HistoryEvent", "Line", "LogEvent", "NewItem", "NewOrder", "Order",
     "OrderSummary", "Product", "Projections", "Sale",
 ]  # fmt: skip
-
-
-class Line(TypedDict):
-    """A line of an order."""
-
-    sku: str
-    name: NotRequired[str | None]
-    category: NotRequired[str | None]
-    quantity: int
-    unit_price: str
-    line_total: str
-
-
-class Order(TypedDict):
-    """An order with its lines."""
-
-    order_id: str
-    customer_id: str
-    status: str
-    currency: str
-    total: str
-    quantity: int
-    lines: list[Line]
-    attributes: dict[str, str]
-    placed_at: str
-    updated_at: str
-    version: int
-    position: int
 
 
 class Change(TypedDict):

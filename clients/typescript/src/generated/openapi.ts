@@ -12,10 +12,10 @@ export interface paths {
             cookie?: never;
         };
         /** Lists orders. */
-        get: operations["list_v1_orders"];
+        get: operations["list_orders"];
         put?: never;
         /** Creates an order, optionally with its first items. */
-        post: operations["create"];
+        post: operations["create_order"];
         delete?: never;
         options?: never;
         head?: never;
@@ -67,7 +67,7 @@ export interface paths {
         get?: never;
         put?: never;
         /** Confirms a draft that has at least one line. A confirmed order cannot be changed. */
-        post: operations["confirm"];
+        post: operations["confirm_order"];
         delete?: never;
         options?: never;
         head?: never;
@@ -84,7 +84,7 @@ export interface paths {
         get?: never;
         put?: never;
         /** Cancels a draft. A cancelled order cannot be changed. */
-        post: operations["cancel"];
+        post: operations["cancel_order"];
         delete?: never;
         options?: never;
         head?: never;
@@ -113,7 +113,7 @@ export interface paths {
          *     or when the buffer is full and the client reads too few results for 30 s. Its last result then has the number of the
          *     first line that was not read, and a problem with the reason.
          */
-        post: operations["commands"];
+        post: operations["send_commands"];
         delete?: never;
         options?: never;
         head?: never;
@@ -128,7 +128,7 @@ export interface paths {
             cookie?: never;
         };
         /** Returns an order with its lines: the current state, or the state as of a version or time. */
-        get: operations["order"];
+        get: operations["get_order"];
         put?: never;
         post?: never;
         delete?: never;
@@ -145,7 +145,7 @@ export interface paths {
             cookie?: never;
         };
         /** Lists the events of an order, oldest first. */
-        get: operations["history"];
+        get: operations["list_order_events"];
         put?: never;
         post?: never;
         delete?: never;
@@ -162,7 +162,7 @@ export interface paths {
             cookie?: never;
         };
         /** Returns the order count and spend of a customer. Customers may read only their own; staff may read all. */
-        get: operations["customer"];
+        get: operations["get_customer"];
         put?: never;
         post?: never;
         delete?: never;
@@ -182,7 +182,7 @@ export interface paths {
          * Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
          *     placed.
          */
-        get: operations["sales_report"];
+        get: operations["report_sales"];
         put?: never;
         post?: never;
         delete?: never;
@@ -199,7 +199,7 @@ export interface paths {
             cookie?: never;
         };
         /** Lists the best-selling products of confirmed orders. */
-        get: operations["top_products"];
+        get: operations["list_top_products"];
         put?: never;
         post?: never;
         delete?: never;
@@ -216,7 +216,7 @@ export interface paths {
             cookie?: never;
         };
         /** Returns the status of each read model. */
-        get: operations["projections"];
+        get: operations["list_projections"];
         put?: never;
         post?: never;
         delete?: never;
@@ -233,7 +233,7 @@ export interface paths {
             cookie?: never;
         };
         /** Lists the events of the log, in order of position. Returns NDJSON with `Accept: application/x-ndjson`. */
-        get: operations["events"];
+        get: operations["list_events"];
         put?: never;
         post?: never;
         delete?: never;
@@ -250,13 +250,13 @@ export interface paths {
             cookie?: never;
         };
         /** Lists all revocations. */
-        get: operations["list_v1_admin_revocations"];
+        get: operations["list_revocations"];
         put?: never;
         /**
          * Revokes tokens. Every socket, stream and poll that was opened with a revoked token ends within two seconds, on every
          *     process.
          */
-        post: operations["revoke"];
+        post: operations["create_revocation"];
         delete?: never;
         options?: never;
         head?: never;
@@ -276,7 +276,7 @@ export interface paths {
          * Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
          *     process.
          */
-        post: operations["ticket"];
+        post: operations["create_ticket"];
         delete?: never;
         options?: never;
         head?: never;
@@ -291,7 +291,7 @@ export interface paths {
             cookie?: never;
         };
         /** Returns the events after the cursor. If there are none, waits up to `wait` seconds for the next change. */
-        get: operations["poll"];
+        get: operations["poll_changes"];
         put?: never;
         post?: never;
         delete?: never;
@@ -312,7 +312,7 @@ export interface paths {
          *     `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
          *     be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
          */
-        get: operations["live"];
+        get: operations["stream_changes"];
         put?: never;
         post?: never;
         delete?: never;
@@ -329,12 +329,12 @@ export interface paths {
             cookie?: never;
         };
         /** Returns the log level and filter of this process. */
-        get: operations["read_v1_admin_log-level"];
+        get: operations["get_log_level"];
         /**
          * Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
          *     process. It does not affect other processes.
          */
-        put: operations["change_v1_admin_log-level"];
+        put: operations["set_log_level"];
         post?: never;
         delete?: never;
         options?: never;
@@ -350,7 +350,7 @@ export interface paths {
             cookie?: never;
         };
         /** Returns how many requests the caller may still make. */
-        get: operations["standing"];
+        get: operations["get_rate_limit"];
         put?: never;
         post?: never;
         delete?: never;
@@ -367,7 +367,7 @@ export interface paths {
             cookie?: never;
         };
         /** Lists the modules of the process that answers, and the read models of modules that this process does not have. */
-        get: operations["list_v1_modules"];
+        get: operations["list_modules"];
         put?: never;
         post?: never;
         delete?: never;
@@ -382,16 +382,21 @@ export interface components {
     schemas: {
         /** @description The answer to an accepted command. */
         Accepted: {
-            /** @description Id of the order. */
+            /**
+             * @description Id of the order.
+             * @example o-1001
+             */
             order_id: string;
             /**
              * Format: int64
              * @description Version of the order after the command.
+             * @example 1
              */
             version: number;
             /**
              * Format: int64
              * @description Position in the log that includes the change. A query with this `min_position` sees it.
+             * @example 42
              */
             position: number;
         };
@@ -405,6 +410,7 @@ export interface components {
             /**
              * Format: int32
              * @description Pieces, 1 to 1 000 000. They are added to the line with the same SKU and price, if there is one.
+             * @example 2
              */
             quantity: number;
             /**
@@ -412,9 +418,15 @@ export interface components {
              * @example 2.55
              */
             unit_price: string;
-            /** @description Display name of the product. */
+            /**
+             * @description Display name of the product.
+             * @example Plain bagel
+             */
             name?: string | null;
-            /** @description Category under which sales of the product are reported. */
+            /**
+             * @description Category under which sales of the product are reported.
+             * @example BAKERY
+             */
             category?: string | null;
         };
         /** @description The reason for a cancellation. */
@@ -430,8 +442,41 @@ export interface components {
             /**
              * Format: int32
              * @description Pieces of the line, 1 to 1 000 000.
+             * @example 2
              */
             quantity: number;
+        };
+        /**
+         * @description A line of the request: `type` names the command, and the other members are those of the command's own body.
+         * @example {
+         *       "type": "create_order",
+         *       "id": 1,
+         *       "order_id": "o-1001",
+         *       "customer_id": "c-1"
+         *     }
+         */
+        CommandLine: {
+            /**
+             * @description Name of the command.
+             * @enum {string}
+             */
+            type: "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
+            /** @description A string or a whole number that the result repeats. */
+            id?: unknown;
+            /**
+             * Format: int64
+             * @description Version that the aggregate must have, as in If-Match.
+             * @example 1
+             */
+            expected_version?: number | null;
+            /**
+             * Format: date-time
+             * @description Time at which the command happened, in RFC 3339. For staff.
+             * @example 2026-01-02T03:04:05.678Z
+             */
+            occurred_at?: string | null;
+            /** @description Marks the command as history, which causes no reactions. For staff. */
+            history?: boolean | null;
         };
         /** @description The body of a request that creates an order. */
         CreateOrder: {
@@ -443,6 +488,7 @@ export interface components {
             /**
              * @description ISO 4217 code of the currency of all prices.
              * @default USD
+             * @example USD
              */
             currency?: string;
             /**
@@ -452,40 +498,62 @@ export interface components {
             order_id?: string | null;
             /** @description The first items. All wrong items are reported together. */
             items?: components["schemas"]["AddItem"][];
-            /** @description Free labels by name, e.g. `store_id`. */
+            /**
+             * @description Free labels by name, e.g. `store_id`.
+             * @example {
+             *       "store_id": "17"
+             *     }
+             */
             attributes?: {
                 [key: string]: string;
             };
         };
         /** @description A customer, as returned by `GET /v1/customers/{id}`. */
         Customer: {
-            /** @description Id of the customer. */
+            /**
+             * @description Id of the customer.
+             * @example c-1
+             */
             customer_id: string;
             /**
              * Format: int64
              * @description Number of orders created, in any status.
+             * @example 1
              */
             orders: number;
             /**
              * Format: int64
              * @description Number of orders confirmed.
+             * @example 1
              */
             confirmed: number;
             /**
              * Format: int64
              * @description Number of orders cancelled.
+             * @example 0
              */
             cancelled: number;
             /** @description Total of the confirmed orders, by currency. */
             spend: components["schemas"]["Spend"][];
-            /** @description Time at which the first order was placed, in RFC 3339. */
+            /**
+             * Format: date-time
+             * @description Time at which the first order was placed, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
             first_order_at: string;
-            /** @description Time at which the last order was placed, in RFC 3339. */
+            /**
+             * Format: date-time
+             * @description Time at which the last order was placed, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
             last_order_at: string;
         };
         /** @description A name with its description. */
         Documented: {
-            /** @description The name. */
+            /**
+             * @description The name.
+             * @example Plain bagel
+             */
             name: string;
             /** @description The description. */
             help: string;
@@ -497,16 +565,21 @@ export interface components {
              *     which could not be recovered.
              */
             event: string;
-            /** @description Name of the channel; absent for `reset`. */
+            /**
+             * @description Name of the channel; absent for `reset`.
+             * @example orders
+             */
             channel?: string | null;
             /**
              * Format: int64
              * @description Position of the change, for `pub` from the log.
+             * @example 42
              */
             offset?: number | null;
             /**
              * Format: int64
              * @description Position of the previous change on the channel. A client whose position is at or after it has missed nothing.
+             * @example 41
              */
             prev?: number | null;
             /** @description The change or the snapshot. For `reset`, the channels whose snapshots follow, and the epoch. */
@@ -527,25 +600,71 @@ export interface components {
             /**
              * Format: int64
              * @description Send it as `after` for the next page. Null on the last page.
+             * @example 1
              */
             next_after?: number | null;
         };
         /** @description An event of an order. */
         HistoryEvent: {
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @example 1
+             */
             version: number;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @example 42
+             */
             position: number;
             type: string;
+            /**
+             * Format: date-time
+             * @example 2026-01-02T03:04:05.678Z
+             */
             occurred_at: string;
             /** @description Content of the event; amounts of money are decimal strings. Null if the event cannot be read. */
             payload: unknown;
+        };
+        /** @description A line of an order. */
+        Line: {
+            /**
+             * @description Id of the product.
+             * @example bagel
+             */
+            sku: string;
+            /**
+             * @description Display name of the product.
+             * @example Plain bagel
+             */
+            name?: string | null;
+            /**
+             * @description Category of the product.
+             * @example BAKERY
+             */
+            category?: string | null;
+            /**
+             * Format: int32
+             * @description Pieces.
+             * @example 2
+             */
+            quantity: number;
+            /**
+             * @description Price of one piece, a decimal string in the currency of the order.
+             * @example 0.50
+             */
+            unit_price: string;
+            /**
+             * @description Price of all pieces, a decimal string in the currency of the order.
+             * @example 1.00
+             */
+            line_total: string;
         };
         /** @description A line of the response: the result of one command. */
         LineResult: {
             /**
              * Format: int64
              * @description Number of the line, from 1.
+             * @example 1
              */
             line: number;
             /** @description The `id` of the line, as the client sent it. */
@@ -556,29 +675,46 @@ export interface components {
              */
             status: number;
             problem?: components["schemas"]["Problem"] | null;
-        } & {
-            [key: string]: unknown;
         };
         /** @description An event as stored in the log. Amounts of money are integers in minor units. */
         LogEvent: {
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @example 42
+             */
             position: number;
+            /** @example 0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5c */
             event_id: string;
+            /** @example order */
             aggregate_type: string;
+            /** @example o-1001 */
             aggregate_id: string;
-            /** Format: int64 */
+            /**
+             * Format: int64
+             * @example 1
+             */
             sequence: number;
             type: string;
             version: string;
+            /**
+             * Format: date-time
+             * @example 2026-01-02T03:04:05.678Z
+             */
             occurred_at: string;
             payload: unknown;
             metadata: unknown;
         };
         /** @description Log level and filter of a process. */
         LogLevel: {
-            /** @description `error`, `warn`, `info`, `http`, `debug`, `trace` or `auto`. `auto` depends on the setting `environment`. */
+            /**
+             * @description `error`, `warn`, `info`, `http`, `debug`, `trace` or `auto`. `auto` depends on the setting `environment`.
+             * @example info
+             */
             level: string;
-            /** @description Directives that take precedence over the level: `http=off,event_store=debug`. */
+            /**
+             * @description Directives that take precedence over the level: `http=off,event_store=debug`.
+             * @example http=off
+             */
             filter?: string;
         };
         LogPage: {
@@ -586,14 +722,21 @@ export interface components {
             /**
              * Format: int64
              * @description Send it as `after` for the next page. Null at the end of the log.
+             * @example 1
              */
             next_after?: number | null;
         };
         /** @description A module and its parts. */
         ModuleView: {
-            /** @description Name of the module. */
+            /**
+             * @description Name of the module.
+             * @example Plain bagel
+             */
             name: string;
-            /** @description Checkpoint group of its read models. */
+            /**
+             * @description Checkpoint group of its read models.
+             * @example core
+             */
             group: string;
             /** @description Names of the modules that this module requires. */
             needs: string[];
@@ -623,40 +766,135 @@ export interface components {
             /** @description Read models of modules that this process does not have. `docket modules --prune NAME` removes them. */
             unclaimed: components["schemas"]["Unclaimed"][];
         };
-        /** @description An order of the list. */
-        OrderSummary: {
-            /** @description Id of the order. */
+        /** @description An order with its lines. */
+        Order: {
+            /**
+             * @description Id of the order.
+             * @example o-1001
+             */
             order_id: string;
-            /** @description Id of the customer who owns the order. */
+            /**
+             * @description Id of the customer who owns the order.
+             * @example c-1
+             */
             customer_id: string;
-            /** @description Status: `draft`, `confirmed` or `cancelled`. */
-            status: string;
-            /** @description Currency, as an ISO 4217 code. */
+            /** @description Status of the order. */
+            status: components["schemas"]["OrderStatus"];
+            /**
+             * @description Currency of all prices, as an ISO 4217 code.
+             * @example USD
+             */
             currency: string;
-            /** @description Total as a decimal string in the major unit. */
+            /**
+             * @description Total as a decimal string in the major unit.
+             * @example 1.00
+             */
             total: string;
             /**
              * Format: int64
              * @description Sum of the quantities of all lines.
+             * @example 2
+             */
+            quantity: number;
+            /** @description The lines, in the order in which they were added. */
+            lines: components["schemas"]["Line"][];
+            /**
+             * @description Free labels by name.
+             * @example {
+             *       "store_id": "17"
+             *     }
+             */
+            attributes: {
+                [key: string]: string;
+            };
+            /**
+             * Format: date-time
+             * @description Time at which the order was created, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
+            placed_at: string;
+            /**
+             * Format: date-time
+             * @description Time of the last change, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
+            updated_at: string;
+            /**
+             * Format: int64
+             * @description Version of the order. Send it in If-Match to change exactly this version.
+             * @example 1
+             */
+            version: number;
+            /**
+             * Format: int64
+             * @description Position of the order's last event in the log.
+             * @example 42
+             */
+            position: number;
+        };
+        /**
+         * @description The status of an order.
+         * @enum {string}
+         */
+        OrderStatus: string;
+        /** @description An order of the list. */
+        OrderSummary: {
+            /**
+             * @description Id of the order.
+             * @example o-1001
+             */
+            order_id: string;
+            /**
+             * @description Id of the customer who owns the order.
+             * @example c-1
+             */
+            customer_id: string;
+            /** @description Status of the order. */
+            status: components["schemas"]["OrderStatus"];
+            /**
+             * @description Currency, as an ISO 4217 code.
+             * @example USD
+             */
+            currency: string;
+            /**
+             * @description Total as a decimal string in the major unit.
+             * @example 1.00
+             */
+            total: string;
+            /**
+             * Format: int64
+             * @description Sum of the quantities of all lines.
+             * @example 2
              */
             quantity: number;
             /**
              * Format: int64
              * @description Number of lines.
+             * @example 1
              */
             line_count: number;
-            /** @description Time at which the order was created, in RFC 3339. */
+            /**
+             * Format: date-time
+             * @description Time at which the order was created, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
             placed_at: string;
-            /** @description Time of the last change, in RFC 3339. */
+            /**
+             * Format: date-time
+             * @description Time of the last change, in RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
             updated_at: string;
             /**
              * Format: int64
              * @description Version of the order.
+             * @example 1
              */
             version: number;
             /**
              * Format: int64
              * @description Position of the order's last event.
+             * @example 42
              */
             position: number;
         };
@@ -680,41 +918,83 @@ export interface components {
              * @example /problems/not-found
              */
             type: string;
-            /** @description A short summary of the problem type. It is the same at every occurrence. */
+            /**
+             * @description A short summary of the problem type. It is the same at every occurrence.
+             * @example Not found
+             */
             title: string;
             /**
              * Format: int32
              * @description The HTTP status code.
+             * @example 404
              */
             status: number;
             /** @description What went wrong in this request, and what the client can do. */
             detail?: string | null;
-            /** @description The `X-Request-Id` of the request, to find the request in the logs. */
+            /**
+             * @description The `X-Request-Id` of the request, to find the request in the logs.
+             * @example 0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b
+             */
             request_id?: string | null;
             /** @description The invalid values in the body, one entry per place. */
             errors?: components["schemas"]["FieldError"][];
+            /**
+             * Format: int64
+             * @description With version-mismatch: the current version.
+             * @example 1
+             */
+            version?: number;
+            /**
+             * Format: int64
+             * @description With projection-behind: the position of the read model.
+             * @example 41
+             */
+            position?: number;
+            /**
+             * Format: int64
+             * @description With projection-behind: the position that the query requires.
+             * @example 42
+             */
+            min_position?: number;
         };
         /** @description A product and its sales in confirmed orders. */
         Product: {
-            /** @description SKU of the product. */
+            /**
+             * @description SKU of the product.
+             * @example bagel
+             */
             sku: string;
-            /** @description Name of the product in the order that was confirmed last. */
+            /**
+             * @description Name of the product in the order that was confirmed last.
+             * @example Plain bagel
+             */
             name?: string | null;
-            /** @description Category of the product in the order that was confirmed last. */
+            /**
+             * @description Category of the product in the order that was confirmed last.
+             * @example BAKERY
+             */
             category?: string | null;
-            /** @description Currency, as an ISO 4217 code. */
+            /**
+             * @description Currency, as an ISO 4217 code.
+             * @example USD
+             */
             currency: string;
             /**
              * Format: int64
              * @description Number of confirmed orders with this product.
+             * @example 1
              */
             orders: number;
             /**
              * Format: int64
              * @description Quantity sold.
+             * @example 2
              */
             quantity: number;
-            /** @description Revenue as a decimal string in the major unit. */
+            /**
+             * @description Revenue as a decimal string in the major unit.
+             * @example 1.00
+             */
             revenue: string;
         };
         /** @description All projections and the log's head. */
@@ -723,6 +1003,7 @@ export interface components {
             /**
              * Format: int64
              * @description Position of the last event in the log.
+             * @example 42
              */
             head: number;
         };
@@ -735,26 +1016,31 @@ export interface components {
             /**
              * Format: int64
              * @description Number of the generation.
+             * @example 1
              */
             generation: number;
             /**
              * Format: int64
              * @description Version of the projection that fills the generation.
+             * @example 1
              */
             version: number;
             /**
              * Format: int64
              * @description Position of the last event in the generation.
+             * @example 42
              */
             position: number;
             /**
              * Format: int64
              * @description Number of events by which the generation is behind the live one.
+             * @example 0
              */
             lag_events: number;
             /**
              * Format: double
              * @description Events projected per second, measured by this process over the last seconds.
+             * @example 0
              */
             events_per_second: number;
             /**
@@ -783,35 +1069,55 @@ export interface components {
         };
         /** @description The tokens to revoke. Exactly one member must be set. */
         Revoke: {
-            /** @description Revokes all tokens of this `sub` that were issued until now. */
+            /**
+             * @description Revokes all tokens of this `sub` that were issued until now.
+             * @example c-1
+             */
             subject?: string | null;
             /** @description Revokes the token with this `jti`. */
             token_id?: string | null;
         };
         /** @description A row of the report. */
         Sale: {
-            /** @description The day, category or store; null if the orders or lines have none. */
+            /**
+             * @description The day, category or store; null if the orders or lines have none.
+             * @example BAKERY
+             */
             key?: string | null;
-            /** @description Currency, as an ISO 4217 code. */
+            /**
+             * @description Currency, as an ISO 4217 code.
+             * @example USD
+             */
             currency: string;
             /**
              * Format: int64
              * @description Number of confirmed orders that contribute to this row.
+             * @example 1
              */
             orders: number;
             /**
              * Format: int64
              * @description Quantity sold.
+             * @example 2
              */
             quantity: number;
-            /** @description Revenue as a decimal string in the major unit. */
+            /**
+             * @description Revenue as a decimal string in the major unit.
+             * @example 1.00
+             */
             revenue: string;
         };
         /** @description Money spent in one currency. */
         Spend: {
-            /** @description Currency, as an ISO 4217 code. */
+            /**
+             * @description Currency, as an ISO 4217 code.
+             * @example USD
+             */
             currency: string;
-            /** @description Amount as a decimal string in the major unit. */
+            /**
+             * @description Amount as a decimal string in the major unit.
+             * @example 1.00
+             */
             amount: string;
         };
         /** @description The rate limit of a caller, and its current state. */
@@ -841,38 +1147,50 @@ export interface components {
         };
         /** @description Status of a projection, as shown to operators. */
         Status: {
-            /** @description Name of the projection. */
+            /**
+             * @description Name of the projection.
+             * @example Plain bagel
+             */
             name: string;
-            /** @description Name of its checkpoint group. */
+            /**
+             * @description Name of its checkpoint group.
+             * @example core
+             */
             group: string;
             /**
              * Format: int64
              * @description Number of the live generation; a rebuild creates a new generation.
+             * @example 1
              */
             generation: number;
             /**
              * Format: int64
              * @description Version of the projection that filled the live generation; 0 when the generation is outdated.
+             * @example 1
              */
             version: number;
             /**
              * Format: int64
              * @description Position of the last event in the live generation.
+             * @example 42
              */
             position: number;
             /**
              * Format: int64
              * @description Number of events of the log that the live generation does not contain.
+             * @example 0
              */
             lag_events: number;
             /**
              * Format: double
              * @description Age in seconds of the oldest event that the live generation does not contain; 0 when there is none.
+             * @example 0
              */
             lag_seconds: number;
             /**
              * Format: double
              * @description Events projected per second, measured by this process over the last seconds.
+             * @example 0
              */
             events_per_second: number;
             /**
@@ -904,13 +1222,17 @@ export interface components {
          *     program.
          */
         Unclaimed: {
-            /** @description Name of the checkpoint group, which is the name of its module. */
+            /**
+             * @description Name of the checkpoint group, which is the name of its module.
+             * @example core
+             */
             group: string;
             /** @description Name of the projection. */
             projection: string;
             /**
              * Format: int64
              * @description Number of the generation.
+             * @example 1
              */
             generation: number;
             /** @description State of the generation: `live`, `building`, `old` or `returning`. */
@@ -918,50 +1240,537 @@ export interface components {
             /**
              * Format: int64
              * @description Position of the last event in the generation.
+             * @example 42
              */
             position: number;
         };
-        /** @enum {string} */
-        Dimension: "day" | "category" | "store";
-        /** @enum {string} */
-        By: "revenue" | "quantity";
     };
-    responses: never;
+    responses: {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `invalid-query`: The query cannot be used. */
+        "400.bad-request.duplicate-header.invalid-host.invalid-query": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `authentication-required`: Authentication required. `invalid-token`: Invalid token. `token-expired`: Token expired. `token-revoked`: Token revoked. `unknown-key`: Unknown key. */
+        "401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `rate-limited`: Too many requests. */
+        "429.rate-limited": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `headers-too-large`: Headers too large. */
+        "431.headers-too-large": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `internal-error`: Internal error. */
+        "500.internal-error": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `projection-behind`: The read model is behind. `store-unavailable`: The database cannot be reached. */
+        "503.connection-limit.projection-behind.store-unavailable": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-idempotency-key": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `forbidden`: Not allowed. */
+        "403.forbidden": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `request-timeout`: Request timeout. */
+        "408.request-timeout": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `request-in-flight`: The first request with this key is still in progress. `order-exists`: The order already exists. */
+        "409.request-in-flight.order-exists": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `body-too-large`: Body too large. */
+        "413.body-too-large": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `unsupported-media-type`: Unsupported media type. `unsupported-content-encoding`: Unsupported content encoding. */
+        "415.unsupported-media-type.unsupported-content-encoding": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `items-rejected`: Some items were refused. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-id`: Invalid id. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.items-rejected.too-many-lines.total-too-large.invalid-id": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `rate-limited`: Too many requests. `too-many-bodies`: Too many bodies of one sender at once. */
+        "429.rate-limited.too-many-bodies": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `body-limit`: Too many bodies at once. `overloaded`: Too many commands are waiting. `disk-low`: The server cannot write to its disk. `store-unavailable`: The database cannot be reached. `order-busy`: The order is busy. */
+        "503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `order-not-found`: There is no such order. */
+        "404.order-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `request-in-flight`: The first request with this key is still in progress. */
+        "409.request-in-flight": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `version-mismatch`: The version does not match. */
+        "412.version-mismatch": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `price-mismatch`: The SKU has another price in the order. `quantity-too-large`: The quantity is too large. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-amount`: The price is not valid in the currency. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `item-not-found`: The order has no such item. `total-too-large`: The total is too large. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `item-not-found`: The order has no such item. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `order-empty`: The order has no lines. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.order-empty": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `unusable-header`: The header cannot be used here. */
+        "400.bad-request.duplicate-header.invalid-host.unusable-header": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `unsupported-content-encoding`: Unsupported content encoding. */
+        "415.unsupported-content-encoding": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `rate-limited`: Too many requests. `too-many-bulk-requests`: Too many bulk requests of one sender. */
+        "429.rate-limited.too-many-bulk-requests": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `store-unavailable`: The database cannot be reached. `bulk-limit`: Too many bulk requests. */
+        "503.connection-limit.store-unavailable.bulk-limit": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `order-not-found`: There is no such order. `version-not-found`: The order has no such version. */
+        "404.order-not-found.version-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `customer-not-found`: There is no such customer. */
+        "404.customer-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. */
+        "400.bad-request.duplicate-header.invalid-host": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `store-unavailable`: The database cannot be reached. */
+        "503.connection-limit.store-unavailable": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `invalid-revocation`: The revocation cannot be used. */
+        "422.invalid-body.invalid-revocation": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `body-limit`: Too many bodies at once. `store-unavailable`: The database cannot be reached. */
+        "503.connection-limit.body-limit.store-unavailable": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `authentication-required`: Authentication required. `invalid-token`: Invalid token. `token-expired`: Token expired. `token-revoked`: Token revoked. `unknown-key`: Unknown key. `invalid-ticket`: Invalid ticket. */
+        "401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `forbidden`: Not allowed. `origin-not-allowed`: Origin not allowed. */
+        "403.forbidden.origin-not-allowed": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `channel-not-found`: There is no such channel. */
+        "404.channel-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `too-much-at-once`: The initial data is too large. */
+        "422.too-much-at-once": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `rate-limited`: Too many requests. `too-many-connections`: Too many connections. */
+        "429.rate-limited.too-many-connections": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `connection-limit`: Too many connections. `store-unavailable`: The database cannot be reached. `projection-behind`: The read model is behind. */
+        "503.connection-limit.store-unavailable.projection-behind": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `invalid-log-level`: Invalid log level. */
+        "422.invalid-body.invalid-log-level": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+    };
     parameters: never;
     requestBodies: never;
-    headers: never;
+    headers: {
+        /** @description Id of the request in the logs: the id that the client sent, or a new one. */
+        "X-Request-Id": string;
+        /** @description Requests that the caller may still make, and seconds until the full burst is available. */
+        RateLimit: string;
+        /** @description The rate limit of the caller. */
+        "RateLimit-Policy": string;
+        /** @description Version of the resource in double quotes. Send it in If-Match. */
+        ETag: string;
+        /** @description Present with the value true when the answer is that of an earlier request with the same Idempotency-Key. */
+        "Idempotency-Replayed": string;
+        /** @description Path of the new resource. */
+        Location: string;
+        /** @description Position of the read model that the answer was computed from. */
+        "Docket-Position": number;
+        /** @description Seconds after which the request can be sent again. */
+        "Retry-After": number;
+        /** @description How to authenticate (RFC 6750). */
+        "WWW-Authenticate": string;
+    };
     pathItems: never;
 }
 export type $defs = Record<string, never>;
 export interface operations {
-    list_v1_orders: {
+    list_orders: {
         parameters: {
             query?: {
-                /** @description Only orders with this status: `draft`, `confirmed` or `cancelled`. */
-                status?: string;
-                /** @description Only orders of this customer. Customers see only their own orders in any case. */
+                /**
+                 * @description Only orders with this status.
+                 * @example draft
+                 */
+                status?: "draft" | "confirmed" | "cancelled";
+                /**
+                 * @description Only orders of this customer. Customers see only their own orders in any case.
+                 * @example c-1
+                 */
                 customer_id?: string;
-                /** @description Only orders that have a line of this category. */
+                /**
+                 * @description Only orders that have a line of this category.
+                 * @example BAKERY
+                 */
                 category?: string;
-                /** @description Only orders placed at or after this time, RFC 3339. */
+                /**
+                 * @description Only orders placed at or after this time, RFC 3339.
+                 * @example 2026-01-01T00:00:00Z
+                 */
                 placed_from?: string;
-                /** @description Only orders placed before this time, RFC 3339. */
+                /**
+                 * @description Only orders placed before this time, RFC 3339.
+                 * @example 2026-02-01T00:00:00Z
+                 */
                 placed_to?: string;
-                /** @description Only orders with at least this total, a decimal string. */
+                /**
+                 * @description Only orders with at least this total, a decimal string.
+                 * @example 0.50
+                 */
                 min_total?: string;
-                /** @description Only orders with at most this total, a decimal string. */
+                /**
+                 * @description Only orders with at most this total, a decimal string.
+                 * @example 99.99
+                 */
                 max_total?: string;
-                /** @description Only orders with this text in an id, a SKU or a product's name. */
+                /**
+                 * @description Only orders with this text in an id, a SKU or a product's name.
+                 * @example bagel
+                 */
                 q?: string;
-                /** @description Sort key: `placed_at`, `total` or `updated_at`; with `-` in front, largest first. Default: `-placed_at`. */
+                /**
+                 * @description Sort key: `placed_at`, `total` or `updated_at`; with `-` in front, largest first. Default: `-placed_at`.
+                 * @example -placed_at
+                 */
                 sort?: string;
-                /** @description Number of orders in a page, 1 to 200. Default: 50. */
+                /**
+                 * @description Number of orders in a page, 1 to 200. Default: 50.
+                 * @example 10
+                 */
                 limit?: number;
                 /** @description `next_cursor` of the previous page. Requires the same `sort`. */
                 cursor?: string;
-                /** @description Wait until the read model has reached this position. */
+                /**
+                 * @description Wait until the read model has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
@@ -970,31 +1779,41 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description A page of orders. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Page"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
+            201: {
                 headers: {
                     [name: string]: unknown;
                 };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
+                content?: never;
             };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    create: {
+    create_order: {
         parameters: {
             query?: never;
             header?: {
-                /** @description 1 to 255 characters; a repeated request with the same key gets the same answer */
+                /**
+                 * @description 1 to 255 characters; a repeated request with the same key gets the same answer
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path?: never;
@@ -1006,34 +1825,55 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 201 */
+            /** @description The order is created. */
             201: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    Location: components["headers"]["Location"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight.order-exists"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.items-rejected.too-many-lines.total-too-large.invalid-id"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
     add_item: {
         parameters: {
             query?: never;
             header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
                 "If-Match"?: string | null;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
@@ -1044,35 +1884,60 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 200 */
+            /** @description The item is added. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
     change_item: {
         parameters: {
             query?: never;
             header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
                 "If-Match"?: string | null;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
+                /**
+                 * @description SKU of the line.
+                 * @example bagel
+                 */
                 sku: string;
             };
             cookie?: never;
@@ -1083,103 +1948,170 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 200 */
+            /** @description The quantity is changed. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
     remove_item: {
         parameters: {
             query?: never;
             header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
                 "If-Match"?: string | null;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
+                /**
+                 * @description SKU of the line.
+                 * @example bagel
+                 */
                 sku: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The line is removed. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
-    confirm: {
+    confirm_order: {
         parameters: {
             query?: never;
             header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
                 "If-Match"?: string | null;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The order is confirmed. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.order-empty"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
-    cancel: {
+    cancel_order: {
         parameters: {
             query?: never;
             header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
                 "If-Match"?: string | null;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
                 "Idempotency-Key"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
@@ -1190,193 +2122,269 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 200 */
+            /** @description The order is cancelled. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
         };
     };
-    commands: {
+    send_commands: {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
+        /** @description One command in each line, as a JSON object. */
         requestBody: {
             content: {
-                "application/x-ndjson": string;
+                "application/x-ndjson": components["schemas"]["CommandLine"];
             };
         };
         responses: {
-            /** @description 200 */
+            /** @description One result for each line, in the order of the lines. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/x-ndjson": components["schemas"]["LineResult"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.unusable-header"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            415: components["responses"]["415.unsupported-content-encoding"];
+            429: components["responses"]["429.rate-limited.too-many-bulk-requests"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable.bulk-limit"];
         };
     };
-    order: {
+    get_order: {
         parameters: {
             query?: {
                 /** @description Version, or time in RFC 3339, of the order state to return. Default: the current state. */
                 as_of?: string;
-                /** @description Wait until the read model has reached this position; with `as_of`, until the log has reached it. */
+                /**
+                 * @description Wait until the read model has reached this position; with `as_of`, until the log has reached it.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: {
-                /** @description ETags that the client already has, or * */
+                /**
+                 * @description ETags that the client already has, or an asterisk.
+                 * @example "1"
+                 */
                 "If-None-Match"?: string | null;
             };
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description The order with its lines */
+            /** @description The order with its lines. */
             200: {
                 headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description If-None-Match contains the current version */
-            304: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
+                    /** @description The version of the order, in double quotes. */
+                    ETag?: string;
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Order"];
                 };
             };
+            /** @description If-None-Match contains the current version. */
+            304: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found.version-not-found"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    history: {
+    list_order_events: {
         parameters: {
             query?: {
-                /** @description Only events after this version. Default: from the first event. */
+                /**
+                 * @description Only events after this version. Default: from the first event.
+                 * @example 1
+                 */
                 after?: number;
-                /** @description Number of events in a page, 1 to 200. Default: 50. */
+                /**
+                 * @description Number of events in a page, 1 to 200. Default: 50.
+                 * @example 10
+                 */
                 limit?: number;
-                /** @description Wait until the log has reached this position. */
+                /**
+                 * @description Wait until the log has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description A page of the order's events, oldest first. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["History"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.order-not-found"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    customer: {
+    get_customer: {
         parameters: {
             query?: {
-                /** @description Wait until the read model has reached this position. */
+                /**
+                 * @description Wait until the read model has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
             path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
                 id: string;
             };
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The customer. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Customer"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            404: components["responses"]["404.customer-not-found"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    sales_report: {
+    report_sales: {
         parameters: {
             query: {
                 /** @description Dimension of the report: `day`, `category` or `store`. */
-                by: components["schemas"]["Dimension"];
-                /** @description First day, `YYYY-MM-DD`, UTC. */
+                by: "day" | "category" | "store";
+                /**
+                 * @description First day, `YYYY-MM-DD`, UTC.
+                 * @example 2026-01-01
+                 */
                 from?: string;
-                /** @description Last day, inclusive, `YYYY-MM-DD`, UTC. */
+                /**
+                 * @description Last day, inclusive, `YYYY-MM-DD`, UTC.
+                 * @example 2026-01-31
+                 */
                 to?: string;
-                /** @description Wait until the read model has reached this position. */
+                /**
+                 * @description Wait until the read model has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
@@ -1385,36 +2393,47 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The rows of the report. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Sale"][];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    top_products: {
+    list_top_products: {
         parameters: {
             query: {
                 /** @description Ranking: `revenue` or `quantity`. */
-                by: components["schemas"]["By"];
-                /** @description Number of products, 1 to 1000. Default: 10. */
+                by: "revenue" | "quantity";
+                /**
+                 * @description Number of products, 1 to 1000. Default: 10.
+                 * @example 10
+                 */
                 limit?: number;
-                /** @description Wait until the read model has reached this position. */
+                /**
+                 * @description Wait until the read model has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
@@ -1423,27 +2442,29 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The products, best-selling first. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Product"][];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    projections: {
+    list_projections: {
         parameters: {
             query?: never;
             header?: never;
@@ -1452,36 +2473,49 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The status of each read model. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Projections"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
-    events: {
+    list_events: {
         parameters: {
             query?: {
-                /** @description Only events after this position. Default: from the first event. */
+                /**
+                 * @description Only events after this position. Default: from the first event.
+                 * @example 1
+                 */
                 after?: number;
-                /** @description Number of events in a page, 1 to 1000. Default: 100. */
+                /**
+                 * @description Number of events in a page, 1 to 1000. Default: 100.
+                 * @example 10
+                 */
                 limit?: number;
-                /** @description Wait until the log has reached this position. */
+                /**
+                 * @description Wait until the log has reached this position.
+                 * @example 1
+                 */
                 min_position?: number;
-                /** @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000. */
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
                 wait_ms?: number;
             };
             header?: never;
@@ -1490,27 +2524,30 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description A page of the log. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["LogPage"];
+                    "application/x-ndjson": components["schemas"]["LogEvent"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
         };
     };
-    list_v1_admin_revocations: {
+    list_revocations: {
         parameters: {
             query?: never;
             header?: never;
@@ -1519,27 +2556,28 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description All revocations. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Revocations"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
-    revoke: {
+    create_revocation: {
         parameters: {
             query?: never;
             header?: never;
@@ -1552,27 +2590,32 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 201 */
+            /** @description The tokens are revoked. */
             201: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Revocation"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            408: components["responses"]["408.request-timeout"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.invalid-revocation"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.store-unavailable"];
         };
     };
-    ticket: {
+    create_ticket: {
         parameters: {
             query?: never;
             header?: never;
@@ -1581,34 +2624,37 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 201 */
+            /** @description The ticket. */
             201: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Ticket"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
-    poll: {
+    poll_changes: {
         parameters: {
             query: {
                 /** @description Name of a channel. Repeat the parameter for each channel. */
                 channel: string[];
                 /** @description The cursor of the previous response. Without it, the response contains snapshots. */
                 cursor?: string;
-                /** @description Seconds to wait for a change, 0 to 60. Default: 25. */
+                /**
+                 * @description Seconds to wait for a change, 0 to 60. Default: 25.
+                 * @example 0
+                 */
                 wait?: number;
                 /** @description A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`. */
                 ticket?: string;
@@ -1619,27 +2665,30 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The events after the cursor; none if nothing changed within the wait. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Polled"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket"];
+            403: components["responses"]["403.forbidden.origin-not-allowed"];
+            404: components["responses"]["404.channel-not-found"];
+            422: components["responses"]["422.too-much-at-once"];
+            429: components["responses"]["429.rate-limited.too-many-connections"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable.projection-behind"];
         };
     };
-    live: {
+    stream_changes: {
         parameters: {
             query: {
                 /** @description Name of a channel. Repeat the parameter for each channel. */
@@ -1655,27 +2704,30 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description Server-sent events until the client disconnects. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "text/event-stream": string;
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket"];
+            403: components["responses"]["403.forbidden.origin-not-allowed"];
+            404: components["responses"]["404.channel-not-found"];
+            422: components["responses"]["422.too-much-at-once"];
+            429: components["responses"]["429.rate-limited.too-many-connections"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable.projection-behind"];
         };
     };
-    "read_v1_admin_log-level": {
+    get_log_level: {
         parameters: {
             query?: never;
             header?: never;
@@ -1684,27 +2736,28 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The level and filter of this process. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["LogLevel"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
-    "change_v1_admin_log-level": {
+    set_log_level: {
         parameters: {
             query?: never;
             header?: never;
@@ -1717,27 +2770,32 @@ export interface operations {
             };
         };
         responses: {
-            /** @description 200 */
+            /** @description The new level and filter. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["LogLevel"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            408: components["responses"]["408.request-timeout"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.invalid-log-level"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.store-unavailable"];
         };
     };
-    standing: {
+    get_rate_limit: {
         parameters: {
             query?: never;
             header?: never;
@@ -1746,27 +2804,27 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The rate limit of the caller. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["RateLimit"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
-    list_v1_modules: {
+    list_modules: {
         parameters: {
             query?: never;
             header?: never;
@@ -1775,24 +2833,25 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description 200 */
+            /** @description The modules of the process that answers. */
             200: {
                 headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Modules"];
                 };
             };
-            /** @description 4XX */
-            "4XX": {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
 }

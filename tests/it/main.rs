@@ -22,6 +22,7 @@ mod power;
 mod push;
 mod replay;
 mod roles;
+mod shop;
 mod shutdown;
 mod slow_transaction;
 mod stock;

@@ -1,5 +1,5 @@
 // The shop's server: serves the page, logs customers in, and sends their commands to Docket with the shop's own prices.
-// Variables: PORT (3000), DOCKET_URL (http://127.0.0.1:8080), and the key of tokens (see tokens.mjs).
+// Variables: PORT (3100), DOCKET_URL (http://127.0.0.1:8080), and the key of tokens (see tokens.mjs).
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { fileURLToPath } from 'node:url';
@@ -88,4 +88,4 @@ const server = createServer(async (request, response) => {
     json(500, { message: 'The shop has a problem. Try again.' });
   }
 });
-server.listen(Number(process.env.PORT ?? 3000), '127.0.0.1', () => console.log(`The shop is open: http://127.0.0.1:${server.address().port}`));
+server.listen(Number(process.env.PORT ?? 3100), '127.0.0.1', () => console.log(`The shop is open: http://127.0.0.1:${server.address().port}`));

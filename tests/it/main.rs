@@ -7,6 +7,7 @@ mod campaign;
 mod clients;
 mod concurrency;
 mod database;
+mod dist;
 mod documents;
 mod edges;
 mod foreign;

@@ -32,9 +32,8 @@ async fn the_archive_unpacks_and_starts() {
         .args(["dev", "--listen", &listen, "--data", &data]);
     docket.start();
     let client = Client::new(format!("http://{listen}"));
-    let ready = || async {
-        client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200)
-    };
+    let ready =
+        || async { client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200) };
     docket.wait_until(Duration::from_secs(60), ready).await;
     let token = clean_command(&binary).args(["token", "--sub", "me", "--role", "admin", "--data", &data]).output();
     let token = String::from_utf8(token.expect("docket starts").stdout).expect("a token");

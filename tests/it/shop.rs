@@ -93,7 +93,8 @@ async fn a_customer_orders_and_sees_live_updates(mut system: TestSystem) {
 
     // A clerk adds something; the page shows it.
     let hash = page.ask("location.hash").await;
-    let order = hash.as_str().and_then(|hash| hash.strip_prefix("#order=")).expect("the page names its order").to_owned();
+    let order =
+        hash.as_str().and_then(|hash| hash.strip_prefix("#order=")).expect("the page names its order").to_owned();
     let bagel = json!({"sku": "bagel", "quantity": 4, "unit_price": "0.50"});
     system.post(&format!("/v1/orders/{order}/items")).json(bagel.clone()).send().await.expect(200);
     page.ask(&shows("#total", "18.50 USD")).await;
@@ -105,14 +106,16 @@ async fn a_customer_orders_and_sees_live_updates(mut system: TestSystem) {
     page.ask(&shows("#total", "20.50 USD")).await;
     page.ask(&click("#confirm")).await;
     page.ask(&shows("#status", "confirmed")).await;
-    let changes = page.ask("[...document.querySelectorAll('#changes li')].map((item) => item.innerText.split('\\n')[0])").await;
+    let changes =
+        page.ask("[...document.querySelectorAll('#changes li')].map((item) => item.innerText.split('\\n')[0])").await;
     assert_eq!(changes, json!(["Connected", "ItemAdded", "ItemAdded", "ItemAdded", "OrderConfirmed"]));
     assert_eq!(page.ask("document.querySelector('#problem').textContent || 'none'").await, "none");
 
     // Another customer cannot use the order, and nobody without a login.
     let http = reqwest::Client::new();
     let post = |path: &str, body: Value| http.post(format!("{shop}{path}")).body(body.to_string());
-    let login: Value = post("/login", json!({"name": "bob"})).send().await.expect("an answer").json().await.expect("JSON");
+    let login: Value =
+        post("/login", json!({"name": "bob"})).send().await.expect("an answer").json().await.expect("JSON");
     let bob = login["token"].as_str().expect("a token");
     let body = json!({"order_id": order, "sku": "mug", "key": "k"});
     assert_eq!(post("/items", body.clone()).bearer_auth(bob).send().await.expect("an answer").status(), 404);

@@ -15,6 +15,7 @@ def run_page(page: Path) -> None:
         if kind == "text" and last == "python":
             output.append(text)
         last = kind
-    result = subprocess.run([sys.executable, "-c", "\n".join(program)], stdout=subprocess.PIPE, text=True, timeout=120)
-    assert result.returncode == 0, result.stdout
+    command = [sys.executable, "-c", "\n".join(program)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     assert result.stdout == "".join(output), result.stdout

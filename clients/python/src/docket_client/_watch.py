@@ -12,6 +12,8 @@ from .problems import DocketError
 
 WAITING_MAX = 10_000
 """Updates that may wait for the loop that reads them."""
+CLOSE_SECONDS_MAX = 2.0
+"""Time limit for a connection to close."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,12 @@ class Watcher:
                 yield update
         finally:
             del socket.queues[channel]
-            if not socket.queues:
+            if not socket.queues and socket in self._sockets:
                 self._sockets.remove(socket)
             await subscription.unsubscribe()
             socket.client.remove_subscription(subscription)
             if not socket.queues:
-                await socket.client.disconnect()
+                await _disconnect(socket)
 
     def _socket_without(self, channel: str) -> _Socket:
         from centrifuge import Client, ClientEventHandler, UnauthorizedError
@@ -168,6 +170,15 @@ class Watcher:
 
     async def close(self) -> None:
         """Ends every watch."""
-        for socket in self._sockets:
+        sockets, self._sockets = self._sockets, []
+        for socket in sockets:
             for queue in socket.queues.values():
                 queue.put_nowait(None)
+            await _disconnect(socket)
+
+
+async def _disconnect(socket: _Socket) -> None:
+    """Disconnects, and waits until the connection is closed: centrifuge-python closes it in a task of its own."""
+    await socket.client.disconnect()
+    if closing := set(getattr(socket.client, "_background_tasks", ())):
+        await asyncio.wait(closing, timeout=CLOSE_SECONDS_MAX)

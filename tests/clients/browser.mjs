@@ -49,9 +49,12 @@ server.listen(0, '127.0.0.1', () => {
   const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', `--user-data-dir=${profile}`];
   const browser = spawn(chromium, [...flags, `http://127.0.0.1:${server.address().port}/`], { stdio: 'ignore' });
   const end = () => {
+    // The browser's other processes end soon after the first one, and write until then.
+    browser.once('exit', () => {
+      rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
+      process.exit();
+    });
     browser.kill('SIGKILL');
-    rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-    process.exit();
   };
   process.on('SIGTERM', end);
   // Standard input ends when the story that started this script ends.

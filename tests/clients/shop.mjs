@@ -14,9 +14,12 @@ const profile = mkdtempSync(join(tmpdir(), 'docket-browser-'));
 const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1000,640', '--remote-debugging-port=0'];
 const browser = spawn(chromium, [...flags, `--user-data-dir=${profile}`], { stdio: ['ignore', 'ignore', 'pipe'] });
 const end = (code) => {
+  // The browser's other processes end soon after the first one, and write until then.
+  browser.once('exit', () => {
+    rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
+    process.exit(code);
+  });
   browser.kill('SIGKILL');
-  rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-  process.exit(code);
 };
 process.on('SIGTERM', () => end(1));
 

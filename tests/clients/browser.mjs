@@ -47,14 +47,14 @@ const server = createServer((request, response) => {
 server.listen(0, '127.0.0.1', () => {
   const profile = mkdtempSync(join(tmpdir(), 'docket-browser-'));
   const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', `--user-data-dir=${profile}`];
-  const browser = spawn(chromium, [...flags, `http://127.0.0.1:${server.address().port}/`], { stdio: 'ignore' });
+  const browser = spawn(chromium, [...flags, `http://127.0.0.1:${server.address().port}/`], { stdio: 'ignore', detached: true });
   const end = () => {
-    // The browser's other processes end soon after the first one, and write until then.
+    // All processes of the browser write to the profile until they end.
     browser.once('exit', () => {
       rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
       process.exit();
     });
-    browser.kill('SIGKILL');
+    process.kill(-browser.pid, 'SIGKILL');
   };
   process.on('SIGTERM', end);
   // Standard input ends when the story that started this script ends.

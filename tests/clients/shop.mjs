@@ -12,14 +12,14 @@ import WebSocket from 'ws';
 const [chromium, url, screenshot] = process.argv.slice(2);
 const profile = mkdtempSync(join(tmpdir(), 'docket-browser-'));
 const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1000,640', '--remote-debugging-port=0'];
-const browser = spawn(chromium, [...flags, `--user-data-dir=${profile}`], { stdio: ['ignore', 'ignore', 'pipe'] });
+const browser = spawn(chromium, [...flags, `--user-data-dir=${profile}`], { stdio: ['ignore', 'ignore', 'pipe'], detached: true });
 const end = (code) => {
-  // The browser's other processes end soon after the first one, and write until then.
+  // All processes of the browser write to the profile until they end.
   browser.once('exit', () => {
     rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
     process.exit(code);
   });
-  browser.kill('SIGKILL');
+  process.kill(-browser.pid, 'SIGKILL');
 };
 process.on('SIGTERM', () => end(1));
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::client::{JWT_SECRET, token};
-use tests::process::{clean_command, find_on_path};
+use tests::process::{POLL, clean_command, find_on_path};
 use tests::system::{Mode, TestSystem};
 use tests::wait::until;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -22,10 +22,15 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A Node program that runs; it is killed when the value is dropped.
+/// Time limit for a script to end by itself.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A Node program that runs. It is killed when the value is dropped.
 struct Script {
     child: Child,
-    stdin: ChildStdin,
+    /// Ends when its standard input closes: the script of the page must end the browser first.
+    ends_by_itself: bool,
+    stdin: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -42,9 +47,9 @@ impl Script {
         command.current_dir(folder).arg(&path).args(arguments).envs(variables.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("node starts");
-        let stdin = child.stdin.take().expect("standard input is piped");
+        let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
-        Self { child, stdin, lines }
+        Self { child, ends_by_itself: script.starts_with("tests"), stdin, lines }
     }
 
     async fn line(&mut self) -> String {
@@ -54,7 +59,8 @@ impl Script {
 
     /// Sends an expression to the page, and waits until its value is neither false nor null.
     async fn ask(&mut self, expression: &str) -> Value {
-        self.stdin.write_all(format!("{expression}\n").as_bytes()).await.expect("the script reads");
+        let stdin = self.stdin.as_mut().expect("standard input is open");
+        stdin.write_all(format!("{expression}\n").as_bytes()).await.expect("the script reads");
         serde_json::from_str(&self.line().await).expect("a line of JSON")
     }
 
@@ -66,6 +72,17 @@ impl Script {
             lines.push(line);
         }
         lines
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let started = Instant::now();
+        let runs = |child: &mut Child| matches!(child.try_wait(), Ok(None));
+        while self.ends_by_itself && runs(&mut self.child) && started.elapsed() < END_DEADLINE {
+            std::thread::sleep(POLL);
+        }
     }
 }
 

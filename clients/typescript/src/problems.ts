@@ -105,14 +105,21 @@ export class VersionMismatch extends ofType('version-mismatch') {}
 export class IdempotencyKeyReused extends ofType('idempotency-key-reused') {}
 /** The first request with this idempotency key has not ended. The client retries this by itself. */
 export class RequestInFlight extends ofType('request-in-flight') {}
+export class CustomerNotFound extends ofType('customer-not-found') {}
+export class ChannelNotFound extends ofType('channel-not-found') {}
+export class VersionNotFound extends ofType('version-not-found') {}
 // Access.
 export class AuthenticationRequired extends ofType('authentication-required') {}
 export class TokenExpired extends ofType('token-expired') {}
 export class TokenRevoked extends ofType('token-revoked') {}
 export class Forbidden extends ofType('forbidden') {}
+export class InvalidTicket extends ofType('invalid-ticket') {}
+export class InvalidToken extends ofType('invalid-token') {}
+export class UnknownKey extends ofType('unknown-key') {}
 // Conditions that pass. The client retries these by itself before it throws them.
 export class RateLimited extends ofType('rate-limited') {}
 export class Overloaded extends ofType('overloaded') {}
+export class OrderBusy extends ofType('order-busy') {}
 export class StoreUnavailable extends ofType('store-unavailable') {}
 export class DiskLow extends ofType('disk-low') {}
 export class Stopping extends ofType('stopping') {}
@@ -127,13 +134,48 @@ export class ProjectionBehind extends ofType('projection-behind') {
     return number(this.body.min_position);
   }
 }
+// The rest: faults of a program or of a proxy, and limits.
+export class BadRequest extends ofType('bad-request') {}
+export class BodyLimit extends ofType('body-limit') {}
+export class BulkLimit extends ofType('bulk-limit') {}
+export class ConnectionLimit extends ofType('connection-limit') {}
+export class DuplicateHeader extends ofType('duplicate-header') {}
+export class HeadersTooLarge extends ofType('headers-too-large') {}
+export class InternalError extends ofType('internal-error') {}
+export class InvalidHost extends ofType('invalid-host') {}
+export class InvalidIdempotencyKey extends ofType('invalid-idempotency-key') {}
+export class InvalidIfMatch extends ofType('invalid-if-match') {}
+export class InvalidLogLevel extends ofType('invalid-log-level') {}
+export class InvalidRevocation extends ofType('invalid-revocation') {}
+export class JsonOnly extends ofType('json-only') {}
+export class LineTooLong extends ofType('line-too-long') {}
+export class MalformedJson extends ofType('malformed-json') {}
+export class MethodNotAllowed extends ofType('method-not-allowed') {}
+export class NotAWebsocket extends ofType('not-a-websocket') {}
+export class OriginNotAllowed extends ofType('origin-not-allowed') {}
+export class RequestTimeout extends ofType('request-timeout') {}
+export class ResultsUnread extends ofType('results-unread') {}
+export class TooManyBodies extends ofType('too-many-bodies') {}
+export class TooManyBulkRequests extends ofType('too-many-bulk-requests') {}
+export class TooManyConnections extends ofType('too-many-connections') {}
+export class UnreadableBody extends ofType('unreadable-body') {}
+export class UnstorableValue extends ofType('unstorable-value') {}
+export class UnsupportedContentEncoding extends ofType('unsupported-content-encoding') {}
+export class UnsupportedMediaType extends ofType('unsupported-media-type') {}
+export class UnusableHeader extends ofType('unusable-header') {}
 
 const CLASSES = new Map<string, typeof Problem>(
   [
-    OrderNotFound, OrderExists, OrderNotDraft, OrderEmpty, ItemNotFound, ItemsRejected, PriceMismatch, QuantityTooLarge,
-    TooManyLines, TotalTooLarge, InvalidAmount, NotFound, InvalidBody, InvalidId, InvalidQuery, BodyTooLarge,
-    TooMuchAtOnce, VersionMismatch, IdempotencyKeyReused, RequestInFlight, AuthenticationRequired, TokenExpired,
-    TokenRevoked, Forbidden, RateLimited, Overloaded, StoreUnavailable, DiskLow, Stopping, ProjectionBehind,
+    OrderNotFound, OrderExists, OrderNotDraft, OrderEmpty, ItemNotFound, ItemsRejected, PriceMismatch,
+    QuantityTooLarge, TooManyLines, TotalTooLarge, InvalidAmount, NotFound, InvalidBody, InvalidId, InvalidQuery,
+    BodyTooLarge, TooMuchAtOnce, VersionMismatch, IdempotencyKeyReused, RequestInFlight, CustomerNotFound,
+    ChannelNotFound, VersionNotFound, AuthenticationRequired, TokenExpired, TokenRevoked, Forbidden, InvalidTicket,
+    InvalidToken, UnknownKey, RateLimited, Overloaded, OrderBusy, StoreUnavailable, DiskLow, Stopping,
+    ProjectionBehind, BadRequest, BodyLimit, BulkLimit, ConnectionLimit, DuplicateHeader, HeadersTooLarge,
+    InternalError, InvalidHost, InvalidIdempotencyKey, InvalidIfMatch, InvalidLogLevel, InvalidRevocation, JsonOnly,
+    LineTooLong, MalformedJson, MethodNotAllowed, NotAWebsocket, OriginNotAllowed, RequestTimeout, ResultsUnread,
+    TooManyBodies, TooManyBulkRequests, TooManyConnections, UnreadableBody, UnstorableValue,
+    UnsupportedContentEncoding, UnsupportedMediaType, UnusableHeader,
   ].map((Type) => [Type.slug, Type]),
 );
 

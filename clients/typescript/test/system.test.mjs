@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, createServer } from 'node:net';
 import { after, before, test } from 'node:test';
-import { Docket, VersionMismatch, WatchEnded } from '@docket/client';
+import { Docket, Problem, problemFrom, VersionMismatch, WatchEnded } from '@docket/client';
 
 const { DOCKET_URL: url, DOCKET_TOKEN: token } = process.env;
 const skip = url ? false : 'DOCKET_URL is not set';
@@ -101,4 +101,12 @@ test('the log and reports are read', { skip }, async () => {
   assert.ok((await docket.topProducts({ by: 'quantity' })).some(({ sku }) => sku === pen.sku));
   assert.ok((await docket.customer('ada')).confirmed > 0);
   assert.ok((await docket.projections()).head >= position);
+});
+
+test('every problem type of the server is a class', { skip }, async (context) => {
+  const answer = await fetch(`${url}/problems`, { headers: { accept: 'application/json' } });
+  if (answer.status === 404) return context.skip('the server has no list');
+  const slugs = (await answer.json()).items.map(({ type }) => type.split('/').at(-1));
+  const unknown = slugs.filter((slug) => problemFrom({ type: `/problems/${slug}`, title: slug, status: 400 }).constructor === Problem);
+  assert.deepEqual(unknown, [], 'Add a class to src/problems.ts for each, and to clients/python.');
 });

@@ -147,6 +147,18 @@ class RequestInFlight(Problem, type="request-in-flight"):
     """The first request with this idempotency key has not ended. The client retries this by itself."""
 
 
+class CustomerNotFound(Problem, type="customer-not-found"):
+    """The problem `/problems/customer-not-found`."""
+
+
+class ChannelNotFound(Problem, type="channel-not-found"):
+    """The problem `/problems/channel-not-found`."""
+
+
+class VersionNotFound(Problem, type="version-not-found"):
+    """The problem `/problems/version-not-found`."""
+
+
 # Access.
 
 class AuthenticationRequired(Problem, type="authentication-required"):
@@ -165,6 +177,18 @@ class Forbidden(Problem, type="forbidden"):
     """The problem `/problems/forbidden`."""
 
 
+class InvalidTicket(Problem, type="invalid-ticket"):
+    """The problem `/problems/invalid-ticket`."""
+
+
+class InvalidToken(Problem, type="invalid-token"):
+    """The problem `/problems/invalid-token`."""
+
+
+class UnknownKey(Problem, type="unknown-key"):
+    """The problem `/problems/unknown-key`."""
+
+
 # Conditions that pass. The client retries these by itself before it raises them.
 
 class RateLimited(Problem, type="rate-limited"):
@@ -173,6 +197,10 @@ class RateLimited(Problem, type="rate-limited"):
 
 class Overloaded(Problem, type="overloaded"):
     """The problem `/problems/overloaded`."""
+
+
+class OrderBusy(Problem, type="order-busy"):
+    """The problem `/problems/order-busy`."""
 
 
 class StoreUnavailable(Problem, type="store-unavailable"):
@@ -199,6 +227,121 @@ class ProjectionBehind(Problem, type="projection-behind"):
     def min_position(self) -> int | None:
         """Position that the query waited for."""
         return self.body.get("min_position")
+
+
+# The rest: faults of a program or of a proxy, and limits.
+
+
+class BadRequest(Problem, type="bad-request"):
+    """The problem `/problems/bad-request`."""
+
+
+class BodyLimit(Problem, type="body-limit"):
+    """The problem `/problems/body-limit`."""
+
+
+class BulkLimit(Problem, type="bulk-limit"):
+    """The problem `/problems/bulk-limit`."""
+
+
+class ConnectionLimit(Problem, type="connection-limit"):
+    """The problem `/problems/connection-limit`."""
+
+
+class DuplicateHeader(Problem, type="duplicate-header"):
+    """The problem `/problems/duplicate-header`."""
+
+
+class HeadersTooLarge(Problem, type="headers-too-large"):
+    """The problem `/problems/headers-too-large`."""
+
+
+class InternalError(Problem, type="internal-error"):
+    """The problem `/problems/internal-error`."""
+
+
+class InvalidHost(Problem, type="invalid-host"):
+    """The problem `/problems/invalid-host`."""
+
+
+class InvalidIdempotencyKey(Problem, type="invalid-idempotency-key"):
+    """The problem `/problems/invalid-idempotency-key`."""
+
+
+class InvalidIfMatch(Problem, type="invalid-if-match"):
+    """The problem `/problems/invalid-if-match`."""
+
+
+class InvalidLogLevel(Problem, type="invalid-log-level"):
+    """The problem `/problems/invalid-log-level`."""
+
+
+class InvalidRevocation(Problem, type="invalid-revocation"):
+    """The problem `/problems/invalid-revocation`."""
+
+
+class JsonOnly(Problem, type="json-only"):
+    """The problem `/problems/json-only`."""
+
+
+class LineTooLong(Problem, type="line-too-long"):
+    """The problem `/problems/line-too-long`."""
+
+
+class MalformedJson(Problem, type="malformed-json"):
+    """The problem `/problems/malformed-json`."""
+
+
+class MethodNotAllowed(Problem, type="method-not-allowed"):
+    """The problem `/problems/method-not-allowed`."""
+
+
+class NotAWebsocket(Problem, type="not-a-websocket"):
+    """The problem `/problems/not-a-websocket`."""
+
+
+class OriginNotAllowed(Problem, type="origin-not-allowed"):
+    """The problem `/problems/origin-not-allowed`."""
+
+
+class RequestTimeout(Problem, type="request-timeout"):
+    """The problem `/problems/request-timeout`."""
+
+
+class ResultsUnread(Problem, type="results-unread"):
+    """The problem `/problems/results-unread`."""
+
+
+class TooManyBodies(Problem, type="too-many-bodies"):
+    """The problem `/problems/too-many-bodies`."""
+
+
+class TooManyBulkRequests(Problem, type="too-many-bulk-requests"):
+    """The problem `/problems/too-many-bulk-requests`."""
+
+
+class TooManyConnections(Problem, type="too-many-connections"):
+    """The problem `/problems/too-many-connections`."""
+
+
+class UnreadableBody(Problem, type="unreadable-body"):
+    """The problem `/problems/unreadable-body`."""
+
+
+class UnstorableValue(Problem, type="unstorable-value"):
+    """The problem `/problems/unstorable-value`."""
+
+
+class UnsupportedContentEncoding(Problem, type="unsupported-content-encoding"):
+    """The problem `/problems/unsupported-content-encoding`."""
+
+
+class UnsupportedMediaType(Problem, type="unsupported-media-type"):
+    """The problem `/problems/unsupported-media-type`."""
+
+
+class UnusableHeader(Problem, type="unusable-header"):
+    """The problem `/problems/unusable-header`."""
 
 
 def problem_from(body: dict[str, Any], retry_after_seconds: float | None = None) -> Problem:

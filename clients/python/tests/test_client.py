@@ -12,9 +12,9 @@ import unittest
 from pathlib import Path
 
 import httpx
+from pages import run_page
 
 from docket_client import AsyncDocket, BulkInterrupted, Docket, NoAnswer, Problem, WatchEnded, problems
-from pages import run_page
 
 URL, TOKEN = os.environ.get("DOCKET_URL", ""), os.environ.get("DOCKET_TOKEN", "")
 ORDER = {"customer_id": "ada"}
@@ -75,7 +75,11 @@ class Requests(unittest.TestCase):
         self.assertEqual(server.seen[6].url.raw_path, b"/v1/reports/sales?by=day&from=2017-01-01")
 
     def test_retry_after_is_the_shortest_pause_and_a_long_one_goes_to_the_caller(self):
-        server = Server(refuse(429, "rate-limited", retry_after="1"), answer(200, {}), refuse(429, "rate-limited", retry_after="3600"))
+        server = Server(
+            refuse(429, "rate-limited", retry_after="1"),
+            answer(200, {}),
+            refuse(429, "rate-limited", retry_after="3600"),
+        )
         docket, started = server.client(), time.monotonic()
         docket.customer("ada")
         self.assertGreaterEqual(time.monotonic() - started, 0.99)
@@ -241,7 +245,9 @@ class System(unittest.IsolatedAsyncioTestCase):
                 self.assertEqual(update.kind, "snapshot")
                 started.append(channel)
                 if len(started) == 3:
-                    asyncio.get_running_loop().call_later(0.05, lambda: closing.append(asyncio.create_task(docket.aclose())))
+                    asyncio.get_running_loop().call_later(
+                        0.05, lambda: closing.append(asyncio.create_task(docket.aclose()))
+                    )
             return "ended"
 
         closing = []
@@ -259,11 +265,15 @@ class System(unittest.IsolatedAsyncioTestCase):
 
     async def test_update_decides_again_when_another_client_was_faster(self):
         docket, order_id = self.client(), f"race-{self.run_id}"
-        await docket.orders.create({"order_id": order_id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]})
+        await docket.orders.create(
+            {"order_id": order_id, "customer_id": "ada", "items": [{"sku": "pen", "quantity": 1, "unit_price": "1.00"}]}
+        )
 
         async def one_more():
             async def decide(order):
-                await client.orders.change_item(order_id, "pen", order["lines"][0]["quantity"] + 1, if_match=order["version"])
+                await client.orders.change_item(
+                    order_id, "pen", order["lines"][0]["quantity"] + 1, if_match=order["version"]
+                )
 
             async with self.client() as client:
                 client.position = docket.position
@@ -279,7 +289,13 @@ class System(unittest.IsolatedAsyncioTestCase):
     async def test_the_log_and_reports_are_read(self):
         async def commands():
             yield {"type": "create_order", "order_id": f"log-{self.run_id}", "customer_id": "ada"}
-            yield {"type": "add_item", "order_id": f"log-{self.run_id}", "sku": "pen", "quantity": 1, "unit_price": "1.00"}
+            yield {
+                "type": "add_item",
+                "order_id": f"log-{self.run_id}",
+                "sku": "pen",
+                "quantity": 1,
+                "unit_price": "1.00",
+            }
             yield {"type": "confirm_order", "order_id": f"log-{self.run_id}"}
 
         async with self.client() as docket:

@@ -41,7 +41,7 @@ from .models import (
     Projections,
     Sale,
 )
-from .problems import NoAnswer, Problem, VersionMismatch, problem_from, problem_of
+from .problems import NoAnswer, VersionMismatch, problem_from, problem_of
 
 AsyncTokenProvider = Callable[[str | None], Awaitable[str] | str]
 """Returns a token. The argument is the token that the server no longer accepts, if there is one."""
@@ -285,7 +285,11 @@ class AsyncDocket:
                 await answer.aread()
             except httpx.TransportError as error:
                 if not repeatable or attempt >= self._retries:
-                    why = "No answer arrived in time" if isinstance(error, httpx.TimeoutException) else "The connection failed"
+                    why = (
+                        "No answer arrived in time"
+                        if isinstance(error, httpx.TimeoutException)
+                        else "The connection failed"
+                    )
                     raise NoAnswer(f"{why}: {request.method} {request.url.path}.", key) from error
             else:
                 problem = problem_of(answer)

@@ -39,7 +39,7 @@ from .models import (
     Projections,
     Sale,
 )
-from .problems import NoAnswer, Problem, VersionMismatch, problem_from, problem_of
+from .problems import NoAnswer, VersionMismatch, problem_from, problem_of
 
 TokenProvider = Callable[[str | None], str]
 """Returns a token. The argument is the token that the server no longer accepts, if there is one."""
@@ -253,7 +253,11 @@ class Docket:
                 answer.read()
             except httpx.TransportError as error:
                 if not repeatable or attempt >= self._retries:
-                    why = "No answer arrived in time" if isinstance(error, httpx.TimeoutException) else "The connection failed"
+                    why = (
+                        "No answer arrived in time"
+                        if isinstance(error, httpx.TimeoutException)
+                        else "The connection failed"
+                    )
                     raise NoAnswer(f"{why}: {request.method} {request.url.path}.", key) from error
             else:
                 problem = problem_of(answer)

@@ -60,6 +60,7 @@ class Problem(DocketError):
 
 # Orders.
 
+
 class OrderNotFound(Problem, type="order-not-found"):
     """The problem `/problems/order-not-found`."""
 
@@ -105,6 +106,7 @@ class InvalidAmount(Problem, type="invalid-amount"):
 
 
 # Requests.
+
 
 class NotFound(Problem, type="not-found"):
     """The problem `/problems/not-found`."""
@@ -161,6 +163,7 @@ class VersionNotFound(Problem, type="version-not-found"):
 
 # Access.
 
+
 class AuthenticationRequired(Problem, type="authentication-required"):
     """The problem `/problems/authentication-required`."""
 
@@ -190,6 +193,7 @@ class UnknownKey(Problem, type="unknown-key"):
 
 
 # Conditions that pass. The client retries these by itself before it raises them.
+
 
 class RateLimited(Problem, type="rate-limited"):
     """The problem `/problems/rate-limited`."""

@@ -90,6 +90,21 @@ fn program(name: &str) -> PathBuf {
     find_on_path(name).unwrap_or_else(|| panic!("{name} is missing; install it with: tests/run install"))
 }
 
+/// Sends requests to Docket from the page, and returns what was answered.
+const COMMANDS: &str = "(async () => {
+  const { Docket } = await import('/docket.js');
+  const { token, docket: url } = await (await fetch('/login', { method: 'POST', body: JSON.stringify({ name: 'ada' }) })).json();
+  const docket = new Docket({ url, token });
+  const items = [{ sku: 'x', quantity: 1, unit_price: '1.00' }];
+  const { order_id } = await docket.orders.create({ customer_id: 'ada', items });
+  await docket.orders.confirm(order_id);
+  const { status, version } = await docket.orders.get(order_id);
+  const second = { type: 'create_order', customer_id: 'ada', order_id: `${order_id}-2` };
+  const created = await docket.bulk([second]).next();
+  const problem = await docket.orders.confirm(second.order_id).catch((error) => error.name);
+  return [status, version, created.value.status, problem];
+})()";
+
 async fn a_customer_orders_and_sees_live_updates(mut system: TestSystem) {
     let url = system.writer().base().to_owned();
     let variables = [("PORT", "0"), ("DOCKET_URL", url.as_str()), ("DOCKET_JWT_SECRET", JWT_SECRET)];
@@ -127,6 +142,10 @@ async fn a_customer_orders_and_sees_live_updates(mut system: TestSystem) {
         page.ask("[...document.querySelectorAll('#changes li')].map((item) => item.innerText.split('\\n')[0])").await;
     assert_eq!(changes, json!(["Connected", "ItemAdded", "ItemAdded", "ItemAdded", "OrderConfirmed"]));
     assert_eq!(page.ask("document.querySelector('#problem').textContent || 'none'").await, "none");
+
+    // Commands, queries and bulk requests of the client work in a browser too.
+    let found = page.ask(&COMMANDS.replace('\n', " ")).await;
+    assert_eq!(found, json!(["confirmed", 3, 201, "OrderEmpty"]));
 
     // Another customer cannot use the order, and nobody without a login.
     let http = reqwest::Client::new();

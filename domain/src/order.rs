@@ -5,7 +5,7 @@
 //!                    draft --Cancel---> cancelled (final)
 //! ```
 
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::upcast::Upcaster;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -318,41 +318,107 @@ fn first_of(items: &[(usize, Error)]) -> String {
     items.first().map(|(index, error)| format!(", the first at index {index}: {error}")).unwrap_or_default()
 }
 
+const ALREADY_EXISTS: RefusalType = RefusalType {
+    slug: "order-exists",
+    class: RefusalClass::Conflict,
+    title: "The order already exists",
+    meaning: "An order with this id exists, in any status. Use another id, or change the order that exists.",
+};
+/// The order does not exist, or the caller may not see it.
+pub const NOT_FOUND: RefusalType = RefusalType {
+    slug: "order-not-found",
+    class: RefusalClass::NotFound,
+    title: "There is no such order",
+    meaning: "The order does not exist, or you may not see it.",
+};
+const NOT_DRAFT: RefusalType = RefusalType {
+    slug: "order-not-draft",
+    class: RefusalClass::Rule,
+    title: "The order is not a draft",
+    meaning: "The order is confirmed or cancelled and cannot be changed. Create another order.",
+};
+const EMPTY: RefusalType = RefusalType {
+    slug: "order-empty",
+    class: RefusalClass::Rule,
+    title: "The order has no lines",
+    meaning: "An order without lines cannot be confirmed. Add an item first.",
+};
+const PRICE_MISMATCH: RefusalType = RefusalType {
+    slug: "price-mismatch",
+    class: RefusalClass::Rule,
+    title: "The SKU has another price in the order",
+    meaning: "A line of the order has the same SKU at another unit price. Send the price of the line, or remove the line first.",
+};
+/// The order has no item with the SKU.
+pub const ITEM_NOT_FOUND: RefusalType = RefusalType {
+    slug: "item-not-found",
+    class: RefusalClass::Rule,
+    title: "The order has no such item",
+    meaning: "No line of the order has this SKU.",
+};
+const QUANTITY_TOO_LARGE: RefusalType = RefusalType {
+    slug: "quantity-too-large",
+    class: RefusalClass::Rule,
+    title: "The quantity is too large",
+    meaning: "The line would have more than 1000000 pieces.",
+};
+const TOO_MANY_LINES: RefusalType = RefusalType {
+    slug: "too-many-lines",
+    class: RefusalClass::Rule,
+    title: "The order has too many lines",
+    meaning: "An order can have at most 1000 lines. Split the order.",
+};
+const TOTAL_TOO_LARGE: RefusalType = RefusalType {
+    slug: "total-too-large",
+    class: RefusalClass::Rule,
+    title: "The total is too large",
+    meaning: "The total of the order would exceed the greatest amount that Docket stores. Split the order.",
+};
+const INVALID_AMOUNT: RefusalType = RefusalType {
+    slug: "invalid-amount",
+    class: RefusalClass::Rule,
+    title: "The price is not valid in the currency",
+    meaning: "The price has more decimals than the currency of the order allows, or is too large.",
+};
+const ITEMS_REJECTED: RefusalType = RefusalType {
+    slug: "items-rejected",
+    class: RefusalClass::Rule,
+    title: "Some items were refused",
+    meaning: "Some items of the new order are not allowed; `errors` names each. Nothing was written. Correct them and send the order again.",
+};
+
 impl Refusal for Error {
+    const TYPES: &'static [RefusalType] = &[
+        ALREADY_EXISTS,
+        NOT_FOUND,
+        NOT_DRAFT,
+        EMPTY,
+        PRICE_MISMATCH,
+        ITEM_NOT_FOUND,
+        QUANTITY_TOO_LARGE,
+        TOO_MANY_LINES,
+        TOTAL_TOO_LARGE,
+        INVALID_AMOUNT,
+        ITEMS_REJECTED,
+    ];
+
     fn not_found() -> Self {
         Error::NotFound
     }
 
-    fn slug(&self) -> &'static str {
+    fn refusal_type(&self) -> &'static RefusalType {
         match self {
-            Error::AlreadyExists => "order-exists",
-            Error::NotFound => "order-not-found",
-            Error::NotDraft(_) => "order-not-draft",
-            Error::Empty => "order-empty",
-            Error::PriceMismatch { .. } => "price-mismatch",
-            Error::ItemNotFound(_) => "item-not-found",
-            Error::QuantityTooLarge { .. } => "quantity-too-large",
-            Error::TooManyLines => "too-many-lines",
-            Error::TotalTooLarge => "total-too-large",
-            Error::Amount(_) => "invalid-amount",
-            Error::Items(_) => "items-rejected",
-        }
-    }
-
-    fn class(&self) -> RefusalClass {
-        match self {
-            Error::NotFound => RefusalClass::NotFound,
-            Error::AlreadyExists => RefusalClass::Conflict,
-            _ => RefusalClass::Rule,
-        }
-    }
-
-    fn title(&self) -> &'static str {
-        match self {
-            Error::NotFound => "There is no such order",
-            Error::AlreadyExists => "The order already exists",
-            Error::Items(_) => "Some items were refused",
-            _ => "The order does not allow the command",
+            Error::AlreadyExists => &ALREADY_EXISTS,
+            Error::NotFound => &NOT_FOUND,
+            Error::NotDraft(_) => &NOT_DRAFT,
+            Error::Empty => &EMPTY,
+            Error::PriceMismatch { .. } => &PRICE_MISMATCH,
+            Error::ItemNotFound(_) => &ITEM_NOT_FOUND,
+            Error::QuantityTooLarge { .. } => &QUANTITY_TOO_LARGE,
+            Error::TooManyLines => &TOO_MANY_LINES,
+            Error::TotalTooLarge => &TOTAL_TOO_LARGE,
+            Error::Amount(_) => &INVALID_AMOUNT,
+            Error::Items(_) => &ITEMS_REJECTED,
         }
     }
 

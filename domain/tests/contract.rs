@@ -116,10 +116,12 @@ fn refusals_have_these_types_classes_titles_and_texts() {
         ),
     ];
     for (error, slug, class, title, text) in refusals {
+        let refusal = error.refusal_type();
         assert_eq!(
-            (error.slug(), error.class(), error.title(), error.to_string().as_str()),
+            (refusal.slug, refusal.class, refusal.title, error.to_string().as_str()),
             (slug, class, title, text)
         );
+        assert!(Error::TYPES.contains(refusal), "{slug} is missing in the list");
     }
 }
 

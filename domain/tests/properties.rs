@@ -190,7 +190,7 @@ proptest! {
     fn decide_and_evolve_never_panic(mut order in wild_order(), events in vec(wild_event(), 0..20), commands in vec(command(), 0..5)) {
         for event in &events {
             for command in &commands {
-                let _ = order.decide(command).map_err(|error| (error.to_string(), error.slug()));
+                let _ = order.decide(command).map_err(|error| (error.to_string(), error.refusal_type().slug));
             }
             order.evolve(event);
         }

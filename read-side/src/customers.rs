@@ -1,5 +1,6 @@
 //! The customer query and the channel `customer:ID`.
 
+use crate::problems::CUSTOMER_NOT_FOUND;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use event_store::error::Error;
@@ -21,7 +22,6 @@ use crate::orders::channels::find_changed;
 
 use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use push::recovery::RECOVERED_MAX;
 
 /// Prefix of the channel of one customer; the customer's id follows.
@@ -77,15 +77,16 @@ pub struct Freshness {
 }
 
 /// Returns the order count and spend of a customer. Customers may read only their own; staff may read all.
-#[utoipa::path(get, path = "/v1/customers/{id}", tag = "queries", params(("id" = String, Path), Freshness),
-    responses((status = 200, body = Customer), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/customers/{id}", operation_id = "get_customer", tag = "queries", params(("id" = String, Path), Freshness),
+    responses((status = 200, description = "The customer.", body = Customer)),
+    extensions(("x-problems" = json!(["customer-not-found"]))))]
 async fn customer(
     State(api): State<QueryApi>,
     principal: Principal,
     Path(id): Path<String>,
     Query(query): Query<Freshness>,
 ) -> Result<Response, Problem> {
-    let missing = || not_found("customer-not-found", "There is no such customer");
+    let missing = || Problem::new(CUSTOMER_NOT_FOUND);
     if !principal.can_access_customer(&id) {
         return Err(missing());
     }

@@ -8,9 +8,11 @@ pub mod customers;
 mod json;
 pub mod operations;
 pub mod orders;
+mod problems;
 pub mod reports;
 pub mod revocations;
 
+use platform::problem::ProblemType;
 use push::api::{Channel, QueryApi};
 use push::cursor::V1Kind;
 use push::publisher::AnyPublisher;
@@ -29,6 +31,11 @@ pub fn orders_channels() -> Vec<Channel> {
 /// Returns the publishers of the orders context.
 pub fn orders_publishers() -> Vec<&'static dyn AnyPublisher> {
     vec![&orders::publications::PUBLISHER]
+}
+
+/// Returns the problem types of the queries.
+pub fn problem_types() -> &'static [ProblemType] {
+    problems::PROBLEM_TYPES
 }
 
 /// Returns the routes for operators.

@@ -96,8 +96,9 @@ struct Projections {
 }
 
 /// Returns the status of each read model.
-#[utoipa::path(get, path = "/v1/projections", tag = "operations",
-    responses((status = 200, body = Projections), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/projections", operation_id = "list_projections", tag = "operations",
+    responses((status = 200, description = "The status of each read model.", body = Projections)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn projections(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
     let (items, head) = api.progress.status(&api.store).await.map_err(unavailable)?;
@@ -132,6 +133,8 @@ struct LogEvent {
     sequence: i64,
     #[serde(rename = "type")]
     event_type: String,
+    /// Version of the event type.
+    #[schema(example = "1.0")]
     version: String,
     occurred_at: String,
     payload: Value,
@@ -171,8 +174,9 @@ impl From<RecordedEvent> for LogEvent {
 }
 
 /// Lists the events of the log, in order of position. Returns NDJSON with `Accept: application/x-ndjson`.
-#[utoipa::path(get, path = "/v1/events", tag = "operations", params(LogQuery),
-    responses((status = 200, body = LogPage), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/events", operation_id = "list_events", tag = "operations", params(LogQuery),
+    responses((status = 200, description = "A page of the log.", content((LogPage = "application/json"), (LogEvent = "application/x-ndjson")))),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn events(
     State(api): State<QueryApi>,
     principal: Principal,

@@ -65,6 +65,7 @@ pub fn router() -> OpenApiRouter<QueryApi> {
 #[into_params(parameter_in = Query)]
 pub struct SalesQuery {
     /// Dimension of the report: `day`, `category` or `store`.
+    #[param(inline)]
     by: Dimension,
     /// First day, `YYYY-MM-DD`, UTC.
     #[param(value_type = Option<String>, format = Date)]
@@ -80,8 +81,9 @@ pub struct SalesQuery {
 
 /// Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
 /// placed.
-#[utoipa::path(get, path = "/v1/reports/sales", tag = "queries", params(SalesQuery),
-    responses((status = 200, body = Vec<Sale>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/reports/sales", operation_id = "report_sales", tag = "queries", params(SalesQuery),
+    responses((status = 200, description = "The rows of the report.", body = Vec<Sale>)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn sales_report(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -100,6 +102,7 @@ async fn sales_report(
 #[into_params(parameter_in = Query)]
 pub struct TopQuery {
     /// Ranking: `revenue` or `quantity`.
+    #[param(inline)]
     by: By,
     /// Number of products, 1 to 1000. Default: 10.
     limit: Option<i64>,
@@ -110,8 +113,9 @@ pub struct TopQuery {
 }
 
 /// Lists the best-selling products of confirmed orders.
-#[utoipa::path(get, path = "/v1/products/top", tag = "queries", params(TopQuery),
-    responses((status = 200, body = Vec<Product>), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/products/top", operation_id = "list_top_products", tag = "queries", params(TopQuery),
+    responses((status = 200, description = "The products, best-selling first.", body = Vec<Product>)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn top_products(
     State(api): State<QueryApi>,
     principal: Principal,

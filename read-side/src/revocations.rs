@@ -1,5 +1,6 @@
 //! Revoked tokens. Revocations are stored in the database. Every process applies a new one within about a second.
 
+use crate::problems::INVALID_REVOCATION;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -62,8 +63,9 @@ struct Revocations {
 
 /// Revokes tokens. Every socket, stream and poll that was opened with a revoked token ends within two seconds, on every
 /// process.
-#[utoipa::path(post, path = "/v1/admin/revocations", tag = "operations", request_body = Revoke,
-    responses((status = 201, body = Revocation), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(post, path = "/v1/admin/revocations", operation_id = "create_revocation", tag = "operations", request_body = Revoke,
+    responses((status = 201, description = "The tokens are revoked.", body = Revocation)),
+    extensions(("x-problems" = json!(["forbidden", "invalid-revocation"]))))]
 async fn revoke(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -101,14 +103,13 @@ async fn revoke(
 }
 
 fn unusable(pointer: &str, message: &str) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-revocation", "The revocation cannot be used")
-        .detail(message.to_owned())
-        .error(pointer.to_owned(), message)
+    Problem::new(INVALID_REVOCATION).detail(message.to_owned()).error(pointer.to_owned(), message)
 }
 
 /// Lists all revocations.
-#[utoipa::path(get, path = "/v1/admin/revocations", tag = "operations",
-    responses((status = 200, body = Revocations), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/admin/revocations", operation_id = "list_revocations", tag = "operations",
+    responses((status = 200, description = "All revocations.", body = Revocations)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn list(State(api): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
     let items = rows(&api.store).await.map_err(unavailable)?;

@@ -15,12 +15,14 @@ macro_rules! eprintln {
 mod api;
 mod checks;
 mod cli;
+mod contract;
 mod cors;
 mod migrations;
 pub mod module;
 pub mod modules;
 mod observe;
 mod overview;
+mod problems;
 pub mod program;
 mod run;
 pub mod settings;

@@ -6,6 +6,7 @@ use command_engine::reactions::reactor::Reactor;
 use event_store::error::Error;
 use event_store::store::Store;
 use futures::future::BoxFuture;
+use platform::problem::ProblemType;
 use projection_engine::projection::{AnyAggregate, AnyObserver, AnyProjection};
 use projection_engine::registry::CORE;
 use push::api::{Channel, QueryApi};
@@ -38,6 +39,8 @@ pub struct Module {
     pub channels: Vec<Channel>,
     /// Publishers of its aggregates: they define the publications of live updates.
     pub publishers: Vec<&'static dyn AnyPublisher>,
+    /// Its problem types, besides the refusals of its aggregates. `/problems` describes them.
+    pub problems: Vec<&'static [ProblemType]>,
     /// Its settings. Their names begin with the module's name, unless the module is built in.
     pub settings: Vec<Setting>,
     /// Its health checks.
@@ -97,6 +100,7 @@ impl Module {
             queries: None,
             channels: Vec::new(),
             publishers: Vec::new(),
+            problems: Vec::new(),
             settings: Vec::new(),
             checks: Vec::new(),
             metrics: Vec::new(),

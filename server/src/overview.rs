@@ -118,8 +118,9 @@ pub fn router() -> OpenApiRouter<Overview> {
 }
 
 /// Lists the modules of the process that answers, and the read models of modules that this process does not have.
-#[utoipa::path(get, path = "/v1/modules", tag = "operations",
-    responses((status = 200, body = Modules), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/modules", operation_id = "list_modules", tag = "operations",
+    responses((status = 200, description = "The modules of the process that answers.", body = Modules)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn list(State(overview): State<Overview>, principal: Principal) -> Result<Response, Problem> {
     principal.admin_only()?;
     let modules = modules(&overview.program, &overview.store).await.map_err(push::problems::unavailable)?;

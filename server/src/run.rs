@@ -31,6 +31,7 @@ use crate::cors::cors;
 use crate::migrations::MIGRATIONS;
 use crate::observe;
 use crate::overview::{self, Overview};
+use crate::problems;
 use crate::program::Program;
 use crate::settings::{Roles, Settings, without_password};
 
@@ -127,7 +128,10 @@ pub async fn serve(
     app = app.merge(api::common_routes().with_state(authenticator).split_for_parts().0);
     let app = limiter.limit(app).merge(connections);
     let health = health(&program, &store, &progress, roles);
-    let mut app = app.merge(api::docs(&program)).merge(health.router());
+    let mut app = app
+        .merge(api::docs(&program).map_err(anyhow::Error::msg)?)
+        .merge(problems::router(&program))
+        .merge(health.router());
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);

@@ -7,13 +7,13 @@ use command_engine::api::CommandApi;
 use command_engine::bulk::envelope::field;
 use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
-use command_engine::problems::refused;
+use command_engine::problems::{problem_type, refused};
 use command_engine::request::CommandRequest;
 use domain::order::{Command, LINES_MAX, NewItem, Order};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
 use platform::body;
-use platform::problem::Problem;
+use platform::problem::{FORBIDDEN, Problem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -138,7 +138,7 @@ impl CreateOrder {
     /// 403 when a customer names another customer; 422 with the place of every wrong item.
     pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
         if !principal.can_access_customer(self.customer_id.as_str()) {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+            return Err(Problem::new(FORBIDDEN)
                 .detail("A customer can create orders only for their own id. Set customer_id to the sub of the token.")
                 .error("/customer_id", "Must be the sub of the token."));
         }
@@ -163,9 +163,7 @@ impl CreateOrder {
         }
         let order_id = match self.order_id {
             Some(id) => id,
-            None => Uuid::now_v7().to_string().parse().map_err(|e: domain::values::Error| {
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error").detail(e.to_string())
-            })?,
+            None => Uuid::now_v7().to_string().parse().map_err(|_: domain::values::Error| Problem::internal())?,
         };
         let Self { customer_id, currency, attributes, .. } = self;
         Ok((order_id, Command::Create { customer_id, currency, attributes, items }))
@@ -180,8 +178,7 @@ pub(crate) fn order_id(id: &str) -> Result<OrderId, Problem> {
 /// Parses the SKU of an item in a path. An item with an invalid SKU is in no order.
 fn sku(sku: &str) -> Result<Sku, Problem> {
     sku.parse().map_err(|_| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "item-not-found", "The order does not allow the command")
-            .detail("The order has no item with this SKU.")
+        Problem::new(problem_type(&domain::order::ITEM_NOT_FOUND)).detail("The order has no item with this SKU.")
     })
 }
 
@@ -196,9 +193,10 @@ async fn execute(
 }
 
 /// Creates an order, optionally with its first items.
-#[utoipa::path(post, path = "/v1/orders", tag = "commands", request_body = CreateOrder,
+#[utoipa::path(post, path = "/v1/orders", operation_id = "create_order", tag = "commands", request_body = CreateOrder,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; a repeated request with the same key gets the same answer")),
-    responses((status = 201, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 201, description = "The order is created.", body = Accepted)),
+    extensions(("x-problems" = json!(["forbidden", "order-exists", "items-rejected", "too-many-lines", "total-too-large", "order-busy", "invalid-id"]))))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrder>) -> Result<Response, Problem> {
     let (request, body) = request.take();
     let (id, command) = body.command(&request.principal)?;
@@ -206,9 +204,10 @@ async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrd
 }
 
 /// Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line.
-#[utoipa::path(post, path = "/v1/orders/{id}/items", tag = "commands", request_body = AddItem,
+#[utoipa::path(post, path = "/v1/orders/{id}/items", operation_id = "add_item", tag = "commands", request_body = AddItem,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The item is added.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "price-mismatch", "quantity-too-large", "too-many-lines", "total-too-large", "invalid-amount", "order-busy"]))))]
 async fn add_item(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -219,9 +218,10 @@ async fn add_item(
 }
 
 /// Sets the quantity of a line.
-#[utoipa::path(put, path = "/v1/orders/{id}/items/{sku}", tag = "commands", request_body = ChangeItem,
+#[utoipa::path(put, path = "/v1/orders/{id}/items/{sku}", operation_id = "change_item", tag = "commands", request_body = ChangeItem,
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The quantity is changed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "total-too-large", "order-busy"]))))]
 async fn change_item(
     State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
@@ -233,9 +233,10 @@ async fn change_item(
 }
 
 /// Removes a line.
-#[utoipa::path(delete, path = "/v1/orders/{id}/items/{sku}", tag = "commands",
+#[utoipa::path(delete, path = "/v1/orders/{id}/items/{sku}", operation_id = "remove_item", tag = "commands",
     params(("id" = String, Path), ("sku" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The line is removed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "order-busy"]))))]
 async fn remove_item(
     State(api): State<CommandApi>,
     Path((id, item)): Path<(String, String)>,
@@ -245,9 +246,10 @@ async fn remove_item(
 }
 
 /// Confirms a draft that has at least one line. A confirmed order cannot be changed.
-#[utoipa::path(post, path = "/v1/orders/{id}/confirm", tag = "commands",
+#[utoipa::path(post, path = "/v1/orders/{id}/confirm", operation_id = "confirm_order", tag = "commands",
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The order is confirmed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "order-empty", "order-busy"]))))]
 async fn confirm(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -257,9 +259,10 @@ async fn confirm(
 }
 
 /// Cancels a draft. A cancelled order cannot be changed.
-#[utoipa::path(post, path = "/v1/orders/{id}/cancel", tag = "commands", request_body = CancelOrder,
+#[utoipa::path(post, path = "/v1/orders/{id}/cancel", operation_id = "cancel_order", tag = "commands", request_body = CancelOrder,
     params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Accepted), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+    responses((status = 200, description = "The order is cancelled.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "order-busy"]))))]
 async fn cancel(
     State(api): State<CommandApi>,
     Path(id): Path<String>,

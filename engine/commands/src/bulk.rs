@@ -12,6 +12,7 @@ pub mod lines;
 mod split;
 mod spool;
 
+use crate::problems::{RESULTS_UNREAD, STOPPING, UNUSABLE_HEADER};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use futures::{FutureExt, Stream, StreamExt};
@@ -27,7 +28,7 @@ use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::client_stream::HalfDuplex;
 use platform::limits::CommandPacer;
-use platform::problem::Problem;
+use platform::problem::{Problem, REQUEST_TIMEOUT, TOKEN_EXPIRED, TOKEN_REVOKED};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -77,14 +78,33 @@ pub struct LineResult {
     status: u16,
     /// Id, version and position of the aggregate, as in the response to a single request.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = std::collections::BTreeMap<String, Value>)]
+    #[schema(ignore)]
     accepted: Option<Accepted>,
+    /// The reason for which the command was not executed. The status is that of the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Problem>)]
     problem: Option<Problem>,
 }
 
 /// A result, and the permits that its line holds until the result is in the spool.
 type Done = (LineResult, Option<Permits>);
+
+/// A line of the request: `type` names the command, and the other members are those of the command's own body.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "the type only documents what `envelope` parses")]
+struct CommandLine {
+    /// Name of the command.
+    r#type: String,
+    /// A string or a whole number that the result repeats.
+    #[schema(value_type = Option<Value>)]
+    id: Option<Value>,
+    /// Version that the aggregate must have, as in If-Match.
+    expected_version: Option<i64>,
+    /// Time at which the command happened, in RFC 3339. For staff.
+    occurred_at: Option<String>,
+    /// Marks the command as history, which causes no reactions. For staff.
+    history: Option<bool>,
+}
 
 struct Task {
     envelope: Envelope,
@@ -104,10 +124,10 @@ struct Task {
 /// The response ends early when the server stops, when the token expires or is revoked, when no line arrives for 120 s,
 /// or when the buffer is full and the client reads too few results for 30 s. Its last result then has the number of the
 /// first line that was not read, and a problem with the reason.
-#[utoipa::path(post, path = "/v1/commands", tag = "commands",
-    request_body(content = String, content_type = "application/x-ndjson"),
-    responses((status = 200, body = LineResult, content_type = "application/x-ndjson"),
-              (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(post, path = "/v1/commands", operation_id = "send_commands", tag = "commands",
+    request_body(content = CommandLine, content_type = "application/x-ndjson", description = "One command in each line, as a JSON object."),
+    responses((status = 200, description = "One result for each line, in the order of the lines.", body = LineResult, content_type = "application/x-ndjson")),
+    extensions(("x-problems" = json!(["unusable-header", "too-many-bulk-requests", "bulk-limit", "unsupported-content-encoding"]))))]
 async fn commands(
     State(api): State<CommandApi>,
     principal: Principal,
@@ -116,12 +136,10 @@ async fn commands(
     body: Body,
 ) -> Result<Response, Problem> {
     if let Some(name) = [IDEMPOTENCY_KEY, IF_MATCH.as_str()].into_iter().find(|name| headers.contains_key(*name)) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "unusable-header", "The header cannot be used here").detail(
-            format!(
-                "{name} applies to one command, and this request holds many. Give each new aggregate an id of its own, \
+        return Err(Problem::new(UNUSABLE_HEADER).detail(format!(
+            "{name} applies to one command, and this request holds many. Give each new aggregate an id of its own, \
                  and set expected_version in a line."
-            ),
-        ));
+        )));
     }
     let spool = Arc::new(Spool::new(api.budget().enter(&principal.subject)?, UNREAD_WITHIN));
     let (results, waiting) = mpsc::channel(LINES_IN_FLIGHT_MAX);
@@ -260,24 +278,24 @@ impl Reading {
 }
 
 fn no_line() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout").detail(format!(
+    Problem::new(REQUEST_TIMEOUT).detail(format!(
         "No line arrived for {} s. Send this line and the lines after it again.",
         LINE_WITHIN.as_secs()
     ))
 }
 
 fn expired() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
+    Problem::new(TOKEN_EXPIRED)
         .detail("The token expired while commands were read. Send this line and the lines after it with a new token.")
 }
 
 fn revoked() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked")
+    Problem::new(TOKEN_REVOKED)
         .detail("The token was revoked. This line and the lines after it were not read. Send them with another token.")
 }
 
 fn unread() -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "results-unread", "The results were not read").detail(format!(
+    Problem::new(RESULTS_UNREAD).detail(format!(
         "There was no room for more results, and too few were read for {} s. This line and the lines after it were \
          not read. Send them again, and read the results while you send, or send fewer lines in each request.",
         UNREAD_WITHIN.as_secs()
@@ -285,9 +303,7 @@ fn unread() -> Problem {
 }
 
 fn stopping() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The server is stopping")
-        .detail("This line and the lines after it were not read. Send them again.")
-        .retry_after(1)
+    Problem::new(STOPPING).detail("This line and the lines after it were not read. Send them again.").retry_after(1)
 }
 
 fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {

@@ -1,9 +1,9 @@
 //! Idempotency keys of requests in progress.
 
+use crate::problems::REQUEST_IN_FLIGHT;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use axum::http::StatusCode;
 use platform::problem::Problem;
 
 /// The idempotency keys whose first request is in progress in this process.
@@ -39,7 +39,7 @@ impl Drop for Entered {
 
 /// Returns 409: the first request with this key is in progress, and its answer can be read with the same key later.
 pub(crate) fn request_in_flight() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "request-in-flight", "The first request with this key is still in progress")
+    Problem::new(REQUEST_IN_FLIGHT)
         .detail("Wait for the answer of the first request, or try again in a moment with the same Idempotency-Key.")
         .retry_after(1)
 }

@@ -17,7 +17,7 @@ use crate::api::CommandApi;
 use crate::decider::{Key, Origin};
 use crate::in_flight::request_in_flight;
 use crate::outcome::{Accepted, Rejected, Resource};
-use crate::problems::unavailable;
+use crate::problems::{IDEMPOTENCY_KEY_REUSED, INVALID_IDEMPOTENCY_KEY, unavailable};
 use crate::step::{AnyStep, Step};
 
 /// Name of the request header that carries the idempotency key.
@@ -63,7 +63,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     if (1..=255).contains(&key.len()) {
         return Ok(Some(key.to_owned()));
     }
-    Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "Invalid Idempotency-Key")
+    Err(Problem::new(INVALID_IDEMPOTENCY_KEY)
         .detail("An Idempotency-Key must have 1 to 255 printable ASCII characters, e.g. a UUID."))
 }
 
@@ -140,12 +140,8 @@ impl<T> CommandRequest<T> {
 /// 422 when the key belongs to another request.
 fn replay(resource: &'static Resource, found: IdempotencyRecord, request_hash: &str) -> Result<Response, Problem> {
     if found.request_hash != request_hash {
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "idempotency-key-reused",
-            "The Idempotency-Key belongs to another request",
-        )
-        .detail("The key was used with another method, path or body. Use a new key for a new request."));
+        return Err(Problem::new(IDEMPOTENCY_KEY_REUSED)
+            .detail("The key was used with another method, path or body. Use a new key for a new request."));
     }
     let status = StatusCode::from_u16(found.status as u16).unwrap_or(StatusCode::OK);
     let accepted = Accepted { resource, id: found.aggregate_id, version: found.version, position: found.position };

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use event_store::aggregates::{AggregateRepository, Loaded};
 use event_store::append::DeadlineChanges;
 use event_store::error::Error;
@@ -16,7 +15,7 @@ use platform::conditional::Versions;
 use platform::problem::Problem;
 use serde::ser::Error as _;
 
-use crate::problems::refused;
+use crate::problems::{INVALID_ID, VERSION_MISMATCH, refused};
 use crate::repositories::{AnyLoaded, Memory, Repositories};
 
 /// A command to one aggregate, and the events that were decided.
@@ -128,7 +127,7 @@ impl<A: Aggregate> AnyStep for Step<A> {
         let Some(loaded) = &self.loaded else { return Err(Problem::internal()) };
         let (state, version) = (&loaded.state, loaded.version);
         if version == 0 && !is_id(&self.id) {
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-id", "Invalid id").detail(format!(
+            return Err(Problem::new(INVALID_ID).detail(format!(
                 "The {} id must have 1 to 64 characters of A-Z a-z 0-9 _ -. Nothing was written. Send another id.",
                 A::TYPE
             )));
@@ -143,8 +142,7 @@ impl<A: Aggregate> AnyStep for Step<A> {
             && !creates
             && !expected.include(version)
         {
-            let title = format!("The {} has another version", A::TYPE);
-            return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "version-mismatch", &title)
+            return Err(Problem::new(VERSION_MISMATCH)
                 .detail(format!(
                     "The {} is at version {version}, but the request expects {expected}. Read the current version and \
                      try again.",

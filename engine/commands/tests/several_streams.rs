@@ -3,7 +3,7 @@
 use command_engine::decider::{Decider, Key, Origin};
 use command_engine::outcome::{Executed, Rejected};
 use command_engine::step::{AnyStep, Step};
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::upcast::Upcaster;
 use platform::auth::{Principal, Role};
 use schemars::JsonSchema;
@@ -47,17 +47,19 @@ impl std::fmt::Display for TooMuch {
 }
 impl std::error::Error for TooMuch {}
 impl Refusal for TooMuch {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "too-much",
+        class: RefusalClass::Rule,
+        title: "Too much",
+        meaning: "The account has too little.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
-    fn slug(&self) -> &'static str {
-        "too-much"
-    }
-    fn class(&self) -> RefusalClass {
-        RefusalClass::Rule
-    }
-    fn title(&self) -> &'static str {
-        "Too much"
+
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }
 

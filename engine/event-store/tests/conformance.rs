@@ -15,7 +15,7 @@ use event_store::event::NewEvent;
 use event_store::migrations::Migrations;
 use event_store::settings::Settings;
 use event_store::store::{Store, open, open_without_appender};
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::stock::Stock;
 use kernel::stream::StreamId;
 use kernel::upcast::{Upcaster, Upcasters};
@@ -61,17 +61,19 @@ impl std::fmt::Display for Refused {
 }
 impl std::error::Error for Refused {}
 impl Refusal for Refused {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "refused",
+        class: RefusalClass::Rule,
+        title: "Refused",
+        meaning: "The aggregate refuses every such command.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
-    fn slug(&self) -> &'static str {
-        "refused"
-    }
-    fn class(&self) -> RefusalClass {
-        RefusalClass::Rule
-    }
-    fn title(&self) -> &'static str {
-        "Refused"
+
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }
 

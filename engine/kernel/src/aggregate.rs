@@ -97,23 +97,33 @@ pub trait CommandType: Send + Sync + 'static {
 
 /// A business reason for which a command is refused. A refused command changes nothing.
 pub trait Refusal: std::error::Error + Send + Sync + 'static {
+    /// Every type that [`Self::refusal_type`] returns. `/problems` lists them.
+    const TYPES: &'static [RefusalType];
+
     /// Returns the refusal for callers that may not see the aggregate, and for commands to an aggregate that does not
     /// exist.
     fn not_found() -> Self;
 
-    /// Returns the stable name of the rule: the last part of a problem's `type`.
-    fn slug(&self) -> &'static str;
-
-    /// Returns the class of the refusal, which decides the HTTP status.
-    fn class(&self) -> RefusalClass;
-
-    /// Returns a short summary of the rule without details: a problem's `title`.
-    fn title(&self) -> &'static str;
+    /// Returns the rule that refuses the command, one of [`Self::TYPES`].
+    fn refusal_type(&self) -> &'static RefusalType;
 
     /// Returns the invalid fields of the command, each as a JSON pointer and a reason.
     fn pointers(&self) -> Vec<(String, String)> {
         Vec::new()
     }
+}
+
+/// A rule that refuses commands, as clients see it. It is the same at every occurrence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefusalType {
+    /// Stable name of the rule: the last part of a problem's `type`.
+    pub slug: &'static str,
+    /// Class of the refusal, which decides the HTTP status.
+    pub class: RefusalClass,
+    /// Short summary of the rule without details: a problem's `title`.
+    pub title: &'static str,
+    /// What the rule is and what the client can do, in sentences.
+    pub meaning: &'static str,
 }
 
 /// Classes of refusals. Each class has one HTTP status.

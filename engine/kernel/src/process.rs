@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::aggregate::{Aggregate, CommandType, Refusal, RefusalClass};
+use crate::aggregate::{Aggregate, CommandType, Refusal, RefusalClass, RefusalType};
 use crate::stream::StreamId;
 
 /// A process manager: an aggregate with its own stream that reacts to events of other aggregates.
@@ -101,26 +101,25 @@ pub struct NoSuchProcess;
 
 impl std::fmt::Display for NoSuchProcess {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.title())
+        f.write_str(self.refusal_type().title)
     }
 }
 
 impl std::error::Error for NoSuchProcess {}
 
 impl Refusal for NoSuchProcess {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "process-not-found",
+        class: RefusalClass::NotFound,
+        title: "Process not found",
+        meaning: "The process does not exist. Processes accept no commands.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
 
-    fn slug(&self) -> &'static str {
-        "process-not-found"
-    }
-
-    fn class(&self) -> RefusalClass {
-        RefusalClass::NotFound
-    }
-
-    fn title(&self) -> &'static str {
-        "Process not found"
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }

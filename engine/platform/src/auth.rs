@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::{AUTHORIZATION, COOKIE, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderValue, StatusCode};
+use axum::http::{Extensions, HeaderValue};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::problem::Problem;
+use crate::problem::{
+    AUTHENTICATION_REQUIRED, FORBIDDEN, INVALID_TOKEN, Problem, ProblemType, TOKEN_EXPIRED, TOKEN_REVOKED, UNKNOWN_KEY,
+};
 use crate::request_id;
 
 /// Minimum length of a shared secret, in bytes.
@@ -304,7 +306,7 @@ impl Authenticator {
                         return Err(invalid(detail));
                     }
                     self.0.unknown_key.notify_one();
-                    return Err(refuse("unknown-key", "Unknown key", detail));
+                    return Err(refuse(UNKNOWN_KEY, detail));
                 }
             },
         };
@@ -323,7 +325,7 @@ impl Authenticator {
         let issued_at = claims.iat.unwrap_or_default() as i64;
         let principal = Principal { subject, role, token_id: claims.jti, issued_at, expires_at };
         match self.0.revoked.borrow().covers(&principal) {
-            true => Err(refuse("token-revoked", "Token revoked", "The token was revoked. Get a new one.")),
+            true => Err(refuse(TOKEN_REVOKED, "The token was revoked. Get a new one.")),
             false => Ok(principal),
         }
     }
@@ -387,8 +389,7 @@ impl Authenticator {
 
 /// Returns the 403 problem of a principal without the required role.
 pub fn forbidden(needs: &str) -> Problem {
-    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
-        .detail(format!("This operation requires the role {needs}."))
+    Problem::new(FORBIDDEN).detail(format!("This operation requires the role {needs}."))
 }
 
 /// Returns the subject of an authenticated request.
@@ -429,7 +430,7 @@ fn validation(settings: &Settings, algorithms: &[Algorithm]) -> Validation {
 
 fn bearer(parts: &Parts) -> Result<&str, Problem> {
     let required = |detail: &str| {
-        Problem::new(StatusCode::UNAUTHORIZED, "authentication-required", "Authentication required")
+        Problem::new(AUTHENTICATION_REQUIRED)
             .detail(detail)
             .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     };
@@ -478,7 +479,7 @@ fn decode_with_any<'a>(token: &str, keys: impl Iterator<Item = &'a Key>) -> Opti
 
 fn refusal(kind: &ErrorKind) -> Problem {
     match kind {
-        ErrorKind::ExpiredSignature => refuse("token-expired", "Token expired", "The token expired. Get a new one."),
+        ErrorKind::ExpiredSignature => refuse(TOKEN_EXPIRED, "The token expired. Get a new one."),
         ErrorKind::ImmatureSignature => invalid("The token is not valid yet (nbf)."),
         ErrorKind::InvalidIssuer => invalid("The token has a wrong issuer (iss)."),
         ErrorKind::InvalidAudience => invalid("The token has a wrong audience (aud)."),
@@ -492,13 +493,13 @@ fn refusal(kind: &ErrorKind) -> Problem {
 }
 
 fn invalid(detail: &'static str) -> Problem {
-    refuse("invalid-token", "Invalid token", detail)
+    refuse(INVALID_TOKEN, detail)
 }
 
-fn refuse(slug: &'static str, title: &str, detail: &'static str) -> Problem {
+fn refuse(kind: ProblemType, detail: &'static str) -> Problem {
     let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
     let challenge = HeaderValue::from_str(&challenge).expect("the details above are plain ASCII");
-    Problem::new(StatusCode::UNAUTHORIZED, slug, title).detail(detail).header(WWW_AUTHENTICATE, challenge)
+    Problem::new(kind).detail(detail).header(WWW_AUTHENTICATE, challenge)
 }
 
 type Pem = (DecodingKey, Vec<Algorithm>, Option<EncodingKey>);

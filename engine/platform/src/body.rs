@@ -21,7 +21,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_path_to_error::Segment;
 
 use crate::body_memory::BodyReservation;
-use crate::problem::Problem;
+use crate::problem::{
+    BODY_TOO_LARGE, INVALID_BODY, INVALID_QUERY, MALFORMED_JSON, Problem, REQUEST_TIMEOUT, UNREADABLE_BODY,
+    UNSUPPORTED_CONTENT_ENCODING, UNSUPPORTED_MEDIA_TYPE,
+};
 
 /// Maximum characters of client data or a message in an error response.
 const SHOWN_CHARS_MAX: usize = 500;
@@ -65,7 +68,7 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
     let bytes = match tokio::time::timeout(READ_TIMEOUT, Bytes::from_request(request, state)).await {
         Ok(bytes) => bytes.map_err(|rejection| refused.get().cloned().unwrap_or_else(|| unreadable(rejection)))?,
         Err(_) => {
-            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "Request timeout")
+            return Err(Problem::new(REQUEST_TIMEOUT)
                 .detail("The body did not arrive within 30 seconds. Send the request again."));
         }
     };
@@ -165,16 +168,12 @@ pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("?"));
     let mut encodings = encodings.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty());
     if let Some(encoding) = encodings.find(|name| !name.eq_ignore_ascii_case("identity")) {
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported-content-encoding",
-            "Unsupported content encoding",
-        )
-        .detail(format!(
-            "The body was sent with Content-Encoding: {}. Send the body uncompressed and without this header.",
-            shortened(encoding.to_owned())
-        ))
-        .header(ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+        return Err(Problem::new(UNSUPPORTED_CONTENT_ENCODING)
+            .detail(format!(
+                "The body was sent with Content-Encoding: {}. Send the body uncompressed and without this header.",
+                shortened(encoding.to_owned())
+            ))
+            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity")));
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let parameters = content_type.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
@@ -190,7 +189,7 @@ pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn unsupported_media_type() -> Problem {
-    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
+    Problem::new(UNSUPPORTED_MEDIA_TYPE)
 }
 
 /// Parses a JSON text and refuses duplicate member names, because of two members with one name some parsers use the
@@ -288,8 +287,7 @@ impl<'de> Visitor<'de> for UniqueNames<'_> {
 }
 
 fn malformed(reason: &str) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "malformed-json", "Malformed JSON")
-        .detail(format!("The request must contain JSON, but {reason}."))
+    Problem::new(MALFORMED_JSON).detail(format!("The request must contain JSON, but {reason}."))
 }
 
 fn invalid(pointer: String, message: String) -> Problem {
@@ -299,9 +297,7 @@ fn invalid(pointer: String, message: String) -> Problem {
         "" => message.clone(),
         pointer => format!("The value at {pointer} is not valid: {message}."),
     };
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body")
-        .detail(detail)
-        .error(pointer, message)
+    Problem::new(INVALID_BODY).detail(detail).error(pointer, message)
 }
 
 fn invalid_body<'de, T: Deserialize<'de>>(text: &'de str, prefix: &str, first: &serde_json::Error) -> Problem {
@@ -423,7 +419,7 @@ fn invalid_query(rejection: &axum::extract::rejection::QueryRejection) -> Proble
     type Cause = serde_path_to_error::Error<serde::de::value::Error>;
     let cause = std::iter::successors(rejection.source(), |error| (*error).source())
         .find_map(|error| error.downcast_ref::<Cause>());
-    let problem = Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "Invalid query");
+    let problem = Problem::new(INVALID_QUERY);
     let Some(cause) = cause else { return problem.detail(rejection.body_text()) };
     let message = plain(&cause.inner().to_string());
     let parameter = match named_field(&message) {
@@ -446,12 +442,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 fn unreadable(rejection: BytesRejection) -> Problem {
     let rejection = rejection.into_response();
     match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large")
-                .detail("The body is larger than this resource accepts. Send less data per request.")
-        }
-        _ => Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
-            .detail("The body ended early. Send the request again."),
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(BODY_TOO_LARGE)
+            .detail("The body is larger than this resource accepts. Send less data per request."),
+        _ => Problem::new(UNREADABLE_BODY).detail("The body ended early. Send the request again."),
     }
 }
 

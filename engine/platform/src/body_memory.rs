@@ -6,10 +6,10 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use axum::http::{Extensions, StatusCode};
+use axum::http::Extensions;
 
 use crate::auth;
-use crate::problem::Problem;
+use crate::problem::{BODY_LIMIT, Problem, TOO_MANY_BODIES};
 
 /// Maximum bytes of unfinished bodies of one sender, and of all senders.
 const SENDER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -50,12 +50,12 @@ impl BodyReservation {
         let mut held = BODY_MEMORY.lock();
         let of_sender = held.senders.get(&self.sender).copied().unwrap_or(0) + bytes;
         if of_sender > SENDER_BYTES_MAX {
-            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies at once")
+            return Err(Problem::new(TOO_MANY_BODIES)
                 .detail("You are sending more than 32 MiB in unfinished requests. Try again when they have completed.")
                 .retry_after(1));
         }
         if held.all + bytes > ALL_BYTES_MAX {
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "body-limit", "Too many bodies at once")
+            return Err(Problem::new(BODY_LIMIT)
                 .detail("The server is receiving too many request bodies at once. Try again shortly.")
                 .retry_after(1));
         }

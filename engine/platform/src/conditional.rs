@@ -3,9 +3,9 @@
 use std::fmt;
 
 use axum::http::header::{IF_MATCH, IF_NONE_MATCH};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::problem::Problem;
+use crate::problem::{INVALID_IF_MATCH, Problem};
 
 /// The versions that a conditional header lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Problem> {
         Tags::Listed(tags) => tags.into_iter().map(version).collect::<Option<_>>().map(Versions::Listed),
     });
     versions.map(Some).ok_or_else(|| {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid-if-match", "Invalid If-Match header").detail(
+        Problem::new(INVALID_IF_MATCH).detail(
             "Send If-Match with versions in double quotes, as in ETag: If-Match: \"3\" or If-Match: \"3\", \"4\". \
              Send If-Match: * for any version.",
         )

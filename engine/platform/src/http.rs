@@ -38,7 +38,10 @@ use tower_http::cors::CorsLayer;
 use crate::body::check_encoding;
 use crate::client_stream::{ClientStream, UNREAD_BYTES_MAX, UNREAD_TIMEOUT};
 use crate::metrics::{self, Active};
-use crate::problem::Problem;
+use crate::problem::{
+    BAD_REQUEST, BODY_TOO_LARGE, DUPLICATE_HEADER, HEADERS_TOO_LARGE, INTERNAL_ERROR, INVALID_HOST, METHOD_NOT_ALLOWED,
+    NOT_FOUND, Problem, UNSUPPORTED_MEDIA_TYPE,
+};
 use crate::proxies::Proxies;
 use crate::request_id::{Context, X_REQUEST_ID};
 use crate::shutdown::Shutdown;
@@ -254,12 +257,11 @@ fn no_route(uri: &Uri, not_found_hint: &str) -> Problem {
         "/metrics" => " Metrics are served at the address of the setting metrics_listen.",
         _ => not_found_hint,
     };
-    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found")
-        .detail(format!("This process does not serve the path {path}.{not_found_hint}"))
+    Problem::new(NOT_FOUND).detail(format!("This process does not serve the path {path}.{not_found_hint}"))
 }
 
 fn no_method(not_found_hint: &str) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
+    Problem::new(METHOD_NOT_ALLOWED)
         .detail(format!("Use a method that the header Allow of this response lists.{not_found_hint}"))
 }
 
@@ -317,18 +319,14 @@ fn check(request: &Request) -> Result<(), Problem> {
     // The limit of hyper is approximate: headers that arrive in one read may be twice as large.
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
     if bytes > HEADERS_BYTES_MAX {
-        return Err(Problem::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "headers-too-large",
-            "Headers too large",
-        )
-        .detail(format!("The headers have {bytes} bytes. Send at most {HEADERS_BYTES_MAX} bytes.")));
+        return Err(Problem::new(HEADERS_TOO_LARGE)
+            .detail(format!("The headers have {bytes} bytes. Send at most {HEADERS_BYTES_MAX} bytes.")));
     }
     // Most requests have no duplicate headers. Comparing the two counts is a cheap test for that.
     if headers.len() != headers.keys_len()
         && let Some(name) = SINGLE_HEADERS.iter().find(|name| headers.get_all(**name).iter().nth(1).is_some())
     {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "duplicate-header", "Duplicate header")
+        return Err(Problem::new(DUPLICATE_HEADER)
             .detail(format!("The request has more than one header {name}. Send the header once.")));
     }
     let has_host = match headers.get(HOST) {
@@ -336,7 +334,7 @@ fn check(request: &Request) -> Result<(), Problem> {
         Some(host) => host.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !b",/\\@?#".contains(byte)),
     };
     if !has_host {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-host", "Invalid Host header").detail(
+        return Err(Problem::new(INVALID_HOST).detail(
             "HTTP/1.1 requires the header Host. Send the name of the server, and the port if it is not the default.",
         ));
     }
@@ -395,14 +393,14 @@ async fn as_problem(response: Response) -> Response {
         }
         false => String::new(),
     };
-    let (slug, title) = match parts.status {
-        StatusCode::BAD_REQUEST => ("bad-request", "Bad request"),
-        StatusCode::NOT_FOUND => ("not-found", "Not found"),
-        StatusCode::PAYLOAD_TOO_LARGE => ("body-too-large", "Body too large"),
-        status if status.is_server_error() => ("server-error", "Server error"),
-        _ => ("request-refused", "Request refused"),
+    let kind = match parts.status {
+        StatusCode::NOT_FOUND => NOT_FOUND,
+        StatusCode::PAYLOAD_TOO_LARGE => BODY_TOO_LARGE,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => UNSUPPORTED_MEDIA_TYPE,
+        status if status.is_server_error() => INTERNAL_ERROR,
+        _ => BAD_REQUEST,
     };
-    let mut problem = Problem::new(parts.status, slug, title);
+    let mut problem = Problem::new(kind);
     if !text.is_empty() && !parts.status.is_server_error() {
         problem = problem.detail(text);
     }

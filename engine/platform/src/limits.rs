@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, Extension, FromRef, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -23,7 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::{Authenticator, Principal};
-use crate::problem::Problem;
+use crate::problem::{Problem, RATE_LIMITED};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -233,8 +233,8 @@ where
 }
 
 /// Returns how many requests the caller may still make.
-#[utoipa::path(get, path = "/v1/rate-limit", tag = "operations",
-    responses((status = 200, body = RateLimit), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/rate-limit", operation_id = "get_rate_limit", tag = "operations",
+    responses((status = 200, description = "The rate limit of the caller.", body = RateLimit)))]
 async fn standing(_: Principal, standing: Option<Extension<Standing>>) -> Json<RateLimit> {
     Json(RateLimit { rate_limit: standing.map(|Extension(standing)| standing) })
 }
@@ -259,7 +259,7 @@ async fn limit(State(limiter): State<Limiter>, request: Request, next: Next) -> 
 
 fn too_many(rate: &Rate, wait: Duration) -> Problem {
     let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests")
+    Problem::new(RATE_LIMITED)
         .detail(format!(
             "At most {} requests per second are allowed, with bursts of {}. Try again later.",
             rate.per_second, rate.burst

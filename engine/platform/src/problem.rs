@@ -22,10 +22,48 @@ pub const CONTENT_TYPE_PROBLEM: &str = "application/problem+json";
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Inner>);
 
+/// A kind of problem. Everything in it is the same at every occurrence. `/problems/<slug>` describes it to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProblemType {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The last part of the URI reference `/problems/<slug>`.
+    pub slug: &'static str,
+    /// A short summary.
+    pub title: &'static str,
+    /// What the problem is and what the client can do, in sentences.
+    pub meaning: &'static str,
+}
+
+/// Defines constants of [`ProblemType`] and their list `PROBLEM_TYPES`. The doc comment of a constant is its meaning.
+///
+/// ```
+/// platform::problem_types! {
+///     /// The cart is full. Remove an item first.
+///     CART_FULL = UNPROCESSABLE_ENTITY, "cart-full", "The cart is full";
+/// }
+/// assert_eq!((PROBLEM_TYPES.len(), CART_FULL.meaning), (1, "The cart is full. Remove an item first."));
+/// ```
+#[macro_export]
+macro_rules! problem_types {
+    ($($(#[doc = $line:literal])+ $name:ident = $status:ident, $slug:literal, $title:literal;)+) => {
+        $($(#[doc = $line])+
+        pub const $name: $crate::problem::ProblemType = $crate::problem::ProblemType {
+            status: ::axum::http::StatusCode::$status,
+            slug: $slug,
+            title: $title,
+            // A doc comment begins with a space.
+            meaning: concat!($($line),+).trim_ascii_start(),
+        };)+
+
+        /// Every problem type that this module defines.
+        pub const PROBLEM_TYPES: &[$crate::problem::ProblemType] = &[$($name),+];
+    };
+}
+
 #[derive(Clone, Debug)]
 struct Inner {
-    status: StatusCode,
-    slug: &'static str,
+    kind: ProblemType,
     body: Body,
     headers: HeaderMap,
 }
@@ -38,8 +76,10 @@ struct Body {
     #[schema(example = "/problems/not-found")]
     r#type: String,
     /// A short summary of the problem type. It is the same at every occurrence.
-    title: String,
+    #[schema(value_type = String, example = "Not found")]
+    title: &'static str,
     /// The HTTP status code.
+    #[schema(example = 404, minimum = 400, maximum = 599)]
     status: u16,
     /// What went wrong in this request, and what the client can do.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,16 +105,76 @@ struct FieldError {
     message: String,
 }
 
+problem_types! {
+    /// The process does not serve this path, or the path contains an id that cannot exist.
+    NOT_FOUND = NOT_FOUND, "not-found", "Not found";
+    /// The path exists, but not with this method. The header Allow lists the methods of the path.
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed";
+    /// The request is malformed. The detail says how to correct it.
+    BAD_REQUEST = BAD_REQUEST, "bad-request", "Bad request";
+    /// A query parameter is unknown, missing or not valid. `errors` names each; correct them.
+    INVALID_QUERY = BAD_REQUEST, "invalid-query", "The query cannot be used";
+    /// The request has a header twice that may occur once. Send it once.
+    DUPLICATE_HEADER = BAD_REQUEST, "duplicate-header", "Duplicate header";
+    /// HTTP/1.1 requires the header Host with the name of the server, and the port if it is not the default.
+    INVALID_HOST = BAD_REQUEST, "invalid-host", "Invalid Host header";
+    /// If-Match must contain versions in double quotes, as the server sends them in ETag, or an asterisk.
+    INVALID_IF_MATCH = BAD_REQUEST, "invalid-if-match", "Invalid If-Match header";
+    /// The headers of the request are too large. Send fewer or shorter headers.
+    HEADERS_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", "Headers too large";
+    /// The body is not JSON. The detail says where it stops to be JSON.
+    MALFORMED_JSON = BAD_REQUEST, "malformed-json", "Malformed JSON";
+    /// The body is JSON, but members are missing, unknown or not valid. `errors` names each by a JSON pointer.
+    INVALID_BODY = UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body";
+    /// The body ended early. Send the request again.
+    UNREADABLE_BODY = BAD_REQUEST, "unreadable-body", "Unreadable body";
+    /// The body, or the next part of it, did not arrive in time. Send the request again.
+    REQUEST_TIMEOUT = REQUEST_TIMEOUT, "request-timeout", "Request timeout";
+    /// The body is larger than the resource accepts. Send less data in each request.
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE, "body-too-large", "Body too large";
+    /// The resource does not accept this Content-Type. Send JSON as application/json, and NDJSON as
+    /// application/x-ndjson.
+    UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type";
+    /// The resource does not accept this Content-Encoding. Accept-Encoding of the answer lists those it accepts.
+    UNSUPPORTED_CONTENT_ENCODING = UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding", "Unsupported content encoding";
+    /// The sender has too many bytes in unfinished requests. Send the request again when they have completed.
+    TOO_MANY_BODIES = TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies of one sender at once";
+    /// The server is receiving too many bodies at once. Send the request again after Retry-After seconds.
+    BODY_LIMIT = SERVICE_UNAVAILABLE, "body-limit", "Too many bodies at once";
+    /// The request has no token. Send the header `Authorization: Bearer TOKEN`.
+    AUTHENTICATION_REQUIRED = UNAUTHORIZED, "authentication-required", "Authentication required";
+    /// The token is malformed, has a wrong signature, or lacks a claim. The detail says which.
+    INVALID_TOKEN = UNAUTHORIZED, "invalid-token", "Invalid token";
+    /// The token has expired. Get a new one.
+    TOKEN_EXPIRED = UNAUTHORIZED, "token-expired", "Token expired";
+    /// The token was revoked. Get a new one.
+    TOKEN_REVOKED = UNAUTHORIZED, "token-revoked", "Token revoked";
+    /// No key of the issuer has the kid of the token. Try again when the server has fetched the keys again.
+    UNKNOWN_KEY = UNAUTHORIZED, "unknown-key", "Unknown key";
+    /// The token is valid, but does not allow the operation. The detail names the role that does.
+    FORBIDDEN = FORBIDDEN, "forbidden", "Not allowed";
+    /// The sender has used up its rate of requests. Send the request again after Retry-After seconds.
+    RATE_LIMITED = TOO_MANY_REQUESTS, "rate-limited", "Too many requests";
+    /// The server has its greatest number of connections. Try again shortly, or use another server.
+    CONNECTION_LIMIT = SERVICE_UNAVAILABLE, "connection-limit", "Too many connections";
+    /// The level is not one of those that the detail lists, or the target is not valid.
+    INVALID_LOG_LEVEL = UNPROCESSABLE_ENTITY, "invalid-log-level", "Invalid log level";
+    /// The database does not answer. Send the request again after Retry-After seconds. A command that is sent again with
+    /// the same Idempotency-Key takes effect at most once.
+    STORE_UNAVAILABLE = SERVICE_UNAVAILABLE, "store-unavailable", "The database cannot be reached";
+    /// The server failed to process the request. Its logs contain the cause under the request id.
+    INTERNAL_ERROR = INTERNAL_SERVER_ERROR, "internal-error", "Internal error";
+}
+
 impl Problem {
-    /// Creates a problem of the type `/problems/<slug>`. It contains the id of the current request, if there is one.
-    pub fn new(status: StatusCode, slug: &'static str, title: &str) -> Self {
+    /// Creates a problem. It contains the id of the current request, if there is one.
+    pub fn new(kind: ProblemType) -> Self {
         Self(Box::new(Inner {
-            status,
-            slug,
+            kind,
             body: Body {
-                r#type: format!("/problems/{slug}"),
-                title: title.to_owned(),
-                status: status.as_u16(),
+                r#type: format!("/problems/{}", kind.slug),
+                title: kind.title,
+                status: kind.status.as_u16(),
                 detail: None,
                 request_id: request_id::current(),
                 errors: Vec::new(),
@@ -87,7 +187,7 @@ impl Problem {
     /// Creates the problem of an internal error. The caller must log the cause, because the response does not contain
     /// it.
     pub fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "Internal error")
+        Self::new(INTERNAL_ERROR)
             .detail("The server failed to process the request. Its logs contain the cause under the request id.")
     }
 
@@ -128,12 +228,12 @@ impl Problem {
 
     /// Returns the HTTP status.
     pub fn status(&self) -> StatusCode {
-        self.0.status
+        self.0.kind.status
     }
 
     /// Returns the last part of `type`.
     pub fn slug(&self) -> &'static str {
-        self.0.slug
+        self.0.kind.slug
     }
 }
 
@@ -153,8 +253,8 @@ fn sentence(mut text: String) -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let detail = self.0.body.detail.as_deref().unwrap_or(&self.0.body.title);
-        write!(f, "{}: {detail}", self.0.slug)
+        let detail = self.0.body.detail.as_deref().unwrap_or(self.0.kind.title);
+        write!(f, "{}: {detail}", self.0.kind.slug)
     }
 }
 
@@ -184,10 +284,10 @@ impl ToSchema for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Inner { status, body, mut headers, .. } = *self.0;
+        let Inner { kind, body, mut headers } = *self.0;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE_PROBLEM));
         let text = serde_json::to_vec(&body).expect("strings, numbers and JSON values always serialize");
-        (status, headers, text).into_response()
+        (kind.status, headers, text).into_response()
     }
 }
 
@@ -202,7 +302,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_is_serialized_with_all_its_members() {
-        let problem = Problem::new(StatusCode::CONFLICT, "price-mismatch", "Price mismatch")
+        const KIND: ProblemType =
+            ProblemType { status: StatusCode::CONFLICT, slug: "price-mismatch", title: "Price mismatch", meaning: "" };
+        let problem = Problem::new(KIND)
             .detail("the price of A is 2.55")
             .error("/items/0/unit_price", "must be \"2.55\"")
             .with("expected", "2.55")
@@ -233,7 +335,7 @@ mod tests {
 
     #[tokio::test]
     async fn members_without_a_value_are_left_out() {
-        let problem = Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found");
+        let problem = Problem::new(NOT_FOUND);
         assert_eq!(
             text(problem.into_response()).await,
             r#"{"type":"/problems/not-found","title":"Not found","status":404}"#

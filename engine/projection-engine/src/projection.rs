@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use event_store::event::RecordedEvent;
 use event_store::store::Store;
 use event_store::table::{Merge, Table, Value};
-use kernel::aggregate::{Aggregate, EventType, History};
+use kernel::aggregate::{Aggregate, EventType, History, Refusal, RefusalType};
 use kernel::upcast::Upcasters;
 
 use crate::change::{AnyChanges, Change, Changes, Decoded, Needs, Rows};
@@ -121,6 +121,8 @@ pub trait AnyAggregate: Send + Sync {
     fn history(&self) -> History;
     /// Returns [`EventType::VERSIONS`].
     fn events(&self) -> &'static [(&'static str, &'static str)];
+    /// Returns the types of the refusals of its commands.
+    fn refusals(&self) -> &'static [RefusalType];
     /// Returns [`Aggregate::UPCASTERS`].
     fn upcasters(&self) -> Upcasters;
     /// Returns why an event of this type cannot be decoded; `None` if it can.
@@ -147,6 +149,10 @@ impl<A: Aggregate> AnyAggregate for AggregateType<A> {
 
     fn events(&self) -> &'static [(&'static str, &'static str)] {
         A::Event::VERSIONS
+    }
+
+    fn refusals(&self) -> &'static [RefusalType] {
+        A::Error::TYPES
     }
 
     fn upcasters(&self) -> Upcasters {

@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::api::QueryApi;
-use crate::problems::unavailable;
+use crate::problems::{INVALID_TICKET, ORIGIN_NOT_ALLOWED, unavailable};
 use crate::tokens::token_lifetime;
 
 /// Header in which a browser states the relation between the page and the server (Fetch Metadata).
@@ -49,8 +49,8 @@ struct Ticket {
 
 /// Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
 /// process.
-#[utoipa::path(post, path = "/v1/tickets", tag = "live updates",
-    responses((status = 201, body = Ticket), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(post, path = "/v1/tickets", operation_id = "create_ticket", tag = "live updates",
+    responses((status = 201, description = "The ticket.", body = Ticket)))]
 async fn ticket(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     let ticket = URL_SAFE_NO_PAD.encode([Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat());
     let now = now_us();
@@ -93,7 +93,7 @@ async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
         {
             Ok(principal)
         }
-        _ => Err(Problem::new(StatusCode::UNAUTHORIZED, "invalid-ticket", "Invalid ticket")
+        _ => Err(Problem::new(INVALID_TICKET)
             .detail("The ticket is unknown, was already used, or has expired, or its token has expired or was revoked. Request a new ticket with POST /v1/tickets.")),
     }
 }
@@ -155,7 +155,7 @@ fn check_origin(allowed: &str, headers: &HeaderMap) -> Result<bool, Problem> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     match is_allowed(allowed, origin, host) {
         true => Ok(true),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "origin-not-allowed", "Origin not allowed").detail(format!(
+        false => Err(Problem::new(ORIGIN_NOT_ALLOWED).detail(format!(
             "Pages of {origin} may not use live updates of this server. Add the origin to the setting allowed_origins."
         ))),
     }

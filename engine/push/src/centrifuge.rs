@@ -29,7 +29,7 @@ use crate::centrifuge::connection::run;
 use crate::centrifuge::protocol::{FRAME_BYTES_MAX, configure_socket};
 use crate::connections::CloseHandle;
 use crate::metrics::Transport;
-use crate::problems::too_many_connections;
+use crate::problems::{JSON_ONLY, NOT_A_WEBSOCKET, too_many_connections};
 
 /// WebSocket subprotocol that SDKs offer for JSON.
 const JSON_PROTOCOL: &str = "centrifuge-json";
@@ -61,7 +61,7 @@ async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Respon
     let ConnectInfo(peer) =
         ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &api).await.map_err(|_| Problem::internal())?;
     let mut upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &api).await.map_err(|refusal| {
-        Problem::new(StatusCode::BAD_REQUEST, "not-a-websocket", "Not a WebSocket").detail(format!(
+        Problem::new(NOT_A_WEBSOCKET).detail(format!(
             "{}. Connect with a WebSocket, or use GET /v1/live for server-sent events.",
             refusal.body_text()
         ))
@@ -74,7 +74,7 @@ async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Respon
     } else if let Some(bearer) = bearer_protocol(&parts.headers) {
         upgrade = upgrade.protocols([bearer.to_owned()]);
     } else if offers.contains(&PROTOBUF_PROTOCOL) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "json-only", "JSON only").detail(
+        return Err(Problem::new(JSON_ONLY).detail(
             "The server does not support the Protobuf form of the Centrifuge protocol. Use the JSON client of the SDK.",
         ));
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use event_store::error::Error;
 use platform::problem::Problem;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::api::QueryApi;
-use crate::problems::{invalid, unavailable};
+use crate::problems::{PROJECTION_BEHIND, invalid, unavailable};
 
 /// Response header with the position of the read model that the response was computed from.
 pub const DOCKET_POSITION: HeaderName = HeaderName::from_static("docket-position");
@@ -93,7 +93,7 @@ fn reached(what: &str, position: i64, wanted: i64) -> Result<i64, Problem> {
     if position >= wanted {
         return Ok(position);
     }
-    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
+    Err(Problem::new(PROJECTION_BEHIND)
         .detail(format!("The position of {what} is {position}, but the query requires {wanted}. Try again."))
         .with("position", position)
         .with("min_position", wanted)

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::HeaderName;
 use platform::auth::{Principal, forbidden};
 use platform::problem::Problem;
 use serde::Serialize;
@@ -26,7 +26,9 @@ use crate::cursor::{Cursor, Received};
 use crate::frames::EventText;
 use crate::merge::Merged;
 use crate::metrics::{METRICS, Transport};
-use crate::problems::{invalid, not_found, revoked, too_many_connections, unavailable};
+use crate::problems::{
+    CHANNEL_NOT_FOUND, PROJECTION_BEHIND, TOO_MUCH_AT_ONCE, invalid, revoked, too_many_connections, unavailable,
+};
 use crate::publication::Group;
 use crate::queue::queue;
 use crate::session::{Opened, Session, Start, open};
@@ -216,23 +218,19 @@ fn refuse(api: &QueryApi, name: &str, refused: SubscribeError) -> Problem {
                 no_such_channel(format!("There is no channel {name}. The channels are {}.", names.join(", ")))
             }
         },
-        SubscribeError::Behind => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
-                .detail(format!("The read model behind {name} is being rebuilt. Try again shortly."))
-                .retry_after(1)
-        }
-        SubscribeError::TooMuch => {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "too-much-at-once", "The initial data is too large").detail(
-                "The snapshots of one request's channels can have at most 1 MiB together. Open fewer channels at once.",
-            )
-        }
+        SubscribeError::Behind => Problem::new(PROJECTION_BEHIND)
+            .detail(format!("The read model behind {name} is being rebuilt. Try again shortly."))
+            .retry_after(1),
+        SubscribeError::TooMuch => Problem::new(TOO_MUCH_AT_ONCE).detail(
+            "The snapshots of one request's channels can have at most 1 MiB together. Open fewer channels at once.",
+        ),
         SubscribeError::Unavailable(error) => unavailable(error),
         SubscribeError::Panicked => Problem::internal(),
     }
 }
 
 fn no_such_channel(detail: String) -> Problem {
-    not_found("channel-not-found", "There is no such channel").detail(detail)
+    Problem::new(CHANNEL_NOT_FOUND).detail(detail)
 }
 
 /// The first messages to a client, in order.

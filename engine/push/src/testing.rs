@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use event_store::event::RecordedEvent;
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::upcast::Upcaster;
 use projection_engine::registry::CORE;
 use projection_engine::state::Versioned;
@@ -62,20 +62,19 @@ impl CommandType for Command {
 pub(crate) struct Refused;
 
 impl Refusal for Refused {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "refused",
+        class: RefusalClass::Rule,
+        title: "Refused",
+        meaning: "The aggregate refuses every command.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
 
-    fn slug(&self) -> &'static str {
-        "refused"
-    }
-
-    fn class(&self) -> RefusalClass {
-        RefusalClass::Rule
-    }
-
-    fn title(&self) -> &'static str {
-        "Refused"
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }
 

@@ -1,7 +1,7 @@
 //! An aggregate that adds numbers.
 
 use event_store::event::NewEvent;
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::upcast::Upcaster;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,20 +56,19 @@ impl CommandType for Add {
 pub struct Negative;
 
 impl Refusal for Negative {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "negative",
+        class: RefusalClass::Rule,
+        title: "Negative sum",
+        meaning: "The sum would be negative.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
 
-    fn slug(&self) -> &'static str {
-        "negative"
-    }
-
-    fn class(&self) -> RefusalClass {
-        RefusalClass::Rule
-    }
-
-    fn title(&self) -> &'static str {
-        "Negative sum"
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }
 

@@ -1,6 +1,6 @@
 //! The points account of a customer. Points are kept in lots, one per order; the oldest lot is spent first.
 
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::upcast::Upcaster;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -139,31 +139,37 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+const NOT_FOUND: RefusalType = RefusalType {
+    slug: "account-not-found",
+    class: RefusalClass::NotFound,
+    title: "There is no such account",
+    meaning: "The customer has never got points, or you may not see the account.",
+};
+const TOO_FEW_POINTS: RefusalType = RefusalType {
+    slug: "too-few-points",
+    class: RefusalClass::Rule,
+    title: "Too few points",
+    meaning: "The account has fewer points than the redemption spends. Redeem fewer.",
+};
+const NO_POINTS: RefusalType = RefusalType {
+    slug: "no-points",
+    class: RefusalClass::Rule,
+    title: "There is nothing to redeem",
+    meaning: "A redemption must be at least one point.",
+};
+
 impl Refusal for Refused {
+    const TYPES: &'static [RefusalType] = &[NOT_FOUND, TOO_FEW_POINTS, NO_POINTS];
+
     fn not_found() -> Self {
         Self::NotFound
     }
 
-    fn slug(&self) -> &'static str {
+    fn refusal_type(&self) -> &'static RefusalType {
         match self {
-            Self::NotFound => "account-not-found",
-            Self::TooFewPoints { .. } => "too-few-points",
-            Self::NoPoints => "no-points",
-        }
-    }
-
-    fn class(&self) -> RefusalClass {
-        match self {
-            Self::NotFound => RefusalClass::NotFound,
-            Self::TooFewPoints { .. } | Self::NoPoints => RefusalClass::Rule,
-        }
-    }
-
-    fn title(&self) -> &'static str {
-        match self {
-            Self::NotFound => "There is no such account",
-            Self::TooFewPoints { .. } => "Too few points",
-            Self::NoPoints => "There is nothing to redeem",
+            Self::NotFound => &NOT_FOUND,
+            Self::TooFewPoints { .. } => &TOO_FEW_POINTS,
+            Self::NoPoints => &NO_POINTS,
         }
     }
 }

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use command_engine::api::CommandApi;
 use command_engine::outcome::Resource;
+use command_engine::problems::refused;
 use command_engine::reactions::reactor::payload;
 use command_engine::request::CommandRequest;
 use compact_str::format_compact;
@@ -20,7 +21,6 @@ use platform::problem::Problem;
 use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::cache::ResponseCache;
 use push::consistency::{Freshness, with_position_header};
-use push::problems::not_found;
 use push::publication::Interest;
 use push::publisher::Publisher;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::account::{Account, Command};
+use crate::account::{Account, Command, Refused};
 use crate::read_model::{ACCOUNTS, AccountView, find};
 
 static RESOURCE: Resource = Resource { id_field: "customer_id", path: "/v1/points/" };
@@ -52,8 +52,9 @@ struct Redemption {
 }
 
 /// Spends points of a customer's account.
-#[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", tag = "commands", request_body = Redemption,
-    params(("customer_id" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/points/{customer_id}/redemptions", operation_id = "redeem_points", tag = "commands", request_body = Redemption,
+    params(("customer_id" = String, Path)), responses((status = 200, description = "The points are spent.")),
+    extensions(("x-problems" = json!(["account-not-found", "too-few-points", "no-points", "points-account-busy"]))))]
 async fn redeem(
     State(api): State<CommandApi>,
     Path(customer_id): Path<String>,
@@ -67,8 +68,9 @@ async fn redeem(
 static ANSWERS: LazyLock<ResponseCache> = LazyLock::new(|| ResponseCache::new(4 << 20, Duration::from_secs(60)));
 
 /// Returns the points of a customer.
-#[utoipa::path(get, path = "/v1/points/{customer_id}", tag = "queries", params(("customer_id" = String, Path), Freshness),
-    responses((status = 200, body = AccountView)))]
+#[utoipa::path(get, path = "/v1/points/{customer_id}", operation_id = "get_points", tag = "queries", params(("customer_id" = String, Path), Freshness),
+    responses((status = 200, description = "The account.", body = AccountView)),
+    extensions(("x-problems" = json!(["account-not-found"]))))]
 async fn show(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -80,7 +82,7 @@ async fn show(
         let find = || find(api.store.db(), &customer_id);
         let (position, found) = api.read_at(ACCOUNTS.name, min_position, wait_ms, find).await?;
         let own = found.filter(|account| principal.can_access_customer(&account.customer_id));
-        let account = own.ok_or_else(|| not_found("account-not-found", "There is no such account"))?;
+        let account = own.ok_or_else(|| refused(&Refused::NotFound))?;
         Ok(with_position_header(position, axum::Json(account).into_response()))
     };
     ANSWERS.answer(&api, &principal, &url, ACCOUNTS.name, query).await

@@ -9,6 +9,7 @@ use event_store::error::Error;
 use event_store::table::{Merge, Table, Value, int, text};
 use serde::{Deserialize, Serialize};
 
+use crate::orders::view::OrderStatus;
 use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
 use projection_engine::state::{Versioned, rfc3339};
@@ -88,7 +89,8 @@ pub struct OrderSummary {
     pub order_id: String,
     /// Id of the customer who owns the order.
     pub customer_id: String,
-    /// Status: `draft`, `confirmed` or `cancelled`.
+    /// Status of the order.
+    #[schema(value_type = OrderStatus)]
     pub status: String,
     /// Currency, as an ISO 4217 code.
     pub currency: String,

@@ -6,30 +6,16 @@ use projection_engine::state::{Versioned, rfc3339};
 use serde::ser::SerializeSeq;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 /// Serializes an order as the JSON that `GET /v1/orders/{id}` returns.
 pub struct OrderView<'a>(pub &'a Versioned<Order>);
 
 impl Serialize for OrderView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct View<'a> {
-            order_id: &'a str,
-            customer_id: &'a str,
-            status: Status,
-            currency: Currency,
-            total: String,
-            quantity: i64,
-            lines: Lines<'a>,
-            attributes: &'a domain::values::Attributes,
-            placed_at: String,
-            updated_at: String,
-            version: i64,
-            position: i64,
-        }
         let Self(versioned) = self;
         let order = &versioned.state;
-        View {
+        OrderJson {
             order_id: &versioned.id,
             customer_id: order.owner(),
             status: order.status,
@@ -47,22 +33,77 @@ impl Serialize for OrderView<'_> {
     }
 }
 
+/// An order with its lines.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Order)]
+pub struct OrderJson<'a> {
+    /// Id of the order.
+    order_id: &'a str,
+    /// Id of the customer who owns the order.
+    customer_id: &'a str,
+    /// Status of the order.
+    #[schema(value_type = OrderStatus)]
+    status: Status,
+    /// Currency of all prices, as an ISO 4217 code.
+    #[schema(value_type = String)]
+    currency: Currency,
+    /// Total as a decimal string in the major unit.
+    total: String,
+    /// Sum of the quantities of all lines.
+    quantity: i64,
+    /// The lines, in the order in which they were added.
+    #[schema(value_type = Vec<LineJson>)]
+    lines: Lines<'a>,
+    /// Free labels by name.
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    attributes: &'a domain::values::Attributes,
+    /// Time at which the order was created, in RFC 3339.
+    placed_at: String,
+    /// Time of the last change, in RFC 3339.
+    updated_at: String,
+    /// Version of the order. Send it in If-Match to change exactly this version.
+    version: i64,
+    /// Position of the order's last event in the log.
+    position: i64,
+}
+
+/// The status of an order.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum OrderStatus {
+    /// The order can be changed.
+    Draft,
+    /// The order counts as a sale and cannot be changed.
+    Confirmed,
+    /// The order cannot be changed.
+    Cancelled,
+}
+
+/// A line of an order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Line)]
+struct LineJson<'a> {
+    /// Id of the product.
+    sku: &'a str,
+    /// Display name of the product.
+    name: Option<&'a str>,
+    /// Category of the product.
+    category: Option<&'a str>,
+    /// Pieces.
+    quantity: u32,
+    /// Price of one piece, a decimal string in the currency of the order.
+    unit_price: String,
+    /// Price of all pieces, a decimal string in the currency of the order.
+    line_total: String,
+}
+
 struct Lines<'a>(&'a [Line], Currency);
 
 impl Serialize for Lines<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct LineView<'a> {
-            sku: &'a str,
-            name: Option<&'a str>,
-            category: Option<&'a str>,
-            quantity: u32,
-            unit_price: String,
-            line_total: String,
-        }
         let mut lines = serializer.serialize_seq(Some(self.0.len()))?;
         for line in self.0 {
-            lines.serialize_element(&LineView {
+            lines.serialize_element(&LineJson {
                 sku: line.sku.as_str(),
                 name: line.name.as_ref().map(|name| name.as_str()),
                 category: line.category.as_ref().map(|category| category.as_str()),

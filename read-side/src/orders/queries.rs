@@ -1,5 +1,6 @@
 //! Order queries: the list of orders, one order (now, or as of a version or time), and an order's history.
 
+use crate::problems::{ORDER_NOT_FOUND, VERSION_NOT_FOUND};
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, ETAG};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -18,7 +19,7 @@ use projection_engine::registry::CORE;
 use projection_engine::state::{Versioned, occurred_at, rfc3339};
 use projections::orders::details as order_details;
 use projections::orders::summaries::{self as order_summaries, Cursor, OrderSummary, Sort};
-use projections::orders::view::{OrderView, payload_view};
+use projections::orders::view::{OrderJson, OrderStatus, OrderView, payload_view};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -27,7 +28,7 @@ use utoipa_axum::routes;
 
 use push::api::QueryApi;
 use push::consistency::with_position_header;
-use push::problems::{invalid, not_found, unavailable};
+use push::problems::{invalid, unavailable};
 
 /// Events that are read from the log at once.
 const EVENTS_PAGE: i64 = 1_000;
@@ -42,7 +43,8 @@ pub fn router() -> OpenApiRouter<QueryApi> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// Only orders with this status: `draft`, `confirmed` or `cancelled`.
+    /// Only orders with this status.
+    #[param(value_type = Option<OrderStatus>, inline)]
     status: Option<String>,
     /// Only orders of this customer. Customers see only their own orders in any case.
     customer_id: Option<String>,
@@ -81,8 +83,8 @@ struct Page {
 }
 
 /// Lists orders.
-#[utoipa::path(get, path = "/v1/orders", tag = "queries", params(ListQuery),
-    responses((status = 200, body = Page), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders", operation_id = "list_orders", tag = "queries", params(ListQuery),
+    responses((status = 200, description = "A page of orders.", body = Page)))]
 async fn list(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -182,14 +184,14 @@ pub struct OrderQuery {
 }
 
 fn no_such_order() -> Problem {
-    not_found("order-not-found", "There is no such order").detail("The order does not exist, or you may not see it.")
+    Problem::new(ORDER_NOT_FOUND).detail("The order does not exist, or you may not see it.")
 }
 
 /// Returns an order with its lines: the current state, or the state as of a version or time.
-#[utoipa::path(get, path = "/v1/orders/{id}", tag = "queries",
-    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that the client already has, or *")),
-    responses((status = 200, description = "The order with its lines"), (status = 304, description = "If-None-Match contains the current version"),
-              (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders/{id}", operation_id = "get_order", tag = "queries",
+    params(("id" = String, Path), OrderQuery, ("If-None-Match" = Option<String>, Header, description = "ETags that the client already has, or an asterisk.")),
+    responses((status = 200, description = "The order with its lines.", body = OrderJson, headers(("ETag" = String, description = "The version of the order, in double quotes."))), (status = 304, description = "If-None-Match contains the current version.")),
+    extensions(("x-problems" = json!(["order-not-found", "version-not-found"]))))]
 async fn order(
     State(api): State<QueryApi>,
     principal: Principal,
@@ -251,8 +253,9 @@ async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &st
         return Err(no_such_order());
     }
     if to != i64::MAX && order.version < to {
-        return Err(not_found("version-not-found", "The order has no such version")
-            .detail(format!("The current version of the order is {}.", order.version)));
+        return Err(
+            Problem::new(VERSION_NOT_FOUND).detail(format!("The current version of the order is {}.", order.version))
+        );
     }
     let json = serde_json::to_string(&OrderView(&order)).map_err(|e| unreadable(e.to_string()))?;
     Ok((json, order.version))
@@ -298,8 +301,9 @@ struct History {
 }
 
 /// Lists the events of an order, oldest first.
-#[utoipa::path(get, path = "/v1/orders/{id}/events", tag = "queries", params(("id" = String, Path), HistoryQuery),
-    responses((status = 200, body = History), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/orders/{id}/events", operation_id = "list_order_events", tag = "queries", params(("id" = String, Path), HistoryQuery),
+    responses((status = 200, description = "A page of the order's events, oldest first.", body = History)),
+    extensions(("x-problems" = json!(["order-not-found"]))))]
 async fn history(
     State(api): State<QueryApi>,
     principal: Principal,

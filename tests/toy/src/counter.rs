@@ -11,6 +11,7 @@ use command_engine::api::CommandApi;
 use command_engine::bulk::envelope::field;
 use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
+use command_engine::problems::refused;
 use command_engine::request::CommandRequest;
 use compact_str::format_compact;
 use event_store::db::Read;
@@ -27,7 +28,6 @@ use projection_engine::change::{Change, Rows};
 use projection_engine::projection::{Fold, Projection};
 use push::api::{ChangedStream, Channel, DeniedAnswer, QueryApi};
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use push::publication::Interest;
 use push::publisher::Publisher;
 use schemars::JsonSchema;
@@ -245,7 +245,8 @@ struct Count {
 }
 
 /// Creates a counter that belongs to the caller.
-#[utoipa::path(post, path = "/v1/counters", tag = "commands", request_body = Create, responses((status = 201)))]
+#[utoipa::path(post, path = "/v1/counters", operation_id = "create_counter", tag = "commands", request_body = Create, responses((status = 201, description = "The counter is created.")),
+    extensions(("x-problems" = json!(["counter-exists"]))))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<Create>) -> Result<Response, Problem> {
     let (request, body) = request.take();
     let command = Command::Create { owner: request.principal.subject.clone() };
@@ -253,8 +254,9 @@ async fn create(State(api): State<CommandApi>, request: CommandRequest<Create>) 
 }
 
 /// Adds to a counter.
-#[utoipa::path(post, path = "/v1/counters/{id}/count", tag = "commands", request_body = Count,
-    params(("id" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/counters/{id}/count", operation_id = "count", tag = "commands", request_body = Count,
+    params(("id" = String, Path)), responses((status = 200, description = "The counter is changed.")),
+    extensions(("x-problems" = json!(["counter-not-found"]))))]
 async fn count(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -341,12 +343,13 @@ struct CounterView {
 }
 
 /// Returns a counter of the caller.
-#[utoipa::path(get, path = "/v1/counters/{id}", tag = "queries", params(("id" = String, Path)),
-    responses((status = 200, body = CounterView)))]
+#[utoipa::path(get, path = "/v1/counters/{id}", operation_id = "get_counter", tag = "queries", params(("id" = String, Path)),
+    responses((status = 200, description = "The counter.", body = CounterView)),
+    extensions(("x-problems" = json!(["counter-not-found"]))))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
     let find = || find(api.store.db(), &id);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
     let own = found.filter(|counter| principal.can_access_customer(&counter.owner));
-    let counter = own.ok_or_else(|| not_found("counter-not-found", "There is no such counter"))?;
+    let counter = own.ok_or_else(|| refused(&Refused::NotFound))?;
     Ok(with_position_header(position, axum::Json(counter).into_response()))
 }

@@ -32,6 +32,7 @@ fn toy() -> Module {
         queries: Some(|| counter::queries().merge(meter::queries())),
         channels: vec![counter::channel()],
         publishers: vec![&counter::PUBLISHER],
+        problems: vec![meter::PROBLEM_TYPES],
         settings: vec![Setting {
             name: "toy_panics",
             default: "true",

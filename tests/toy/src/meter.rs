@@ -15,7 +15,6 @@ use projection_engine::change::{Decoded, Rows};
 use projection_engine::projection::{Fold, Projection};
 use push::api::QueryApi;
 use push::consistency::with_position_header;
-use push::problems::not_found;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,6 +22,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::refusal::Refused;
+
+platform::problem_types! {
+    /// The meter does not exist, or you may not see it.
+    METER_NOT_FOUND = NOT_FOUND, "meter-not-found", "There is no such meter";
+}
 
 /// Events of a meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -127,8 +131,9 @@ struct Reading {
 }
 
 /// Records a reading of a meter.
-#[utoipa::path(post, path = "/v1/meters/{id}/readings", tag = "commands", request_body = Reading,
-    params(("id" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/meters/{id}/readings", operation_id = "add_reading", tag = "commands", request_body = Reading,
+    params(("id" = String, Path)), responses((status = 200, description = "The reading is recorded.")),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn read(
     State(api): State<CommandApi>,
     Path(id): Path<String>,
@@ -156,13 +161,14 @@ struct MeterView {
 }
 
 /// Returns a meter, for staff only.
-#[utoipa::path(get, path = "/v1/meters/{id}", tag = "queries", params(("id" = String, Path)),
-    responses((status = 200, body = MeterView)))]
+#[utoipa::path(get, path = "/v1/meters/{id}", operation_id = "get_meter", tag = "queries", params(("id" = String, Path)),
+    responses((status = 200, description = "The meter.", body = MeterView)),
+    extensions(("x-problems" = json!(["meter-not-found", "forbidden"]))))]
 async fn show(State(api): State<QueryApi>, principal: Principal, Path(id): Path<String>) -> Result<Response, Problem> {
     principal.staff_only()?;
     let sql = "select meter_id, value, readings from toy_meters where meter_id = $1";
     let find = || api.store.db().fetch_all::<MeterView>(sql, vec![id.as_str().into()]);
     let (position, found) = api.read_at(PROJECTION.name, None, None, find).await?;
-    let meter = found.into_iter().next().ok_or_else(|| not_found("meter-not-found", "There is no such meter"))?;
+    let meter = found.into_iter().next().ok_or_else(|| Problem::new(METER_NOT_FOUND))?;
     Ok(with_position_header(position, axum::Json(meter).into_response()))
 }

@@ -1,5 +1,6 @@
 //! Limits of what requests to `POST /v1/commands` may hold: for each principal, and for all principals together.
 
+use crate::problems::{BULK_LIMIT, TOO_MANY_BULK_REQUESTS};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -7,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use platform::problem::Problem;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -105,14 +105,14 @@ impl Budget {
             ))
         });
         let of_principal = principal.requests.clone().try_acquire_owned().map_err(|_| {
-            too_many(StatusCode::TOO_MANY_REQUESTS, "too-many-bulk-requests").detail(format!(
+            Problem::new(TOO_MANY_BULK_REQUESTS).retry_after(1).detail(format!(
                 "You have {} requests to /v1/commands in progress, which is the maximum. Try again when one of them \
                  has ended, or send more commands in each request.",
                 settings.bulk_requests_per_principal_max
             ))
         })?;
         let of_all = self.all.requests.clone().try_acquire_owned().map_err(|_| {
-            too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit").detail(
+            Problem::new(BULK_LIMIT).retry_after(1).detail(
                 "This process has its maximum number of requests to /v1/commands in progress. Try again shortly.",
             )
         })?;
@@ -124,10 +124,6 @@ impl Budget {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Share>>> {
         self.principals.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-}
-
-fn too_many(status: StatusCode, slug: &'static str) -> Problem {
-    Problem::new(status, slug, "Too many requests to /v1/commands").retry_after(1)
 }
 
 impl Drop for BulkSlot {
@@ -152,7 +148,7 @@ impl BulkSlot {
         let of_principal = self.principal.bytes.clone().acquire_many_owned(bytes).await.expect("an open semaphore");
         let of_all = self.budget.all.bytes.clone().acquire_many_owned(bytes);
         let of_all = tokio::time::timeout(SHARED_WITHIN, of_all).await.map_err(|_| {
-            too_many(StatusCode::SERVICE_UNAVAILABLE, "bulk-limit").detail(
+            Problem::new(BULK_LIMIT).retry_after(1).detail(
                 "This process holds its maximum of command bytes. This line and the lines after it were not read. Send \
                  them again shortly.",
             )

@@ -2,12 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use axum::http::StatusCode;
 use jiff::Timestamp;
 use platform::auth::Principal;
 use platform::body;
 use platform::conditional::Versions;
-use platform::problem::Problem;
+use platform::problem::{FORBIDDEN, INVALID_BODY, Problem, TOKEN_EXPIRED};
 use serde_json::{Map, Value};
 
 use crate::bulk::lines::{BulkLines, Line};
@@ -51,7 +50,7 @@ pub(crate) fn envelope(
             Some(_) => return Err(field("/id", "Must be a string or a whole number.")),
         };
         if principal.expires_at < Timestamp::now().as_second() {
-            return Err(Problem::new(StatusCode::UNAUTHORIZED, "token-expired", "The token has expired")
+            return Err(Problem::new(TOKEN_EXPIRED)
                 .detail("The token expired while commands were read. Send the remaining lines with a new token."));
         }
         let occurred_at = occurred_at(&mut fields, principal)?;
@@ -95,7 +94,7 @@ fn is_history(fields: &mut Map<String, Value>, principal: &Principal) -> Result<
     match fields.remove("history") {
         None | Some(Value::Null | Value::Bool(false)) => Ok(false),
         Some(Value::Bool(true)) if principal.is_staff() => Ok(true),
-        Some(Value::Bool(true)) => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+        Some(Value::Bool(true)) => Err(Problem::new(FORBIDDEN)
             .detail("Only staff may mark a command as history.")
             .error("/history", "Only staff may set this member.")),
         Some(_) => Err(field("/history", "Must be true or false.")),
@@ -105,7 +104,7 @@ fn is_history(fields: &mut Map<String, Value>, principal: &Principal) -> Result<
 fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result<Option<Timestamp>, Problem> {
     match fields.remove("occurred_at") {
         None | Some(Value::Null) => Ok(None),
-        Some(_) if !principal.is_staff() => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed")
+        Some(_) if !principal.is_staff() => Err(Problem::new(FORBIDDEN)
             .detail("Only staff may set the time at which a command happened.")
             .error("/occurred_at", "Only staff may set this member.")),
         Some(at) => at
@@ -122,7 +121,7 @@ fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result
 /// Returns 422 (`invalid-body`) for a wrong member of a line. `pointer` is its JSON pointer; `message` says what is
 /// allowed.
 pub fn field(pointer: &str, message: &str) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-body", "The line is not valid")
+    Problem::new(INVALID_BODY)
         .detail(format!("Member {}: {message}", pointer.trim_start_matches('/')))
         .error(pointer, message)
 }

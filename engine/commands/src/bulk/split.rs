@@ -1,10 +1,10 @@
 //! Splits a request body into lines.
 
+use crate::problems::LINE_TOO_LONG;
 use axum::body::Bytes;
-use axum::http::StatusCode;
 use bytes::BytesMut;
 use futures::{Stream, StreamExt};
-use platform::problem::Problem;
+use platform::problem::{Problem, UNREADABLE_BODY};
 
 /// The largest length of a line, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
@@ -68,14 +68,14 @@ pub(crate) fn split_lines(
 
 fn cut_off() -> Box<Problem> {
     Box::new(
-        Problem::new(StatusCode::BAD_REQUEST, "unreadable-body", "Unreadable body")
+        Problem::new(UNREADABLE_BODY)
             .detail("The body ended early. This line and the lines after it were not read. Send them again."),
     )
 }
 
 fn too_long() -> Box<Problem> {
     Box::new(
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "line-too-long", "The line is too long")
+        Problem::new(LINE_TOO_LONG)
             .detail(format!("A line can have at most {LINE_BYTES_MAX} bytes. Send a shorter line.")),
     )
 }

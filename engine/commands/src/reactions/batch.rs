@@ -18,7 +18,7 @@ use platform::auth::{Principal, Role};
 use uuid::Uuid;
 
 use crate::decider::{Decider, EventMetadata};
-use crate::reactions::process::DEADLINE_NOT_ENDED;
+use crate::problems::DEADLINE_NOT_ENDED;
 use crate::reactions::reactor::{Acts, Cause, Input, Outcome, Reactor};
 use crate::reactions::scope::Scope;
 use crate::repositories::AnyLoaded;
@@ -235,7 +235,7 @@ async fn react(
             tracing::warn!(reactor = reactor.name(), %stream, detail, "A command of the reactor was refused.");
         }
         // A deadline that was not ended is a fault of the process, so the process is not called with it as a refusal.
-        let is_fault = refused.iter().any(|refused| refused.slug == DEADLINE_NOT_ENDED);
+        let is_fault = refused.iter().any(|refused| refused.slug == DEADLINE_NOT_ENDED.slug);
         if is_fault || !reactor.handles_refusals() || !input.refused.is_empty() || item.external_outcome.is_some() {
             let refusals = refused.iter().map(|refused| format!("{}: {}", refused.stream, refused.detail));
             let reason = refusals.collect::<Vec<_>>().join("; ");

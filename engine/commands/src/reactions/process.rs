@@ -1,8 +1,8 @@
 //! Runs a process manager as a reactor.
 
+use crate::problems::{DEADLINE_NOT_ENDED, INVALID_ID};
 use std::sync::Arc;
 
-use axum::http::StatusCode;
 use compact_str::CompactString;
 use event_store::aggregates::Loaded;
 use event_store::append::{Deadline, DeadlineChanges, DeadlineKey};
@@ -21,9 +21,6 @@ use crate::reactions::reactor::{Cause, Input, Outcome, Reactor, Subscription};
 use crate::reactions::scope::Scope;
 use crate::repositories::{AnyLoaded, Memory, Repositories};
 use crate::step::{AnyStep, encode, evolved};
-
-/// Slug of the failure of a deadline that no event of its process ended.
-pub(super) const DEADLINE_NOT_ENDED: &str = "deadline-not-ended";
 
 /// Runs a process manager as a reactor. Its inputs are events, refusals of its commands, and its deadlines.
 pub struct ProcessManager<P: Process> {
@@ -199,20 +196,20 @@ impl<P: Process> AnyStep for OwnEvents<P> {
     }
 
     fn decide(&mut self, _: &Principal) -> Result<(), Problem> {
-        let refused =
-            |slug, why: String| Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, slug, &why).detail(why.clone()));
         if self.loaded.version == 0 && !self.events.is_empty() && !is_id(&self.id) {
-            return refused("invalid-id", format!("id `{}` is not valid for a {}", self.id, P::TYPE));
+            return Err(Problem::new(INVALID_ID).detail(format!(
+                "The id `{}` is not valid for a {}.",
+                self.id,
+                P::TYPE
+            )));
         }
         let (_, after) = self.deadlines_around();
         let is_set =
             |due: &Deadline| after.iter().any(|set| set.name == *due.key.name && set.at.as_microsecond() == due.due_at);
         if let Some(due) = self.due.as_ref().filter(|due| is_set(due)) {
             let name = &due.key.name;
-            return refused(
-                DEADLINE_NOT_ENDED,
-                format!("the deadline {name} was reached, and no event of the process ended it"),
-            );
+            return Err(Problem::new(DEADLINE_NOT_ENDED)
+                .detail(format!("The deadline {name} was reached, and no event of the process ended it.")));
         }
         Ok(())
     }

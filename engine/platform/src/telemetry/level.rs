@@ -1,7 +1,6 @@
 //! Routes to read and change the log level at run time, for admins.
 
 use axum::extract::FromRef;
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -9,7 +8,7 @@ use utoipa_axum::routes;
 
 use crate::auth::{Authenticator, Principal};
 use crate::body::Json;
-use crate::problem::Problem;
+use crate::problem::{INVALID_LOG_LEVEL, Problem};
 use crate::telemetry;
 
 /// Log level and filter of a process.
@@ -33,8 +32,9 @@ where
 }
 
 /// Returns the log level and filter of this process.
-#[utoipa::path(get, path = "/v1/admin/log-level", tag = "operations",
-    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/admin/log-level", operation_id = "get_log_level", tag = "operations",
+    responses((status = 200, description = "The level and filter of this process.", body = LogLevel)),
+    extensions(("x-problems" = json!(["forbidden"]))))]
 async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
     principal.admin_only()?;
     let (level, filter) = telemetry::level().unwrap_or_default();
@@ -43,15 +43,14 @@ async fn read(principal: Principal) -> Result<axum::Json<LogLevel>, Problem> {
 
 /// Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
 /// process. It does not affect other processes.
-#[utoipa::path(put, path = "/v1/admin/log-level", tag = "operations", request_body = LogLevel,
-    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(put, path = "/v1/admin/log-level", operation_id = "set_log_level", tag = "operations", request_body = LogLevel,
+    responses((status = 200, description = "The new level and filter.", body = LogLevel)),
+    extensions(("x-problems" = json!(["forbidden", "invalid-log-level"]))))]
 async fn change(principal: Principal, Json(wanted): Json<LogLevel>) -> Result<axum::Json<LogLevel>, Problem> {
     principal.admin_only()?;
     telemetry::set_level(&wanted.level, &wanted.filter).map_err(|error| {
         let pointer = if matches!(error, telemetry::Error::Filter { .. }) { "/filter" } else { "/level" };
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-log-level", "Invalid log level")
-            .detail(error.to_string())
-            .error(pointer, error.to_string())
+        Problem::new(INVALID_LOG_LEVEL).detail(error.to_string()).error(pointer, error.to_string())
     })?;
     Ok(axum::Json(wanted))
 }

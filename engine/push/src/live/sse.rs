@@ -58,9 +58,9 @@ struct LiveQuery {
 /// Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
 /// `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
 /// be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
-#[utoipa::path(get, path = "/v1/live", tag = "live updates", params(LiveQuery),
-    responses((status = 200, body = String, content_type = "text/event-stream"),
-        (status = "4XX", body = Problem, content_type = "application/problem+json")))]
+#[utoipa::path(get, path = "/v1/live", operation_id = "stream_changes", tag = "live updates", params(LiveQuery),
+    responses((status = 200, description = "Server-sent events until the client disconnects.", body = String, content_type = "text/event-stream")),
+    extensions(("x-problems" = json!(["channel-not-found", "forbidden", "invalid-ticket", "origin-not-allowed", "too-many-connections", "projection-behind", "too-much-at-once"]))))]
 async fn live(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {
     let accepts = request.headers().get(ACCEPT).and_then(|accepts| accepts.to_str().ok());
     let is_event_source = accepts.is_some_and(|accepts| accepts.contains("text/event-stream"));

@@ -9,7 +9,7 @@ use event_store::reactions::StartFrom;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::SignedDuration;
-use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass};
+use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
 use kernel::process::{Correlation, Due, Output, Process, Trigger};
 use kernel::upcast::Upcaster;
 use platform::auth::{Principal, Role};
@@ -66,17 +66,19 @@ impl std::fmt::Display for Full {
 impl std::error::Error for Full {}
 
 impl Refusal for Full {
+    const TYPES: &'static [RefusalType] = &[RefusalType {
+        slug: "full",
+        class: RefusalClass::Rule,
+        title: "The tally is full",
+        meaning: "The tally has its greatest value.",
+    }];
+
     fn not_found() -> Self {
         Self
     }
-    fn slug(&self) -> &'static str {
-        "full"
-    }
-    fn class(&self) -> RefusalClass {
-        RefusalClass::Rule
-    }
-    fn title(&self) -> &'static str {
-        "The tally is full"
+
+    fn refusal_type(&self) -> &'static RefusalType {
+        &Self::TYPES[0]
     }
 }
 

@@ -11,10 +11,16 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists orders. */
+        /**
+         * Lists orders
+         * @description Lists orders.
+         */
         get: operations["list_orders"];
         put?: never;
-        /** Creates an order, optionally with its first items. */
+        /**
+         * Creates an order, optionally with its first items
+         * @description Creates an order, optionally with its first items.
+         */
         post: operations["create_order"];
         delete?: never;
         options?: never;
@@ -31,7 +37,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line. */
+        /**
+         * Adds an item
+         * @description Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line.
+         */
         post: operations["add_item"];
         delete?: never;
         options?: never;
@@ -47,10 +56,16 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        /** Sets the quantity of a line. */
+        /**
+         * Sets the quantity of a line
+         * @description Sets the quantity of a line.
+         */
         put: operations["change_item"];
         post?: never;
-        /** Removes a line. */
+        /**
+         * Removes a line
+         * @description Removes a line.
+         */
         delete: operations["remove_item"];
         options?: never;
         head?: never;
@@ -66,7 +81,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Confirms a draft that has at least one line. A confirmed order cannot be changed. */
+        /**
+         * Confirms a draft that has at least one line
+         * @description Confirms a draft that has at least one line. A confirmed order cannot be changed.
+         */
         post: operations["confirm_order"];
         delete?: never;
         options?: never;
@@ -83,7 +101,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Cancels a draft. A cancelled order cannot be changed. */
+        /**
+         * Cancels a draft
+         * @description Cancels a draft. A cancelled order cannot be changed.
+         */
         post: operations["cancel_order"];
         delete?: never;
         options?: never;
@@ -101,10 +122,12 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Executes many commands in one request, one JSON object per line. `type` names the command. The other members are the
+         * Executes many commands in one request, one JSON object per line
+         * @description Executes many commands in one request, one JSON object per line. `type` names the command. The other members are the
          *     id of the aggregate, the members of the command's own body, an optional `id` that the result repeats, an optional
          *     `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
-         * @description The client may read the response while it sends the request, or after it. Results are buffered for a client that
+         *
+         *     The client may read the response while it sends the request, or after it. Results are buffered for a client that
          *     sends everything first, up to 128 MiB (an eighth of the setting `bulk_results_bytes_max`). When the buffer is full,
          *     the request is read no further until the client reads results. Each line counts as one request of the rate limit.
          *     When the rate is used up, the next line is read later; no line is refused for it.
@@ -127,7 +150,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns an order with its lines: the current state, or the state as of a version or time. */
+        /**
+         * Returns an order with its lines: the current state, or the state as of a version or time
+         * @description Returns an order with its lines: the current state, or the state as of a version or time.
+         */
         get: operations["get_order"];
         put?: never;
         post?: never;
@@ -144,7 +170,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists the events of an order, oldest first. */
+        /**
+         * Lists the events of an order, oldest first
+         * @description Lists the events of an order, oldest first.
+         */
         get: operations["list_order_events"];
         put?: never;
         post?: never;
@@ -161,7 +190,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns the order count and spend of a customer. Customers may read only their own; staff may read all. */
+        /**
+         * Returns the order count and spend of a customer
+         * @description Returns the order count and spend of a customer. Customers may read only their own; staff may read all.
+         */
         get: operations["get_customer"];
         put?: never;
         post?: never;
@@ -179,7 +211,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
+         * Returns confirmed sales by day, category or store, sorted by key
+         * @description Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
          *     placed.
          */
         get: operations["report_sales"];
@@ -198,7 +231,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists the best-selling products of confirmed orders. */
+        /**
+         * Lists the best-selling products of confirmed orders
+         * @description Lists the best-selling products of confirmed orders.
+         */
         get: operations["list_top_products"];
         put?: never;
         post?: never;
@@ -215,7 +251,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns the status of each read model. */
+        /**
+         * Returns the status of each read model
+         * @description Returns the status of each read model.
+         */
         get: operations["list_projections"];
         put?: never;
         post?: never;
@@ -232,7 +271,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists the events of the log, in order of position. Returns NDJSON with `Accept: application/x-ndjson`. */
+        /**
+         * Lists the events of the log, in order of position
+         * @description Lists the events of the log, in order of position. Returns NDJSON with `Accept: application/x-ndjson`.
+         */
         get: operations["list_events"];
         put?: never;
         post?: never;
@@ -249,11 +291,15 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists all revocations. */
+        /**
+         * Lists all revocations
+         * @description Lists all revocations.
+         */
         get: operations["list_revocations"];
         put?: never;
         /**
-         * Revokes tokens. Every socket, stream and poll that was opened with a revoked token ends within two seconds, on every
+         * Revokes tokens
+         * @description Revokes tokens. Every socket, stream and poll that was opened with a revoked token ends within two seconds, on every
          *     process.
          */
         post: operations["create_revocation"];
@@ -273,7 +319,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
+         * Issues a ticket that replaces the caller's token where a client cannot send a header
+         * @description Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
          *     process.
          */
         post: operations["create_ticket"];
@@ -290,7 +337,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns the events after the cursor. If there are none, waits up to `wait` seconds for the next change. */
+        /**
+         * Returns the events after the cursor
+         * @description Returns the events after the cursor. If there are none, waits up to `wait` seconds for the next change.
+         */
         get: operations["poll_changes"];
         put?: never;
         post?: never;
@@ -308,7 +358,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
+         * Streams channels as server-sent events
+         * @description Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
          *     `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
          *     be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
          */
@@ -328,10 +379,14 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns the log level and filter of this process. */
+        /**
+         * Returns the log level and filter of this process
+         * @description Returns the log level and filter of this process.
+         */
         get: operations["get_log_level"];
         /**
-         * Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
+         * Changes the log level and filter of this process
+         * @description Changes the log level and filter of this process. The change applies until the next change, SIGHUP or the end of the
          *     process. It does not affect other processes.
          */
         put: operations["set_log_level"];
@@ -349,7 +404,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Returns how many requests the caller may still make. */
+        /**
+         * Returns how many requests the caller may still make
+         * @description Returns how many requests the caller may still make.
+         */
         get: operations["get_rate_limit"];
         put?: never;
         post?: never;
@@ -366,7 +424,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Lists the modules of the process that answers, and the read models of modules that this process does not have. */
+        /**
+         * Lists the modules of the process that answers, and the read models of modules that this process does not have
+         * @description Lists the modules of the process that answers, and the read models of modules that this process does not have.
+         */
         get: operations["list_modules"];
         put?: never;
         post?: never;
@@ -458,6 +519,7 @@ export interface components {
         CommandLine: {
             /**
              * @description Name of the command.
+             * @example ItemAdded
              * @enum {string}
              */
             type: "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
@@ -477,6 +539,8 @@ export interface components {
             occurred_at?: string | null;
             /** @description Marks the command as history, which causes no reactions. For staff. */
             history?: boolean | null;
+        } & {
+            [key: string]: unknown;
         };
         /** @description The body of a request that creates an order. */
         CreateOrder: {
@@ -555,7 +619,10 @@ export interface components {
              * @example Plain bagel
              */
             name: string;
-            /** @description The description. */
+            /**
+             * @description The description.
+             * @example Points per currency unit.
+             */
             help: string;
         };
         /** @description An event on a channel. */
@@ -563,6 +630,7 @@ export interface components {
             /**
              * @description `snapshot`, `pub`, `join`, `leave` or `reset`. After `reset`, snapshots replace the changes after the cursor,
              *     which could not be recovered.
+             * @example pub
              */
             event: string;
             /**
@@ -592,7 +660,10 @@ export interface components {
              * @example /items/0/quantity
              */
             pointer: string;
-            /** @description What is wrong with the value, and what is allowed. */
+            /**
+             * @description What is wrong with the value, and what is allowed.
+             * @example Must be 1 to 1000000.
+             */
             message: string;
         };
         History: {
@@ -616,6 +687,7 @@ export interface components {
              * @example 42
              */
             position: number;
+            /** @example ItemAdded */
             type: string;
             /**
              * Format: date-time
@@ -672,6 +744,7 @@ export interface components {
             /**
              * Format: int32
              * @description HTTP status that the command would have as a single request.
+             * @example 201
              */
             status: number;
             problem?: components["schemas"]["Problem"] | null;
@@ -694,7 +767,12 @@ export interface components {
              * @example 1
              */
             sequence: number;
+            /** @example ItemAdded */
             type: string;
+            /**
+             * @description Version of the event type.
+             * @example 1.0
+             */
             version: string;
             /**
              * Format: date-time
@@ -836,7 +914,7 @@ export interface components {
          * @description The status of an order.
          * @enum {string}
          */
-        OrderStatus: string;
+        OrderStatus: "draft" | "confirmed" | "cancelled";
         /** @description An order of the list. */
         OrderSummary: {
             /**
@@ -901,12 +979,18 @@ export interface components {
         /** @description A page of orders. */
         Page: {
             items: components["schemas"]["OrderSummary"][];
-            /** @description Send it as `cursor` for the next page. Null on the last page. */
+            /**
+             * @description Send it as `cursor` for the next page. Null on the last page.
+             * @example eyJpZCI6Im8tMTAwMSJ9
+             */
             next_cursor?: string | null;
         };
         /** @description Events on the channels. */
         Polled: {
-            /** @description The client's position after these events. Send it with the next request. */
+            /**
+             * @description The client's position after these events. Send it with the next request.
+             * @example 42.0199a1b2
+             */
             cursor: string;
             /** @description The events, in log order. */
             events: components["schemas"]["Event"][];
@@ -929,7 +1013,10 @@ export interface components {
              * @example 404
              */
             status: number;
-            /** @description What went wrong in this request, and what the client can do. */
+            /**
+             * @description What went wrong in this request, and what the client can do.
+             * @example The order does not exist, or you may not see it.
+             */
             detail?: string | null;
             /**
              * @description The `X-Request-Id` of the request, to find the request in the logs.
@@ -1046,21 +1133,32 @@ export interface components {
             /**
              * Format: double
              * @description Estimated time in seconds until the generation has caught up, at this rate; `null` while it does not advance.
+             * @example 3
              */
             seconds_left?: number | null;
         };
         /** @description A revocation. */
         Revocation: {
-            /** @description `subject` or `token_id`. */
+            /**
+             * @description `subject` or `token_id`.
+             * @example subject
+             */
             kind: string;
-            /** @description The revoked `sub` or `jti`. */
+            /**
+             * @description The revoked `sub` or `jti`.
+             * @example c-1
+             */
             value: string;
             /**
              * Format: int64
              * @description Time of the revocation, in seconds since 1970. Tokens of the subject that were issued later are valid.
+             * @example 1767323045
              */
             revoked_at: number;
-            /** @description Subject of the admin who revoked. */
+            /**
+             * @description Subject of the admin who revoked.
+             * @example admin-1
+             */
             actor: string;
         };
         /** @description All revocations. */
@@ -1074,7 +1172,10 @@ export interface components {
              * @example c-1
              */
             subject?: string | null;
-            /** @description Revokes the token with this `jti`. */
+            /**
+             * @description Revokes the token with this `jti`.
+             * @example 9d1c
+             */
             token_id?: string | null;
         };
         /** @description A row of the report. */
@@ -1122,26 +1223,33 @@ export interface components {
         };
         /** @description The rate limit of a caller, and its current state. */
         Standing: {
-            /** @description The name of the rate: `customer` or `staff`. */
+            /**
+             * @description The name of the rate: `customer` or `staff`.
+             * @example customer
+             */
             policy: string;
             /**
              * Format: int32
              * @description Requests per second.
+             * @example 100
              */
             per_second: number;
             /**
              * Format: int32
              * @description Maximum burst: requests that a caller may make at once after a pause.
+             * @example 100
              */
             burst: number;
             /**
              * Format: int32
              * @description Remaining requests, after this one.
+             * @example 100
              */
             remaining: number;
             /**
              * Format: int32
              * @description Seconds until the full burst is available again.
+             * @example 1
              */
             reset_seconds: number;
         };
@@ -1196,24 +1304,33 @@ export interface components {
             /**
              * @description State of the read model: `live`; `failed` while it cannot be updated because of an error, which is retried;
              *     `frozen` while the live generation has another version than this release's, until it is rebuilt.
+             * @example live
              */
             state: string;
-            /** @description The last error, if the read model cannot be updated. */
+            /**
+             * @description The last error, if the read model cannot be updated.
+             * @example event 42 (ItemAdded of stream order/o-1001) cannot be applied
+             */
             last_error?: string | null;
             rebuild?: components["schemas"]["Rebuild"] | null;
             /**
              * Format: int64
              * @description Number of the generation that a rollback makes live again, if there is one.
+             * @example 1
              */
             older_generation?: number | null;
         };
         /** @description A single-use ticket. */
         Ticket: {
-            /** @description Opens one socket, stream or poll, as the query parameter `?ticket=…`. */
+            /**
+             * @description Opens one socket, stream or poll, as the query parameter `?ticket=…`.
+             * @example 3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA
+             */
             ticket: string;
             /**
              * Format: int64
              * @description Seconds until the ticket expires.
+             * @example 60
              */
             expires_in: number;
         };
@@ -1227,7 +1344,10 @@ export interface components {
              * @example core
              */
             group: string;
-            /** @description Name of the projection. */
+            /**
+             * @description Name of the projection.
+             * @example order_summaries
+             */
             projection: string;
             /**
              * Format: int64
@@ -1235,7 +1355,10 @@ export interface components {
              * @example 1
              */
             generation: number;
-            /** @description State of the generation: `live`, `building`, `old` or `returning`. */
+            /**
+             * @description State of the generation: `live`, `building`, `old` or `returning`.
+             * @example live
+             */
             state: string;
             /**
              * Format: int64
@@ -1760,7 +1883,10 @@ export interface operations {
                  * @example 10
                  */
                 limit?: number;
-                /** @description `next_cursor` of the previous page. Requires the same `sort`. */
+                /**
+                 * @description `next_cursor` of the previous page. Requires the same `sort`.
+                 * @example 42.0199a1b2
+                 */
                 cursor?: string;
                 /**
                  * @description Wait until the read model has reached this position.
@@ -1792,12 +1918,6 @@ export interface operations {
                     "application/json": components["schemas"]["Page"];
                 };
             };
-            201: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             429: components["responses"]["429.rate-limited"];
@@ -1814,7 +1934,7 @@ export interface operations {
                  * @description 1 to 255 characters; a repeated request with the same key gets the same answer
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path?: never;
             cookie?: never;
@@ -1862,12 +1982,12 @@ export interface operations {
                  * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
                  * @example "1"
                  */
-                "If-Match"?: string | null;
+                "If-Match"?: string;
                 /**
                  * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path: {
                 /**
@@ -1921,12 +2041,12 @@ export interface operations {
                  * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
                  * @example "1"
                  */
-                "If-Match"?: string | null;
+                "If-Match"?: string;
                 /**
                  * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path: {
                 /**
@@ -1985,12 +2105,12 @@ export interface operations {
                  * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
                  * @example "1"
                  */
-                "If-Match"?: string | null;
+                "If-Match"?: string;
                 /**
                  * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path: {
                 /**
@@ -2045,12 +2165,12 @@ export interface operations {
                  * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
                  * @example "1"
                  */
-                "If-Match"?: string | null;
+                "If-Match"?: string;
                 /**
                  * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path: {
                 /**
@@ -2100,12 +2220,12 @@ export interface operations {
                  * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
                  * @example "1"
                  */
-                "If-Match"?: string | null;
+                "If-Match"?: string;
                 /**
                  * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
                  * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
                  */
-                "Idempotency-Key"?: string | null;
+                "Idempotency-Key"?: string;
             };
             path: {
                 /**
@@ -2189,7 +2309,10 @@ export interface operations {
     get_order: {
         parameters: {
             query?: {
-                /** @description Version, or time in RFC 3339, of the order state to return. Default: the current state. */
+                /**
+                 * @description Version, or time in RFC 3339, of the order state to return. Default: the current state.
+                 * @example 1
+                 */
                 as_of?: string;
                 /**
                  * @description Wait until the read model has reached this position; with `as_of`, until the log has reached it.
@@ -2207,7 +2330,7 @@ export interface operations {
                  * @description ETags that the client already has, or an asterisk.
                  * @example "1"
                  */
-                "If-None-Match"?: string | null;
+                "If-None-Match"?: string;
             };
             path: {
                 /**
@@ -2647,16 +2770,27 @@ export interface operations {
     poll_changes: {
         parameters: {
             query: {
-                /** @description Name of a channel. Repeat the parameter for each channel. */
+                /**
+                 * @description Name of a channel. Repeat the parameter for each channel.
+                 * @example [
+                 *       "orders"
+                 *     ]
+                 */
                 channel: string[];
-                /** @description The cursor of the previous response. Without it, the response contains snapshots. */
+                /**
+                 * @description The cursor of the previous response. Without it, the response contains snapshots.
+                 * @example 42.0199a1b2
+                 */
                 cursor?: string;
                 /**
                  * @description Seconds to wait for a change, 0 to 60. Default: 25.
                  * @example 0
                  */
                 wait?: number;
-                /** @description A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`. */
+                /**
+                 * @description A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
+                 * @example 3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA
+                 */
                 ticket?: string;
             };
             header?: never;
@@ -2691,11 +2825,22 @@ export interface operations {
     stream_changes: {
         parameters: {
             query: {
-                /** @description Name of a channel. Repeat the parameter for each channel. */
+                /**
+                 * @description Name of a channel. Repeat the parameter for each channel.
+                 * @example [
+                 *       "orders"
+                 *     ]
+                 */
                 channel: string[];
-                /** @description The id of the last received event, for clients that cannot send `Last-Event-ID`. */
+                /**
+                 * @description The id of the last received event, for clients that cannot send `Last-Event-ID`.
+                 * @example 42.0199a1b2
+                 */
                 last_event_id?: string;
-                /** @description A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`. */
+                /**
+                 * @description A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
+                 * @example 3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA
+                 */
                 ticket?: string;
             };
             header?: never;

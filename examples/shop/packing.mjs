@@ -11,8 +11,11 @@ import { connect, nanos } from '@nats-io/transport-node';
 const docket = new Docket();
 const stream = process.env.NATS_STREAM ?? 'docket';
 const folder = process.env.PACKED ?? 'packed';
-const progress = join(folder, '.position');
+const progress = join(folder, '.progress');
 mkdirSync(folder, { recursive: true });
+
+/** The log's incarnation. A log that was restored from a backup has another one, and uses positions again. */
+let log;
 
 /** Writes a file completely or not at all. */
 function write(path, text) {
@@ -30,7 +33,7 @@ async function pack(orderId, position) {
     console.log(`packed ${orderId}`);
   }
   // Everything up to this position is done: messages arrive one after the other, in the order of the log.
-  write(progress, String(position));
+  write(progress, JSON.stringify({ position, log }));
 }
 
 // This client takes user and password as options, not in the URL.
@@ -63,8 +66,11 @@ async function follow() {
 
   // The stream has a limit of size, and NATS can lose it. The log has everything. The sequence of a message is the
   // position of its event in the log, so the service knows what it missed.
-  const done = existsSync(progress) ? Number(readFileSync(progress, 'utf8')) : 0;
-  const { first_seq: kept } = (await manager.streams.info(stream)).state;
+  const { config, state } = await manager.streams.info(stream);
+  log = config.metadata.docket_incarnation;
+  const last = existsSync(progress) ? JSON.parse(readFileSync(progress, 'utf8')) : { position: 0, log };
+  const done = last.log === log ? last.position : 0;
+  const kept = state.first_seq;
   if (kept > done + 1) {
     for await (const event of docket.events(done)) {
       if (event.position >= kept) break;

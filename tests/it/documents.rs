@@ -14,6 +14,7 @@ const PAGES: &[&str] = &[
     "docs/extending.md",
     "docs/glossary.md",
     "docs/invariants.md",
+    "docs/jetstream.md",
     "docs/metrics.md",
     "docs/operations.md",
     "docs/push.md",

@@ -139,6 +139,7 @@ export class BadRequest extends ofType('bad-request') {}
 export class BodyLimit extends ofType('body-limit') {}
 export class BulkLimit extends ofType('bulk-limit') {}
 export class ConnectionLimit extends ofType('connection-limit') {}
+export class DeadlineNotEnded extends ofType('deadline-not-ended') {}
 export class DuplicateHeader extends ofType('duplicate-header') {}
 export class HeadersTooLarge extends ofType('headers-too-large') {}
 export class InternalError extends ofType('internal-error') {}
@@ -171,7 +172,7 @@ const CLASSES = new Map<string, typeof Problem>(
     BodyTooLarge, TooMuchAtOnce, VersionMismatch, IdempotencyKeyReused, RequestInFlight, CustomerNotFound,
     ChannelNotFound, VersionNotFound, AuthenticationRequired, TokenExpired, TokenRevoked, Forbidden, InvalidTicket,
     InvalidToken, UnknownKey, RateLimited, Overloaded, OrderBusy, StoreUnavailable, DiskLow, Stopping,
-    ProjectionBehind, BadRequest, BodyLimit, BulkLimit, ConnectionLimit, DuplicateHeader, HeadersTooLarge,
+    ProjectionBehind, BadRequest, BodyLimit, BulkLimit, ConnectionLimit, DeadlineNotEnded, DuplicateHeader, HeadersTooLarge,
     InternalError, InvalidHost, InvalidIdempotencyKey, InvalidIfMatch, InvalidLogLevel, InvalidRevocation, JsonOnly,
     LineTooLong, MalformedJson, MethodNotAllowed, NotAWebsocket, OriginNotAllowed, RequestTimeout, ResultsUnread,
     TooManyBodies, TooManyBulkRequests, TooManyConnections, UnreadableBody, UnstorableValue,

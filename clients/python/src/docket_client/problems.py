@@ -252,6 +252,10 @@ class ConnectionLimit(Problem, type="connection-limit"):
     """The problem `/problems/connection-limit`."""
 
 
+class DeadlineNotEnded(Problem, type="deadline-not-ended"):
+    """The problem `/problems/deadline-not-ended`."""
+
+
 class DuplicateHeader(Problem, type="duplicate-header"):
     """The problem `/problems/duplicate-header`."""
 

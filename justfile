@@ -29,7 +29,17 @@ schemas:
     UPDATE_SCHEMAS=1 cargo test -p server document
     UPDATE_SCHEMAS=1 cargo test -p toy -p loyalty --bins
 
+# Regenerates the sources of the clients from the API document, and builds the TypeScript client.
+clients:
+    cd clients/typescript && npm run generate && npm run check && npm run build
+    cd clients/python && PYTHONPATH={{justfile_directory()}}/target/tools/python python3 generate.py
+
 # Runs a benchmark: `just bench create --seconds 20`.
 bench *ARGS:
     cargo build --profile dist --locked -p server -p bench -p loyalty -p toy
     target/dist/docket-bench {{ARGS}}
+
+# Builds the optimised binary, and packs it with its documents into target/dist/docket-*.tar.gz.
+dist:
+    cargo build --profile dist --locked --package server
+    deploy/dist target/dist/docket target/dist

@@ -111,7 +111,7 @@ enum Command {
     #[command(before_help = "Examples:\n  docket health\n  docket health --url http://127.0.0.1:9000")]
     Health {
         /// URL of the server.
-        #[arg(long, default_value = "http://127.0.0.1:8080")]
+        #[arg(long, env = "DOCKET_URL", default_value = "http://127.0.0.1:8080")]
         url: String,
     },
     /// Print a completion script for a shell.
@@ -191,7 +191,7 @@ struct Import {
     /// CSV or NDJSON file, plain or gzip.
     file: PathBuf,
     /// URL of the server.
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "DOCKET_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// Token with the role staff or admin.
     #[arg(long, env = "DOCKET_TOKEN", hide_env_values = true)]

@@ -172,7 +172,8 @@ impl Settings {
             builder = builder.set_override(*name, value.clone())?;
         }
         let mut named: Named = builder.build().context("settings")?.try_deserialize().context("settings")?;
-        // DOCKET_TOKEN is the token of `docket import`, not a setting.
+        // DOCKET_URL and DOCKET_TOKEN are for clients, such as `docket import`; they are not settings.
+        named.remove("url");
         named.remove("token");
         let settings = Self {
             server: extract(&mut named, &names_of(&Server::default()))?,

@@ -47,11 +47,14 @@ const server = createServer((request, response) => {
 server.listen(0, '127.0.0.1', () => {
   const profile = mkdtempSync(join(tmpdir(), 'docket-browser-'));
   const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', `--user-data-dir=${profile}`];
-  const browser = spawn(chromium, [...flags, `http://127.0.0.1:${server.address().port}/`], { stdio: 'ignore' });
+  const browser = spawn(chromium, [...flags, `http://127.0.0.1:${server.address().port}/`], { stdio: 'ignore', detached: true });
   const end = () => {
-    browser.kill('SIGKILL');
-    rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-    process.exit();
+    // All processes of the browser write to the profile until they end.
+    browser.once('exit', () => {
+      rmSync(profile, { recursive: true, force: true, maxRetries: 10 });
+      process.exit();
+    });
+    process.kill(-browser.pid, 'SIGKILL');
   };
   process.on('SIGTERM', end);
   // Standard input ends when the story that started this script ends.

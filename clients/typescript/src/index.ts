@@ -1,0 +1,10 @@
+export { Docket, Orders } from './docket.js';
+export type { CommandOptions, DocketOptions, GetOrderOptions, OrderUpdate, QueryOptions } from './docket.js';
+export { BulkInterrupted } from './bulk.js';
+export type { BulkRequestOptions, BulkResult } from './bulk.js';
+export { WatchEnded, WatchOverflow } from './watch.js';
+export type { Place, Publication, Snapshot, Update, WatchOptions } from './watch.js';
+export type { RequestOptions, TokenProvider, TransportOptions } from './transport.js';
+export * from './problems.js';
+export type * from './models.js';
+export type { paths } from './generated/openapi.js';

@@ -12,6 +12,7 @@ const PAGES: &[&str] = &[
     "docs/architecture.md",
     "docs/extending.md",
     "docs/glossary.md",
+    "docs/identity.md",
     "docs/invariants.md",
     "docs/metrics.md",
     "docs/operations.md",

@@ -28,12 +28,6 @@ pub fn invalid(parameter: &str, message: &str) -> Problem {
         .error(format!("/{parameter}"), message)
 }
 
-/// Returns a 401 for a revoked token.
-pub fn revoked() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "token-revoked", "Token revoked")
-        .detail("The token was revoked. Use another token.")
-}
-
 /// Returns a 429 for an address or a customer that has reached its connection limit.
 pub fn too_many_connections() -> Problem {
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-connections", "Too many connections")

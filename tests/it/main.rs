@@ -11,6 +11,7 @@ mod edges;
 mod foreign;
 mod hostile;
 mod idempotency;
+mod identity;
 mod import;
 mod kept_stores;
 mod live;

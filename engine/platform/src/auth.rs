@@ -22,7 +22,6 @@ use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use crate::auth::claims::Rules;
 use crate::metrics;
 use crate::problem::Problem;
 use crate::request_id;
@@ -232,7 +231,7 @@ struct Inner {
     /// Notified when a token names an unknown key.
     unknown_key: Notify,
     settings: Settings,
-    rules: Rules,
+    rules: claims::Rules,
     signer: Option<Signer>,
     blocklist: watch::Sender<Blocklist>,
 }
@@ -321,7 +320,7 @@ impl Authenticator {
     /// Fails without a source of keys, with a secret shorter than 32 bytes, with a key file that is missing or contains
     /// no usable key, with an invalid URL, and with an unreadable setting of claims.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
-        let rules = Rules::new(settings)?;
+        let rules = claims::Rules::new(settings)?;
         let (mut keys, mut signer) = (Vec::new(), None);
         let mut add = |id, decoding, algorithms: &[Algorithm]| {
             keys.push(Key { id, decoding, validation: validation(&settings.jwt_issuer, algorithms) });
@@ -516,7 +515,7 @@ where
     }
 }
 
-/// Returns the checks of the library. The audience and the subject are checked by [`Rules`].
+/// Returns the checks of the library. The audience and the subject are checked by [`claims::Rules`].
 fn validation(issuer: &str, algorithms: &[Algorithm]) -> Validation {
     let mut validation = Validation::new(algorithms[0]);
     validation.algorithms = algorithms.to_vec();

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tests::client::{Answer, Client, encoded, signed, token};
+use tests::deployment::nginx;
 use tests::process::target_directory;
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
@@ -376,6 +377,33 @@ async fn a_ban_reaches_every_process() {
             (answer.status == 200).then_some(())
         };
         until_within(BANNED_WITHIN, "the subject is accepted again", is_back).await;
+    }
+}
+
+/// nginx compares decoded paths, but must pass them on as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_and_bans_pass_through_nginx() {
+    let system = TestSystem::builder(Mode::Scaled).processes(&["write,react,project", "read"]).start().await;
+    let nginx = nginx(&system.dockets).await;
+    let client = &nginx.client;
+    for [customer, order, sku] in &names() {
+        let item = |sku: &str| json!({"sku": sku, "quantity": 1, "unit_price": "1.00"});
+        let body = json!({"order_id": order, "customer_id": customer, "items": [item(sku), item("second")]});
+        let path = client.post("/v1/orders").json(body).send().await.expect(201);
+        let path = path.header("location").expect("a location").to_owned();
+        let quantity = |quantity: u32| json!({"quantity": quantity});
+        client.put(&format!("{path}/items/{}", encoded(sku))).json(quantity(2)).send().await.expect(200);
+        client.put(&format!("{path}/items?sku={}", encoded(sku))).json(quantity(3)).send().await.expect(200);
+        client.post(&format!("{path}/items")).json(item("third")).send().await.expect(200);
+        let removed = client.delete(&format!("{path}/items?sku=second")).send().await.expect(200).position();
+        let view = client.get(&format!("{path}?min_position={removed}&wait_ms=10000")).send().await.expect(200).json();
+        assert_eq!((&view["order_id"], &view["quantity"]), (&json!(order), &json!(4)), "{view}");
+        let of_customer = client.get(&format!("/v1/customers/{}", encoded(customer))).send().await.expect(200);
+        assert_eq!(of_customer.json()["customer_id"], *customer);
+        let channel = encoded(&format!("order:{order}"));
+        client.get(&format!("/v1/poll?channel={channel}&wait=0")).send().await.expect(200);
+        ban(client, json!({"subject": customer, "reason": "a test"})).await.expect(201);
+        reinstate(client, customer).await.expect(204);
     }
 }
 

@@ -25,6 +25,7 @@ const COMMON: &[&str] = &[
     "token-expired",
     "token-revoked",
     "unknown-key",
+    "subject-banned",
     "rate-limited",
     "connection-limit",
     "internal-error",

@@ -20,7 +20,7 @@ use projection_engine::progress::Progress;
 use projection_engine::pump;
 use push::api::QueryApi;
 use push::feed;
-use read_side::{operations, revocations};
+use read_side::{bans, operations, revocations};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,6 +87,7 @@ pub async fn serve(
     authenticator.fetch_keys().await?;
     shutdown.tracker.spawn(authenticator.clone().refresh_keys(shutdown.token.clone()));
     revocations::load(&store, &authenticator).await?;
+    bans::load(&store, &authenticator).await?;
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
     let limiter = Limiter::new(&settings.limits, authenticator.clone());
     let (mut app, mut connections) = (Router::new(), Router::new());

@@ -153,7 +153,18 @@ type Named = BTreeMap<String, Value>;
 
 /// Names of the settings of authentication. `names_of` reads the names of all other settings from their serialized
 /// defaults. These settings contain secrets and are never serialized, so their names are listed here.
-const AUTH: [&str; 5] = ["jwt_secret", "jwt_key_file", "jwt_jwks_url", "jwt_issuer", "jwt_audience"];
+const AUTH: [&str; 10] = [
+    "jwt_secret",
+    "jwt_key_file",
+    "jwt_jwks_url",
+    "oidc_issuer",
+    "jwt_issuer",
+    "jwt_audience",
+    "jwt_audience_claim",
+    "jwt_subject_claim",
+    "jwt_role_claim",
+    "jwt_roles",
+];
 
 impl Settings {
     /// Reads the file, then the environment, then `flags`. Without `file`, reads `docket.toml` in the current folder if
@@ -228,14 +239,25 @@ impl Settings {
             lines.push(format!("{name} = {value}"));
         }
         lines.extend(self.module_settings.iter().map(|(name, value)| format!("{name} = {value:?}")));
-        lines.push(format!("jwt_issuer = {:?}", self.auth.jwt_issuer));
-        lines.push(format!("jwt_audience = {:?}", self.auth.jwt_audience));
+        for (name, value) in [
+            ("jwt_issuer", &self.auth.jwt_issuer),
+            ("jwt_audience", &self.auth.jwt_audience),
+            ("jwt_audience_claim", &self.auth.jwt_audience_claim),
+            ("jwt_subject_claim", &self.auth.jwt_subject_claim),
+            ("jwt_role_claim", &self.auth.jwt_role_claim),
+            ("jwt_roles", &self.auth.jwt_roles),
+        ] {
+            lines.push(format!("{name} = {}", serde_json::Value::from(value.as_str())));
+        }
         lines.push(format!("# jwt_secret: {}", if self.auth.jwt_secret.is_some() { "set" } else { "not set" }));
         if let Some(file) = &self.auth.jwt_key_file {
             lines.push(format!("jwt_key_file = {:?}", file.display().to_string()));
         }
         if let Some(url) = &self.auth.jwt_jwks_url {
             lines.push(format!("jwt_jwks_url = {:?}", without_password(url)));
+        }
+        if let Some(issuer) = &self.auth.oidc_issuer {
+            lines.push(format!("oidc_issuer = {:?}", without_password(issuer)));
         }
         lines.join("\n")
     }

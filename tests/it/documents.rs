@@ -13,6 +13,7 @@ const PAGES: &[&str] = &[
     "docs/compare.md",
     "docs/extending.md",
     "docs/glossary.md",
+    "docs/identity.md",
     "docs/invariants.md",
     "docs/jetstream.md",
     "docs/metrics.md",

@@ -14,6 +14,7 @@ mod edges;
 mod foreign;
 mod hostile;
 mod idempotency;
+mod identity;
 mod import;
 mod kept_stores;
 mod live;

@@ -17,6 +17,7 @@ const PAGES: &[&str] = &[
     "docs/operations.md",
     "docs/push.md",
     "docs/reliability.md",
+    "docs/settings.md",
     "bench/README.md",
     "deploy/README.md",
     "migrations/README.md",

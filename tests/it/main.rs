@@ -4,6 +4,7 @@
 mod architecture;
 mod authorization;
 mod campaign;
+mod cli;
 mod concurrency;
 mod database;
 mod documents;

@@ -61,7 +61,11 @@ impl Authenticator {
         tokio::select! { () = follow => {}, () = stop.cancelled() => {} }
     }
 
-    async fn fetch(&self) -> Result<(), Error> {
+    /// Fetches the keys of the URL once, if one is configured.
+    ///
+    /// # Errors
+    /// Fails if the URL gives no response or no usable key.
+    pub async fn fetch(&self) -> Result<(), Error> {
         let settings = &self.0.settings;
         let Some(url) = &settings.jwt_jwks_url else { return Ok(()) };
         let text = get(url).await.map_err(|error| failed(url, &format_error_chain(&error)))?;

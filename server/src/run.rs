@@ -41,8 +41,8 @@ const METRICS_LISTEN: &str = "127.0.0.1:9464";
 const OPERATORS_CONNECTIONS_MAX: usize = 100;
 const OTHER_FILES: usize = 500;
 
-/// Serves the program, whose modules are already selected, until SIGTERM or SIGINT. Then it answers the accepted requests within 10 s, and stops its tasks within
-/// `shutdown_seconds`. Calls `bound` with the address once it is bound, before it writes anything: requests are answered
+/// Serves the program, whose modules are already selected, until SIGTERM or SIGINT. Then it answers the accepted requests
+/// within 10 s, and stops its tasks within `shutdown_seconds`. Calls `bound` with the address once it is bound, before it writes anything: requests are answered
 /// after the store is open. Calls `reload` on SIGHUP to read the settings again.
 ///
 /// # Errors

@@ -28,7 +28,14 @@ pub async fn serve(program: Program, serve: Serve) -> anyhow::Result<u8> {
     let program = selected(program, &settings)?;
     authenticator(&mut settings)?;
     let reload = move || Settings::load(&sources, &modules);
-    run::serve(program, settings, reload, |_, _| Ok(())).await?;
+    run::serve(program, settings, reload, |_, settings| {
+        if settings.auth.jwt_secret.is_some() && settings.origin("jwt_secret").is_none() {
+            let file = dev::secret_path(&settings.server.data).display().to_string();
+            tracing::info!(file, "Tokens are verified with the key of `docket dev`, because no other key is set.");
+        }
+        Ok(())
+    })
+    .await?;
     Ok(0)
 }
 

@@ -216,12 +216,16 @@ async fn open_exclusively(program: &Program, common: &Common) -> anyhow::Result<
 
 pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u8> {
     let common = restored.common;
-    // A restored store exists. This does not create an empty one.
-    drop(open_store(program, &load(program, &common)?).await?);
+    let settings = load(program, &common)?;
+    let file = settings.store.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+    if file.is_some_and(|file| !Path::new(file).exists()) {
+        // Fails: a restored store exists. `open_exclusively` would create an empty one.
+        open_store(program, &settings).await?;
+    }
     let (store, _leaderships) = open_exclusively(program, &common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "The log is empty. Check that database_url names the restored store.");
-    let nats_url = load(program, &common)?.store.nats_url;
+    let nats_url = settings.store.nats_url;
     if !nats_url.is_empty() {
         let removed = store.remove_stream(&nats_url, restored.delete_stream).await;
         match removed.context("cannot remove the JetStream stream of the lost log")? {

@@ -44,38 +44,34 @@ fn a_failed_start_leaves_no_data_folder_and_says_what_to_do() {
     let busy = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let busy = busy.local_addr().expect("an address").to_string();
     let gone = format!("postgres://docket:pa55@127.0.0.1:{}/docket", free_port());
-    let file = |text: &'static str| move |folder: &Path| fs::write(folder.join("docket.toml"), text);
-    let nothing = |_: &Path| Ok(());
-    type Prepare<'a> = Box<dyn Fn(&Path) -> std::io::Result<()> + 'a>;
-    let cases: Vec<(Prepare, &[(&str, &str)], Vec<&str>, i32, &[&str])> = vec![
-        (Box::new(nothing), &[], vec!["--listen", &busy], 1, &["Another program listens on", "--listen"]),
-        (Box::new(nothing), &[], vec!["--listen", "0.0.0.0:1"], 2, &["--listen has the value", "loopback"]),
-        (Box::new(nothing), &[("DOCKET_LISTEN", "8080")], vec![], 2, &["DOCKET_LISTEN has the value `8080`"]),
-        (Box::new(nothing), &[("DOCKET_DATABASE_URL", &gone)], vec![], 1, &["DOCKET_DATABASE_URL", ":***@", "refused"]),
-        (Box::new(nothing), &[("DOCKET_DATABASE_URL", "mysql://x")], vec![], 2, &["`sqlite:PATH` or `postgres://"]),
-        (Box::new(nothing), &[("DOCKET_DATA", "/dev/null/x")], vec![], 1, &["Cannot read /dev/null/x", "--data"]),
-        (
-            Box::new(nothing),
-            &[("DOCKET_LOG_FILE", "/dev/null/x")],
-            vec![],
-            1,
-            &["DOCKET_LOG_FILE", "cannot open the file"],
-        ),
-        (Box::new(file("listen = \n")), &[], vec![], 2, &["docket.toml, line 1 is not valid TOML"]),
-        (Box::new(file("\nlissten = \"x\"\n")), &[], vec![], 2, &["line 2: `lissten`", "Did you mean `listen`?"]),
-        (Box::new(file("log_days_max = \"a while\"\n")), &[], vec![], 2, &["line 1, has the value `a while`", "30d"]),
-        (Box::new(|folder: &Path| fs::create_dir(folder.join("docket.toml"))), &[], vec![], 2, &["is a folder"]),
-    ];
-    for (prepare, variables, arguments, code, parts) in cases {
+    // `file` is the text of docket.toml; without a text it is a folder.
+    let fails = |file: Option<&str>, variables: &[(&str, &str)], arguments: &[&str], code: i32, parts: &[&str]| {
         let folder = tempfile::tempdir().expect("a temporary directory");
-        prepare(folder.path()).expect("a writable directory");
-        let output = docket(folder.path(), variables, &[&["dev"], &arguments[..]].concat());
+        let path = folder.path().join("docket.toml");
+        match file {
+            None => fs::create_dir(path).expect("a writable directory"),
+            Some("") => {}
+            Some(text) => fs::write(path, text).expect("a writable directory"),
+        }
+        let output = docket(folder.path(), variables, &[&["dev"][..], arguments].concat());
         let (found, line) = reason(&output);
-        assert_eq!(found, Some(code), "{arguments:?}: {line}");
-        assert!(line.starts_with("docket: ") && parts.iter().all(|part| line.contains(part)), "{arguments:?}: {line}");
+        assert_eq!(found, Some(code), "{variables:?} {arguments:?}: {line}");
+        assert!(line.starts_with("docket: ") && parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
         assert!(output.stdout.is_empty(), "nothing promises a server: {output:?}");
         assert!(!folder.path().join("data").exists(), "{arguments:?}: a data folder is left");
-    }
+    };
+    let none = Some("");
+    fails(none, &[], &["--listen", &busy], 1, &["Another program listens on", "--listen"]);
+    fails(none, &[], &["--listen", "0.0.0.0:1"], 2, &["--listen has the value", "loopback"]);
+    fails(none, &[("DOCKET_LISTEN", "8080")], &[], 2, &["DOCKET_LISTEN has the value `8080`"]);
+    fails(none, &[("DOCKET_DATABASE_URL", &gone)], &[], 1, &["DOCKET_DATABASE_URL", ":***@", "refused"]);
+    fails(none, &[("DOCKET_DATABASE_URL", "mysql://x")], &[], 2, &["`sqlite:PATH` or `postgres://"]);
+    fails(none, &[("DOCKET_DATA", "/dev/null/x")], &[], 1, &["/dev/null/x/docket.db: Not a directory", "give another"]);
+    fails(none, &[("DOCKET_LOG_FILE", "/dev/null/x")], &[], 1, &["DOCKET_LOG_FILE", "cannot open the file"]);
+    fails(Some("listen = \n"), &[], &[], 2, &["docket.toml, line 1 is not valid TOML"]);
+    fails(Some("\nlissten = \"x\"\n"), &[], &[], 2, &["line 2: `lissten`", "Did you mean `listen`?"]);
+    fails(Some("log_days_max = \"a while\"\n"), &[], &[], 2, &["line 1, has the value `a while`", "30d"]);
+    fails(None, &[], &[], 2, &["docket.toml is a folder"]);
 }
 
 #[test]
@@ -92,7 +88,7 @@ fn a_folder_or_another_file_in_place_of_the_store_is_named() {
         ("store", "is not a file: give the path of a file in database_url"),
         ("key", "Cannot read key/jwt-secret: Is a directory"),
         ("text", "is not a database of SQLite, or is damaged"),
-        ("file", "Cannot read file/jwt-secret: Not a directory"),
+        ("file", "cannot read the database file/docket.db: Not a directory"),
     ] {
         let (code, line) = dev(data);
         assert!(code == Some(1) && line.contains(told), "{data}: {code:?} {line}");
@@ -125,8 +121,9 @@ async fn dev_reads_the_file_then_variables_then_flags() {
     let lines: Vec<String> =
         stdout.lines().map_while(Result::ok).take_while(|line| !line.starts_with("curl ")).collect();
     let banner = lines.join("\n");
-    for part in [&format!("http://{address}. Stop"), &format!("http://{address}/docs"), "elsewhere/docket.db"] {
-        assert!(banner.contains(part), "{part} is not in {banner}");
+    let parts = [format!("http://{address}. Stop"), format!("http://{address}/docs"), "elsewhere/docket.db".to_owned()];
+    for part in parts {
+        assert!(banner.contains(&part), "{part} is not in {banner}");
     }
     let token = lines.iter().find_map(|line| line.strip_prefix("export TOKEN=")).expect("the banner has a token");
     let client = Client::new(format!("http://{address}")).with_token(token.to_owned());
@@ -143,7 +140,7 @@ async fn dev_reads_the_file_then_variables_then_flags() {
     client.get("/v1/rate-limit").token(&token).send().await.expect(200);
     // The health of the server, for people and for programs.
     let url = format!("http://{address}");
-    let health = |json: &[&str]| docket(folder.path(), &[], &[&["health", "--url", &url], json].concat());
+    let health = |json: &[&str]| docket(folder.path(), &[], &[&["health", "--url", &url][..], json].concat());
     until_true("the server is ready", async || health(&[]).status.success()).await;
     let text = String::from_utf8_lossy(&health(&[]).stdout).into_owned();
     assert!(text.starts_with(&format!("The server at {url} is ready.\n")) && text.contains("\n  database "), "{text}");
@@ -192,7 +189,7 @@ async fn config_check_connects_to_every_server() {
     let (url, key) = (postgres.url(), ("DOCKET_JWT_SECRET", SECRET));
     let check = |variables: &[(&str, &str)], flags: &[&str]| {
         let variables = [variables, &[key, ("DOCKET_DATABASE_URL", &url)]].concat();
-        let output = docket(folder.path(), &variables, &[&["config", "check"], flags].concat());
+        let output = docket(folder.path(), &variables, &[&["config", "check"][..], flags].concat());
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (code, text) = check(&[], &[]);

@@ -386,7 +386,11 @@ pub(crate) async fn check(path: &Path) -> Result<Vec<String>, Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Ok(vec![format!("There is no database {shown}. The first start of a server creates it.")]);
         }
-        Err(error) => return Err(Error::Settings(format!("cannot read the database {shown}: {error}"))),
+        Err(error) => {
+            return Err(Error::Settings(format!(
+                "cannot read the database {shown}: {error}: give another path in database_url, or another folder in data"
+            )));
+        }
         Ok(about) if !about.is_file() => return Err(not_a_file(path)),
         Ok(_) => {}
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::module::Setting;
-use crate::settings::described::{Described, Kind, describe};
+use crate::settings::described::{Described, Kind, Unit, describe};
 use crate::settings::given::{AllGiven, Given, from_environment, from_file, nearest, variable};
 use crate::settings::value::parse;
 
@@ -346,7 +346,10 @@ impl Named {
     fn module_setting(&mut self, setting: &Setting) -> anyhow::Result<(&'static str, String)> {
         let name = setting.name;
         let Some(given) = self.given.remove(name) else { return Ok((name, setting.default.to_owned())) };
-        let value = parse(&Kind::Text, &given.value);
+        // A module gets the plain number of a size or a duration whose unit is in the setting's name.
+        let kind = Unit::of(name).map(|unit| Kind::Integer { min: 0, max: i64::MAX.into(), unit: Some(unit) });
+        let number = kind.and_then(|kind| parse(&kind, &given.value).ok());
+        let value = parse(&Kind::Text, number.as_ref().unwrap_or(&given.value));
         let value = value.map_err(|must| invalid(name, &given, &format!("{name} {must}")))?;
         self.known.insert(name.to_owned(), given);
         Ok((name, value.as_str().unwrap_or_default().to_owned()))
@@ -429,7 +432,6 @@ pub fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::described::Unit;
 
     /// Loads a file with these lines.
     fn of_file(lines: &str) -> anyhow::Result<Settings> {
@@ -507,6 +509,19 @@ mod tests {
         assert_eq!(settings.store.database_url, "sqlite:/tmp/x/docket.db");
         let settings = load(flag("--x", "allowed_origins", "https://shop.example"));
         assert_eq!(settings.push.allowed_origins, "https://shop.example");
+    }
+
+    #[test]
+    fn sizes_and_durations_of_modules_have_units_too() {
+        let setting = |name| Setting { name, default: "5", help: "", apply: |_| Ok(()) };
+        let settings = [setting("toy_wait_seconds"), setting("toy_colour")];
+        let value = |name: &'static str, text: &str| {
+            let settings = Settings::load(&flag("--x", name, text), &settings).unwrap();
+            settings.module_settings[name].clone()
+        };
+        assert_eq!((value("toy_wait_seconds", "2m"), value("toy_wait_seconds", "7")), ("120".into(), "7".into()));
+        // The module explains what it does not accept.
+        assert_eq!((value("toy_wait_seconds", "soon"), value("toy_colour", "2m")), ("soon".into(), "2m".into()));
     }
 
     #[test]

@@ -113,9 +113,7 @@ async fn ban(State(api): State<QueryApi>, principal: Principal, Json(body): Json
 }
 
 fn unusable(pointer: &str, message: &str) -> Problem {
-    Problem::new(INVALID_BAN)
-        .detail(message.to_owned())
-        .error(pointer.to_owned(), message)
+    Problem::new(INVALID_BAN).detail(message.to_owned()).error(pointer.to_owned(), message)
 }
 
 /// Lists all bans that have not ended.

@@ -20,6 +20,7 @@ const PAGES: &[&str] = &[
     "docs/operations.md",
     "docs/push.md",
     "docs/reliability.md",
+    "docs/settings.md",
     "docs/use-from-your-app.md",
     "clients/python/README.md",
     "clients/typescript/README.md",

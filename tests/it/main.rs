@@ -4,6 +4,7 @@
 mod architecture;
 mod authorization;
 mod campaign;
+mod cli;
 mod clients;
 mod concurrency;
 mod contract;

@@ -16,6 +16,7 @@ use axum::http::{Extensions, HeaderValue};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -24,7 +25,8 @@ use uuid::Uuid;
 
 use crate::metrics;
 use crate::problem::{
-    AUTHENTICATION_REQUIRED, FORBIDDEN, INVALID_TOKEN, Problem, ProblemType, SUBJECT_BANNED, TOKEN_EXPIRED, TOKEN_REVOKED, UNKNOWN_KEY,
+    AUTHENTICATION_REQUIRED, FORBIDDEN, INVALID_TOKEN, Problem, ProblemType, SUBJECT_BANNED, TOKEN_EXPIRED,
+    TOKEN_REVOKED, UNKNOWN_KEY,
 };
 use crate::request_id;
 
@@ -38,10 +40,12 @@ const RSA: &[Algorithm] =
 
 /// Settings of authentication. At least one source of keys is required. With several, a token that is signed with any
 /// of the keys is accepted.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The shared secret for HS256, at least 32 bytes. A process with the secret can also sign tokens.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
     pub jwt_secret: Option<SecretString>,
     /// Path of a PEM file (RSA, EC P-256 or P-384, or Ed25519) or of a JWKS file with public keys. With a private key,
     /// in PKCS#8 PEM, the process can also sign tokens.
@@ -93,10 +97,10 @@ pub enum Error {
     )]
     NoKey,
     /// The secret is too short to be secure.
-    #[error("DOCKET_JWT_SECRET has {0} bytes but needs at least 32: create it with `openssl rand -hex 32`")]
+    #[error("jwt_secret has {0} bytes but needs at least 32: create it with `openssl rand -hex 32`")]
     ShortSecret(usize),
     /// The key file cannot be read.
-    #[error("could not read DOCKET_JWT_KEY_FILE {path:?}: {source}")]
+    #[error("jwt_key_file: could not read {path:?}: {source}")]
     Read {
         /// Path of the file.
         path: PathBuf,
@@ -104,7 +108,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The key file contains no usable key.
-    #[error("DOCKET_JWT_KEY_FILE {path:?} contains no usable key: {reason}")]
+    #[error("jwt_key_file: {path:?} contains no usable key: {reason}")]
     Key {
         /// Path of the file.
         path: PathBuf,
@@ -112,7 +116,7 @@ pub enum Error {
         reason: String,
     },
     /// The keys of the URL cannot be fetched, or none of them is usable.
-    #[error("could not use the keys at DOCKET_JWT_JWKS_URL {url}: {reason}")]
+    #[error("jwt_jwks_url: could not use the keys at {url}: {reason}")]
     Fetch {
         /// URL of the key set.
         url: String,

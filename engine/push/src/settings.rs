@@ -1,10 +1,11 @@
 //! Settings of live updates and CORS.
 
 use axum::http::HeaderName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of live updates, and of access from pages of other origins (CORS).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Origins whose pages may call the API and subscribe, besides the server's own origin, separated by commas.
@@ -19,14 +20,15 @@ pub struct Settings {
     /// Whether sockets, streams and polls may have a token in the query, as `?token=`, for clients that can send neither a
     /// header nor a cookie. Logs hide it, but proxies and browsers may keep it.
     pub token_in_query: bool,
-    /// Limit of concurrent sockets, streams and polls per client address; 0 means no limit. Behind a proxy that is not
-    /// trusted, all clients have the proxy's address.
+    /// Limit of concurrent sockets, streams and polls per client address in each process; 0 means no limit. Behind a
+    /// proxy that is not trusted, all clients have the proxy's address.
     pub push_connections_per_address_max: u32,
-    /// Limit of concurrent sockets, streams and polls per customer; 0 means no limit.
+    /// Limit of concurrent sockets, streams and polls per customer in each process; 0 means no limit.
     pub push_connections_per_customer_max: u32,
-    /// Seconds after which a user whose last client has left is reported as gone, unless a client comes back.
+    /// Seconds after which a user whose last client has left a channel is reported as gone, unless a client comes back;
+    /// 0 to 3600.
     pub push_presence_grace_seconds: u32,
-    /// Seconds that a socket stays open after its token has expired, so that the client can send a fresh one.
+    /// Seconds that a socket stays open after its token has expired, so that the client can send a fresh one; 1 to 3600.
     pub push_token_grace_seconds: u32,
 }
 

@@ -68,9 +68,12 @@ impl Authenticator {
         tokio::select! { () = follow => {}, () = stop.cancelled() => {} }
     }
 
-    /// Fetches the keys of every source. A source that fails keeps its keys, and does not keep the other from being
+    /// Fetches the keys of every source once. A source that fails keeps its keys, and does not keep the other from being
     /// fetched.
-    async fn fetch(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// A source gives no response or no usable key.
+    pub async fn fetch(&self) -> Result<(), Error> {
         let Settings { jwt_jwks_url, oidc_issuer, jwt_issuer, .. } = &self.0.settings;
         let mut outcome = Ok(());
         if let Some(url) = jwt_jwks_url {

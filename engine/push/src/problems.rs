@@ -9,8 +9,14 @@ pub fn not_found(slug: &'static str, title: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, slug, title)
 }
 
-/// Returns a 503 if the database does not answer, and a 400 if the database rejects a value of the request.
+/// Returns a 503 if the database does not answer or the read model is still being built, and a 400 if the database
+/// rejects a value of the request.
 pub fn unavailable(error: Error) -> Problem {
+    if error.is_missing_table() {
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "projection-behind", "The read model is behind")
+            .detail("The read model is being rebuilt for this release. Try again when the rebuild has ended.")
+            .retry_after(5);
+    }
     if error.is_data_error() {
         return Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "The query cannot be used")
             .detail("The database rejects a text in the query. Send texts without NUL characters, or shorter texts.");

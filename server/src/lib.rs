@@ -22,6 +22,7 @@ pub mod modules;
 mod observe;
 mod overview;
 pub mod program;
+mod root;
 mod run;
 pub mod settings;
 

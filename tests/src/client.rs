@@ -138,7 +138,7 @@ impl Request {
 
     /// Sends a body of any type.
     #[must_use]
-    pub fn body(mut self, content_type: &str, body: String) -> Self {
+    pub fn body(mut self, content_type: &str, body: impl Into<reqwest::Body>) -> Self {
         self.inner = self.inner.header("content-type", content_type).body(body);
         self
     }

@@ -464,7 +464,7 @@ async fn cors_allows_the_usual_and_the_configured_headers() {
     assert!(!may_send.iter().any(|name| name == "*" || name == "x-other"), "{may_send:?}");
     // A page can read the reason of a refusal too.
     let refused = system.post("/v1/orders").header("origin", page).header("content-encoding", "zstd");
-    let refused = refused.body("application/json", "x").send().await.expect(415);
+    let refused = refused.body("application/json", "x".into()).send().await.expect(415);
     assert_eq!(refused.header("access-control-allow-origin"), Some(page));
     let may_read = listed(&refused, "access-control-expose-headers");
     for name in ["etag", "docket-position", "retry-after", "server-timing"] {

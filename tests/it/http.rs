@@ -159,7 +159,7 @@ async fn bodies_may_be_compressed(system: TestSystem) {
         {"sku": "pen", "quantity": 1, "unit_price": "1.00", "name": "Füller"}]})
     .to_string();
     let post = |coding: &str, body: Vec<u8>| {
-        system.post("/v1/orders").header("content-encoding", coding).body("application/json", body)
+        system.post("/v1/orders").header("content-encoding", coding).bytes("application/json", body)
     };
     post("gzip", gzip(order.as_bytes())).key("k").send().await.expect(201);
     for (coding, body) in
@@ -200,7 +200,7 @@ async fn bulk_commands_may_be_compressed(system: TestSystem) {
         })
         .collect();
     let post = |coding: &str, body: Vec<u8>| {
-        system.post("/v1/commands").header("content-encoding", coding).body("application/x-ndjson", body)
+        system.post("/v1/commands").header("content-encoding", coding).bytes("application/x-ndjson", body)
     };
     let results = |answer: &Answer| -> Vec<Value> {
         let text = String::from_utf8_lossy(&answer.body).into_owned();

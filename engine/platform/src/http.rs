@@ -16,7 +16,7 @@ use axum::http::header::{
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -291,7 +291,7 @@ async fn guard(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let name = route.as_ref().map_or("", MatchedPath::as_str);
     let (headers, method) = (request.headers(), request.method());
-    let (accepted, is_head) = (accepted(headers), method == Method::HEAD);
+    let accepted = accepted(headers);
     let span = trace::server(|| format!("{method} {name}"), headers);
     let context = Context::new(headers, span.context());
     let id = context.id().clone();
@@ -313,7 +313,7 @@ async fn guard(request: Request, next: Next) -> Response {
                 // The panic hook has logged the panic.
                 Err(_) => Problem::internal().into_response(),
             };
-            let response = compress(response, accepted, is_head).await;
+            let response = compress(response, accepted).await;
             pending.end(&response);
             response
         })

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tests::fold::{Report, parse_report};
+use tests::process::target_directory;
 use tests::system::TestSystem;
 use tests::verify::read_models_equal_the_fold;
 use tests::wait::until;
@@ -90,6 +91,8 @@ fn computed(orders: &[Value], queries: &[Value]) -> Vec<Report> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/local_days.py");
     let mut python = Command::new("python3")
         .arg(script)
+        // Where the system has no time zones, Python takes those of the package `tzdata`.
+        .env("PYTHONPATH", target_directory().join("tools/python"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

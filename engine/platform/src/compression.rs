@@ -13,7 +13,7 @@ use axum::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use tokio::io::AsyncRead;
@@ -186,7 +186,7 @@ fn thousandths(weight: &str) -> Option<u16> {
 /// A compressed representation has a weak entity tag: its bytes differ from those of the uncompressed one. Conditional
 /// requests treat both alike.
 ///
-/// The body of a response to `HEAD` is compressed too, so that its `Content-Length` is right. It is removed later.
+/// A response to `HEAD` still has its body here, so it gets the same headers as the response to `GET`.
 pub(crate) async fn compress(mut response: Response, accepted: Option<Coding>) -> Response {
     let length = response.body().size_hint().exact();
     let Some(length) = length.filter(|length| *length >= RESPONSE_BYTES_MIN) else { return response };
@@ -203,8 +203,13 @@ pub(crate) async fn compress(mut response: Response, accepted: Option<Coding>) -
         false => None,
     };
     let (mut parts, body) = response.into_parts();
-    // The body is in memory, so it cannot fail.
-    let Ok(whole) = body.collect().await.map(http_body_util::Collected::to_bytes) else { return Response::default() };
+    let whole = match body.collect().await {
+        Ok(whole) => whole.to_bytes(),
+        Err(error) => {
+            tracing::error!(%error, "Could not read the body of a response.");
+            return Problem::internal().into_response();
+        }
+    };
     let compressed = match permit {
         None => encode(&whole, coding),
         Some(_) => {

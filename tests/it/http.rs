@@ -89,7 +89,7 @@ async fn a_slash_at_the_end_of_a_path_makes_no_difference(system: TestSystem) {
     assert_eq!(list["items"][0]["order_id"], "slash");
     system.get("/v1/orders/slash/").anonymous().send().await.expect_problem(401, "authentication-required");
     system.get("/v1/orders/slash//").send().await.expect_problem(404, "not-found");
-    system.post("/v1/orders/slash/").json(json!({})).send().await.expect_problem(405, "method-not-allowed");
+    system.reader().post("/v1/orders/slash/").json(json!({})).send().await.expect_problem(405, "method-not-allowed");
     for path in ["/docs/", "/openapi.json/", "/health/live/"] {
         system.get(path).send().await.expect(200);
     }

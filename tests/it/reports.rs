@@ -100,18 +100,14 @@ fn computed(orders: &[Value], queries: &[Value]) -> Vec<Report> {
     let asked = json!({"orders": orders, "queries": queries}).to_string();
     python.stdin.take().expect("standard input is piped").write_all(asked.as_bytes()).expect("python3 reads");
     let output = python.wait_with_output().expect("python3 ends");
-    let reports: Vec<Vec<(String, String, u64, u64, u64)>> = {
-        let value: Value = serde_json::from_slice(&output.stdout).expect("the reports are JSON");
-        let row = |row: &Value| {
-            let text = |at: usize| row[at].as_str().expect("a text").to_owned();
-            let number = |at: usize| row[at].as_u64().expect("a number");
-            (text(0), text(1), number(2), number(3), number(4))
-        };
-        let report = |rows: &Value| rows.as_array().expect("rows").iter().map(row).collect();
-        value.as_array().expect("reports").iter().map(report).collect()
+    let reports: Value = serde_json::from_slice(&output.stdout).expect("the reports are JSON");
+    let row = |row: &Value| {
+        let text = |at: usize| row[at].as_str().expect("a text").to_owned();
+        let number = |at: usize| row[at].as_u64().expect("a number");
+        ((text(0), text(1)), (number(2), number(3), number(4)))
     };
-    let report = |rows: Vec<_>| rows.into_iter().map(|(key, currency, a, b, c)| ((key, currency), (a, b, c))).collect();
-    reports.into_iter().map(report).collect()
+    let report = |rows: &Value| -> Report { rows.as_array().expect("rows").iter().map(row).collect() };
+    reports.as_array().expect("reports").iter().map(report).collect()
 }
 
 fn path(query: &Value) -> String {

@@ -320,7 +320,7 @@ mod tests {
                 let refused = read(whole[..end].to_vec(), coding).await.expect_err(&format!("{coding:?} {end}"));
                 assert_eq!((refused.status().as_u16(), refused.slug()), (400, "undecodable-body"), "{coding:?} {end}");
             }
-            assert_eq!(read(b"{\"order_id\":\"o-1\"}".to_vec(), coding).await.unwrap_err().slug(), "undecodable-body");
+            assert_eq!(read(b"{\"id\":\"x-1\"}".to_vec(), coding).await.unwrap_err().slug(), "undecodable-body");
         }
         let mut damaged = encode(&text(300), Coding::Gzip);
         let checksum = damaged.len() - 8;

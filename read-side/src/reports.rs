@@ -3,13 +3,15 @@
 use axum::extract::State;
 use axum::response::Response;
 use futures::FutureExt;
-use jiff::civil::Date;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use platform::auth::Principal;
 use platform::body::Query;
 use platform::problem::Problem;
+use platform::time::{DateOrTime, Zone};
 use projection_engine::registry::CORE;
 use projections::orders::products::{self, By, Product};
-use projections::orders::sales::{self, Dimension, Sale};
+use projections::orders::sales::{self, Dimension, OffsetPeriod, Period, QUARTER_US, Sale};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -44,7 +46,7 @@ pub fn channel() -> Channel {
         allows: |_, principal, _| std::future::ready(Ok(principal.is_staff())).boxed(),
         denied_answer: DeniedAnswer::Staff,
         snapshot: |_, tx, _| {
-            async move { Ok(("items", text(&sales::report(tx, Dimension::Day, None, None).await?))) }.boxed()
+            async move { Ok(("items", text(&sales::report(tx, Dimension::Day, Period::default()).await?))) }.boxed()
         },
         missed: Some(|api, _, after, until| {
             changed_in_log_of(api, after, until, SALE_EVENTS, SCANNED_EVENTS_MAX).boxed()
@@ -67,12 +69,16 @@ pub struct SalesQuery {
     /// Dimension of the report: `day`, `category` or `store`.
     #[param(inline)]
     by: Dimension,
-    /// First day, `YYYY-MM-DD`, UTC.
-    #[param(value_type = Option<String>, format = Date)]
-    from: Option<Date>,
-    /// Last day, inclusive, `YYYY-MM-DD`, UTC.
-    #[param(value_type = Option<String>, format = Date)]
-    to: Option<Date>,
+    /// Start of the period: a date (`2024-03-10`), or a time in RFC 3339 at a quarter of an hour
+    /// (`2024-03-10T00:00:00+02:00`, with `+` written as `%2B`). Default: the first sale.
+    #[param(value_type = Option<String>)]
+    from: Option<DateOrTime>,
+    /// End of the period: a date, which is included, or a time, which is excluded. Default: the last sale.
+    #[param(value_type = Option<String>)]
+    to: Option<DateOrTime>,
+    /// Time zone of days and dates, a name of the IANA database such as `Europe/Berlin`. Default: UTC.
+    #[param(value_type = Option<String>)]
+    timezone: Option<Zone>,
     /// Wait until the read model has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
@@ -81,20 +87,65 @@ pub struct SalesQuery {
 }
 
 /// Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
-/// placed.
+/// placed, in the time zone of the request.
 #[utoipa::path(get, path = "/v1/reports/sales", operation_id = "report_sales", tag = "queries", params(SalesQuery),
     responses((status = 200, description = "The rows of the report.", body = Vec<Sale>)),
-    extensions(("x-problems" = json!(["forbidden"]))))]
+    extensions(("x-problems" = json!(["forbidden", "projection-behind"]))))]
 async fn sales_report(
     State(api): State<QueryApi>,
     principal: Principal,
     Query(query): Query<SalesQuery>,
 ) -> Result<Response, Problem> {
     principal.staff_only()?;
-    let day = |date: Option<Date>| date.map(|date| date.to_string());
-    let report = || sales::report(api.store.db(), query.by, day(query.from), day(query.to));
+    let Zone(zone) = query.timezone.unwrap_or_default();
+    let from = query.from.map(|from| quarter("from", from, from.first_us(&zone))).transpose()?;
+    let to = query.to.map(|to| quarter("to", to, to.end_us(&zone))).transpose()?;
+    let period = Period { from, to };
+    let report = || async {
+        let db = api.store.db();
+        if query.by != Dimension::Day || zone == TimeZone::UTC {
+            return sales::report(db, query.by, period).await;
+        }
+        match sales::quarters(db).await? {
+            None => Ok(Vec::new()),
+            Some((first, last)) => {
+                let (from, to) = (from.unwrap_or(first).max(first), to.unwrap_or(last + 1).min(last + 1));
+                sales::by_local_day(db, &offsets(&zone, from, to)).await
+            }
+        }
+    };
     let (position, report) = api.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
     Ok(with_position_header(position, axum::Json(report)))
+}
+
+/// Converts a bound in microseconds since 1970 to quarters of an hour.
+///
+/// # Errors
+/// 400 if the bound is a time within a quarter, because sales are counted by quarter.
+fn quarter(parameter: &str, bound: DateOrTime, us: i64) -> Result<i64, Problem> {
+    // A date may begin within a quarter before 1972, when some zones had other offsets.
+    if us % QUARTER_US == 0 || matches!(bound, DateOrTime::Date(_)) {
+        return Ok(us.div_euclid(QUARTER_US));
+    }
+    Err(invalid(parameter, "Must be a date, or a time whose minutes are 00, 15, 30 or 45 and whose seconds are 0."))
+}
+
+/// Returns the offsets of a time zone in a period, which is given in quarters of an hour since 1970.
+fn offsets(zone: &TimeZone, from: i64, to: i64) -> Vec<OffsetPeriod> {
+    let mut periods: Vec<OffsetPeriod> = Vec::new();
+    let mut from = from;
+    while from < to {
+        let start = Timestamp::from_microsecond(from.saturating_mul(QUARTER_US)).unwrap_or(Timestamp::MAX);
+        let next = zone.following(start).next().map(|transition| transition.timestamp().as_microsecond());
+        let next = next.map_or(to, |us| -(-us).div_euclid(QUARTER_US)).clamp(from + 1, to);
+        let offset = (i64::from(zone.to_offset(start).seconds()) * 1_000_000).div_euclid(QUARTER_US);
+        match periods.last_mut().filter(|last| last.offset == offset) {
+            Some(last) => last.to = next,
+            None => periods.push(OffsetPeriod { from, to: next, offset }),
+        }
+        from = next;
+    }
+    periods
 }
 
 /// Query parameters of the list of best sellers.
@@ -132,4 +183,33 @@ async fn top_products(
     let top = || products::top(api.store.db(), query.by, limit);
     let (position, top) = api.read_at(products::PROJECTION.name, query.min_position, query.wait_ms, top).await?;
     Ok(with_position_header(position, axum::Json(top)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quarter_of(text: &str) -> i64 {
+        text.parse::<Timestamp>().expect("a time").as_microsecond() / QUARTER_US
+    }
+
+    #[test]
+    fn a_time_zone_is_divided_at_its_changes() {
+        let [from, spring, autumn, to] =
+            ["2024-01-01T00:00:00Z", "2024-03-31T01:00:00Z", "2024-10-27T01:00:00Z", "2025-01-01T00:00:00Z"]
+                .map(quarter_of);
+        let of = |name: &str| offsets(&TimeZone::get(name).expect("a time zone"), from, to);
+        assert_eq!(
+            of("Europe/Berlin"),
+            [
+                OffsetPeriod { from, to: spring, offset: 4 },
+                OffsetPeriod { from: spring, to: autumn, offset: 8 },
+                OffsetPeriod { from: autumn, to, offset: 4 },
+            ]
+        );
+        assert_eq!(of("Asia/Kathmandu"), [OffsetPeriod { from, to, offset: 23 }]);
+        assert_eq!(of("America/St_Johns").iter().map(|period| period.offset).collect::<Vec<_>>(), [-14, -10, -14]);
+        assert_eq!(of("Australia/Lord_Howe").iter().map(|period| period.offset).collect::<Vec<_>>(), [44, 42, 44]);
+        assert_eq!(offsets(&TimeZone::UTC, to, from), []);
+    }
 }

@@ -38,6 +38,9 @@ const BODY: &[&str] = &[
     "body-too-large",
     "unsupported-media-type",
     "unsupported-content-encoding",
+    "undecodable-body",
+    "body-expands-too-much",
+    "window-too-large",
     "invalid-body",
     "too-many-bodies",
     "body-limit",
@@ -76,6 +79,7 @@ fn example(name: &str) -> Option<Value> {
         }
         "placed_from" => json!("2026-01-01T00:00:00Z"),
         "placed_to" => json!("2026-02-01T00:00:00Z"),
+        "timezone" => json!("Europe/Berlin"),
         "from" => json!("2026-01-01"),
         "to" => json!("2026-01-31"),
         "version" | "sequence" | "after" | "next_after" | "expected_version" => json!(1),

@@ -11,7 +11,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// Request headers that pages of other origins may send: the headers that the API reads, and headers that browser
 /// libraries add, such as tracing agents and replacements of `EventSource`.
-const REQUEST_HEADERS: &str = "authorization, baggage, cache-control, content-type, idempotency-key, if-match, if-none-match, \
+const REQUEST_HEADERS: &str = "authorization, baggage, cache-control, content-encoding, content-type, idempotency-key, if-match, if-none-match, \
      last-event-id, pragma, prefer, sentry-trace, traceparent, tracestate, x-request-id, x-requested-with";
 /// Response headers that pages of other origins may read.
 const ANSWER_HEADERS: &str = "allow, docket-position, etag, idempotency-replayed, location, ratelimit, ratelimit-policy, \

@@ -24,6 +24,7 @@ mod observe;
 mod overview;
 mod problems;
 pub mod program;
+mod root;
 mod run;
 pub mod settings;
 

@@ -33,6 +33,7 @@ use crate::observe;
 use crate::overview::{self, Overview};
 use crate::problems;
 use crate::program::Program;
+use crate::root;
 use crate::settings::{Roles, Settings, without_password};
 
 /// Default address of `/metrics` in scaled mode.
@@ -147,10 +148,12 @@ pub async fn serve(
     app = app.merge(api::common_routes().with_state(authenticator).split_for_parts().0);
     let app = limiter.limit(app).merge(connections);
     let health = health(&program, &store, &progress, roles);
+    let has_metrics = metrics_listener.is_none() && store.nats_connected().is_none();
     let mut app = app
         .merge(api::docs(&program).map_err(anyhow::Error::msg)?)
         .merge(problems::router(&program))
-        .merge(health.router());
+        .merge(health.router())
+        .merge(root::router(roles, has_metrics));
     match metrics_listener {
         Some(listener) => {
             let app = http::harden(metrics::router().merge(health.router()), "", None);
@@ -159,7 +162,7 @@ pub async fn serve(
             let serve = http::serve(listener, app, Proxies::default(), OPERATORS_CONNECTIONS_MAX, drained);
             shutdown.tracker.spawn(serve);
         }
-        None if store.nats_connected().is_none() => app = app.merge(metrics::router()),
+        None if has_metrics => app = app.merge(metrics::router()),
         None => {}
     }
     let app = http::harden(app, roles.not_found_hint(), cors(&settings.push)?);

@@ -145,7 +145,13 @@ impl Request {
 
     /// Sends a body of any type.
     #[must_use]
-    pub fn body(mut self, content_type: &str, body: String) -> Self {
+    pub fn body(self, content_type: &str, body: String) -> Self {
+        self.bytes(content_type, body.into_bytes())
+    }
+
+    /// Sends a body that is not text.
+    #[must_use]
+    pub fn bytes(mut self, content_type: &str, body: Vec<u8>) -> Self {
         self.inner = self.inner.header("content-type", content_type).body(body);
         self
     }

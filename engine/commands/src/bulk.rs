@@ -126,7 +126,7 @@ struct Task {
 /// first line that was not read, and a problem with the reason.
 #[utoipa::path(post, path = "/v1/commands", operation_id = "send_commands", tag = "commands",
     request_body(content = CommandLine, content_type = "application/x-ndjson", description = "One command in each line, as a JSON object."),
-    responses((status = 200, description = "One result for each line, in the order of the lines.", body = LineResult, content_type = "application/x-ndjson")),
+    responses((status = 200, description = "One result for each line, in their sequence.", body = LineResult, content_type = "application/x-ndjson")),
     extensions(("x-problems" = json!(["unusable-header", "too-many-bulk-requests", "bulk-limit", "unsupported-content-encoding"]))))]
 async fn commands(
     State(api): State<CommandApi>,

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -22,6 +21,7 @@ use serde_json::{Map, Value, json};
 use serde_path_to_error::Segment;
 
 use crate::body_memory::BodyReservation;
+use crate::compression::{CODINGS, Coding};
 use crate::problem::{
     BODY_TOO_LARGE, INVALID_BODY, INVALID_QUERY, MALFORMED_JSON, Problem, REQUEST_TIMEOUT, UNREADABLE_BODY,
     UNSUPPORTED_CONTENT_ENCODING, UNSUPPORTED_MEDIA_TYPE,
@@ -66,10 +66,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     let json = is_json(request.headers());
     let is_small = request.body().size_hint().upper().is_some_and(|bytes| bytes <= COUNTED_FROM_BYTES);
-    let refused = Arc::new(OnceLock::new());
-    let request = if is_small { request } else { counted(request, refused.clone()) };
+    let request = if is_small { request } else { counted(request) };
     let bytes = match tokio::time::timeout(READ_TIMEOUT, Bytes::from_request(request, state)).await {
-        Ok(bytes) => bytes.map_err(|rejection| refused.get().cloned().unwrap_or_else(|| unreadable(rejection)))?,
+        Ok(bytes) => bytes.map_err(unreadable)?,
         Err(_) => {
             return Err(Problem::new(REQUEST_TIMEOUT)
                 .detail("The body did not arrive within 30 seconds. Send the request again."));
@@ -81,17 +80,14 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
     Ok(bytes)
 }
 
-/// Counts the body against the limits of its sender while it arrives. If a limit is reached, the body fails and
-/// `refused` receives the problem.
-fn counted(request: Request, refused: Arc<OnceLock<Problem>>) -> Request {
+/// Counts the body against the limits of its sender while it arrives. If a limit is reached, the body fails with the
+/// problem.
+fn counted(request: Request) -> Request {
     let mut reservation = BodyReservation::new(request.extensions());
     request.map(|body| {
         Body::from_stream(body.into_data_stream().map(move |chunk| {
             let chunk = chunk?;
-            reservation.add(chunk.len()).map_err(|problem| {
-                let _ = refused.set(problem);
-                axum::Error::new("too many bodies at once")
-            })?;
+            reservation.add(chunk.len()).map_err(axum::Error::new)?;
             Ok::<_, axum::Error>(chunk)
         }))
     })
@@ -162,22 +158,29 @@ pub fn from_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Pr
     T::deserialize(&value).map_err(|error| invalid_body::<T>(&value.to_string(), "", &error))
 }
 
-/// Refuses compressed bodies and bodies in a charset other than UTF-8. For all routes that read a body, including those
-/// that read it as a stream.
+/// Returns the coding of a body; None if it is not compressed. Refuses unknown codings, and charsets other than UTF-8.
+/// For all routes that read a body, including those that read it as a stream.
 ///
 /// # Errors
 /// 415 (`unsupported-content-encoding` or `unsupported-media-type`).
-pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<Option<Coding>, Problem> {
     let encodings = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.to_str().unwrap_or("?"));
-    let mut encodings = encodings.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty());
-    if let Some(encoding) = encodings.find(|name| !name.eq_ignore_ascii_case("identity")) {
-        return Err(Problem::new(UNSUPPORTED_CONTENT_ENCODING)
-            .detail(format!(
-                "The body was sent with Content-Encoding: {}. Send the body uncompressed and without this header.",
-                shortened(encoding.to_owned())
-            ))
-            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity")));
-    }
+    let encodings = encodings.flat_map(|value| value.split(',')).map(str::trim);
+    let mut encodings = encodings.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case("identity"));
+    let coding = match (encodings.next(), encodings.next()) {
+        (None, _) => None,
+        (Some(name), None) if Coding::named(name).is_some() => Coding::named(name),
+        (Some(name), second) => {
+            let names = second.map_or(name.to_owned(), |second| format!("{name}, {second}"));
+            return Err(Problem::new(UNSUPPORTED_CONTENT_ENCODING)
+                .detail(format!(
+                    "The body was sent with Content-Encoding: {}. Send the body with one of the codings gzip and br, or \
+                     uncompressed and without this header.",
+                    shortened(names)
+                ))
+                .header(ACCEPT_ENCODING, HeaderValue::from_static(CODINGS)));
+        }
+    };
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let parameters = content_type.split(';').skip(1).filter_map(|parameter| parameter.split_once('='));
     let mut charsets = parameters
@@ -185,7 +188,7 @@ pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
         .map(|(_, value)| value.trim().trim_matches('"'));
     let is_utf8 = |charset: &&str| ["utf-8", "utf8", "us-ascii"].iter().any(|name| charset.eq_ignore_ascii_case(name));
     match charsets.find(|charset| !is_utf8(charset)) {
-        None => Ok(()),
+        None => Ok(coding),
         Some(charset) => Err(unsupported_media_type()
             .detail(format!("The body was sent with charset={}. Send UTF-8.", shortened(charset.to_owned())))),
     }
@@ -526,13 +529,27 @@ fn invalid_query(rejection: &axum::extract::rejection::QueryRejection) -> Proble
     let cause = std::iter::successors(rejection.source(), |error| (*error).source())
         .find_map(|error| error.downcast_ref::<Cause>());
     let problem = Problem::new(INVALID_QUERY);
-    let Some(cause) = cause else { return problem.detail(rejection.body_text()) };
+    let Some(cause) = cause else { return problem.detail("The query string cannot be read. Percent-encode it.") };
     let message = plain(&cause.inner().to_string());
     let parameter = match named_field(&message) {
         Some(field) => field.to_owned(),
         None => cause.path().to_string(),
     };
-    problem.detail(format!("The query parameter {parameter} is not valid: {message}.")).with("parameter", parameter)
+    let detail = if message.starts_with("missing field") {
+        format!("The query parameter {parameter} is required.")
+    } else if message.starts_with("duplicate field") {
+        format!("The query parameter {parameter} occurs more than once. Send it once.")
+    } else if message.starts_with("unknown field") {
+        let known = message.rsplit_once("`, expected ").map_or("", |(_, known)| known);
+        let known = known.trim_start_matches("one of ").replace('`', "");
+        match known.as_str() {
+            "" => format!("There is no query parameter {parameter}. This path has no parameters."),
+            known => format!("There is no query parameter {parameter}. The parameters are: {known}."),
+        }
+    } else {
+        format!("The query parameter {parameter} is not valid: {message}.")
+    };
+    problem.detail(shortened(detail)).with("parameter", shortened(parameter))
 }
 
 /// Whether the content type is `application/json` or `application/*+json`, with or without parameters.
@@ -545,7 +562,17 @@ fn is_json(headers: &HeaderMap) -> bool {
     }
 }
 
+/// Returns the problem with which a body failed while it arrived: a limit was reached, or it could not be decoded. None
+/// when the connection failed.
+pub fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Problem> {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.find_map(|error| error.downcast_ref::<Problem>()).cloned()
+}
+
 fn unreadable(rejection: BytesRejection) -> Problem {
+    if let Some(refusal) = refusal(&rejection) {
+        return refusal;
+    }
     let rejection = rejection.into_response();
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(BODY_TOO_LARGE)
@@ -809,8 +836,13 @@ mod tests {
             assert!(check_encoding(&headers(good)).is_ok(), "{good:?}");
         }
         for (bad, slug, named) in [
-            (&[("content-encoding", "gzip")][..], "unsupported-content-encoding", "gzip"),
-            (&[("content-encoding", "identity, br")], "unsupported-content-encoding", "br"),
+            (&[("content-encoding", "deflate")][..], "unsupported-content-encoding", "deflate"),
+            (&[("content-encoding", "gzip, br")], "unsupported-content-encoding", "gzip, br"),
+            (
+                &[("content-encoding", "gzip"), ("content-encoding", "gzip")],
+                "unsupported-content-encoding",
+                "gzip, gzip",
+            ),
             (&[("content-encoding", "identity"), ("content-encoding", "zstd")], "unsupported-content-encoding", "zstd"),
             (&[("content-type", "application/json; charset=utf-16")], "unsupported-media-type", "utf-16"),
             (
@@ -858,7 +890,13 @@ mod tests {
 
     #[test]
     fn a_parameter_is_refused_in_plain_words() {
-        for (query, words) in [("limit=x", "whole number"), ("limit=300", "out of range"), ("limit=", "whole number")] {
+        for (query, words) in [
+            ("limit=x", "whole number"),
+            ("limit=300", "out of range"),
+            ("limit=", "whole number"),
+            ("limti=3", "There is no query parameter limti. The parameters are: limit."),
+            ("limit=1&limit=2", "limit occurs more than once"),
+        ] {
             let uri = format!("/?{query}").parse().unwrap();
             let rejection = axum::extract::Query::<Page>::try_from_uri(&uri).unwrap_err();
             let text = invalid_query(&rejection).to_string();

@@ -15,6 +15,7 @@ use axum::http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -31,12 +32,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 use tower::util::option_layer;
+use tower::{Service, ServiceExt};
 use tower_http::cors::CorsLayer;
 
 use crate::body::check_encoding;
 use crate::client_stream::{ClientStream, UNREAD_BYTES_MAX, UNREAD_TIMEOUT};
+use crate::compression::{Coding, accepted, compress, decode};
 use crate::metrics::{self, Active};
 use crate::problem::{
     BAD_REQUEST, BODY_TOO_LARGE, DUPLICATE_HEADER, HEADERS_TOO_LARGE, INTERNAL_ERROR, INVALID_HOST, METHOD_NOT_ALLOWED,
@@ -232,7 +234,9 @@ async fn connection(
 /// - problems for requests that axum itself refuses (unknown route or method, malformed path),
 /// - a body limit of 1 MiB, which a route may change with its own `DefaultBodyLimit`,
 /// - the headers of `DEFAULT_RESPONSE_HEADERS`, unless the route sets its own values,
-/// - the refusal of requests with ambiguous headers or an encoded body, before a handler runs.
+/// - the refusal of requests with ambiguous headers, before a handler runs,
+/// - the decoding of compressed bodies, and the compression of responses,
+/// - a path that no route has is tried again without the slash at its end.
 ///
 /// `not_found_hint` is empty, or a sentence with a leading space that names the role which serves other paths. It is
 /// appended to the problems about unknown paths and methods.
@@ -241,19 +245,35 @@ async fn connection(
 ///
 /// Apply it once, to the complete router: routes that are added later do not get the middleware.
 pub fn harden(router: Router, not_found_hint: &'static str, cors: Option<CorsLayer>) -> Router {
-    router
+    let router = router
         .fallback(async move |uri: Uri| no_route(&uri, not_found_hint))
         .method_not_allowed_fallback(async move || no_method(not_found_hint))
         .layer(from_fn(refuse_invalid))
         // Outside of the fallback for unknown methods: no route handles OPTIONS, so a preflight would end there.
         .layer(option_layer(cors))
-        .layer(from_fn(guard))
+        .layer(from_fn(guard));
+    // The inner router has the middleware, so the path is matched and counted as the route that serves it.
+    let routes = router.clone();
+    router.fallback(async move |mut request: Request| {
+        if let Some(uri) = without_slash(request.uri()) {
+            *request.uri_mut() = uri;
+        }
+        routes.oneshot(request).await
+    })
+}
+
+/// Returns the URI without one slash at the end of its path; None if the path does not end with one, or is `/`.
+fn without_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty() && !path.ends_with('/'))?;
+    let target = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 fn no_route(uri: &Uri, not_found_hint: &str) -> Problem {
     let path = uri.path();
     let not_found_hint = match path {
-        "/" => " The API is documented at /docs.",
         "/metrics" => " Metrics are served at the address of the setting metrics_listen.",
         _ => not_found_hint,
     };
@@ -273,6 +293,7 @@ async fn guard(request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let name = route.as_ref().map_or("", MatchedPath::as_str);
     let (headers, method) = (request.headers(), request.method());
+    let accepted = accepted(headers);
     let span = trace::server(|| format!("{method} {name}"), headers);
     let context = Context::new(headers, span.context());
     let id = context.id().clone();
@@ -294,6 +315,7 @@ async fn guard(request: Request, next: Next) -> Response {
                 // The panic hook has logged the panic.
                 Err(_) => Problem::internal().into_response(),
             };
+            let response = compress(response, accepted).await;
             pending.end(&response);
             response
         })
@@ -306,15 +328,18 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
-/// Refuses invalid requests. Runs inside the CORS layer, so that a page can read the refusal.
+/// Refuses invalid requests, and decodes compressed bodies. Runs inside the CORS layer, so that a page can read the
+/// refusal.
 async fn refuse_invalid(request: Request, next: Next) -> Response {
     match check(&request) {
-        Ok(()) => next.run(request).await,
+        Ok(None) => next.run(request).await,
+        Ok(Some(coding)) => next.run(decode(request, coding)).await,
         Err(problem) => problem.into_response(),
     }
 }
 
-fn check(request: &Request) -> Result<(), Problem> {
+/// Returns the coding of the body; None if it is not compressed.
+fn check(request: &Request) -> Result<Option<Coding>, Problem> {
     let headers = request.headers();
     // The limit of hyper is approximate: headers that arrive in one read may be twice as large.
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
@@ -338,7 +363,7 @@ fn check(request: &Request) -> Result<(), Problem> {
             "HTTP/1.1 requires the header Host. Send the name of the server, and the port if it is not the default.",
         ));
     }
-    if request.body().is_end_stream() { Ok(()) } else { check_encoding(headers) }
+    if request.body().is_end_stream() { Ok(None) } else { check_encoding(headers) }
 }
 
 /// A request that waits for its response. If it is dropped without a response (the client disconnected, or the drain
@@ -402,13 +427,36 @@ async fn as_problem(response: Response) -> Response {
     };
     let mut problem = Problem::new(kind);
     if !text.is_empty() && !parts.status.is_server_error() {
-        problem = problem.detail(text);
+        problem = problem.detail(plain(&text));
     }
     let mut response = problem.into_response();
     parts.headers.remove(CONTENT_TYPE);
     parts.headers.remove(CONTENT_LENGTH);
     response.headers_mut().extend(parts.headers);
     response
+}
+
+/// Translates a text of axum that names types of Rust or its own steps. Other texts stay as they are.
+fn plain(text: &str) -> String {
+    if text.starts_with("Failed to buffer the request body") {
+        return "The body ended early. Send the request again.".to_owned();
+    }
+    if text.starts_with("Failed to deserialize query string") {
+        return "The query string is not valid.".to_owned();
+    }
+    let Some(reason) = text.strip_prefix("Invalid URL: ") else { return text.to_owned() };
+    if reason.starts_with("Invalid UTF-8") {
+        return "The path is not UTF-8 after percent-decoding. Percent-encode the bytes of UTF-8.".to_owned();
+    }
+    // The value is the last but one text in backticks, and may contain backticks itself; the type is the last one.
+    let value = reason.rsplit_once("` to a `").and_then(|(start, _)| {
+        let start = start.strip_prefix("Cannot parse `")?;
+        Some(start.split_once("` with value `").map_or(start, |(_, value)| value))
+    });
+    match value {
+        Some(value) => format!("The part {value} of the path is not valid. The API document says what it must be."),
+        None => "The path is not valid.".to_owned(),
+    }
 }
 
 /// A body that is read to its end, within limits, if the handler responds without reading it. Otherwise the connection
@@ -567,7 +615,26 @@ mod tests {
         assert!(head.contains("allow: post"), "{head}");
         let (_, body) = problem(server.address, "GET /number/300").await;
         assert_eq!(body["status"], 400);
-        assert!(body["detail"].as_str().unwrap().contains("300"), "{body}");
+        let detail = body["detail"].as_str().unwrap();
+        assert!(detail.contains("300") && !detail.contains("u8"), "{body}");
+        let (_, body) = problem(server.address, "GET /number/%ff").await;
+        assert!(body["detail"].as_str().unwrap().contains("not UTF-8"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_slash_at_the_end_of_a_path_makes_no_difference() {
+        let server = start().await;
+        for (head, expected) in [("GET /number/7/?a=b", "7"), ("POST /body/", "0"), ("GET /id/", "r-1")] {
+            let (head, body) = ask(server.address, head, b"").await;
+            assert!(head.starts_with("http/1.1 200") && body == expected, "{head}: {body}");
+            assert_eq!(head.matches("x-request-id: ").count(), 1, "{head}");
+        }
+        let (head, body) = problem(server.address, "PUT /body/").await;
+        assert!(head.contains("allow: post") && body["type"] == "/problems/method-not-allowed", "{head}");
+        for path in ["/nowhere/", "/id//", "//", "//id"] {
+            let (head, _) = problem(server.address, &format!("GET {path}")).await;
+            assert!(head.starts_with("http/1.1 404"), "{path}: {head}");
+        }
     }
 
     #[tokio::test]
@@ -611,7 +678,7 @@ mod tests {
             (format!("{post}host: x\r\nauthorization: a\r\nAuthorization: b\r\n"), 400, "duplicate-header"),
             (format!("{post}host: x\r\nidempotency-key: a\r\nidempotency-key: a\r\n"), 400, "duplicate-header"),
             (format!("{post}host: x\r\ncontent-type: a/b\r\ncontent-type: a/b\r\n"), 400, "duplicate-header"),
-            (format!("{post}host: x\r\ncontent-encoding: gzip\r\n"), 415, "unsupported-content-encoding"),
+            (format!("{post}host: x\r\ncontent-encoding: zstd\r\n"), 415, "unsupported-content-encoding"),
             (format!("{post}host: x\r\ncontent-type: text/plain; charset=utf-16\r\n"), 415, "unsupported-media-type"),
         ];
         for (head, status, slug) in cases {
@@ -623,7 +690,7 @@ mod tests {
             );
             assert!(answer.contains(&format!("/problems/{slug}\"")), "{head}: {answer}");
             assert_eq!(
-                answer.contains("accept-encoding: identity"),
+                answer.contains("accept-encoding: gzip, br"),
                 slug == "unsupported-content-encoding",
                 "{answer}"
             );

@@ -137,6 +137,12 @@ problem_types! {
     UNSUPPORTED_MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type";
     /// The resource does not accept this Content-Encoding. Accept-Encoding of the answer lists those it accepts.
     UNSUPPORTED_CONTENT_ENCODING = UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding", "Unsupported content encoding";
+    /// The body is not in the coding that Content-Encoding names, or it ends early. Send it again, or uncompressed.
+    UNDECODABLE_BODY = BAD_REQUEST, "undecodable-body", "The body cannot be decoded";
+    /// The body expands to many times its compressed size. Send it uncompressed.
+    BODY_EXPANDS_TOO_MUCH = PAYLOAD_TOO_LARGE, "body-expands-too-much", "The body expands too much";
+    /// The body was compressed with a larger window than the server accepts. Use a window of at most 22 bits, or gzip.
+    WINDOW_TOO_LARGE = PAYLOAD_TOO_LARGE, "window-too-large", "Compression window too large";
     /// The sender has too many bytes in unfinished requests. Send the request again when they have completed.
     TOO_MANY_BODIES = TOO_MANY_REQUESTS, "too-many-bodies", "Too many bodies of one sender at once";
     /// The server is receiving too many bodies at once. Send the request again after Retry-After seconds.

@@ -8,12 +8,13 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::order::Order;
-use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use kernel::aggregate::Aggregate;
 use platform::auth::Principal;
 use platform::body::{Query, parse};
 use platform::conditional::{etag, if_none_match};
 use platform::problem::Problem;
+use platform::time::{DateOrTime, Zone};
 use projection_engine::dead_letters;
 use projection_engine::registry::CORE;
 use projection_engine::state::{Versioned, occurred_at, rfc3339};
@@ -50,12 +51,15 @@ pub struct ListQuery {
     customer_id: Option<String>,
     /// Only orders that have a line of this category.
     category: Option<String>,
-    /// Only orders placed at or after this time, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    placed_from: Option<Timestamp>,
-    /// Only orders placed before this time, RFC 3339.
-    #[param(value_type = Option<String>, format = DateTime)]
-    placed_to: Option<Timestamp>,
+    /// Only orders placed at or after this time in RFC 3339, or from this date on.
+    #[param(value_type = Option<String>)]
+    placed_from: Option<DateOrTime>,
+    /// Only orders placed before this time in RFC 3339, or until the end of this date.
+    #[param(value_type = Option<String>)]
+    placed_to: Option<DateOrTime>,
+    /// Time zone of dates, a name of the IANA database such as `Europe/Berlin`. Default: UTC.
+    #[param(value_type = Option<String>)]
+    timezone: Option<Zone>,
     /// Only orders with at least this total, a decimal string.
     min_total: Option<String>,
     /// Only orders with at most this total, a decimal string.
@@ -139,12 +143,13 @@ fn read_query(query: ListQuery) -> Result<order_summaries::Query, Problem> {
             return Err(invalid(name, "Must have at most 100 characters and no control characters."));
         }
     }
+    let Zone(zone) = query.timezone.unwrap_or_default();
     Ok(order_summaries::Query {
         status: query.status,
         customer_id: query.customer_id,
         category: query.category,
-        placed_from: query.placed_from.map(Timestamp::as_microsecond),
-        placed_to: query.placed_to.map(Timestamp::as_microsecond),
+        placed_from: query.placed_from.map(|from| from.first_us(&zone)),
+        placed_to: query.placed_to.map(|to| to.end_us(&zone)),
         min_total: milli("min_total", query.min_total)?,
         max_total: milli("max_total", query.max_total)?,
         q: query.q,
@@ -177,7 +182,8 @@ fn milli(parameter: &str, text: Option<String>) -> Result<Option<i64>, Problem> 
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct OrderQuery {
-    /// Version, or time in RFC 3339, of the order state to return. Default: the current state.
+    /// Version of the order state to return; or a time in RFC 3339; or a date, whose last state in UTC is returned.
+    /// Default: the current state.
     as_of: Option<String>,
     /// Wait until the read model has reached this position; with `as_of`, until the log has reached it.
     min_position: Option<i64>,
@@ -229,10 +235,18 @@ fn view(request: &HeaderMap, json: String, version: i64) -> Response {
 /// Returns an order's JSON and version, as of a version or time.
 async fn order_as_of(api: &QueryApi, principal: &Principal, id: &str, as_of: &str) -> Result<(String, i64), Problem> {
     let is_version = as_of.bytes().all(|byte| byte.is_ascii_digit());
-    let (to, until) = match (as_of.parse::<i64>(), as_of.parse::<Timestamp>()) {
-        (Ok(version), _) if is_version && version > 0 => (version, i64::MAX),
-        (Err(_), Ok(time)) => (i64::MAX, time.as_microsecond()),
-        _ => return Err(invalid("as_of", "Must be a version or a time in RFC 3339, e.g. 2017-01-01T11:53:26Z.")),
+    let (to, until) = match as_of.parse::<i64>() {
+        Ok(version) if is_version && version > 0 => (version, i64::MAX),
+        _ => match as_of.parse::<DateOrTime>() {
+            Ok(time) => (i64::MAX, time.last_us(&TimeZone::UTC)),
+            Err(_) => {
+                return Err(invalid(
+                    "as_of",
+                    "Must be a version, a date, or a time in RFC 3339 with an offset, e.g. 2017-01-01T11:53:26Z or \
+                     2017-01-01T13:53:26+02:00, with + written as %2B.",
+                ));
+            }
+        },
     };
     let discarded = dead_letters::discarded(api.store.db(), CORE).await.map_err(unavailable)?;
     let mut order = Versioned::<Order>::default();

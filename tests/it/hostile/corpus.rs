@@ -1022,14 +1022,26 @@ fn queries<'a>(token: &'a str, document: &Value) -> Family<'a> {
         ("/v1/orders?min_total=", &["-1", "1e2", "1.2345", "NaN", "%EF%BC%91", "99999999999999999999", ".5", "%2B1"]),
         (
             "/v1/orders?placed_from=",
-            &["yesterday", "2026-13-01T00:00:00Z", "2026-01-01", "infinity", "-infinity", "0", "99999-01-01T00:00:00Z"],
+            &[
+                "yesterday",
+                "2026-13-01T00:00:00Z",
+                "2026-01-01T00:00:00",
+                "infinity",
+                "-infinity",
+                "0",
+                "99999-01-01T00:00:00Z",
+            ],
         ),
         (
             "/v1/orders/hostile?as_of=",
             &["0", "-1", "1.0", "%2B1", "now", "2026-13-01T00:00:00Z", "99999999999999999999", ""],
         ),
         ("/v1/reports/sales?by=", &["hour", "", "DAY", "day;", "category,store"]),
-        ("/v1/reports/sales?by=day&from=", &["2026-02-30", "0", "today", "2026-01-01T00:00:00Z", "99999-01-01"]),
+        ("/v1/reports/sales?by=day&from=", &["2026-02-30", "0", "today", "2026-01-01T00:00:01Z", "99999-01-01"]),
+        (
+            "/v1/reports/sales?by=day&timezone=",
+            &["", "Mars/Olympus", "%2B02:00", "../../etc/passwd", "Europe/Berlin%00"],
+        ),
         ("/v1/products/top?by=", &["price", "", "revenue%00"]),
     ] {
         for value in bad {

@@ -7,6 +7,7 @@ use platform::auth::Principal;
 use platform::body;
 use platform::conditional::Versions;
 use platform::problem::{FORBIDDEN, INVALID_BODY, Problem, TOKEN_EXPIRED};
+use platform::time::parse_time;
 use serde_json::{Map, Value};
 
 use crate::bulk::lines::{BulkLines, Line};
@@ -109,12 +110,12 @@ fn occurred_at(fields: &mut Map<String, Value>, principal: &Principal) -> Result
             .error("/occurred_at", "Only staff may set this member.")),
         Some(at) => at
             .as_str()
-            .and_then(|text| text.parse::<Timestamp>().ok())
+            .and_then(|text| parse_time(text).ok())
             .and_then(|at| Timestamp::from_microsecond(at.as_microsecond()).ok())
-            // RFC 3339 has years from 0 to 9999 only.
-            .filter(|at| (0..=9999).contains(&jiff::tz::Offset::UTC.to_datetime(*at).year()))
             .map(Some)
-            .ok_or_else(|| field("/occurred_at", "Must be a time in RFC 3339, e.g. \"2017-01-01T11:53:26Z\".")),
+            .ok_or_else(|| {
+                field("/occurred_at", "Must be a time in RFC 3339 with an offset, e.g. \"2017-01-01T11:53:26+02:00\".")
+            }),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::problems::LINE_TOO_LONG;
 use axum::body::Bytes;
 use bytes::BytesMut;
 use futures::{Stream, StreamExt};
+use platform::body::refusal;
 use platform::problem::{Problem, UNREADABLE_BODY};
 
 /// The largest length of a line, in bytes.
@@ -53,12 +54,12 @@ pub(crate) fn split_lines(
             match reader.body.next().await {
                 Some(Ok(bytes)) => reader.buffer.extend_from_slice(&bytes),
                 // The body ended early: the last line is incomplete, so it is not a command.
-                Some(Err(_)) => {
+                Some(Err(error)) => {
                     reader.buffer.clear();
                     reader.too_long = false;
                     reader.done = true;
                     reader.searched = 0;
-                    return Some((Err(cut_off()), reader));
+                    return Some((Err(refusal(&error).map_or_else(cut_off, Box::new)), reader));
                 }
                 None => reader.done = true,
             }

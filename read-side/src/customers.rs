@@ -73,6 +73,7 @@ pub struct Freshness {
     /// Wait until the read model has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 

@@ -116,10 +116,12 @@ pub struct LogQuery {
     /// Only events after this position. Default: from the first event.
     after: Option<i64>,
     /// Number of events in a page, 1 to 1000. Default: 100.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
     /// Wait until the log has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 

@@ -76,6 +76,7 @@ pub struct SalesQuery {
     /// Wait until the read model has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 
@@ -105,10 +106,12 @@ pub struct TopQuery {
     #[param(inline)]
     by: By,
     /// Number of products, 1 to 1000. Default: 10.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
     /// Wait until the read model has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 

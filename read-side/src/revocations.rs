@@ -34,6 +34,7 @@ pub fn router() -> OpenApiRouter<QueryApi> {
 
 /// The tokens to revoke. Exactly one member must be set.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"subject": "c-1"}))]
 #[serde(deny_unknown_fields)]
 struct Revoke {
     /// Revokes all tokens of this `sub` that were issued until now.

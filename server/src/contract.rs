@@ -158,6 +158,12 @@ pub fn complete(document: &mut Value, types: &ProblemTypes, bulk_types: &[&str])
             {
                 operation["responses"]["201"]["links"] = links.clone();
             }
+            if let Some(body) = operation.get_mut("requestBody")
+                && body["content"]["application/x-ndjson"].is_object()
+            {
+                // No line is a valid request.
+                body["required"] = json!(false);
+            }
             let own = operation["responses"].as_object_mut().ok_or_else(|| format!("{route} has no responses"))?;
             own.remove("4XX");
             for (status, kinds) in by_status {
@@ -235,7 +241,7 @@ fn problems(operation: &mut Value) -> Vec<String> {
     let mut slugs: Vec<&str> = COMMON.to_vec();
     let tagged = |tag: &str| operation["tags"].as_array().is_some_and(|tags| tags.iter().any(|one| one == tag));
     let is_bulk = media.is_some_and(|media| media.contains_key("application/x-ndjson"));
-    if media.is_some() && !is_bulk || tagged("commands") && !is_bulk {
+    if !is_bulk && (media.is_some() || tagged("commands")) {
         slugs.extend(BODY);
     }
     if has("query", "") {
@@ -378,6 +384,9 @@ fn complete_parameter(parameter: &mut Value) {
         parameter["schema"]["type"] = only.clone();
     }
     let name = parameter["name"].as_str().unwrap_or_default().to_owned();
+    if name == "Idempotency-Key" {
+        parameter["schema"]["pattern"] = json!("^[ -~]{1,255}$");
+    }
     if parameter["description"].is_null() {
         let text = match &*name {
             "id" | "customer_id" => "Id of the resource.",
@@ -417,6 +426,7 @@ fn complete_schema(schema: &mut Value) {
         }
         if member["example"].is_null()
             && member["$ref"].is_null()
+            && member["enum"].is_null()
             && let Some(known) = example_of(name, member)
         {
             member["example"] = known;

@@ -6,6 +6,7 @@ mod authorization;
 mod campaign;
 mod clients;
 mod concurrency;
+mod contract;
 mod database;
 mod dist;
 mod documents;

@@ -15,7 +15,6 @@ use platform::auth::Principal;
 use platform::body;
 use platform::problem::{FORBIDDEN, Problem};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -70,8 +69,7 @@ pub struct CreateOrder {
     pub order_id: Option<OrderId>,
     /// The first items. All wrong items are reported together.
     #[serde(default)]
-    #[schema(value_type = Vec<AddItem>)]
-    pub items: Vec<Box<RawValue>>,
+    pub items: Vec<AddItem>,
     /// Free labels by name, e.g. `store_id`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -135,7 +133,7 @@ impl CreateOrder {
     /// Returns the id of the order and the command.
     ///
     /// # Errors
-    /// 403 when a customer names another customer; 422 with the place of every wrong item.
+    /// 403 when a customer names another customer; 422 with more items than an order can have.
     pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
         if !principal.can_access_customer(self.customer_id.as_str()) {
             return Err(Problem::new(FORBIDDEN)
@@ -145,27 +143,12 @@ impl CreateOrder {
         if self.items.len() > LINES_MAX {
             return Err(refused(&domain::order::Error::TooManyLines));
         }
-        let mut items: Vec<NewItem> = Vec::with_capacity(self.items.len());
-        let mut bad: Option<Problem> = None;
-        for (at, item) in self.items.iter().enumerate() {
-            match body::parse::<AddItem>(item.get().as_bytes(), &format!("/items/{at}")) {
-                Ok(item) => items.push(item.into()),
-                Err(problem) => {
-                    bad = Some(match bad {
-                        None => problem,
-                        Some(found) => found.and(problem),
-                    })
-                }
-            }
-        }
-        if let Some(problem) = bad {
-            return Err(problem);
-        }
         let order_id = match self.order_id {
             Some(id) => id,
             None => Uuid::now_v7().to_string().parse().map_err(|_: domain::values::Error| Problem::internal())?,
         };
-        let Self { customer_id, currency, attributes, .. } = self;
+        let Self { customer_id, currency, attributes, items, .. } = self;
+        let items = items.into_iter().map(NewItem::from).collect();
         Ok((order_id, Command::Create { customer_id, currency, attributes, items }))
     }
 }

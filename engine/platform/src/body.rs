@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
 use serde_path_to_error::Segment;
 
 use crate::body_memory::BodyReservation;
@@ -26,6 +27,8 @@ use crate::problem::{
     UNSUPPORTED_CONTENT_ENCODING, UNSUPPORTED_MEDIA_TYPE,
 };
 
+/// Most wrong members that a problem names.
+const ERRORS_MAX: usize = 100;
 /// Maximum characters of client data or a message in an error response.
 const SHOWN_CHARS_MAX: usize = 500;
 /// Bodies with a declared size up to this limit are not counted while they arrive.
@@ -121,7 +124,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 /// # Errors
 /// 400 (`malformed-json`) if the text is not JSON; 422 (`invalid-body`) if it does not match `T`, or if an object at
 /// any depth has two members with the same name.
-pub fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8], pointer_prefix: &str) -> Result<T, Problem> {
+pub fn parse<T: DeserializeOwned>(bytes: &[u8], pointer_prefix: &str) -> Result<T, Problem> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else { return Err(malformed("it is not UTF-8")) };
     let mut doubled = None;
@@ -300,13 +303,116 @@ fn invalid(pointer: String, message: String) -> Problem {
     Problem::new(INVALID_BODY).detail(detail).error(pointer, message)
 }
 
-fn invalid_body<'de, T: Deserialize<'de>>(text: &'de str, prefix: &str, first: &serde_json::Error) -> Problem {
+/// Returns the problem for a text that does not match `T`. It names every wrong member, up to [`ERRORS_MAX`].
+fn invalid_body<T: DeserializeOwned>(text: &str, prefix: &str, first: &serde_json::Error) -> Problem {
+    let mut found = Vec::new();
+    if let Ok(document) = serde_json::from_str(text) {
+        wrong_members::<T>(&document, &|document| document, "", "", &mut found);
+    }
+    if found.is_empty() {
+        found.push(first_error::<T>(text).unwrap_or_else(|| (String::new(), message(first))));
+    }
+    let mut errors = found.into_iter().map(|(pointer, message)| invalid(format!("{prefix}{pointer}"), message));
+    let problem = errors.next().unwrap_or_else(|| malformed("it does not match"));
+    errors.fold(problem, Problem::and)
+}
+
+/// Finds the wrong members of `value`. Serde stops at the first error, so each member is tried alone: `document` returns
+/// a document that contains a value in the place of `value` and nothing beside it. `tried` is the pointer of that place,
+/// and `pointer` the one in the client's document: an element of an array is tried as the only element.
+fn wrong_members<T: DeserializeOwned>(
+    value: &Value,
+    document: &dyn Fn(Value) -> Value,
+    tried: &str,
+    pointer: &str,
+    found: &mut Vec<(String, String)>,
+) {
+    let first = |value: Value| first_error::<T>(&document(value).to_string());
+    match value {
+        Value::Object(members) => {
+            let mut right = Map::new();
+            for (name, member) in members {
+                let alone = |member| Value::Object(Map::from_iter([(name.clone(), member)]));
+                let place = format!("/{}", escape(name));
+                let error = first(alone(member.clone()));
+                match error.filter(|(at, _)| at.strip_prefix(tried).is_some_and(|at| is_within(at, &place))) {
+                    _ if found.len() >= ERRORS_MAX => return,
+                    None => drop(right.insert(name.clone(), member.clone())),
+                    Some((at, message)) => {
+                        let before = found.len();
+                        let (inner, outer) = (format!("{tried}{place}"), format!("{pointer}{place}"));
+                        wrong_members::<T>(member, &|member| document(alone(member)), &inner, &outer, found);
+                        if found.len() == before {
+                            found.push((format!("{pointer}{}", &at[tried.len()..]), message));
+                        }
+                    }
+                }
+            }
+            missing_members::<T>(right, document, tried, pointer, found);
+        }
+        Value::Array(elements) => {
+            for (at, element) in elements.iter().enumerate() {
+                let alone = |element| document(Value::Array(vec![element]));
+                if found.len() < ERRORS_MAX
+                    && first_error::<T>(&alone(element.clone()).to_string())
+                        .is_some_and(|(wrong, _)| wrong.strip_prefix(tried).is_some_and(|wrong| is_within(wrong, "/0")))
+                {
+                    let before = found.len();
+                    let (inner, outer) = (format!("{tried}/0"), format!("{pointer}/{at}"));
+                    wrong_members::<T>(element, &alone, &inner, &outer, found);
+                    if found.len() == before
+                        && let Some((wrong, message)) = first_error::<T>(&alone(element.clone()).to_string())
+                    {
+                        found.push((format!("{outer}{}", &wrong[inner.len()..]), message));
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Finds the missing members of an object whose other members are right. Serde reports the first one, so each is filled
+/// with a value that it may have, until none is missing.
+fn missing_members<T: DeserializeOwned>(
+    mut right: Map<String, Value>,
+    document: &dyn Fn(Value) -> Value,
+    tried: &str,
+    pointer: &str,
+    found: &mut Vec<(String, String)>,
+) {
+    let first = |members: &Map<String, Value>| first_error::<T>(&document(Value::Object(members.clone())).to_string());
+    while found.len() < ERRORS_MAX
+        && let Some((at, message)) = first(&right)
+        && let Some(name) = named_field(&message).filter(|_| message.starts_with("missing")).map(str::to_owned)
+        && at == format!("{tried}/{}", escape(&name))
+    {
+        let place = format!("{pointer}{}", &at[tried.len()..]);
+        // A wrong member is left out of `right`, so it seems to be missing.
+        if !found.iter().any(|(wrong, _)| is_within(wrong, &place)) {
+            found.push((place, message));
+        }
+        let fits =
+            [json!("1"), json!(1), json!([]), json!({}), json!(true), json!("USD")].into_iter().find(|fitting| {
+                right.insert(name.clone(), fitting.clone());
+                !first(&right).is_some_and(|(wrong, _)| is_within(&wrong, &at))
+            });
+        if fits.is_none() {
+            return;
+        }
+    }
+}
+
+/// Whether a pointer is `place` or leads into it.
+fn is_within(pointer: &str, place: &str) -> bool {
+    pointer.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Returns the first error of a text that does not match `T`: the pointer of the member, and what is wrong.
+fn first_error<T: DeserializeOwned>(text: &str) -> Option<(String, String)> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let traced = serde_path_to_error::deserialize::<_, T>(&mut deserializer).err();
-    let (mut pointer, message) = match &traced {
-        Some(error) => (format!("{prefix}{}", pointer(error.path())), message(error.inner())),
-        None => (prefix.to_owned(), message(first)),
-    };
+    let error = serde_path_to_error::deserialize::<_, T>(&mut deserializer).err()?;
+    let (mut pointer, message) = (pointer(error.path()), message(error.inner()));
     // Serde reports an unknown or missing member at its parent. The pointer must name the member.
     if let Some(field) = named_field(&message) {
         let last = format!("/{}", escape(field));
@@ -314,7 +420,7 @@ fn invalid_body<'de, T: Deserialize<'de>>(text: &'de str, prefix: &str, first: &
             pointer.push_str(&last);
         }
     }
-    invalid(pointer, message)
+    Some((pointer, message))
 }
 
 /// Truncates a text to [`SHOWN_CHARS_MAX`] characters, in a new allocation if the text was longer.
@@ -456,6 +562,56 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn every_wrong_member_is_named() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only parsed")]
+        struct Cart {
+            owner: String,
+            note: String,
+            count: u8,
+            lines: Vec<Line>,
+            #[serde(default)]
+            tags: std::collections::BTreeMap<String, String>,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only parsed")]
+        struct Line {
+            sku: String,
+            pieces: u8,
+            price: String,
+        }
+        let text = r#"{"count": 999, "colour": "red", "tags": {"a": "b", "c": 1},
+            "lines": [{"sku": "tea", "pieces": 1, "price": "1"}, {"sku": 7, "pieces": -1}, 5, {"weight": 3}]}"#;
+        let problem = serde_json::to_value(parse::<Cart>(text.as_bytes(), "").unwrap_err()).unwrap();
+        let pointers: Vec<&str> =
+            problem["errors"].as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap()).collect();
+        assert_eq!(
+            pointers,
+            [
+                "/count",
+                "/colour",
+                "/tags/c",
+                "/lines/1/sku",
+                "/lines/1/pieces",
+                "/lines/1/price",
+                "/lines/2",
+                "/lines/3/weight",
+                "/lines/3/sku",
+                "/lines/3/pieces",
+                "/lines/3/price",
+                "/owner",
+                "/note",
+            ],
+            "{problem:#}"
+        );
+        let many = format!(r#"{{"lines": [{}0]}}"#, "0,".repeat(1_000));
+        let problem = serde_json::to_value(parse::<Cart>(many.as_bytes(), "").unwrap_err()).unwrap();
+        assert_eq!(problem["errors"].as_array().unwrap().len(), ERRORS_MAX);
+    }
+
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Order {
@@ -489,7 +645,11 @@ mod tests {
                 "Must be a whole number from 0 to 4294967295, not \"2\".",
             ),
             (r#"{"customer":"c","price":1}"#, "/price", "Unknown field `price`, expected `customer` or `items`."),
-            (r#"{"customer":"c","items":[{"x/y":1}]}"#, "/items/0/x~1y", "Unknown field `x/y`, expected `a/b~c`."),
+            (
+                r#"{"customer":"c","items":[{"a/b~c":1,"x/y":1}]}"#,
+                "/items/0/x~1y",
+                "Unknown field `x/y`, expected `a/b~c`.",
+            ),
             (r#"{"customer":"c","items":[{}]}"#, "/items/0/a~1b~0c", "Missing field `a/b~c`."),
             (r#"{"customer":"c","customer":"d"}"#, "/customer", "Duplicate field `customer`."),
             (r#"{"customer":"c","items":{}}"#, "/items", "Must be an array, not an object."),

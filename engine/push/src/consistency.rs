@@ -29,6 +29,7 @@ pub struct Freshness {
     /// Position that the read model must have reached. Use the position from the response to a command.
     pub min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     pub wait_ms: Option<u64>,
 }
 

@@ -65,12 +65,14 @@ pub struct ListQuery {
     /// Sort key: `placed_at`, `total` or `updated_at`; with `-` in front, largest first. Default: `-placed_at`.
     sort: Option<String>,
     /// Number of orders in a page, 1 to 200. Default: 50.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<i64>,
     /// `next_cursor` of the previous page. Requires the same `sort`.
     cursor: Option<String>,
     /// Wait until the read model has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 
@@ -180,6 +182,7 @@ pub struct OrderQuery {
     /// Wait until the read model has reached this position; with `as_of`, until the log has reached it.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 
@@ -274,10 +277,12 @@ pub struct HistoryQuery {
     /// Only events after this version. Default: from the first event.
     after: Option<i64>,
     /// Number of events in a page, 1 to 200. Default: 50.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<i64>,
     /// Wait until the log has reached this position.
     min_position: Option<i64>,
     /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
     wait_ms: Option<u64>,
 }
 

@@ -50,6 +50,7 @@ struct PollQuery {
     /// The cursor of the previous response. Without it, the response contains snapshots.
     cursor: Option<String>,
     /// Seconds to wait for a change, 0 to 60. Default: 25.
+    #[param(maximum = 60)]
     wait: Option<u64>,
     /// A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
     ticket: Option<String>,

@@ -519,7 +519,6 @@ export interface components {
         CommandLine: {
             /**
              * @description Name of the command.
-             * @example ItemAdded
              * @enum {string}
              */
             type: "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
@@ -1165,7 +1164,12 @@ export interface components {
         Revocations: {
             items: components["schemas"]["Revocation"][];
         };
-        /** @description The tokens to revoke. Exactly one member must be set. */
+        /**
+         * @description The tokens to revoke. Exactly one member must be set.
+         * @example {
+         *       "subject": "c-1"
+         *     }
+         */
         Revoke: {
             /**
              * @description Revokes all tokens of this `sub` that were issued until now.
@@ -2279,7 +2283,7 @@ export interface operations {
             cookie?: never;
         };
         /** @description One command in each line, as a JSON object. */
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/x-ndjson": components["schemas"]["CommandLine"];
             };

@@ -42,6 +42,7 @@ pub enum Event {
     /// Pieces of an item were added: to the line of its SKU, or as a new line.
     ItemAdded {
         /// SKU of the item.
+        #[serde(deserialize_with = "Sku::deserialize_stored")]
         sku: Sku,
         /// Number of pieces that were added.
         quantity: Quantity,
@@ -58,6 +59,7 @@ pub enum Event {
     /// The quantity of a line was set.
     ItemQuantityChanged {
         /// SKU of the line.
+        #[serde(deserialize_with = "Sku::deserialize_stored")]
         sku: Sku,
         /// New quantity of the line, in pieces.
         quantity: Quantity,
@@ -65,6 +67,7 @@ pub enum Event {
     /// A line was removed.
     ItemRemoved {
         /// SKU of the line.
+        #[serde(deserialize_with = "Sku::deserialize_stored")]
         sku: Sku,
     },
     /// The order was placed. It can no longer change.
@@ -175,6 +178,7 @@ impl std::fmt::Display for Status {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// The SKU of the line.
+    #[serde(deserialize_with = "Sku::deserialize_stored")]
     pub sku: Sku,
     /// Number of pieces. `decide` keeps it from 1 to [`Quantity::MAX`].
     pub quantity: u32,

@@ -44,7 +44,7 @@ fn reason() -> impl Strategy<Value = Reason> {
 }
 
 fn customer_id() -> impl Strategy<Value = CustomerId> {
-    "[A-Za-z0-9_-]{1,64}".prop_map(|text| text.parse().unwrap())
+    "[A-Za-z0-9_|@:/.-]{3,64}".prop_map(|text| text.parse().unwrap())
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {

@@ -131,7 +131,7 @@ fn schemas_and_types_refuse_the_same_payloads() {
     assert!(serde_json::from_value::<Event>(json!({ "ItemAdded": item(json!({})) })).is_ok());
     let bad = [
         ("ItemAdded", item(json!({"quantity": 0}))),
-        ("ItemAdded", item(json!({"sku": "green tea"}))),
+        ("ItemAdded", item(json!({"sku": " tea"}))),
         ("ItemAdded", item(json!({"unit_price": "2.50"}))),
         ("ItemAdded", json!({"sku": "tea", "quantity": 1, "name": null, "category": null})),
         ("ItemAdded", json!({"sku": "tea", "quantity": 1, "unit_price": 250})),

@@ -62,7 +62,7 @@ async fn changed_orders(
 
 /// Returns the customer route.
 pub fn router() -> OpenApiRouter<QueryApi> {
-    OpenApiRouter::new().routes(routes!(customer))
+    OpenApiRouter::new().routes(routes!(customer)).routes(routes!(customer_by_query))
 }
 
 /// Query parameters for reading one's own writes.
@@ -87,11 +87,47 @@ async fn customer(
     Path(id): Path<String>,
     Query(query): Query<Freshness>,
 ) -> Result<Response, Problem> {
+    find_customer(&api, &principal, &id, query.min_position, query.wait_ms).await
+}
+
+/// The customer, where the id is inconvenient in a path: subjects of identity providers may be URLs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct CustomerQuery {
+    /// Id of the customer: the `sub` of the customer's token.
+    customer_id: String,
+    /// Wait until the read model has reached this position.
+    min_position: Option<i64>,
+    /// Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+    #[param(maximum = 10_000)]
+    wait_ms: Option<u64>,
+}
+
+/// Returns the order count and spend of the customer in the query. Customers may read only their own; staff may read all.
+#[utoipa::path(get, path = "/v1/customers", operation_id = "find_customer", tag = "queries", params(CustomerQuery),
+    responses((status = 200, description = "The customer.", body = Customer)),
+    extensions(("x-problems" = json!(["customer-not-found"]))))]
+async fn customer_by_query(
+    State(api): State<QueryApi>,
+    principal: Principal,
+    Query(query): Query<CustomerQuery>,
+) -> Result<Response, Problem> {
+    find_customer(&api, &principal, &query.customer_id, query.min_position, query.wait_ms).await
+}
+
+async fn find_customer(
+    api: &QueryApi,
+    principal: &Principal,
+    id: &str,
+    min_position: Option<i64>,
+    wait_ms: Option<u64>,
+) -> Result<Response, Problem> {
     let missing = || Problem::new(CUSTOMER_NOT_FOUND);
-    if !principal.can_access_customer(&id) {
+    if !principal.can_access_customer(id) {
         return Err(missing());
     }
-    let find = || customers::find(api.store.db(), &id);
-    let (position, customer) = api.read_at(customers::PROJECTION.name, query.min_position, query.wait_ms, find).await?;
+    let find = || customers::find(api.store.db(), id);
+    let (position, customer) = api.read_at(customers::PROJECTION.name, min_position, wait_ms, find).await?;
     Ok(with_position_header(position, axum::Json(customer.ok_or_else(missing)?)))
 }

@@ -2,8 +2,9 @@
 //! for operators.
 //!
 //! The read side writes neither events nor rows of read models. Its responses come from read models or are folded from
-//! the log. It stores the revocations of tokens.
+//! the log. It stores the revocations of tokens and the bans of subjects.
 
+pub mod bans;
 pub mod customers;
 mod json;
 pub mod operations;
@@ -40,7 +41,7 @@ pub fn problem_types() -> &'static [ProblemType] {
 
 /// Returns the routes for operators.
 pub fn operations_router() -> OpenApiRouter<QueryApi> {
-    OpenApiRouter::new().merge(operations::router()).merge(revocations::router())
+    OpenApiRouter::new().merge(operations::router()).merge(revocations::router()).merge(bans::router())
 }
 
 /// Returns the channels for operators.

@@ -1,4 +1,5 @@
-//! Revoked tokens. Revocations are stored in the database. Every process applies a new one within about a second.
+//! Revoked tokens. Revocations are stored in the database. Every process applies a new one, and a new ban, within about a
+//! second.
 
 use crate::problems::INVALID_REVOCATION;
 use std::time::Duration;
@@ -14,16 +15,19 @@ use platform::auth::{Authenticator, Principal, Revoked};
 use platform::body::Json;
 use platform::problem::Problem;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::bans::{self, TOPIC};
+
 use push::api::QueryApi;
 use push::problems::unavailable;
 
-/// Topic of the messages between processes that announce a new revocation.
-const TOPIC: &str = "revoked";
+/// Held while the revocations are read and applied, so that an older read never replaces a newer one.
+static LOADING: Mutex<()> = Mutex::const_new(());
 /// How often the database is read, even without a message.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
@@ -127,6 +131,7 @@ async fn rows(store: &Store) -> Result<Vec<Revocation>, Error> {
 /// # Errors
 /// The database does not answer.
 pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Error> {
+    let _one_at_a_time = LOADING.lock().await;
     let mut revoked = Revoked::default();
     for row in rows(store).await? {
         match row.kind.as_str() {
@@ -138,7 +143,7 @@ pub async fn load(store: &Store, authenticator: &Authenticator) -> Result<(), Er
     Ok(())
 }
 
-/// Applies new revocations in this process until `stop`. Processes of every role must run this task.
+/// Applies new revocations and bans in this process until `stop`. Processes of every role must run this task.
 pub async fn follow(store: Store, authenticator: Authenticator, stop: CancellationToken) {
     let mut messages = store.listen(TOPIC).await;
     loop {
@@ -149,6 +154,9 @@ pub async fn follow(store: Store, authenticator: Authenticator, stop: Cancellati
         }
         if let Err(error) = load(&store, &authenticator).await {
             tracing::warn!(%error, "Could not read the revocations. They are read again in a second.");
+        }
+        if let Err(error) = bans::load(&store, &authenticator).await {
+            tracing::warn!(%error, "Could not read the bans. They are read again in a second.");
         }
     }
 }

@@ -25,6 +25,7 @@ const COMMON: &[&str] = &[
     "token-expired",
     "token-revoked",
     "unknown-key",
+    "subject-banned",
     "rate-limited",
     "connection-limit",
     "internal-error",
@@ -70,7 +71,7 @@ fn example(name: &str) -> Option<Value> {
         "max_total" => json!("99.99"),
         "currency" => json!("USD"),
         "attributes" => json!({"store_id": "17"}),
-        "placed_at" | "updated_at" | "occurred_at" | "first_order_at" | "last_order_at" => {
+        "placed_at" | "updated_at" | "banned_at" | "occurred_at" | "first_order_at" | "last_order_at" => {
             json!("2026-01-02T03:04:05.678Z")
         }
         "placed_from" => json!("2026-01-01T00:00:00Z"),
@@ -105,6 +106,8 @@ fn example(name: &str) -> Option<Value> {
         "next_cursor" => json!("eyJpZCI6Im8tMTAwMSJ9"),
         "cursor" | "last_event_id" => json!("42.0199a1b2"),
         "as_of" => json!("1"),
+        "token" => json!("eyJhbGciOiJIUzI1NiJ9.e30.c2ln"),
+        "until" => json!("2026-12-31T00:00:00Z"),
         "ticket" => json!("3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA"),
         "expires_in" => json!(60),
         "kind" => json!("subject"),

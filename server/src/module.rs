@@ -55,6 +55,8 @@ pub struct Module {
 pub type Measure = fn(Store) -> BoxFuture<'static, Result<(), Error>>;
 
 /// A setting of a module: a string in `docket.toml`, or in the environment as `DOCKET_` and its name in capitals.
+/// When the name has a unit (`bytes`, `ms`, `seconds`, `minutes`, `hours`, `days`), a value such as `5m` arrives as the
+/// number of these units.
 #[derive(Clone, Copy)]
 pub struct Setting {
     /// Name of the setting.

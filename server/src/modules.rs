@@ -21,7 +21,7 @@ fn orders() -> Module {
         queries: Some(read_side::orders_router),
         channels: read_side::orders_channels(),
         publishers: read_side::orders_publishers(),
-        problems: vec![read_side::problem_types()],
+        problems: vec![write_side::orders::PROBLEM_TYPES, read_side::problem_types()],
         metrics: orders::metrics::DOCS.to_vec(),
         measure: Some(orders::metrics::measure),
         ..Module::built_in("orders")

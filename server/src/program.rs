@@ -123,20 +123,26 @@ impl Program {
         }
         if let Some(unknown) = wanted.iter().find(|name| self.modules.iter().all(|module| module.name != **name)) {
             let known: Vec<_> = self.modules.iter().map(|module| module.name).collect();
-            return Err(format!("modules: `{unknown}` is not a module. The modules are {}.", known.join(", ")));
+            return Err(format!("modules: `{unknown}` is not a module. The modules are {}", known.join(", ")));
         }
         let (running, left): (Vec<_>, Vec<_>) =
             self.modules.into_iter().partition(|module| wanted.contains(&module.name));
-        let built_in =
-            |modules: &[Module]| modules.iter().find(|module| module.is_built_in()).map(|module| module.name);
-        if roles.project
-            && let (Some(one), Some(other)) = (built_in(&running), built_in(&left))
-        {
+        let built_in = |modules: &[Module]| {
+            modules
+                .iter()
+                .filter(|module| module.is_built_in())
+                .map(|module| module.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let (present, missing) = (built_in(&running), built_in(&left));
+        if roles.project && !present.is_empty() && !missing.is_empty() {
             return Err(format!(
-                "modules: A process with the role project must run all built-in modules or none. Add {other}, or remove {one}."
+                "modules: A process with the role project must run all built-in modules or none, because they share one \
+                 checkpoint group. Add {missing}; or remove {present}; or set roles without project"
             ));
         }
-        Self::new(running).map_err(|reason| format!("modules: {reason}"))
+        Self::new(running).map_err(|reason| format!("modules: {}", reason.trim_end_matches('.')))
     }
 
     /// Returns the modules.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use axum::Router;
 use command_engine::api::CommandApi;
 use command_engine::decider::Decider;
@@ -20,7 +20,7 @@ use projection_engine::progress::Progress;
 use projection_engine::pump;
 use push::api::QueryApi;
 use push::feed;
-use read_side::{operations, revocations};
+use read_side::{bans, operations, revocations};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,41 +42,60 @@ const METRICS_LISTEN: &str = "127.0.0.1:9464";
 const OPERATORS_CONNECTIONS_MAX: usize = 100;
 const OTHER_FILES: usize = 500;
 
-/// Serves until SIGTERM or SIGINT. Then it answers the accepted requests within 10 s, and stops its tasks within
-/// `shutdown_seconds`. Calls `ready` with the address once it answers requests. Calls `reload` on SIGHUP to read the
-/// settings again.
+/// Serves the program, whose modules are already selected, until SIGTERM or SIGINT. Then it answers the accepted requests
+/// within 10 s, and stops its tasks within `shutdown_seconds`. Calls `bound` with the address once it is bound, before it writes anything: requests are answered
+/// after the store is open. Calls `reload` on SIGHUP to read the settings again.
 ///
 /// # Errors
 /// The settings are invalid, a port is in use, or the database is unavailable.
 pub async fn serve(
     program: Program,
-    settings: Settings,
+    mut settings: Settings,
     reload: impl Fn() -> anyhow::Result<Settings> + Send + 'static,
-    ready: impl FnOnce(std::net::SocketAddr),
+    bound: impl FnOnce(std::net::SocketAddr, &mut Settings) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (roles, proxies) = (settings.server.roles()?, settings.server.proxies()?);
-    let program = program.select(&settings.server.modules, roles).map_err(|reason| anyhow!(reason))?;
-    program.apply(&settings.module_settings).map_err(|reason| anyhow!(reason))?;
-    let _telemetry = telemetry::init(&settings.log, &settings.server.roles)?;
-    let connections_max = connections_max(settings.server.http_connections_max);
-    let authenticator = Authenticator::new(&settings.auth)?;
+    let _telemetry = telemetry::init(&settings.log, &settings.server.roles).map_err(|error| match error {
+        telemetry::Error::File { path, source } => {
+            let log = &settings.log;
+            let files = [("log_file", &log.log_file), ("log_error_file", &log.log_error_file)];
+            let name = files.into_iter().find_map(|(name, file)| (*file == path).then_some(name));
+            let name = name.unwrap_or("access_log_file");
+            settings.explain(&format!("{name}: cannot open the file {}: {source}", path.display()))
+        }
+        error => error.into(),
+    })?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     if settings.store.database_url.starts_with("sqlite:") && roles != Roles::ALL {
         tracing::warn!("With SQLite, no other process can run the roles that this process does not have.");
     }
-    let listener = TcpListener::bind(&settings.server.listen).await.with_context(|| {
-        format!("cannot listen on {}; choose another address with --listen or DOCKET_LISTEN", settings.server.listen)
+    let listener = TcpListener::bind(&settings.server.listen).await.map_err(|error| {
+        let listen = &settings.server.listen;
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => anyhow!(
+                "Another program listens on {listen}. Stop it, or choose another address with --listen or DOCKET_LISTEN."
+            ),
+            _ => anyhow!("Cannot listen on {listen}: {error}. Choose another address with --listen or DOCKET_LISTEN."),
+        }
     })?;
     let address = listener.local_addr()?;
     let metrics_listener = metrics_listener(&settings).await?;
+    bound(address, &mut settings)?;
+    let authenticator = Authenticator::new(&settings.auth)?;
+    authenticator.fetch_keys().await.map_err(|error| settings.explain(&error.to_string()))?;
+    let connections_max = connections_max(settings.server.http_connections_max);
     let shutdown = Shutdown::new();
     shutdown.listen()?;
     reload_on_sighup(reload)?;
     // The store stops after the requests have been answered, so it has its own token.
     let store_stop = tokio_util::sync::CancellationToken::new();
     let database = without_password(&settings.store.database_url);
-    let store = open(settings.store, MIGRATIONS, program.upcasters(), store_stop.clone(), shutdown.tracker.clone())
+    let store = settings.store.clone();
+    let store = open(store, MIGRATIONS, program.upcasters(), store_stop.clone(), shutdown.tracker.clone())
         .await
-        .with_context(|| format!("cannot open {database}"))?;
+        .map_err(|error| settings.explain(&format!("database_url: cannot open {database}: {error}")))?;
 
     let reactors = program.reactors();
     let registrations: Vec<_> = reactors.iter().map(|reactor| registration(*reactor)).collect();
@@ -84,9 +103,9 @@ pub async fn serve(
     prepare(&store, program.registry()).await?;
     let progress = Progress::new(program.registry().clone());
     progress.refresh(store.db()).await?;
-    authenticator.fetch_keys().await?;
     shutdown.tracker.spawn(authenticator.clone().refresh_keys(shutdown.token.clone()));
     revocations::load(&store, &authenticator).await?;
+    bans::load(&store, &authenticator).await?;
     shutdown.tracker.spawn(revocations::follow(store.clone(), authenticator.clone(), shutdown.token.clone()));
     let limiter = Limiter::new(&settings.limits, authenticator.clone());
     let (mut app, mut connections) = (Router::new(), Router::new());
@@ -156,7 +175,6 @@ pub async fn serve(
     }
     health.set_started();
     tracing::info!(%address, roles = settings.server.roles, "Listening for requests.");
-    ready(address);
 
     let draining = health.clone();
     let token = shutdown.token.clone();
@@ -212,7 +230,7 @@ async fn metrics_listener(settings: &Settings) -> anyhow::Result<Option<TcpListe
             tracing::warn!(%error, address = listen, "Could not listen for metrics requests. Give this process its own metrics_listen.");
             Ok(None)
         }
-        Err(error) => Err(error).with_context(|| format!("metrics_listen: cannot listen on {listen}")),
+        Err(error) => Err(settings.explain(&format!("metrics_listen: cannot listen on {listen}: {error}"))),
     }
 }
 

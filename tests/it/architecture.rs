@@ -13,7 +13,7 @@ use serde_json::Value;
 /// The workspace crates that each crate may depend on. Dependencies that only tests need are not checked.
 const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("kernel", &[]),
-    ("platform", &[]),
+    ("platform", &["kernel"]),
     ("event-store", &["kernel", "platform"]),
     ("projection-engine", &["kernel", "event-store"]),
     ("push", &["kernel", "event-store", "projection-engine", "platform"]),

@@ -200,7 +200,7 @@ async fn a_server_that_does_not_sync_degrades_readiness() {
     let system = TestSystem::scaled().await;
     let ready = readiness(&system, 0).await;
     assert_eq!((&ready["status"], &ready["checks"]["durability"]["status"]), (&json!("degraded"), &json!("failed")));
-    let check = system.try_cli(&["config", "check", "--connect"]).await;
+    let check = system.try_cli(&["config", "check"]).await;
     let notes = String::from_utf8_lossy(&check.stderr).into_owned();
     assert!(check.status.success() && notes.contains("fsync"), "{notes}");
 }
@@ -213,7 +213,7 @@ async fn a_database_with_another_encoding_than_utf8_is_refused() {
     postgres.sql(&[create]).await;
     let url = postgres.url().replace("/docket", "/narrow");
     let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_DATABASE_URL", &url).stopped().await;
-    for command in [&["migrate"][..], &["config", "check", "--connect"]] {
+    for command in [&["migrate"][..], &["config", "check"]] {
         let output = system.try_cli(command).await;
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains("LATIN1") && error.contains("encoding 'UTF8'"), "{error}");
@@ -288,7 +288,7 @@ async fn the_first_nats_server_may_be_down() {
     let system = TestSystem::builder(Mode::Scaled).setting("DOCKET_NATS_URL", &urls).start().await;
     system.post("/v1/orders").json(order("one")).send().await.expect(201);
     read_models_equal_the_fold(&system).await;
-    system.cli(&["config", "check", "--connect"]).await;
+    system.cli(&["config", "check"]).await;
     let (jetstream, stream) = (nats.jetstream().await, system.nats.as_ref().expect("a scaled system").stream());
     until_true("the relay has published both events", async || {
         let found = jetstream.get_stream(stream).await;

@@ -539,6 +539,13 @@ async fn a_closed_pipe_is_not_a_failure() {
         (&["events", "export"], 0),
         (&["replay", "--all", "--dry-run"], 0),
         (&["health", "--url", system.reader().base()], 0),
+        (&["health", "--json", "--url", system.reader().base()], 0),
+        (&["modules"], 0),
+        (&["reactors", "list"], 0),
+        (&["replay", "--all", "--json"], 0),
+        (&["-h"], 0),
+        (&["help", "dev"], 0),
+        (&["nonsense"], 2),
         (&["--help"], 0),
         (&["config", "check", "--config", "/nowhere.toml"], 2),
     ] {

@@ -217,7 +217,7 @@ async fn an_id_that_no_aggregate_can_have_is_refused(system: TestSystem) {
         (answer.status, answer.json()["type"].clone())
     };
     // One database refuses the long ids, together with everything in the same transaction.
-    let bad = ["", "bad id!", "a/b", "\u{e9}"]
+    let bad = ["", " bad id", "..", "e\u{301}"]
         .map(str::to_owned)
         .into_iter()
         .chain(std::iter::repeat_n("x".repeat(6_000), 5));

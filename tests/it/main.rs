@@ -4,6 +4,7 @@
 mod architecture;
 mod authorization;
 mod campaign;
+mod cli;
 mod clients;
 mod concurrency;
 mod contract;
@@ -14,6 +15,7 @@ mod edges;
 mod foreign;
 mod hostile;
 mod idempotency;
+mod identity;
 mod import;
 mod kept_stores;
 mod live;

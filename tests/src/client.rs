@@ -38,6 +38,13 @@ fn sign(claims: &Value, secret: &str) -> String {
     encode(&Header::new(Algorithm::HS256), claims, &key).expect("HS256 signs any JSON object")
 }
 
+/// Encodes a text as a segment of a path or as a value in a query.
+pub fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(one).collect()
+}
+
 /// A client of one address. Requests carry an admin's token unless they set another.
 #[derive(Clone)]
 pub struct Client {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
-use crate::client::Client;
+use crate::client::{Client, encoded};
 use crate::fold::{Event, Report, customers, fold, normal, parse_report, products, read_log, sales};
 use crate::load::{Outcome, Sent};
 use crate::system::{TestSystem, settled};
@@ -93,7 +93,7 @@ pub async fn read_models_of(reader: &Client) -> Vec<Event> {
     );
     for order in orders.values() {
         assert_eq!(listed[&order.order_id], normal(&order.list_item()), "the list and the log differ");
-        let path = format!("/v1/orders/{}", order.order_id);
+        let path = format!("/v1/orders/{}", encoded(&order.order_id));
         let answer = reader.get(&path).send().await.expect(200);
         assert_eq!(answer.version(), order.version, "{path}");
         assert_eq!(normal(&answer.json()), order.view(), "{path} and the log differ");
@@ -104,7 +104,7 @@ pub async fn read_models_of(reader: &Client) -> Vec<Event> {
     }
     best_sellers_equal(reader, &products(&orders)).await;
     for (id, expected) in customers(&orders) {
-        let found = reader.get(&format!("/v1/customers/{id}")).send().await.expect(200).json();
+        let found = reader.get(&format!("/v1/customers/{}", encoded(&id))).send().await.expect(200).json();
         assert_eq!(normal(&found), expected, "the customer {id}");
     }
     log

@@ -12,14 +12,19 @@ use command_engine::request::CommandRequest;
 use domain::order::{Command, LINES_MAX, NewItem, Order};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
-use platform::body;
+use platform::body::{self, Query};
 use platform::problem::{FORBIDDEN, Problem};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
+
+platform::problem_types! {
+    /// No order can be created for a banned customer. An admin can reinstate the customer.
+    CUSTOMER_BANNED = UNPROCESSABLE_ENTITY, "customer-banned", "The customer is banned";
+}
 
 /// How answers name an order.
 static RESOURCE: Resource = Resource { id_field: "order_id", path: "/v1/orders/" };
@@ -46,7 +51,7 @@ struct Accepted {
 pub fn router() -> OpenApiRouter<CommandApi> {
     OpenApiRouter::new()
         .routes(routes!(create))
-        .routes(routes!(add_item))
+        .routes(routes!(add_item, change_item_by_query, remove_item_by_query))
         .routes(routes!(change_item, remove_item))
         .routes(routes!(confirm))
         .routes(routes!(cancel))
@@ -158,11 +163,18 @@ pub(crate) fn order_id(id: &str) -> Result<OrderId, Problem> {
     id.parse().map_err(|_| refused(&domain::order::Error::NotFound))
 }
 
-/// Parses the SKU of an item in a path. An item with an invalid SKU is in no order.
-fn sku(sku: &str) -> Result<Sku, Problem> {
-    sku.parse().map_err(|_| {
+/// Parses the SKU of an item in a path or a query. An item with an invalid SKU is in no order.
+fn sku(sku: String) -> Result<Sku, Problem> {
+    Sku::stored(sku).map_err(|_| {
         Problem::new(problem_type(&domain::order::ITEM_NOT_FOUND)).detail("The order has no item with this SKU.")
     })
+}
+
+/// The refusal of an order for a banned customer. The customer's own requests are refused before they get here.
+fn customer_banned() -> Problem {
+    Problem::new(CUSTOMER_BANNED)
+        .detail("No order can be created for a banned customer. An admin can reinstate the customer with DELETE /v1/admin/bans.")
+        .error("/customer_id", "Must be a customer who is not banned.")
 }
 
 async fn execute(
@@ -179,10 +191,14 @@ async fn execute(
 #[utoipa::path(post, path = "/v1/orders", operation_id = "create_order", tag = "commands", request_body = CreateOrder,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; a repeated request with the same key gets the same answer")),
     responses((status = 201, description = "The order is created.", body = Accepted)),
-    extensions(("x-problems" = json!(["forbidden", "order-exists", "items-rejected", "too-many-lines", "total-too-large", "order-busy", "invalid-id"]))))]
+    extensions(("x-problems" = json!(["forbidden", "order-exists", "customer-banned", "items-rejected", "too-many-lines", "total-too-large", "order-busy", "invalid-id"]))))]
 async fn create(State(api): State<CommandApi>, request: CommandRequest<CreateOrder>) -> Result<Response, Problem> {
     let (request, body) = request.take();
+    let customer_id = body.customer_id.clone();
     let (id, command) = body.command(&request.principal)?;
+    if api.is_banned(customer_id.as_str()) {
+        return Err(customer_banned());
+    }
     execute(request, &api, StatusCode::CREATED, id, command).await
 }
 
@@ -211,7 +227,7 @@ async fn change_item(
     request: CommandRequest<ChangeItem>,
 ) -> Result<Response, Problem> {
     let (request, body) = request.take();
-    let command = Command::ChangeQuantity { sku: sku(&item)?, quantity: body.quantity };
+    let command = Command::ChangeQuantity { sku: sku(item)?, quantity: body.quantity };
     execute(request, &api, StatusCode::OK, order_id(&id)?, command).await
 }
 
@@ -225,7 +241,47 @@ async fn remove_item(
     Path((id, item)): Path<(String, String)>,
     request: CommandRequest<NoBody>,
 ) -> Result<Response, Problem> {
-    execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::RemoveItem { sku: sku(&item)? }).await
+    execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, Command::RemoveItem { sku: sku(item)? }).await
+}
+
+/// The item to change or remove, where its SKU is inconvenient in a path: SKUs may contain a slash.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ItemQuery {
+    /// SKU of the item.
+    sku: String,
+}
+
+/// Sets the quantity of the line with the SKU in the query.
+#[utoipa::path(put, path = "/v1/orders/{id}/items", operation_id = "change_item_by_query", tag = "commands", request_body = ChangeItem,
+    params(("id" = String, Path), ItemQuery, ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 200, description = "The quantity is changed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "total-too-large", "order-busy"]))))]
+async fn change_item_by_query(
+    State(api): State<CommandApi>,
+    Path(id): Path<String>,
+    Query(item): Query<ItemQuery>,
+    request: CommandRequest<ChangeItem>,
+) -> Result<Response, Problem> {
+    let (request, body) = request.take();
+    let command = Command::ChangeQuantity { sku: sku(item.sku)?, quantity: body.quantity };
+    execute(request, &api, StatusCode::OK, order_id(&id)?, command).await
+}
+
+/// Removes the line with the SKU in the query.
+#[utoipa::path(delete, path = "/v1/orders/{id}/items", operation_id = "remove_item_by_query", tag = "commands",
+    params(("id" = String, Path), ItemQuery, ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 200, description = "The line is removed.", body = Accepted)),
+    extensions(("x-problems" = json!(["order-not-found", "order-not-draft", "item-not-found", "order-busy"]))))]
+async fn remove_item_by_query(
+    State(api): State<CommandApi>,
+    Path(id): Path<String>,
+    Query(item): Query<ItemQuery>,
+    request: CommandRequest<NoBody>,
+) -> Result<Response, Problem> {
+    let command = Command::RemoveItem { sku: sku(item.sku)? };
+    execute(request.take().0, &api, StatusCode::OK, order_id(&id)?, command).await
 }
 
 /// Confirms a draft that has at least one line. A confirmed order cannot be changed.
@@ -261,8 +317,11 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
         if !fields.contains_key("order_id") {
             fields.insert("order_id".into(), Uuid::now_v7().to_string().into());
         }
-        let (id, command) = body::from_value::<CreateOrder>(fields.into())?.command(principal)?;
-        return Ok(Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command));
+        let body = body::from_value::<CreateOrder>(fields.into())?;
+        let customer_id = body.customer_id.clone();
+        let (id, command) = body.command(principal)?;
+        let line = Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command);
+        return Ok(line.unless_banned(customer_id, customer_banned));
     }
     let id = match fields.remove("order_id") {
         Some(Value::String(id)) => order_id(&id)?,
@@ -291,7 +350,7 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
 
 fn line_sku(fields: &mut Map<String, Value>) -> Result<Sku, Problem> {
     match fields.remove("sku") {
-        Some(Value::String(sku)) => sku.parse().map_err(|e: domain::values::Error| field("/sku", &e.to_string())),
+        Some(Value::String(sku)) => Sku::stored(sku).map_err(|e: domain::values::Error| field("/sku", &e.to_string())),
         _ => Err(field("/sku", "Must be the SKU of the item.")),
     }
 }

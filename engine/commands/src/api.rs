@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use event_store::store::Store;
-use platform::auth::{Authenticator, Principal};
+use platform::auth::{Authenticator, BlockReason, Principal};
 use platform::limits::Limiter;
 use tokio_util::sync::CancellationToken;
 
@@ -78,8 +78,13 @@ impl CommandApi {
         &self.inner.lines
     }
 
-    /// Whether the token of a principal was revoked after its request began.
-    pub(crate) fn has_revoked(&self, principal: &Principal) -> bool {
-        self.authenticator.has_revoked(principal)
+    /// Returns why a principal is refused after its request began: its token was revoked, or its subject was banned.
+    pub(crate) fn block_reason(&self, principal: &Principal) -> Option<BlockReason> {
+        self.authenticator.block_reason(principal)
+    }
+
+    /// Whether a subject is banned.
+    pub fn is_banned(&self, subject: &str) -> bool {
+        self.authenticator.is_banned(subject)
     }
 }

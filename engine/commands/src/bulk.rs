@@ -25,10 +25,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
-use platform::auth::Principal;
+use platform::auth::{BlockReason, Principal};
 use platform::client_stream::HalfDuplex;
 use platform::limits::CommandPacer;
-use platform::problem::{Problem, REQUEST_TIMEOUT, TOKEN_EXPIRED, TOKEN_REVOKED};
+use platform::problem::{Problem, REQUEST_TIMEOUT, TOKEN_EXPIRED};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -228,8 +228,8 @@ impl Reading {
                 Ok(None) => return Ok(()),
                 Ok(Some(line)) => line,
             };
-            if self.api.has_revoked(&self.principal) {
-                return Err((number, revoked()));
+            if let Some(reason) = self.api.block_reason(&self.principal) {
+                return Err((number, blocked(reason)));
             }
             if self.principal.expires_at < Timestamp::now().as_second() {
                 return Err((number, expired()));
@@ -244,10 +244,16 @@ impl Reading {
             let permits = self.or_stopped(self.spool.slot().bytes(bytes)).await.map_err(at_line)?;
             let permits = permits.map_err(at_line)?;
             let Ok(permit) = self.or_stopped(results.reserve()).await.map_err(at_line)? else { return Ok(()) };
-            let envelope = match line {
+            let mut envelope = match line {
                 Ok(line) => envelope(number, &line, &self.principal, &self.context, self.api.lines()),
                 Err(problem) => Envelope { number, id: None, command: Err(problem) },
             };
+            if let Ok((Line { unless_banned: Some((subject, problem)), .. }, origin)) = &envelope.command
+                && !origin.is_history
+                && self.api.is_banned(subject)
+            {
+                envelope.command = Err(Box::new(problem()));
+            }
             let slot = match &envelope.command {
                 Ok((line, _)) => self.api.decider().hash_of(&line.step.stream()),
                 Err(_) => number as usize,
@@ -289,9 +295,13 @@ fn expired() -> Problem {
         .detail("The token expired while commands were read. Send this line and the lines after it with a new token.")
 }
 
-fn revoked() -> Problem {
-    Problem::new(TOKEN_REVOKED)
-        .detail("The token was revoked. This line and the lines after it were not read. Send them with another token.")
+fn blocked(reason: BlockReason) -> Problem {
+    reason.problem().detail(match reason {
+        BlockReason::Revoked => {
+            "The token was revoked. This line and the lines after it were not read. Send them with another token."
+        }
+        BlockReason::Banned => "The subject of the token was banned. This line and the lines after it were not read.",
+    })
 }
 
 fn unread() -> Problem {
@@ -313,7 +323,7 @@ fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
             let Envelope { number: line, id, command } = envelope;
             let outcome = match command {
                 Ok((command, origin)) => {
-                    let Line { step, id, resource, status } = command;
+                    let Line { step, id, resource, status, .. } = command;
                     let _permits = spool.slot().command().await;
                     let mut steps = [step];
                     let executed = AssertUnwindSafe(api.decider().execute(&mut steps, &origin)).catch_unwind();

@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use event_store::idempotency::IdempotencyRecord;
 use kernel::aggregate::Aggregate;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use platform::auth::Principal;
 use platform::conditional::{Versions, etag, if_match};
 use platform::problem::Problem;
@@ -22,6 +23,8 @@ use crate::step::{AnyStep, Step};
 
 /// Name of the request header that carries the idempotency key.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Characters of an id that are percent-encoded in a path: all but the unreserved ones of RFC 3986.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A command request with its body parsed as `T`. An empty body is parsed as `{}`.
 pub struct CommandRequest<T> {
@@ -42,11 +45,13 @@ impl<T: DeserializeOwned> FromRequest<CommandApi> for CommandRequest<T> {
         let principal = Principal::from_request_parts(&mut parts, api).await?;
         let expected_version = if_match(&parts.headers)?;
         let key = idempotency_key(&parts.headers)?;
-        let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
+        // Some commands name a part of the resource in the query.
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let (method, target) = (parts.method.clone(), target.to_owned());
         let bytes = body::read(Request::from_parts(parts, content), api).await?;
         let key = key.map(|key| {
             let mut hash = Sha256::new();
-            for part in [method.as_str().as_bytes(), path.as_bytes(), &bytes] {
+            for part in [method.as_str().as_bytes(), target.as_bytes(), &bytes] {
                 hash.update((part.len() as u64).to_le_bytes());
                 hash.update(part);
             }
@@ -141,7 +146,7 @@ impl<T> CommandRequest<T> {
 fn replay(resource: &'static Resource, found: IdempotencyRecord, request_hash: &str) -> Result<Response, Problem> {
     if found.request_hash != request_hash {
         return Err(Problem::new(IDEMPOTENCY_KEY_REUSED)
-            .detail("The key was used with another method, path or body. Use a new key for a new request."));
+            .detail("The key was used with another method, path, query or body. Use a new key for a new request."));
     }
     let status = StatusCode::from_u16(found.status as u16).unwrap_or(StatusCode::OK);
     let accepted = Accepted { resource, id: found.aggregate_id, version: found.version, position: found.position };
@@ -154,9 +159,9 @@ fn success(status: StatusCode, accepted: &Accepted) -> Response {
     let mut response = (status, axum::Json(accepted)).into_response();
     let headers = response.headers_mut();
     headers.insert(ETAG, etag(accepted.version));
-    // An id that is not a valid header value gets no `Location`.
+    let location = || format!("{}{}", accepted.resource.path, utf8_percent_encode(&accepted.id, PATH_SEGMENT));
     if status == StatusCode::CREATED
-        && let Ok(location) = HeaderValue::try_from(format!("{}{}", accepted.resource.path, accepted.id))
+        && let Ok(location) = HeaderValue::try_from(location())
     {
         headers.insert(LOCATION, location);
     }

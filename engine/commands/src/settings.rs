@@ -1,19 +1,22 @@
 //! Limits of `POST /v1/commands`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Limits of all concurrent requests to `POST /v1/commands`. One principal may use a quarter of the bytes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Concurrent requests of all principals. A further request is answered with 503.
+    /// Concurrent requests to `POST /v1/commands` of all principals. A further request is answered 503 `bulk-limit`.
     pub bulk_requests_max: usize,
-    /// Concurrent requests of one principal. A further request is answered with 429.
+    /// Concurrent requests to `POST /v1/commands` of one principal. A further request is answered 429
+    /// `too-many-bulk-requests`.
     pub bulk_requests_per_principal_max: usize,
-    /// Bytes of memory for commands in progress. While they are used up, no further line is read.
+    /// Bytes of memory for commands of bulk requests in progress; one principal may use a quarter. While they are used
+    /// up, no further line is read.
     pub bulk_bytes_max: usize,
-    /// Bytes on disk for results that clients have not read. While they are used up, no further line is read. 0
-    /// disables results on disk.
+    /// Bytes on disk for results of bulk requests that clients have not read; one principal may use a quarter, one
+    /// request an eighth. While they are used up, no further line is read. 0 disables results on disk.
     pub bulk_results_bytes_max: u64,
 }
 
@@ -48,7 +51,7 @@ impl Settings {
             }
         }
         if !(BULK_BYTES_MIN..=BULK_BYTES_MAX).contains(&self.bulk_bytes_max) {
-            return Err(format!("bulk_bytes_max must be {BULK_BYTES_MIN} to {BULK_BYTES_MAX}"));
+            return Err(format!("bulk_bytes_max must be {BULK_BYTES_MIN} (32 MiB) to {BULK_BYTES_MAX} (4 GiB)"));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use event_store::event::NewEvent;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, Refusal};
+use kernel::id;
 use kernel::stream::{StreamId, is_id};
 use platform::auth::Principal;
 use platform::conditional::Versions;
@@ -128,8 +129,10 @@ impl<A: Aggregate> AnyStep for Step<A> {
         let (state, version) = (&loaded.state, loaded.version);
         if version == 0 && !is_id(&self.id) {
             return Err(Problem::new(INVALID_ID).detail(format!(
-                "The {} id must have 1 to 64 characters of A-Z a-z 0-9 _ -. Nothing was written. Send another id.",
-                A::TYPE
+                "The {} id must have 1 to {} characters {}. Nothing was written. Send another id.",
+                A::TYPE,
+                id::CHARS_MAX,
+                id::RULE
             )));
         }
         let creates = self.command.creates();

@@ -22,6 +22,9 @@ pub enum Error {
     /// The settings, or the environment that they name, cannot be used. The text says what to change.
     #[error("{0}")]
     Settings(String),
+    /// The database has no schema, or the schema of an older release. The text says what to do.
+    #[error("{0}")]
+    Schema(String),
     /// Another process has the store open for appending.
     #[error("the database {0} is in use by another docket process: stop that process first")]
     InUse(String),

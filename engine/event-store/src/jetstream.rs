@@ -99,7 +99,7 @@ impl Bus {
 
     /// Checks that a NATS server with JetStream answers.
     pub(crate) async fn check(&self) -> Result<(), Error> {
-        let away = |_| Error::Nats("no server in nats_url answered".to_owned());
+        let away = |_| Error::Nats("no server answered".to_owned());
         tokio::time::timeout(CHECKED_WITHIN, self.client.flush()).await.map_err(away)?.map_err(nats)?;
         self.check_version()?;
         let account = tokio::time::timeout(CHECKED_WITHIN, self.context.query_account()).await.map_err(away)?;

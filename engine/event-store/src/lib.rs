@@ -6,6 +6,7 @@
 pub mod aggregates;
 pub mod append;
 mod appender;
+pub mod bans;
 pub mod db;
 pub mod disk;
 pub mod error;

@@ -106,7 +106,7 @@ impl Log {
     /// Checks that the schema has all migrations of this release. It may have those of a newer release, too.
     pub(crate) async fn is_migrated(&self, migrations: Migrations) -> Result<(), Error> {
         let missing =
-            |what| Err(Error::Settings(format!("the database {what}: run `docket migrate`, or correct database_url")));
+            |what| Err(Error::Schema(format!("the database {what}: run `docket migrate`, or correct database_url")));
         let (there,): (bool,) =
             sqlx::query_as("select to_regclass('_sqlx_migrations') is not null").fetch_one(&self.pool).await?;
         if !there {

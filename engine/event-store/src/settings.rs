@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -10,37 +11,41 @@ use crate::error::Error;
 const WAITING_MAX: usize = 1_000_000;
 
 /// Settings of the store, the relay and the JetStream stream.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Database of the log: `sqlite:PATH` (embedded) or `postgres://…` (scaled).
+    /// Database of the log: `sqlite:PATH` (embedded) or `postgres://…` (scaled). When not set: `docket.db` in the folder
+    /// `data`.
     pub database_url: String,
-    /// NATS servers: `nats://HOST:PORT`, several separated by commas. When empty, NATS is not used and every reader
-    /// reads the log.
+    /// NATS servers: `nats://HOST:PORT` or `tls://HOST:PORT`, several separated by commas, each with its scheme.
+    /// Credentials are written before the host: `USER:PASSWORD@` or `TOKEN@`, percent-encoded. When empty, NATS is not
+    /// used and every reader reads the log.
     pub nats_url: String,
     /// Name of the JetStream stream; also the first token of its subjects.
     pub nats_stream: String,
-    /// Number of NATS servers that store the JetStream stream, 1 to 5.
+    /// Number of servers of a NATS cluster that store the JetStream stream, 1 to 5.
     pub nats_replicas: usize,
-    /// Maximum size of the JetStream stream in bytes. Readers get older events from the log.
+    /// Maximum size of the JetStream stream in bytes. The oldest events are removed first; readers get them from the log.
     pub nats_stream_bytes_max: i64,
     /// Maximum number of events in one append transaction. The events of one command always stay together.
     pub append_batch_events_max: usize,
     /// Maximum number of commands that wait for the appender; one principal may have half of them. Further commands are
-    /// answered 503.
+    /// answered 503 `overloaded`.
     pub append_queue_max: usize,
     /// How long a command may wait, in milliseconds. A command that is expected to wait longer for the appender is
-    /// answered 503 at once; one that has waited so long for other commands to the same aggregate is answered 503.
+    /// answered 503 `overloaded` at once; one that has waited so long for other commands to the same aggregate is
+    /// answered 503.
     pub append_wait_ms_max: u64,
-    /// Maximum number of connections for queries (PostgreSQL), or of readers (SQLite).
+    /// SQLite: maximum number of reading connections. PostgreSQL: maximum number of connections for queries, and the same
+    /// number for read models.
     pub connections_max: u32,
-    /// Number of aggregates of one type in the write side's cache.
+    /// Number of aggregates of one type in the write side's cache. A large aggregate counts as several.
     pub cache_aggregates_max: usize,
     /// Number of events after which another snapshot of an aggregate is saved.
     pub snapshot_every_events: i64,
-    /// Time for which an idempotency key is kept, in hours; at least 24.
+    /// Time for which an idempotency key is kept, in hours; 24 to 87840.
     pub idempotency_hours: i64,
-    /// Free bytes on the disk of an SQLite store below which commands are refused; 0 means no limit.
+    /// SQLite: free bytes on the disk below which commands are answered 503 `disk-low`; 0 means no limit.
     pub disk_free_bytes_min: u64,
 }
 
@@ -81,7 +86,7 @@ impl Settings {
             return refused("nats_stream must consist of the characters A-Z, a-z, 0-9, _ and -".into());
         }
         if self.nats_stream_bytes_max < 1 << 20 {
-            return refused("nats_stream_bytes_max must be at least 1048576".into());
+            return refused("nats_stream_bytes_max must be at least 1048576 (1 MiB)".into());
         }
         let at_least_one = [
             ("append_batch_events_max", self.append_batch_events_max as i64),

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use platform::files::{self, folder_of};
-use sqlx::Connection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{ConnectOptions, Connection};
 
 use crate::db::Db;
 use crate::disk::Disk;
@@ -338,6 +338,9 @@ fn create(database: &Path, access: Access) -> Result<(), Error> {
     }
     let about = |path: &Path| path.metadata().map_err(|e| Error::Settings(format!("cannot read {shown}: {e}")));
     let (file, folder) = (about(database)?, about(folder_of(database))?);
+    if !file.is_file() {
+        return Err(not_a_file(database));
+    }
     if file.nlink() > 1 {
         return Err(Error::Settings(format!(
             "the database {shown} has {} names (hard links). The journal of SQLite belongs to one name, so servers that use \
@@ -353,6 +356,58 @@ fn create(database: &Path, access: Access) -> Result<(), Error> {
         );
     }
     Ok(())
+}
+
+fn not_a_file(database: &Path) -> Error {
+    Error::Settings(format!(
+        "the database {} is not a file: give the path of a file in database_url",
+        database.display()
+    ))
+}
+
+/// Says what to do when a file is no database of SQLite.
+fn not_a_database(database: &Path, error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // SQLITE_CORRUPT and SQLITE_NOTADB.
+    match code.as_deref() {
+        Some("11" | "26") => Error::Settings(format!(
+            "{} is not a database of SQLite, or is damaged: give the path of another file in database_url, or restore the \
+             file from a backup",
+            database.display()
+        )),
+        _ => error.into(),
+    }
+}
+
+/// Checks whether a server could open the database. Changes nothing. Returns advice for the operator.
+pub(crate) async fn check(path: &Path) -> Result<Vec<String>, Error> {
+    let shown = path.display();
+    match path.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(vec![format!("There is no database {shown}. The first start of a server creates it.")]);
+        }
+        Err(error) => {
+            return Err(Error::Settings(format!(
+                "cannot read the database {shown}: {error}: give another path in database_url, or another folder in data"
+            )));
+        }
+        Ok(about) if !about.is_file() => return Err(not_a_file(path)),
+        Ok(_) => {}
+    }
+    let find = async {
+        let mut connection = SqliteConnectOptions::new().filename(path).read_only(true).connect().await?;
+        let select = "select count(*) from sqlite_master where name = '_sqlx_migrations'";
+        let (found,): (i64,) = sqlx::query_as(select).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(found)
+    };
+    let found = find.await.map_err(|error| not_a_database(path, error))?;
+    match found {
+        0 => Err(Error::Schema(format!(
+            "the database {shown} contains no store: run `docket migrate`, or correct database_url"
+        ))),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Locks a file beside another; `None` when it is already locked. The operating system releases the lock when its
@@ -414,7 +469,8 @@ fn failed(error: sqlx::Error) -> Error {
 /// Opens the writer and the readers of a database file.
 async fn pools(file: &Path, synchronous: SqliteSynchronous, readers: u32) -> Result<(SqlitePool, SqlitePool), Error> {
     let options = options(file, synchronous);
-    let write = pool(1).connect_with(options.clone().pragma("cache_size", "-65536")).await?;
+    let write = pool(1).connect_with(options.clone().pragma("cache_size", "-65536")).await;
+    let write = write.map_err(|error| not_a_database(file, error))?;
     // The cache of a reader is cleared after every commit of the writer; the operating system keeps the pages.
     let read = pool(readers).connect_with(options.pragma("cache_size", "-4096").pragma("query_only", "on")).await?;
     Ok((write, read))

@@ -63,7 +63,7 @@ pub async fn open_without_appender(
     let file = settings.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
     if let Some(file) = file.filter(|file| !std::path::Path::new(file).exists()) {
         return Err(Error::Settings(format!(
-            "there is no database {file}: check the working directory and database_url"
+            "there is no database {file}: check the working directory, --data and database_url"
         )));
     }
     match Log::open(&settings, upcasters.clone(), Access::Owner).await {
@@ -77,25 +77,35 @@ pub async fn open_without_appender(
     start(log, db, settings, CancellationToken::new(), TaskTracker::new()).await
 }
 
-/// Connects to the database and to NATS and checks whether a server could work with them. Changes nothing. Returns
-/// advice for the operator, one item for each finding.
+/// Connects to the database and checks whether a server could work with it. Changes nothing. Returns advice for the
+/// operator, one sentence for each finding.
 ///
 /// # Errors
-/// The reason why a server would not start.
-pub async fn check(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
+/// The reason why a server would not start, or that the database has no schema or the schema of an older release.
+pub async fn check_database(settings: &Settings, migrations: Migrations) -> Result<Vec<String>, Error> {
     settings.check()?;
-    let mut advice = Vec::new();
-    if !settings.database_url.starts_with("sqlite:") {
-        let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
-        if let Err(Error::Settings(reason)) = log.is_migrated(migrations).await {
-            advice.push(format!("Not ready to serve: {reason}."));
-        }
-        advice.extend(log.primary.advice(crate::postgres::connections(settings.connections_max)).await?);
+    if let Some(path) = settings.database_url.strip_prefix("sqlite:") {
+        return crate::sqlite::check(std::path::Path::new(path.trim_start_matches("//"))).await;
     }
-    if !settings.nats_url.is_empty() {
-        Bus::connect(settings, String::new()).await?.check().await?;
-    }
+    let (log, _) = crate::postgres::Log::open(&settings.database_url, settings.connections_max).await?;
+    let advice = log.primary.advice(crate::postgres::connections(settings.connections_max)).await?;
+    log.is_migrated(migrations).await?;
     Ok(advice)
+}
+
+/// Connects to each server of `nats_url` and checks that it has JetStream. Returns the address of each server, without
+/// its credentials, with the outcome.
+///
+/// # Errors
+/// An outcome is the reason why a server could not use this NATS server.
+pub async fn check_nats(settings: &Settings) -> Vec<(String, Result<(), Error>)> {
+    let urls = settings.nats_urls().filter(|url| !url.is_empty());
+    let outcomes = urls.map(|url| async move {
+        let one = Settings { nats_url: url.to_owned(), ..settings.clone() };
+        let outcome = async { Bus::connect(&one, String::new()).await?.check().await };
+        (url.rsplit(['@', '/']).next().unwrap_or_default().to_owned(), outcome.await)
+    });
+    futures::future::join_all(outcomes).await
 }
 
 async fn start(

@@ -4,6 +4,8 @@ use std::fmt;
 
 use compact_str::CompactString;
 
+use crate::id;
+
 /// The id of an aggregate's stream: aggregate type and aggregate id. Aggregates of two types may have the same id;
 /// their streams are separate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,8 +29,8 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// Whether an id has 1 to 64 characters of `A-Z a-z 0-9 _ -`. Every aggregate id must have this form, because it
-/// becomes part of URL paths and channel names.
+/// Whether an id is valid for an aggregate: see [`id::is_valid`], with at most [`id::CHARS_MAX`] characters. It becomes
+/// part of URL paths, where it is percent-encoded, and of channel names.
 pub fn is_id(id: &str) -> bool {
-    (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    id::is_valid(id, id::CHARS_MAX)
 }

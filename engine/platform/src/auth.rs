@@ -1,5 +1,6 @@
 //! Authentication: verifies bearer tokens (JWT) and extracts a [`Principal`].
 
+mod claims;
 mod jwks;
 
 use std::collections::{HashMap, HashSet};
@@ -15,20 +16,23 @@ use axum::http::{Extensions, HeaderValue};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, get_current_timestamp};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use crate::metrics;
 use crate::problem::{
-    AUTHENTICATION_REQUIRED, FORBIDDEN, INVALID_TOKEN, Problem, ProblemType, TOKEN_EXPIRED, TOKEN_REVOKED, UNKNOWN_KEY,
+    AUTHENTICATION_REQUIRED, FORBIDDEN, INVALID_TOKEN, Problem, ProblemType, SUBJECT_BANNED, TOKEN_EXPIRED,
+    TOKEN_REVOKED, UNKNOWN_KEY,
 };
 use crate::request_id;
 
 /// Minimum length of a shared secret, in bytes.
 pub const SECRET_BYTES_MIN: usize = 32;
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
-const SUBJECT_CHARS_MAX: usize = 255;
 /// Tolerated clock difference in seconds: a token is accepted for this time after `exp` and before `nbf`.
 pub const LEEWAY_SECONDS: u64 = 5;
 const RSA: &[Algorithm] =
@@ -36,20 +40,34 @@ const RSA: &[Algorithm] =
 
 /// Settings of authentication. At least one source of keys is required. With several, a token that is signed with any
 /// of the keys is accepted.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The shared secret for HS256, at least 32 bytes. A process with the secret can also sign tokens.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
     pub jwt_secret: Option<SecretString>,
     /// Path of a PEM file (RSA, EC P-256 or P-384, or Ed25519) or of a JWKS file with public keys. With a private key,
     /// in PKCS#8 PEM, the process can also sign tokens.
     pub jwt_key_file: Option<PathBuf>,
     /// URL of an identity provider's JWKS with its public keys: `https://…` or `http://…`.
     pub jwt_jwks_url: Option<String>,
-    /// The required `iss` of a token.
+    /// Issuer URL of an OpenID Connect provider, exactly as in the `iss` of its tokens. Its discovery document names its
+    /// JWKS. Only tokens with this `iss` are accepted with these keys.
+    pub oidc_issuer: Option<String>,
+    /// The required `iss` of a token that is signed with another key than those of `oidc_issuer`.
     pub jwt_issuer: String,
-    /// The required `aud` of a token. A token may have other audiences as well.
+    /// The accepted audiences, separated by commas. A token must have one of them, and may have others as well.
     pub jwt_audience: String,
+    /// Path of the claim that contains the audience.
+    pub jwt_audience_claim: String,
+    /// Path of the claim that contains the subject.
+    pub jwt_subject_claim: String,
+    /// Path of the claim that contains the role or the roles: names of members, joined by dots.
+    pub jwt_role_claim: String,
+    /// Mapping from values of the role claim to roles: `VALUE=ROLE`, separated by commas, or a JSON object. Empty: the
+    /// claim is `customer`, `staff` or `admin`.
+    pub jwt_roles: String,
 }
 
 impl Default for Settings {
@@ -58,8 +76,13 @@ impl Default for Settings {
             jwt_secret: None,
             jwt_key_file: None,
             jwt_jwks_url: None,
+            oidc_issuer: None,
             jwt_issuer: "docket".to_owned(),
             jwt_audience: "docket".to_owned(),
+            jwt_audience_claim: "aud".to_owned(),
+            jwt_subject_claim: "sub".to_owned(),
+            jwt_role_claim: "role".to_owned(),
+            jwt_roles: String::new(),
         }
     }
 }
@@ -70,14 +93,14 @@ pub enum Error {
     /// No source of keys is configured.
     #[error(
         "no key to verify tokens is configured: set DOCKET_JWT_SECRET (at least 32 bytes), DOCKET_JWT_KEY_FILE (PEM or \
-         JWKS) or DOCKET_JWT_JWKS_URL"
+         JWKS), DOCKET_JWT_JWKS_URL or DOCKET_OIDC_ISSUER"
     )]
     NoKey,
     /// The secret is too short to be secure.
-    #[error("DOCKET_JWT_SECRET has {0} bytes but needs at least 32: create it with `openssl rand -hex 32`")]
+    #[error("jwt_secret has {0} bytes but needs at least 32: create it with `openssl rand -hex 32`")]
     ShortSecret(usize),
     /// The key file cannot be read.
-    #[error("could not read DOCKET_JWT_KEY_FILE {path:?}: {source}")]
+    #[error("jwt_key_file: could not read {path:?}: {source}")]
     Read {
         /// Path of the file.
         path: PathBuf,
@@ -85,7 +108,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The key file contains no usable key.
-    #[error("DOCKET_JWT_KEY_FILE {path:?} contains no usable key: {reason}")]
+    #[error("jwt_key_file: {path:?} contains no usable key: {reason}")]
     Key {
         /// Path of the file.
         path: PathBuf,
@@ -93,18 +116,37 @@ pub enum Error {
         reason: String,
     },
     /// The keys of the URL cannot be fetched, or none of them is usable.
-    #[error("could not use the keys at DOCKET_JWT_JWKS_URL {url}: {reason}")]
+    #[error("jwt_jwks_url: could not use the keys at {url}: {reason}")]
     Fetch {
         /// URL of the key set.
         url: String,
         /// Why the keys cannot be used.
         reason: String,
     },
+    /// The discovery document of the issuer cannot be fetched or used.
+    #[error("could not use the issuer DOCKET_OIDC_ISSUER {issuer}: {reason}")]
+    Discover {
+        /// The issuer.
+        issuer: String,
+        /// Why its discovery document or its keys cannot be used.
+        reason: String,
+    },
+    /// The value of a setting is not valid.
+    #[error("{setting}: {allowed}")]
+    Setting {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// The setting `jwt_roles` maps no value to the role of a new token.
+    #[error("jwt_roles maps no value to the role {}: add one, such as shop-{}={}", .0.as_str(), .0.as_str(), .0.as_str())]
+    UnmappedRole(Role),
     /// Only public keys are configured.
     #[error("no key to sign tokens is configured: set DOCKET_JWT_SECRET, or DOCKET_JWT_KEY_FILE with a private key")]
     CannotSign,
     /// The subject is not valid in a token.
-    #[error("a subject must have 1 to 255 characters and no control characters")]
+    #[error("a subject must have 1 to {} characters {}", kernel::id::CHARS_MAX, kernel::id::RULE)]
     Subject,
     /// Signing failed.
     #[error("could not sign the token: {0}")]
@@ -123,12 +165,24 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    /// Returns the name of the role.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Staff => "staff",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// The authenticated caller, from a verified token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
-    /// The token's `sub`, 1 to 255 characters. For the role customer it is the customer's id.
+    /// The subject of the token (`sub`, or the claim of the setting `jwt_subject_claim`), 1 to 255 characters. For the
+    /// role customer it is the customer's id.
     pub subject: String,
-    /// The token's `role`.
+    /// The role, from the claim of the setting `jwt_role_claim`.
     pub role: Role,
     /// The token's `jti`, if it has one.
     pub token_id: Option<String>,
@@ -178,13 +232,59 @@ pub struct Authenticator(Arc<Inner>);
 struct Inner {
     /// Keys from the settings.
     keys: Vec<Key>,
-    /// Keys of the last successful fetch from the URL. Always replaced as a whole.
-    fetched: watch::Sender<Vec<Key>>,
+    /// Keys of the last successful fetch from each source. The keys of a source are always replaced as a whole.
+    fetched: watch::Sender<[Vec<Key>; jwks::SOURCES]>,
     /// Notified when a token names an unknown key.
     unknown_key: Notify,
     settings: Settings,
+    rules: claims::Rules,
     signer: Option<Signer>,
-    revoked: watch::Sender<Revoked>,
+    blocklist: watch::Sender<Blocklist>,
+}
+
+/// Callers that are refused although their tokens are valid.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Blocklist {
+    /// The revoked tokens.
+    pub revoked: Revoked,
+    /// The banned subjects, each with the end of its ban in microseconds since 1970; `i64::MAX` for a ban without end.
+    pub banned: HashMap<String, i64>,
+}
+
+/// Why a caller with a valid token is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockReason {
+    /// The token was revoked. A token that was issued later is accepted.
+    Revoked,
+    /// The subject is banned, whatever the token.
+    Banned,
+}
+
+impl BlockReason {
+    /// Returns the problem for the caller: 401 `token-revoked` or 403 `subject-banned`.
+    pub fn problem(self) -> Problem {
+        match self {
+            Self::Revoked => refuse(TOKEN_REVOKED, "The token was revoked. Get a new one."),
+            Self::Banned => Problem::new(SUBJECT_BANNED).detail(
+                "The subject of the token is banned, so every token of it is refused. Ask the operator of this service.",
+            ),
+        }
+    }
+}
+
+impl Blocklist {
+    /// Returns why a principal is refused; `None` when it is not.
+    pub fn block_reason(&self, principal: &Principal) -> Option<BlockReason> {
+        if self.is_banned(&principal.subject) {
+            return Some(BlockReason::Banned);
+        }
+        self.revoked.covers(principal).then_some(BlockReason::Revoked)
+    }
+
+    /// Whether a subject is banned now.
+    pub fn is_banned(&self, subject: &str) -> bool {
+        self.banned.get(subject).is_some_and(|until| jiff::Timestamp::now().as_microsecond() < *until)
+    }
 }
 
 /// Tokens that are refused although they have not expired.
@@ -216,38 +316,20 @@ struct Signer {
     key: EncodingKey,
 }
 
-/// The claims of a token. All are optional, so that a missing claim is reported by name and not as malformed JSON.
-#[derive(Deserialize)]
-struct Claims {
-    sub: Option<String>,
-    role: Option<String>,
-    jti: Option<String>,
-    iat: Option<f64>,
-    exp: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct NewClaims<'a> {
-    sub: &'a str,
-    role: Role,
-    iss: &'a str,
-    aud: &'a str,
-    iat: u64,
-    nbf: u64,
-    exp: u64,
-    jti: String,
-}
+/// The claims of a token.
+type Claims = Map<String, Value>;
 
 impl Authenticator {
     /// Reads the keys from the settings. Call [`Authenticator::fetch_keys`] to fetch those of the URL.
     ///
     /// # Errors
     /// Fails without a source of keys, with a secret shorter than 32 bytes, with a key file that is missing or contains
-    /// no usable key, and with an invalid URL.
+    /// no usable key, with an invalid URL, and with an unreadable setting of claims.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let rules = claims::Rules::new(settings)?;
         let (mut keys, mut signer) = (Vec::new(), None);
         let mut add = |id, decoding, algorithms: &[Algorithm]| {
-            keys.push(Key { id, decoding, validation: validation(settings, algorithms) });
+            keys.push(Key { id, decoding, validation: validation(&settings.jwt_issuer, algorithms) });
         };
         if let Some(secret) = &settings.jwt_secret {
             let secret = secret.expose_secret().as_bytes();
@@ -271,38 +353,48 @@ impl Authenticator {
                 signer = signer.or(private);
             }
         }
-        match &settings.jwt_jwks_url {
-            Some(url) => jwks::check(url)?,
-            None if keys.is_empty() => return Err(Error::NoKey),
-            None => {}
+        jwks::check(settings)?;
+        if keys.is_empty() && !jwks::is_used(settings) {
+            return Err(Error::NoKey);
         }
         Ok(Self(Arc::new(Inner {
             keys,
-            fetched: watch::channel(Vec::new()).0,
+            fetched: watch::channel(Default::default()).0,
             unknown_key: Notify::new(),
             settings: settings.clone(),
+            rules,
             signer,
-            revoked: watch::channel(Revoked::default()).0,
+            blocklist: watch::channel(Blocklist::default()).0,
         })))
     }
 
-    /// Verifies the signature, algorithm, `exp`, `nbf`, `iss`, `aud`, `sub` and `role` of a token. Clocks may differ by
-    /// 5 seconds.
+    /// Verifies the signature, algorithm, `exp`, `nbf`, `iss`, audience, subject and role of a token. Clocks may differ
+    /// by 5 seconds.
     ///
     /// # Errors
     /// A 401 problem with the reason: `token-expired`, `token-revoked`, `invalid-token` or `unknown-key`. `unknown-key`
-    /// causes a new fetch of the key URL, so the same token may be accepted soon.
+    /// causes a new fetch of the key URLs, so the same token may be accepted soon. 403 `subject-banned` for a banned
+    /// subject.
     pub fn verify(&self, token: &str) -> Result<Principal, Problem> {
+        let outcome = self.principal_of(token);
+        if let Err(problem) = &outcome {
+            metrics::count_refused_token(problem.slug());
+        }
+        outcome
+    }
+
+    fn principal_of(&self, token: &str) -> Result<Principal, Problem> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("The token is longer than 8192 bytes."));
         }
+        let is_fetching = jwks::is_used(&self.0.settings);
         let claims = match self.0.keys.as_slice() {
-            [key] if self.0.settings.jwt_jwks_url.is_none() => decode(token, key)?,
-            keys => match decode_with_any(token, keys.iter().chain(self.0.fetched.borrow().iter())) {
+            [key] if !is_fetching => decode(token, key)?,
+            keys => match decode_with_any(token, keys.iter().chain(self.0.fetched.borrow().iter().flatten())) {
                 Some(outcome) => outcome?,
                 None => {
                     let detail = "No known key matches the kid and alg of the token.";
-                    if self.0.settings.jwt_jwks_url.is_none() {
+                    if !is_fetching {
                         return Err(invalid(detail));
                     }
                     self.0.unknown_key.notify_one();
@@ -310,66 +402,82 @@ impl Authenticator {
                 }
             },
         };
-        let subject = claims.sub.unwrap_or_default();
-        if !is_subject(&subject) {
-            return Err(invalid("The claim sub must have 1 to 255 characters and no control characters."));
-        }
-        let role = match claims.role.as_deref() {
-            Some("customer") => Role::Customer,
-            Some("staff") => Role::Staff,
-            Some("admin") => Role::Admin,
-            _ => return Err(invalid("The claim role must be customer, staff or admin.")),
+        let rules = &self.0.rules;
+        rules.check_audience(&claims).map_err(invalid)?;
+        let subject = rules.subject(&claims).map_err(invalid)?.to_owned();
+        let role = rules.role(&claims).map_err(invalid)?;
+        // The casts saturate, so a number beyond i64 means no practical expiry.
+        let expires_at = claims.get("exp").and_then(Value::as_f64).unwrap_or_default() as i64;
+        let issued_at = match claims.get("iat") {
+            None | Some(Value::Null) => 0,
+            Some(time) => time.as_f64().ok_or_else(|| invalid("The claim iat must be a number."))? as i64,
         };
-        // The cast saturates, so a number beyond i64 means no practical expiry.
-        let expires_at = claims.exp.unwrap_or_default() as i64;
-        let issued_at = claims.iat.unwrap_or_default() as i64;
-        let principal = Principal { subject, role, token_id: claims.jti, issued_at, expires_at };
-        match self.0.revoked.borrow().covers(&principal) {
-            true => Err(refuse(TOKEN_REVOKED, "The token was revoked. Get a new one.")),
-            false => Ok(principal),
+        let token_id = match claims.get("jti") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(id)) => Some(id.clone()),
+            Some(_) => return Err(invalid("The claim jti must be a text.")),
+        };
+        let principal = Principal { subject, role, token_id, issued_at, expires_at };
+        match self.block_reason(&principal) {
+            Some(reason) => Err(reason.problem()),
+            None => Ok(principal),
         }
     }
 
     /// Signs a token that [`Authenticator::verify`] accepts from now until `ttl` has passed.
     ///
     /// # Errors
-    /// Fails if only public keys are configured, or if the subject is not valid in a token.
+    /// Fails if only public keys are configured, if the subject is not valid in a token, or if the setting `jwt_roles`
+    /// maps no value to the role.
     pub fn sign(&self, subject: &str, role: Role, ttl: Duration) -> Result<String, Error> {
         let Signer { header, key } = self.0.signer.as_ref().ok_or(Error::CannotSign)?;
-        if !is_subject(subject) {
+        if !kernel::id::is_valid(subject, kernel::id::CHARS_MAX) {
             return Err(Error::Subject);
         }
         let now = get_current_timestamp();
-        let claims = NewClaims {
-            sub: subject,
-            role,
-            iss: &self.0.settings.jwt_issuer,
-            aud: &self.0.settings.jwt_audience,
-            iat: now,
-            nbf: now,
-            exp: now.saturating_add(ttl.as_secs()),
-            jti: Uuid::now_v7().to_string(),
-        };
+        let mut claims = Claims::new();
+        self.0.rules.write(&mut claims, subject, role)?;
+        claims.insert("iss".to_owned(), self.0.settings.jwt_issuer.as_str().into());
+        claims.insert("jti".to_owned(), Uuid::now_v7().to_string().into());
+        for (name, time) in [("iat", now), ("nbf", now), ("exp", now.saturating_add(ttl.as_secs()))] {
+            claims.insert(name.to_owned(), time.into());
+        }
         Ok(jsonwebtoken::encode(header, &claims, key)?)
     }
 
     /// Replaces the set of revoked tokens.
     pub fn revoke(&self, revoked: Revoked) {
-        self.0.revoked.send_if_modified(|known| {
-            let changed = *known != revoked;
-            *known = revoked;
+        self.0.blocklist.send_if_modified(|known| {
+            let changed = known.revoked != revoked;
+            known.revoked = revoked;
             changed
         });
     }
 
-    /// Whether the token of a principal has been revoked since its verification.
-    pub fn has_revoked(&self, principal: &Principal) -> bool {
-        self.0.revoked.borrow().covers(principal)
+    /// Replaces the banned subjects: the end of each ban by subject, in microseconds since 1970; `i64::MAX` for a ban
+    /// without end.
+    pub fn ban(&self, banned: HashMap<String, i64>) {
+        metrics::record_bans(banned.len());
+        self.0.blocklist.send_if_modified(|known| {
+            let changed = known.banned != banned;
+            known.banned = banned;
+            changed
+        });
     }
 
-    /// Subscribes to changes of the revoked tokens, so that long-lived connections end when their token is revoked.
-    pub fn revoked(&self) -> watch::Receiver<Revoked> {
-        self.0.revoked.subscribe()
+    /// Returns why a principal is refused since its verification; `None` when it is not refused.
+    pub fn block_reason(&self, principal: &Principal) -> Option<BlockReason> {
+        self.0.blocklist.borrow().block_reason(principal)
+    }
+
+    /// Whether a subject is banned.
+    pub fn is_banned(&self, subject: &str) -> bool {
+        self.0.blocklist.borrow().is_banned(subject)
+    }
+
+    /// Subscribes to changes of the revoked tokens and the banned subjects, so that long-lived connections end.
+    pub fn blocklist(&self) -> watch::Receiver<Blocklist> {
+        self.0.blocklist.subscribe()
     }
 
     /// Returns the principal of a request. The result is cached in the request's extensions, because the rate limiter
@@ -412,19 +520,15 @@ where
     }
 }
 
-/// Whether the text is valid as a token's `sub`.
-fn is_subject(subject: &str) -> bool {
-    (1..=SUBJECT_CHARS_MAX).contains(&subject.chars().count()) && !subject.chars().any(char::is_control)
-}
-
-fn validation(settings: &Settings, algorithms: &[Algorithm]) -> Validation {
+/// Returns the checks of the library. The audience and the subject are checked by [`claims::Rules`].
+fn validation(issuer: &str, algorithms: &[Algorithm]) -> Validation {
     let mut validation = Validation::new(algorithms[0]);
     validation.algorithms = algorithms.to_vec();
     validation.leeway = LEEWAY_SECONDS;
     validation.validate_nbf = true;
-    validation.set_issuer(&[&settings.jwt_issuer]);
-    validation.set_audience(&[&settings.jwt_audience]);
-    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+    validation.validate_aud = false;
+    validation.set_issuer(&[issuer]);
+    validation.set_required_spec_claims(&["exp", "iss"]);
     validation
 }
 
@@ -482,23 +586,24 @@ fn refusal(kind: &ErrorKind) -> Problem {
         ErrorKind::ExpiredSignature => refuse(TOKEN_EXPIRED, "The token expired. Get a new one."),
         ErrorKind::ImmatureSignature => invalid("The token is not valid yet (nbf)."),
         ErrorKind::InvalidIssuer => invalid("The token has a wrong issuer (iss)."),
-        ErrorKind::InvalidAudience => invalid("The token has a wrong audience (aud)."),
         ErrorKind::InvalidSignature => invalid("The signature of the token is wrong."),
         ErrorKind::InvalidAlgorithm => invalid("The alg of the token is not allowed for this key."),
-        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => {
-            invalid("The token must have the claims exp, iss, aud and sub.")
-        }
+        ErrorKind::MissingRequiredClaim(name) => invalid(format!("The token lacks the claim {name}.")),
+        ErrorKind::InvalidClaimFormat(name) => invalid(format!("The claim {name} of the token has a wrong type.")),
         _ => invalid("The token is not a well-formed JWT."),
     }
 }
 
-fn invalid(detail: &'static str) -> Problem {
+fn invalid(detail: impl Into<String>) -> Problem {
     refuse(INVALID_TOKEN, detail)
 }
 
-fn refuse(kind: ProblemType, detail: &'static str) -> Problem {
-    let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{detail}\"");
-    let challenge = HeaderValue::from_str(&challenge).expect("the details above are plain ASCII");
+fn refuse(kind: ProblemType, detail: impl Into<String>) -> Problem {
+    let detail = detail.into();
+    // A quoted string of a header. Names of claims may contain characters that it cannot.
+    let plain: String = detail.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect();
+    let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{plain}\"");
+    let challenge = HeaderValue::from_str(&challenge).expect("the text is printable ASCII");
     Problem::new(kind).detail(detail).header(WWW_AUTHENTICATE, challenge)
 }
 
@@ -539,7 +644,7 @@ fn read_pem(path: &Path, text: &[u8]) -> Result<Pem, Error> {
 mod tests {
     use axum::http::Request;
     use jsonwebtoken::jwk::JwkSet;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -697,7 +802,11 @@ JQIDAQAB
             ("sub", json!("x".repeat(256)), "invalid-token"),
             ("sub", json!(7), "invalid-token"),
             ("sub", json!("a\u{0}b"), "invalid-token"),
+            ("sub", json!(" c-1"), "invalid-token"),
+            ("sub", json!("e\u{301}"), "invalid-token"),
             ("role", json!("root"), "invalid-token"),
+            ("iat", json!("today"), "invalid-token"),
+            ("jti", json!(7), "invalid-token"),
         ];
         for (name, value, slug) in cases {
             assert_eq!(refused(|claims| claims[name] = value.clone()).0, slug, "{name} {value}");
@@ -853,9 +962,9 @@ JQIDAQAB
         };
         let subjects = HashMap::from([("ada".to_owned(), 100)]);
         let revoked = Revoked { subjects, token_ids: HashSet::from(["t-1".to_owned()]) };
-        let mut changes = authenticator.revoked();
+        let mut changes = authenticator.blocklist();
         changes.mark_unchanged();
-        assert!(!authenticator.has_revoked(&principal("ada", Some("t-1"), 1)), "nothing is revoked yet");
+        assert!(authenticator.block_reason(&principal("ada", Some("t-1"), 1)).is_none(), "nothing is revoked yet");
         authenticator.revoke(revoked.clone());
         assert!(changes.has_changed().unwrap());
         for (subject, token_id, issued_at, expected) in [
@@ -867,7 +976,7 @@ JQIDAQAB
             ("bob", Some("t-2"), 1, false),
         ] {
             let principal = principal(subject, token_id, issued_at);
-            assert_eq!(authenticator.has_revoked(&principal), expected, "{principal:?}");
+            assert_eq!(authenticator.block_reason(&principal) == Some(BlockReason::Revoked), expected, "{principal:?}");
         }
         changes.mark_unchanged();
         authenticator.revoke(revoked);
@@ -875,6 +984,58 @@ JQIDAQAB
         let mut claims = claims();
         claims["jti"] = "t-1".into();
         assert_eq!(authenticator.verify(&sign(Algorithm::HS256, &claims)).unwrap_err().slug(), "token-revoked");
+    }
+
+    #[test]
+    fn a_banned_subject_is_refused_whatever_its_token() {
+        let authenticator = by_secret();
+        let token = |subject: &str| authenticator.sign(subject, Role::Admin, TTL).unwrap();
+        let (ada, bob) = (token("ada"), token("bob"));
+        let now = jiff::Timestamp::now().as_microsecond();
+        let mut changes = authenticator.blocklist();
+        changes.mark_unchanged();
+        authenticator.ban(HashMap::from([("ada".to_owned(), i64::MAX), ("bob".to_owned(), now - 1)]));
+        assert!(changes.has_changed().unwrap());
+        for token in [ada.clone(), token("ada")] {
+            let problem = authenticator.verify(&token).unwrap_err();
+            assert_eq!((problem.status().as_u16(), problem.slug()), (403, "subject-banned"));
+        }
+        assert!(authenticator.verify(&bob).is_ok(), "the ban of bob has ended");
+        assert!(authenticator.verify(&token("Ada")).is_ok(), "another subject");
+        // A token that was revoked stays revoked after the ban.
+        let revoked = Revoked { subjects: HashMap::from([("ada".to_owned(), now / 1_000_000)]), ..Revoked::default() };
+        authenticator.revoke(revoked);
+        assert_eq!(authenticator.verify(&ada).unwrap_err().slug(), "subject-banned");
+        authenticator.ban(HashMap::new());
+        assert_eq!(authenticator.verify(&ada).unwrap_err().slug(), "token-revoked");
+    }
+
+    #[test]
+    fn a_signed_token_has_the_configured_claims() {
+        let settings = Settings {
+            jwt_secret: Some(SECRET.into()),
+            jwt_audience: "shop,other".into(),
+            jwt_audience_claim: "azp".into(),
+            jwt_subject_claim: "oid".into(),
+            jwt_role_claim: "realm_access.roles".into(),
+            jwt_roles: "shop-admin=admin,shopper=customer".into(),
+            ..Settings::default()
+        };
+        let authenticator = Authenticator::new(&settings).unwrap();
+        let token = authenticator.sign("auth0|7", Role::Admin, TTL).unwrap();
+        let principal = authenticator.verify(&token).unwrap();
+        assert_eq!((principal.subject.as_str(), principal.role), ("auth0|7", Role::Admin));
+        assert!(authenticator.sign("x", Role::Staff, TTL).unwrap_err().to_string().contains("jwt_roles"));
+        // The path also leads into objects and lists.
+        let mut claims = claims();
+        claims["oid"] = "7".into();
+        claims["azp"] = "other".into();
+        claims["realm_access"] = json!({"roles": ["offline_access", "shopper"]});
+        let principal = authenticator.verify(&sign(Algorithm::HS256, &claims)).unwrap();
+        assert_eq!((principal.subject.as_str(), principal.role), ("7", Role::Customer));
+        claims["realm_access"] = json!({"roles": ["admin"]});
+        let problem = authenticator.verify(&sign(Algorithm::HS256, &claims)).unwrap_err();
+        assert!(problem.to_string().contains("realm_access.roles"), "{problem}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::middleware::StateInformationMiddleware;
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -33,14 +34,16 @@ const RESERVED_BURST_DIVISOR: u32 = 4;
 
 /// Settings of the rate limits. Each command of `POST /v1/commands` counts as a request. A caller is identified by the
 /// token's subject or, without a valid token, by the client's address; addresses have the customers' rate.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Requests per second of each customer and of each address without a valid token; 0 means no limit.
+    /// Requests per second of each customer and of each address without a valid token; 0 means no limit. Each line of
+    /// `POST /v1/commands` counts as one request; when the rate is used up, the next line is read later.
     pub rate_per_second_customer: u32,
     /// Requests per second of each staff member and admin; 0 means no limit.
     pub rate_per_second_staff: u32,
-    /// Maximum burst: requests that a caller may make at once after a pause; 0 counts as 1.
+    /// Maximum burst: requests that a caller may make at once after a pause; 0 counts as 1. Lines of `POST /v1/commands`
+    /// leave a quarter of it to other requests.
     pub rate_burst: u32,
 }
 

@@ -38,6 +38,9 @@ static ACTIVE: AtomicI64 = AtomicI64::new(0);
 // provider at that moment.
 static OTLP_FAILURES: OnceLock<Counter<u64>> = OnceLock::new();
 static REFUSED_CONNECTIONS: OnceLock<Counter<u64>> = OnceLock::new();
+static REFUSED_TOKENS: OnceLock<Counter<u64>> = OnceLock::new();
+/// Number of banned subjects.
+static BANS: AtomicI64 = AtomicI64::new(0);
 static LINES: OnceLock<Counter<u64>> = OnceLock::new();
 
 /// Starts metrics for `/metrics` and, with a `sender`, for OTLP. Returns `None` if metrics have been started before or
@@ -70,7 +73,35 @@ pub(crate) fn start(resource: Resource, sender: Option<PeriodicReader<MetricExpo
     let _ = OTLP_FAILURES.set(from_zero("docket.otlp.failures", failures));
     let _ = REFUSED_CONNECTIONS
         .set(from_zero("docket.http.turned_away", "Connections refused because of the connection limit."));
+    let refused = global::meter("docket")
+        .u64_counter("docket.auth.tokens_refused")
+        .with_description("Refused tokens, by reason.")
+        .build();
+    for reason in REFUSALS {
+        refused.add(0, &[KeyValue::new("reason", *reason)]);
+    }
+    let _ = REFUSED_TOKENS.set(refused);
+    global::meter("docket")
+        .i64_observable_gauge("docket.auth.bans")
+        .with_description("Banned subjects.")
+        .with_callback(|observer| observer.observe(BANS.load(Relaxed), &[]))
+        .build();
     Some(provider)
+}
+
+/// Reasons for which tokens are refused.
+const REFUSALS: &[&str] = &["invalid-token", "token-expired", "token-revoked", "unknown-key", "subject-banned"];
+
+/// Counts a refused token; the reason is the slug of its problem.
+pub(crate) fn count_refused_token(reason: &'static str) {
+    if let Some(counter) = REFUSED_TOKENS.get() {
+        counter.add(1, &[KeyValue::new("reason", reason)]);
+    }
+}
+
+/// Records the number of banned subjects.
+pub(crate) fn record_bans(bans: usize) {
+    BANS.store(bans as i64, Relaxed);
 }
 
 /// Counts a connection that was refused because the connection limit was reached.

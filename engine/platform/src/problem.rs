@@ -153,6 +153,8 @@ problem_types! {
     UNKNOWN_KEY = UNAUTHORIZED, "unknown-key", "Unknown key";
     /// The token is valid, but does not allow the operation. The detail names the role that does.
     FORBIDDEN = FORBIDDEN, "forbidden", "Not allowed";
+    /// The subject of the token is banned, so every token of it is refused. Ask the operator of the service.
+    SUBJECT_BANNED = FORBIDDEN, "subject-banned", "The subject is banned";
     /// The sender has used up its rate of requests. Send the request again after Retry-After seconds.
     RATE_LIMITED = TOO_MANY_REQUESTS, "rate-limited", "Too many requests";
     /// The server has its greatest number of connections. Try again shortly, or use another server.

@@ -64,7 +64,7 @@ pub enum Error {
         reason: String,
     },
     /// The format of the access log is invalid.
-    #[error("the setting access_log is invalid: {0}")]
+    #[error("access_log: {0}")]
     Access(String),
     /// A setting has an invalid value.
     #[error("{0}")]
@@ -96,12 +96,12 @@ impl Settings {
             Access::new(format, None, "", false).map_err(Error::Access)?;
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
-            return Err(Error::Value(format!("the setting trace_ratio must be from 0 to 1, not {}", self.trace_ratio)));
+            return Err(Error::Value(format!("trace_ratio must be from 0 to 1, not {}", self.trace_ratio)));
         }
         if !(self.otlp_endpoint.is_empty() || self.otlp_endpoint.starts_with("http")) {
             let got = &self.otlp_endpoint;
-            return Err(Error::Otlp(format!(
-                "the setting otlp_endpoint must be a URL such as http://127.0.0.1:4318, not `{got}`"
+            return Err(Error::Value(format!(
+                "otlp_endpoint must be a URL such as http://127.0.0.1:4318, not `{got}`"
             )));
         }
         otlp::headers(&self.otlp_headers).map_err(Error::Value)?;

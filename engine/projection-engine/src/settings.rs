@@ -1,9 +1,10 @@
 //! Settings of the projection engine.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the cache and of the retries.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Maximum number of aggregates of each type that are kept in memory between batches. The states of other

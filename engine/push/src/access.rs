@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use event_store::now_us;
 use event_store::table::Value;
-use platform::auth::Principal;
+use platform::auth::{BlockReason, Principal};
 use platform::problem::Problem;
 use platform::request_id;
 use serde::Serialize;
@@ -28,8 +28,10 @@ use crate::tokens::token_lifetime;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Lifetime of an unused ticket.
 const TICKET_SECONDS: i64 = 60;
-/// Name of the cookie that contains a token.
-const COOKIE_NAME: &str = "docket_token";
+/// Name of the query parameter that contains a ticket.
+pub(crate) const TICKET: &str = "ticket";
+/// Name of the query parameter that contains a token, with the setting `token_in_query`.
+pub(crate) const TOKEN: &str = "token";
 /// Prefix of a WebSocket subprotocol that contains a token in base64url.
 const BEARER_PROTOCOL: &str = "bearer.";
 
@@ -87,19 +89,18 @@ async fn redeem(state: &QueryApi, ticket: &str) -> Result<Principal, Problem> {
     let rows = redeemed.await.map_err(unavailable)?;
     let live = rows.into_iter().find(|(_, expires_at)| *expires_at >= now_us());
     let principal: Option<Principal> = live.and_then(|(principal, _)| serde_json::from_str(&principal).ok());
+    let blocked = principal.as_ref().and_then(|principal| state.authenticator.block_reason(principal));
     match principal {
-        Some(principal)
-            if !state.authenticator.revoked().borrow().covers(&principal) && !token_lifetime(&principal).is_zero() =>
-        {
-            Ok(principal)
-        }
+        Some(_) if blocked == Some(BlockReason::Banned) => Err(BlockReason::Banned.problem()),
+        Some(principal) if blocked.is_none() && !token_lifetime(&principal).is_zero() => Ok(principal),
         _ => Err(Problem::new(INVALID_TICKET)
             .detail("The ticket is unknown, was already used, or has expired, or its token has expired or was revoked. Request a new ticket with POST /v1/tickets.")),
     }
 }
 
 /// Authenticates the caller by the first of these credentials: the `Authorization` header, a `bearer.…` subprotocol, a
-/// `?ticket=`, or the cookie (from an allowed origin only). Returns `None` if the request has none of them.
+/// `?ticket=`, with the setting `token_in_query` a `?token=`, or the cookie (from an allowed origin only). Returns `None`
+/// if the request has none of them.
 ///
 /// # Errors
 /// 403 for a page of an origin that is not allowed; 401 for invalid credentials.
@@ -120,15 +121,41 @@ async fn by_credentials(state: &QueryApi, parts: &mut Parts) -> Result<Option<Pr
         let bytes = URL_SAFE_NO_PAD.decode(&offered[BEARER_PROTOCOL.len()..]).unwrap_or_default();
         return state.authenticator.verify(std::str::from_utf8(&bytes).unwrap_or_default()).map(Some);
     }
-    let query = parts.uri.query().unwrap_or_default();
-    if let Some((_, ticket)) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "ticket") {
+    if let Some(ticket) = parameter(parts.uri.query(), TICKET) {
         return redeem(state, &ticket).await.map(Some);
     }
-    match cookie(&parts.headers) {
+    if state.settings.token_in_query
+        && let Some(token) = parameter(parts.uri.query(), TOKEN)
+    {
+        return state.authenticator.verify(&token).map(Some);
+    }
+    match cookie(&parts.headers, &state.settings.cookie_name) {
         // Any page can make a browser send this cookie, so the cookie counts only together with an allowed origin.
         Some(token) if from_page => state.authenticator.verify(token).map(Some),
         _ => Ok(None),
     }
+}
+
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<std::borrow::Cow<'a, str>> {
+    form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value)
+}
+
+/// Returns what a caller without credentials can send.
+pub(crate) fn missing_credentials(api: &QueryApi, query: Option<&str>) -> String {
+    let (cookie, in_query) = (&api.settings.cookie_name, api.settings.token_in_query);
+    if !in_query && parameter(query, TOKEN).is_some() {
+        return "This server accepts no token in the query: it would be in logs and histories. Send the header \
+                Authorization: Bearer <JWT>, or a ticket from POST /v1/tickets as ?ticket=. The operator can allow it with \
+                the setting token_in_query."
+            .to_owned();
+    }
+    let or_query = if in_query { "a token as ?token=, or, " } else { "" };
+    format!(
+        "Send the header Authorization: Bearer <JWT>, or a ticket from POST /v1/tickets as ?ticket=, or {or_query}from an \
+         allowed origin, the cookie {cookie}."
+    )
 }
 
 /// Returns the subprotocol that contains a token, if the client offers one.
@@ -137,10 +164,10 @@ pub fn bearer_protocol(headers: &HeaderMap) -> Option<&str> {
     offers.flat_map(|offers| offers.split(',')).map(str::trim).find(|offer| offer.starts_with(BEARER_PROTOCOL))
 }
 
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
+    pairs.find(|(known, _)| *known == name).map(|(_, token)| token)
 }
 
 /// Whether the request comes from a page of an allowed origin. False for programs, which send no `Origin`. Refuses

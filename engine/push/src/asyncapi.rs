@@ -4,6 +4,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::routing::get;
+use kernel::id;
 use serde_json::{Map, Value, json};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -32,7 +33,8 @@ pub fn document<'a>(
             "messages": messages(&["snapshot", "publication"]),
         });
         if channel.is_id.is_some() {
-            described["parameters"] = json!({"id": {"description": "1 to 64 characters of A-Z a-z 0-9 _ -"}});
+            described["parameters"] =
+                json!({"id": {"description": format!("1 to {} characters {}", id::CHARS_MAX, id::RULE)}});
         }
         if channel.has_presence {
             described["messages"] = messages(&["snapshot", "publication", "join", "leave"]);
@@ -230,7 +232,7 @@ fn definitions(publishers: &[&'static dyn AnyPublisher]) -> Value {
         )),
         "ping": message("An empty object; the client answers with an empty object", object(json!({}), &[])),
         "event": message("The data of a server-sent event; for `auth_expired`, the reason", json!({
-            "anyOf": [event, object(json!({"reason": {"enum": ["expired", "revoked"]}}), &["reason"])],
+            "anyOf": [event, object(json!({"reason": {"enum": ["expired", "revoked", "banned"]}}), &["reason"])],
         })),
         "polled": message("The events, and the cursor for the next poll", object(
             json!({"cursor": text(), "events": {"type": "array", "items": event}}),

@@ -52,10 +52,12 @@ async fn admin_socket(State(api): State<QueryApi>, request: Request) -> Result<R
 
 async fn upgrade(api: QueryApi, request: Request, admins: bool) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
-    // A 401 is not sent here but in the reply to `connect`. Browsers and SDKs cannot read the response to a refused
+    // A refused token or subject is not answered here but in the reply to `connect`. Browsers and SDKs cannot read the response to a refused
     // upgrade, and `connect` may contain another token.
     let principal = match identify(&api, &mut parts).await {
-        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => Err(problem),
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED || problem.slug() == "subject-banned" => {
+            Err(problem)
+        }
         identified => Ok(identified?),
     };
     let ConnectInfo(peer) =

@@ -8,12 +8,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
-use platform::auth::{Authenticator, Principal};
+use platform::auth::{Authenticator, BlockReason, Principal};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{METRICS, Transport};
 
-/// How often all connections are checked for revoked tokens, besides at every new revocation.
+/// How often all connections are checked for revoked tokens and bans, besides at every new one.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// A stopping process closes its connections in this many steps, with this pause between them, so that their clients do
 /// not reconnect to other processes all at once.
@@ -31,8 +31,8 @@ pub enum CloseReason {
     Incomplete,
     /// The process stops.
     Shutdown,
-    /// The connection's token was revoked.
-    Revoked,
+    /// The connection's token was revoked, or its subject was banned.
+    Blocked(BlockReason),
 }
 
 /// Closes a connection from any task of the process. The connection's own task waits on it.
@@ -52,7 +52,7 @@ impl CloseReason {
             Self::Slow => "slow",
             Self::Incomplete => "error",
             Self::Shutdown => "shutdown",
-            Self::Revoked => "forbidden",
+            Self::Blocked(_) => "forbidden",
         }
     }
 }
@@ -163,21 +163,21 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Closes connections whose tokens are revoked, until `stop`. Then closes all connections step by step, and returns
+    /// Closes connections whose tokens are revoked or whose subjects are banned, until `stop`. Then closes all connections step by step, and returns
     /// when all have ended, at the latest 5 s after the last step.
     pub async fn watch(self, authenticator: Authenticator, stop: CancellationToken) {
-        let mut revoked = authenticator.revoked();
+        let mut blocklist = authenticator.blocklist();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 // The sender lives as long as the authenticator.
-                _ = revoked.changed() => {}
+                _ = blocklist.changed() => {}
                 () = tokio::time::sleep(SWEEP_EVERY) => {}
             }
-            let revoked = revoked.borrow_and_update().clone();
+            let blocklist = blocklist.borrow_and_update().clone();
             for entry in self.lock().entries.values() {
-                if entry.principal.as_ref().is_some_and(|principal| revoked.covers(principal)) {
-                    entry.handle.close(CloseReason::Revoked);
+                if let Some(reason) = entry.principal.as_ref().and_then(|principal| blocklist.block_reason(principal)) {
+                    entry.handle.close(CloseReason::Blocked(reason));
                 }
             }
         }

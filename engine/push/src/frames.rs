@@ -6,10 +6,9 @@ use crate::publication::Publication;
 
 /// Appends a push with a publication, in the Centrifuge protocol.
 pub fn push_frame(text: &mut String, channel: &str, previous: i64, publication: &Publication, patched: bool) {
-    // Channel names need no JSON escaping: see `Channels::find`.
-    text.push_str(r#"{"push":{"channel":""#);
-    text.push_str(channel);
-    text.push_str(r#"","pub":"#);
+    text.push_str(r#"{"push":{"channel":"#);
+    push_json_text(text, channel);
+    text.push_str(r#","pub":"#);
     push_publication(text, previous, publication, patched);
     text.push_str("}}");
 }
@@ -30,7 +29,31 @@ pub fn push_publication(text: &mut String, previous: i64, publication: &Publicat
 /// Returns a push with an ephemeral event, in the Centrifuge protocol.
 pub fn ephemeral_frame(channel: &str, event: &str, data: &str) -> String {
     let field = if event == "pub" { "data" } else { "info" };
-    format!(r#"{{"push":{{"channel":"{channel}","{event}":{{"{field}":{data}}}}}}}"#)
+    let mut text = String::with_capacity(channel.len() + data.len() + 64);
+    text.push_str(r#"{"push":{"channel":"#);
+    push_json_text(&mut text, channel);
+    text.push_str(&format!(r#","{event}":{{"{field}":{data}}}}}}}"#));
+    text
+}
+
+/// Returns a push that ends a subscription, in the Centrifuge protocol.
+pub fn unsubscribe_frame(channel: &str, code: u32, reason: &str) -> String {
+    let mut text = String::from(r#"{"push":{"channel":"#);
+    push_json_text(&mut text, channel);
+    text.push_str(&format!(r#","unsubscribe":{{"code":{code},"reason":"{reason}"}}}}}}"#));
+    text
+}
+
+/// Appends a text as a JSON string. Most names need no escape, and are copied.
+fn push_json_text(json: &mut String, text: &str) {
+    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        // A text always serializes.
+        json.push_str(&serde_json::to_string(text).unwrap_or_default());
+    } else {
+        json.push('"');
+        json.push_str(text);
+        json.push('"');
+    }
 }
 
 const LINE: &str = "data: ";
@@ -80,11 +103,11 @@ impl EventText {
 fn push_head(text: &mut String, event: &str, channel: Option<&str>, offset: Option<i64>, previous: Option<i64>) {
     text.push_str(r#"{"event":""#);
     text.push_str(event);
-    if let Some(channel) = channel {
-        text.push_str(r#"","channel":""#);
-        text.push_str(channel);
-    }
     text.push('"');
+    if let Some(channel) = channel {
+        text.push_str(r#","channel":"#);
+        push_json_text(text, channel);
+    }
     for (name, number) in [(r#","offset":"#, offset), (r#","prev":"#, previous)] {
         if let Some(number) = number {
             text.push_str(name);
@@ -97,6 +120,21 @@ fn push_head(text: &mut String, event: &str, channel: Option<&str>, offset: Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_channel_name_is_escaped_in_every_frame() {
+        let name = r#"counter:a"b\c é"#;
+        let frames = [
+            ephemeral_frame(name, "join", "{}"),
+            unsubscribe_frame(name, 2000, "permission denied"),
+            String::from_utf8(EventText::new("pub", Some(name), Some(1), Some(0), "{}").json().to_vec()).unwrap(),
+        ];
+        for frame in frames {
+            let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
+            let shown = if frame["push"].is_object() { &frame["push"]["channel"] } else { &frame["channel"] };
+            assert_eq!(shown, name);
+        }
+    }
 
     #[test]
     fn an_event_is_available_as_json_and_as_a_data_line() {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::http::HeaderName;
+use axum::http::header::AUTHORIZATION;
 use platform::auth::{Principal, forbidden};
 use platform::problem::Problem;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::access::identify;
+use crate::access::{TICKET, TOKEN, identify, missing_credentials};
 use crate::api::{DeniedAnswer, QueryApi, SubscribeError};
 use crate::batch::{Delivered, Ephemeral, sort};
 use crate::connections::{CloseHandle, ConnectionSlot};
@@ -27,7 +28,7 @@ use crate::frames::EventText;
 use crate::merge::Merged;
 use crate::metrics::{METRICS, Transport};
 use crate::problems::{
-    CHANNEL_NOT_FOUND, PROJECTION_BEHIND, TOO_MUCH_AT_ONCE, invalid, revoked, too_many_connections, unavailable,
+    CHANNEL_NOT_FOUND, PROJECTION_BEHIND, TOO_MUCH_AT_ONCE, invalid, too_many_connections, unavailable,
 };
 use crate::publication::Group;
 use crate::queue::queue;
@@ -131,7 +132,8 @@ pub struct LiveRequest {
 }
 
 impl LiveRequest {
-    /// Reads and authenticates a request. It may have the parameters `channel`, `ticket` and those in `known`.
+    /// Reads and authenticates a request. It may have the parameters `channel`, `ticket`, `token` and
+    /// those in `known`.
     ///
     /// # Errors
     /// 401 or 403 for credentials or an origin that is not accepted, 400 for an invalid parameter, 429 for a connection
@@ -141,16 +143,23 @@ impl LiveRequest {
         let principal = match identify(api, &mut parts).await? {
             Some(principal) => principal,
             None => api.authenticator.authenticate(&mut parts).map_err(|problem| {
-                problem.detail(
-                    "Send the header Authorization: Bearer <JWT>, or a ticket from POST /v1/tickets as ?ticket=, or, from an allowed origin, the cookie docket_token.",
-                )
+                // A request with this header has its own reason.
+                match parts.headers.contains_key(AUTHORIZATION) {
+                    true => problem,
+                    false => problem.detail(missing_credentials(api, parts.uri.query())),
+                }
             })?,
         };
         let ConnectInfo(peer) =
             ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, api).await.map_err(|_| Problem::internal())?;
         let query = parts.uri.query().unwrap_or_default().as_bytes();
         let parameters: Vec<(String, String)> = form_urlencoded::parse(query).into_owned().collect();
-        let is_known = |name: &str| name == "channel" || name == "ticket" || known.contains(&name);
+        let is_known = |name: &str| {
+            name == "channel"
+                || name == TICKET
+                || (name == TOKEN && api.settings.token_in_query)
+                || known.contains(&name)
+        };
         if let Some((unknown, _)) = parameters.iter().find(|(name, _)| !is_known(name)) {
             return Err(invalid(unknown, "This parameter does not exist."));
         }
@@ -161,10 +170,10 @@ impl LiveRequest {
         let handle = CloseHandle::default();
         let slot = api.connections.enter(transport, peer.ip(), &handle).map_err(|_| too_many_connections())?;
         slot.set_principal(&principal).map_err(|_| too_many_connections())?;
-        // A revocation between the authentication and `set_principal` has not closed this connection, so it is checked
-        // here.
-        if api.authenticator.has_revoked(&principal) {
-            return Err(revoked());
+        // A revocation or a ban between the authentication and `set_principal` has not closed this connection, so it is
+        // checked here.
+        if let Some(reason) = api.authenticator.block_reason(&principal) {
+            return Err(reason.problem());
         }
         let last_event_id = parts.headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         Ok(Self { principal, parameters, last_event_id, handle, slot })

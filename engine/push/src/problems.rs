@@ -1,7 +1,7 @@
 //! The problem responses that queries and live updates share.
 
 use event_store::error::Error;
-use platform::problem::{INVALID_QUERY, Problem, STORE_UNAVAILABLE, TOKEN_REVOKED};
+use platform::problem::{INVALID_QUERY, Problem, STORE_UNAVAILABLE};
 use platform::problem_types;
 
 problem_types! {
@@ -37,11 +37,6 @@ pub fn unavailable(error: Error) -> Problem {
 /// Returns a 400 for an invalid query parameter. `message` is a sentence that says what is valid.
 pub fn invalid(parameter: &str, message: &str) -> Problem {
     Problem::new(INVALID_QUERY).detail(format!("{parameter}: {message}")).error(format!("/{parameter}"), message)
-}
-
-/// Returns a 401 for a revoked token.
-pub fn revoked() -> Problem {
-    Problem::new(TOKEN_REVOKED).detail("The token was revoked. Use another token.")
 }
 
 /// Returns a 429 for an address or a customer that has reached its connection limit.

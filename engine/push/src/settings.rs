@@ -1,10 +1,11 @@
 //! Settings of live updates and CORS.
 
 use axum::http::HeaderName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of live updates, and of access from pages of other origins (CORS).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Origins whose pages may call the API and subscribe, besides the server's own origin, separated by commas.
@@ -14,14 +15,20 @@ pub struct Settings {
     pub cors_request_headers: String,
     /// Response headers that pages of other origins may read, besides the built-in ones, separated by commas.
     pub cors_answer_headers: String,
-    /// Limit of concurrent sockets, streams and polls per client address; 0 means no limit. Behind a proxy that is not
-    /// trusted, all clients have the proxy's address.
+    /// Name of the cookie that contains a token, for live updates from pages of an allowed origin.
+    pub cookie_name: String,
+    /// Whether sockets, streams and polls may have a token in the query, as `?token=`, for clients that can send neither a
+    /// header nor a cookie. Logs hide it, but proxies and browsers may keep it.
+    pub token_in_query: bool,
+    /// Limit of concurrent sockets, streams and polls per client address in each process; 0 means no limit. Behind a
+    /// proxy that is not trusted, all clients have the proxy's address.
     pub push_connections_per_address_max: u32,
-    /// Limit of concurrent sockets, streams and polls per customer; 0 means no limit.
+    /// Limit of concurrent sockets, streams and polls per customer in each process; 0 means no limit.
     pub push_connections_per_customer_max: u32,
-    /// Seconds after which a user whose last client has left is reported as gone, unless a client comes back.
+    /// Seconds after which a user whose last client has left a channel is reported as gone, unless a client comes back;
+    /// 0 to 3600.
     pub push_presence_grace_seconds: u32,
-    /// Seconds that a socket stays open after its token has expired, so that the client can send a fresh one.
+    /// Seconds that a socket stays open after its token has expired, so that the client can send a fresh one; 1 to 3600.
     pub push_token_grace_seconds: u32,
 }
 
@@ -34,6 +41,8 @@ impl Default for Settings {
             allowed_origins: String::new(),
             cors_request_headers: String::new(),
             cors_answer_headers: String::new(),
+            cookie_name: "docket_token".to_owned(),
+            token_in_query: false,
             push_connections_per_address_max: 20_000,
             push_connections_per_customer_max: 64,
             push_presence_grace_seconds: 15,
@@ -63,6 +72,13 @@ impl Settings {
                     "{setting}: `{name}` is not a valid header name. Separate names with commas, for example: x-tenant, x-version"
                 )
             })?;
+        }
+        let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if self.cookie_name.is_empty() || !self.cookie_name.chars().all(is_token) {
+            return Err(format!(
+                "cookie_name: `{}` is not a valid name of a cookie. Use letters, digits, `-` and `_`, for example: __Host-token",
+                self.cookie_name
+            ));
         }
         for (setting, seconds, least) in [
             ("push_token_grace_seconds", self.push_token_grace_seconds, 1),

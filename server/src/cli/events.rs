@@ -16,7 +16,7 @@ use event_store::append::Deadline;
 use event_store::event::RecordedEvent;
 use event_store::leader::Leadership;
 use event_store::reactions::{IMPORT_INCOMPLETE, ReactorCheckpoint};
-use event_store::store::{Store, open, open_without_appender};
+use event_store::store::{Store, open};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -27,7 +27,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::{Common, Export, Restore, Restored, Tail, load};
+use crate::cli::{Common, Export, Restore, Restored, Tail, cannot_open, counted, load, open_store, output_failed};
 use crate::migrations::MIGRATIONS;
 use crate::program::Program;
 
@@ -116,21 +116,19 @@ impl Envelope {
 }
 
 pub async fn export(program: &Program, export: Export) -> anyhow::Result<u8> {
-    let store =
-        open_without_appender(load(program, &export.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
+    let store = open_store(program, &load(program, &export.common)?).await?;
     let head = match &export.output {
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
             let written = write_log(&store, &mut output).await.and_then(|head| Ok(output.flush().map(|()| head)?));
-            // The reader has closed the pipe. That is not a failure.
-            if written.as_ref().is_err_and(is_broken_pipe) {
-                return Ok(0);
+            match written {
+                Err(error) if error.is::<std::io::Error>() => return Ok(output_failed(&error.downcast()?)),
+                written => written?,
             }
-            written?
         }
         Some(path) => write_file(&store, path).await?,
     };
-    eprintln!("Exported {head} events.");
+    eprintln!("Exported {}.", counted(head, "event"));
     Ok(0)
 }
 
@@ -194,16 +192,14 @@ fn line(event: &RecordedEvent) -> String {
     serde_json::to_string(&envelope(event)).unwrap_or_default() + "\n"
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
 /// Opens a store on which no server relays, projects or reacts. No server can start to do so while the returned
 /// leaderships are held.
 async fn open_exclusively(program: &Program, common: &Common) -> anyhow::Result<(Store, Vec<Leadership>)> {
-    let mut settings = load(program, common, &[])?.store;
-    settings.nats_url.clear();
-    let store = open(settings, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new()).await?;
+    let mut settings = load(program, common)?;
+    settings.store.nats_url.clear();
+    let store = settings.store.clone();
+    let store = open(store, MIGRATIONS, program.upcasters(), CancellationToken::new(), TaskTracker::new()).await;
+    let store = store.map_err(|error| cannot_open(&settings, error.into()))?;
     let reactors = program.reactors();
     let reactors = reactors.iter().map(|reactor| reacting(reactor.name()));
     let mut leaderships = Vec::new();
@@ -220,10 +216,16 @@ async fn open_exclusively(program: &Program, common: &Common) -> anyhow::Result<
 
 pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u8> {
     let common = restored.common;
+    let settings = load(program, &common)?;
+    let file = settings.store.database_url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+    if file.is_some_and(|file| !Path::new(file).exists()) {
+        // Fails: a restored store exists. `open_exclusively` would create an empty one.
+        open_store(program, &settings).await?;
+    }
     let (store, _leaderships) = open_exclusively(program, &common).await?;
     let head = store.head().await?;
     ensure!(head > 0, "The log is empty. Check that database_url names the restored store.");
-    let nats_url = load(program, &common, &[])?.store.nats_url;
+    let nats_url = settings.store.nats_url;
     if !nats_url.is_empty() {
         let removed = store.remove_stream(&nats_url, restored.delete_stream).await;
         match removed.context("cannot remove the JetStream stream of the lost log")? {
@@ -243,12 +245,24 @@ pub async fn restored(program: &Program, restored: Restored) -> anyhow::Result<u
 pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     let path = &restore.file;
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        !file.metadata()?.is_dir(),
+        "{} is a folder. Give the file that `docket events export` has written.",
+        path.display()
+    );
     let reader: Box<dyn Read> = if is_packed(path) { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let mut lines = BufReader::new(reader).lines().zip(1..).peekable();
+    // Checked before a store is created.
+    match lines.peek() {
+        Some((Ok(line), _)) => drop(parse(Ok(line.clone()), 0).with_context(|| format!("{}, line 1", path.display()))?),
+        Some((Err(error), _)) => bail!("{} cannot be read: {error}. Export the log again.", path.display()),
+        None => bail!("{} contains no events.", path.display()),
+    }
     let (store, _leaderships) = open_exclusively(program, &restore.common).await?;
     let there = store.head().await?;
     let mut events = Vec::with_capacity(CHUNK);
     let mut last = 0;
-    for (line, number) in BufReader::new(reader).lines().zip(1..) {
+    for (line, number) in lines {
         let event = parse(line, last).with_context(|| format!("{}, line {number}", path.display()))?;
         last = event.position;
         events.push(event);
@@ -258,7 +272,11 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     }
     import_batch(program, &store, there, &mut events).await?;
     ensure!(last > 0, "{} contains no events.", path.display());
-    ensure!(last >= there, "The store has {there} events, but the file only {last}. Import into an empty store.");
+    ensure!(
+        last >= there,
+        "The store has {}, but the file only {last}. Import into an empty store.",
+        counted(there, "event")
+    );
     let is_held = |one: &ReactorCheckpoint| one.held.as_deref() == Some(IMPORT_INCOMPLETE);
     if store.reactions().checkpoints().await?.iter().any(is_held) {
         let held = reactors_outside_log(program);
@@ -266,7 +284,7 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
         store.reactions().reset_to_head(&held, "the log was imported", &deadlines).await?;
         print_held(&held);
     }
-    eprintln!("The file has {last} events; {} of them were already in the store.", there.min(last));
+    eprintln!("The file has {}; {} of them were already in the store.", counted(last, "event"), there.min(last));
     Ok(0)
 }
 
@@ -354,7 +372,7 @@ async fn import_batch(
 }
 
 pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
-    let store = open_without_appender(load(program, &tail.common, &[])?.store, MIGRATIONS, program.upcasters()).await?;
+    let store = open_store(program, &load(program, &tail.common)?).await?;
     let head = store.head().await?;
     let mut position = match tail.after {
         Some(after) if after > head && !tail.follow => bail!("The log ends at position {head}. Add --follow to wait."),
@@ -367,9 +385,11 @@ pub async fn tail(program: &Program, tail: Tail) -> anyhow::Result<u8> {
         for event in &events {
             position = event.position;
             if let Err(error) = output.write_all(line(event).as_bytes()) {
-                // The reader has closed the pipe. That is not a failure.
-                return if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(0) } else { Err(error.into()) };
+                return Ok(output_failed(&error));
             }
+        }
+        if let Err(error) = output.flush() {
+            return Ok(output_failed(&error));
         }
         drop(output);
         if events.is_empty() {

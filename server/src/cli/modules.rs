@@ -3,19 +3,18 @@
 
 use anyhow::{Context, bail};
 use command_engine::reactions::reacting;
-use event_store::store::{Store, open_without_appender};
+use event_store::store::Store;
 use projection_engine::error::Error;
 use projection_engine::generation::{remove_unclaimed, unclaimed};
 use serde_json::json;
 
-use crate::cli::{Modules, load, print_line};
-use crate::migrations::MIGRATIONS;
+use crate::cli::{Modules, load, open_store, print_line};
 use crate::overview;
 use crate::program::{Program, is_named_after};
 
 pub async fn modules(program: Program, wanted: Modules) -> anyhow::Result<u8> {
-    let settings = load(&program, &wanted.common, &[])?;
-    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let settings = load(&program, &wanted.common)?;
+    let store = open_store(&program, &settings).await?;
     if let Some(group) = wanted.prune {
         let is_own = program.modules().iter().any(|module| module.name == group);
         if is_own || program.registry().group(&group).is_some() {

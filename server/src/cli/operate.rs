@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, ensure};
-use event_store::store::{Store, open_without_appender};
+use event_store::store::Store;
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use projection_engine::dead_letters::{self, Decided, Decision};
 use projection_engine::generation::prepare;
@@ -17,8 +17,9 @@ use projection_engine::registry::{Group, Registry, projection_role};
 use projection_engine::verify::{self, Extent};
 use serde_json::json;
 
-use crate::cli::{Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, load, print_line, selected};
-use crate::migrations::MIGRATIONS;
+use crate::cli::{
+    Common, DeadLetter, EXIT_FAILED, Listing, Replay, Usage, Verify, counted, load, open_store, print_line, selected,
+};
 use crate::program::Program;
 use crate::settings::Settings;
 
@@ -29,9 +30,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 async fn opened(program: Program, common: &Common) -> anyhow::Result<(Store, Registry, Settings)> {
-    let settings = load(&program, common, &[])?;
+    let settings = load(&program, common)?;
     let program = selected(program, &settings)?;
-    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let store = open_store(&program, &settings).await?;
     prepare(&store, program.registry()).await?;
     Ok((store, program.registry().clone(), settings))
 }
@@ -187,13 +188,15 @@ async fn rebuild_group(
     for projection in &projections {
         let differences = match projection.differences {
             None => "not compared with the previous one, whose version or position differs".to_owned(),
-            Some(0) => "0 rows differ from the previous one".to_owned(),
             Some(1) => "1 row differs from the previous one".to_owned(),
             Some(rows) => format!("{rows} rows differ from the previous one"),
         };
         eprintln!("{}: generation {} serves queries now; {differences}.", projection.name, projection.generation);
     }
-    eprintln!("Folded {events} events in {seconds:.1} s ({rate:.0} events/s). Switched at position {position}.");
+    eprintln!(
+        "Folded {} in {seconds:.1} s ({rate:.0} events/s). Switched at position {position}.",
+        counted(events, "event")
+    );
     if lost > 0 {
         eprintln!("{}", missing(lost));
     }
@@ -235,11 +238,11 @@ pub async fn verify(program: Program, verify: Verify) -> anyhow::Result<u8> {
         for projection in &found {
             match projection.checked {
                 true => print_line(format_args!(
-                    "{}: {} at position {} of {head}, {} mismatches",
+                    "{}: {} at position {} of {head}, {}",
                     projection.name,
                     rows(projection.rows),
                     projection.position,
-                    projection.differences
+                    counted(projection.differences as u64, "mismatch")
                 )),
                 false => {
                     print_line(format_args!("{}: not verified, because a sample cannot check sums", projection.name))
@@ -293,11 +296,12 @@ fn with_advice(error: projection_engine::error::Error) -> anyhow::Error {
 }
 
 fn missing(events: i64) -> String {
-    format!("The log lacks {events} of its events: they were removed from the table. Restore them from a backup.")
+    let (lost, them) = (counted(events, "event"), if events == 1 { "it" } else { "them" });
+    format!("The log lacks {lost} that somebody removed from the table. Restore {them} from a backup.")
 }
 
 fn rows(number: usize) -> String {
-    format!("{number} {}", if number == 1 { "row" } else { "rows" })
+    counted(number as u64, "row")
 }
 
 pub async fn projections(program: Program, listing: Listing) -> anyhow::Result<u8> {
@@ -347,7 +351,7 @@ pub async fn dead_letters(program: Program, listing: Listing) -> anyhow::Result<
     }
     for letter in &letters {
         print_line(format_args!(
-            "{} {} {} of {}/{}{} since {} ({} attempts): {}",
+            "{} {} {} of {}/{}{} since {} ({}): {}",
             letter.position,
             letter.state,
             letter.event_type,
@@ -355,7 +359,7 @@ pub async fn dead_letters(program: Program, listing: Listing) -> anyhow::Result<
             letter.aggregate_id,
             letter.group.as_ref().map(|group| format!(" in the group {group}")).unwrap_or_default(),
             letter.parked_at,
-            letter.attempts,
+            counted(letter.attempts, "attempt"),
             letter.reason
         ));
     }

@@ -8,13 +8,15 @@ use command_engine::reactions::reactor::{Acts, registration};
 use event_store::append::BacklogKey;
 use event_store::now_us;
 use event_store::reactions::{BacklogSummary, IMPORT_INCOMPLETE, Reactions};
-use event_store::store::{Store, open_without_appender};
+use event_store::store::Store;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::events::deadlines;
-use crate::cli::{Common, Held, Listing, OneReactor, Released, Retried, Skipped, Usage, load, print_line, selected};
-use crate::migrations::MIGRATIONS;
+use crate::cli::{
+    Common, Held, Listing, OneReactor, Released, Retried, Skipped, Usage, counted, load, open_store, print_line,
+    selected,
+};
 use crate::program::Program;
 
 /// Rows of a backlog that one query reads.
@@ -29,9 +31,9 @@ struct Opened {
 }
 
 async fn opened(program: Program, common: &Common) -> anyhow::Result<Opened> {
-    let settings = load(&program, common, &[])?;
+    let settings = load(&program, common)?;
     let program = selected(program, &settings)?;
-    let store = open_without_appender(settings.store.clone(), MIGRATIONS, program.upcasters()).await?;
+    let store = open_store(&program, &settings).await?;
     let rows = store.reactions();
     let registrations: Vec<_> = program.reactors().into_iter().map(registration).collect();
     rows.register(&registrations).await?;
@@ -172,11 +174,11 @@ pub async fn show(program: Program, wanted: OneReactor) -> anyhow::Result<u8> {
                 None => "parked".to_owned(),
             };
             print_line(format_args!(
-                "{}: event {}, {} events behind it, {} attempts, {when}: {}",
+                "{}: event {}, {} behind it, {}, {when}: {}",
                 printable(&entry.event.key),
                 entry.event.position,
-                events - 1,
-                entry.attempts,
+                counted(events - 1, "event"),
+                counted(entry.attempts, "attempt"),
                 printable(entry.reason.as_deref().unwrap_or("waits for a worker"))
             ));
         }

@@ -652,6 +652,11 @@ const COMMANDS: &[Command] = &[
     ("POST /v1/orders/hostile/cancel", "cancel_order", &[("reason", r#""none""#, Kind::Text, false)]),
     ("POST /v1/admin/revocations", "", &[("subject", r#""nobody""#, Kind::Text, true)]),
     ("POST /v1/admin/revocations", "", &[("token_id", r#""of nobody""#, Kind::Text, true)]),
+    (
+        "POST /v1/admin/bans",
+        "",
+        &[("subject", r#""nobody""#, Kind::Id, false), ("reason", r#""none""#, Kind::Text, false)],
+    ),
     ("PUT /v1/admin/log-level", "", &[("level", r#""info""#, Kind::Id, false)]),
 ];
 

@@ -27,6 +27,8 @@ pub struct Line {
     pub(crate) id: String,
     pub(crate) resource: &'static Resource,
     pub(crate) status: StatusCode,
+    /// A subject that must not be banned, and the refusal when it is.
+    pub(crate) unless_banned: Option<(String, fn() -> Problem)>,
 }
 
 impl Line {
@@ -38,6 +40,13 @@ impl Line {
         command: A::Command,
     ) -> Self {
         let id = id.into();
-        Self { step: Step::<A>::new(id.clone(), command), id, resource, status }
+        Self { step: Step::<A>::new(id.clone(), command), id, resource, status, unless_banned: None }
+    }
+
+    /// Refuses the command with `problem` while a subject is banned, unless the command is history.
+    #[must_use]
+    pub fn unless_banned(mut self, subject: impl Into<String>, problem: fn() -> Problem) -> Self {
+        self.unless_banned = Some((subject.into(), problem));
+        self
     }
 }

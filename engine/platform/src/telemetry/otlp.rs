@@ -136,13 +136,12 @@ pub fn headers(text: &str) -> Result<HashMap<String, String>, String> {
         .map(|pair| match pair.split_once('=') {
             Some((name, value)) => {
                 let (name, value) = (name.trim(), value.trim());
-                HeaderName::try_from(name)
-                    .map_err(|_| format!("the setting otlp_headers has the invalid header name `{name}`"))?;
+                HeaderName::try_from(name).map_err(|_| format!("otlp_headers has the invalid header name `{name}`"))?;
                 HeaderValue::try_from(value)
-                    .map_err(|_| format!("the setting otlp_headers contains an invalid value of the header {name}"))?;
+                    .map_err(|_| format!("otlp_headers contains an invalid value of the header {name}"))?;
                 Ok((name.to_owned(), value.to_owned()))
             }
-            None => Err("the setting otlp_headers must have the form name=value, separated by commas".to_owned()),
+            None => Err("otlp_headers must have the form name=value, separated by commas".to_owned()),
         })
         .collect()
 }

@@ -2,19 +2,24 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Settings of logs, traces and metrics.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// The environment of the process. It selects the values of settings that are `auto`.
+    /// The environment of the process: `development`, `staging` or `production`. It selects the values of settings that
+    /// are `auto`. In `docket dev` the default is `development`.
     pub environment: Environment,
-    /// Format of the lines on the console.
+    /// Format of the lines on the console (stderr): `pretty`, `json`, `off`, or `auto`: `pretty` on a terminal and in
+    /// development, else `json`.
     pub log_format: Format,
-    /// Log level: `error`, `warn`, `info`, `http` (info and the access log), `debug`, `trace` or `auto`.
+    /// Log level: `error`, `warn`, `info`, `http` (info and the access log), `debug`, `trace`, or `auto`: `info` in
+    /// production, else `http`.
     pub log_level: String,
-    /// Directives of `tracing_subscriber::EnvFilter` that take precedence over the level: `http=off,event_store=debug`.
+    /// Directives by target that take precedence over the level, for example `http=off,event_store=debug`. The syntax is
+    /// that of `tracing_subscriber::EnvFilter`.
     pub log_filter: String,
     /// Path of a file for all lines, as JSON; empty for no file.
     pub log_file: PathBuf,
@@ -27,17 +32,18 @@ pub struct Settings {
     pub log_files_max: usize,
     /// Number of days to keep rotated files; 0 means no limit.
     pub log_days_max: u64,
-    /// Format of the access log: `auto`, `off`, `tiny`, `dev`, `short`, `common`, `combined`, `json`, or a format of
-    /// tokens.
+    /// Format of the access log: `off`, `tiny`, `dev`, `short`, `common`, `combined`, `json`, a format of tokens, or
+    /// `auto`: `dev` when lines are pretty, `combined` in a file of its own, else `json`.
     pub access_log: String,
-    /// Path of a separate file for the access log. If empty, text lines go to the console, and JSON lines to all log
-    /// destinations.
+    /// Path of a separate file for the access log, which is then written at any `log_level`. If empty, text lines go to
+    /// the console, and JSON lines to all log destinations.
     pub access_log_file: PathBuf,
     /// Path prefixes that the access log omits, separated by commas.
     pub access_log_skip: String,
     /// Base URL of an OTLP receiver over HTTP, e.g. `http://127.0.0.1:4318`; empty for no export.
     pub otlp_endpoint: String,
     /// Headers of the requests to the receiver, `name=value`, separated by commas. For example an API key.
+    #[schemars(extend("writeOnly" = true))]
     pub otlp_headers: String,
     /// Whether traces are sent to the OTLP receiver.
     pub otlp_traces: bool,
@@ -78,7 +84,7 @@ impl Default for Settings {
 }
 
 /// The environment of the process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Environment {
     /// A developer's machine: level `http`, readable lines.
@@ -91,7 +97,7 @@ pub enum Environment {
 }
 
 /// Format of the lines on the console.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// `Pretty` on a terminal and in development, else `Json`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::Utf8Bytes;
-use platform::auth::Principal;
+use platform::auth::{BlockReason, Principal};
 use platform::client_stream::ReadLimit;
 use platform::problem::Problem;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use crate::batch::Change;
 use crate::centrifuge::protocol::{ChannelName, Close, Code, Command, MERGE_PATCH, Object, Subscribe, close, code};
 use crate::connections::{ConnectionSlot, LimitReached};
 use crate::cursor::Cursor;
-use crate::frames::push_publication;
+use crate::frames::{push_publication, unsubscribe_frame};
 use crate::hub::Subscription;
 use crate::metrics::METRICS;
 use crate::presence::PresenceGuard;
@@ -26,6 +26,8 @@ use crate::tokens::ttl;
 
 /// Most channels of one connection.
 const CHANNELS_MAX: usize = 128;
+/// Code of the push that ends a subscription which a fresh token does not allow.
+const UNSUBSCRIBED_DENIED: u32 = 2000;
 /// Interval of pings.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(25);
 
@@ -159,7 +161,10 @@ impl Client {
     fn register_principal(&self, principal: &Principal) -> Handled<()> {
         self.slot.set_principal(principal).map_err(|_: LimitReached| Some(close::CONNECTION_LIMIT))?;
         // A revocation before `set_principal` has not closed this connection, so it is checked here.
-        if self.api.authenticator.has_revoked(principal) { Err(Some(close::REVOKED)) } else { Ok(()) }
+        match self.api.authenticator.block_reason(principal) {
+            Some(reason) => Err(Some(close_for_block(reason))),
+            None => Ok(()),
+        }
     }
 
     /// Replaces the token with a new one of the same subject. If the role differs, channels that the new role does not
@@ -189,9 +194,7 @@ impl Client {
             let kind = channel.kind();
             if !channel.is_allowed(&self.api, principal, id).await? {
                 self.channels.remove(&name);
-                self.pending_pushes.push(format!(
-                    r#"{{"push":{{"channel":"{name}","unsubscribe":{{"code":2000,"reason":"permission denied"}}}}}}"#
-                ));
+                self.pending_pushes.push(unsubscribe_frame(&name, UNSUBSCRIBED_DENIED, "permission denied"));
             } else if let Some(channel) = self.channels.get_mut(&name) {
                 // The new subscription is created before the old one is dropped, so no change is missed. A change that
                 // both receive is sent once, because `position` filters it.
@@ -313,11 +316,20 @@ impl Client {
     }
 }
 
+/// Returns the close reason for a caller whose token is valid but refused.
+pub(super) fn close_for_block(reason: BlockReason) -> Close {
+    match reason {
+        BlockReason::Revoked => close::REVOKED,
+        BlockReason::Banned => close::BANNED,
+    }
+}
+
 /// Returns the close reason for a refused token.
 fn close_for_token(problem: &Problem) -> Close {
     match problem.slug() {
         "token-expired" => close::EXPIRED,
         "token-revoked" => close::REVOKED,
+        "subject-banned" => close::BANNED,
         "invalid-ticket" => close::INVALID_TICKET,
         _ => close::INVALID_TOKEN,
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::api::QueryApi;
-use crate::centrifuge::commands::{Caller, Client, Handled, PING_EVERY};
+use crate::centrifuge::commands::{Caller, Client, Handled, PING_EVERY, close_for_block};
 use crate::centrifuge::protocol::{
     Command, FRAME_BYTES_MAX, MESSAGE_BYTES_SENT_MAX, Numbered, close, close_for_error, code,
 };
@@ -66,7 +66,7 @@ pub(super) async fn run(
             CloseReason::Slow => close::SLOW,
             CloseReason::Incomplete => close::INSUFFICIENT_STATE,
             CloseReason::Shutdown => close::SHUTDOWN,
-            CloseReason::Revoked => close::REVOKED,
+            CloseReason::Blocked(reason) => close_for_block(reason),
         }),
         Err(closed) = connection.serve(&mut socket, &mut deliveries) => closed,
     };

@@ -44,6 +44,7 @@ pub(super) mod close {
     pub const EXPIRED: (u16, &str) = (4401, "token expired");
     pub const FORBIDDEN: (u16, &str) = (4503, "forbidden");
     pub const REVOKED: (u16, &str) = (4503, "token revoked");
+    pub const BANNED: (u16, &str) = (4503, "banned");
 
     /// Returns the value of the metric label `reason`.
     pub fn reason(close: (u16, &str)) -> &'static str {
@@ -52,7 +53,7 @@ pub(super) mod close {
             SLOW => "slow",
             NO_PONG => "no_pong",
             EXPIRED => "expired",
-            FORBIDDEN | REVOKED => "forbidden",
+            FORBIDDEN | REVOKED | BANNED => "forbidden",
             INVALID_TOKEN | NO_TOKEN | INVALID_TICKET => "invalid_token",
             CONNECTION_LIMIT => "limit",
             _ => "error",

@@ -24,7 +24,7 @@ use crate::live::pieces::Pieces;
 use crate::live::{Event, InitialEvents, LiveRequest, Message};
 use crate::merge::Next;
 use crate::metrics::Transport;
-use crate::problems::{invalid, revoked};
+use crate::problems::invalid;
 use crate::tokens::token_lifetime;
 
 /// Default and longest wait of a poll, in seconds.
@@ -54,6 +54,9 @@ struct PollQuery {
     wait: Option<u64>,
     /// A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
     ticket: Option<String>,
+    /// A token, for clients that can send neither a header nor a cookie. Accepted only with the setting
+    /// `token_in_query`.
+    token: Option<String>,
 }
 
 /// Events on the channels.
@@ -99,7 +102,7 @@ async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response,
         let next = tokio::select! {
             biased;
             reason = asked.handle.closed() => match reason {
-                CloseReason::Revoked => return Err(revoked()),
+                CloseReason::Blocked(reason) => return Err(reason.problem()),
                 CloseReason::Slow | CloseReason::Incomplete | CloseReason::Shutdown => None,
             },
             next = timeout_at(until, merged.next()) => next.ok(),

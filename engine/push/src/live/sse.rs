@@ -10,6 +10,7 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
+use platform::auth::BlockReason;
 use platform::problem::Problem;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
@@ -53,11 +54,15 @@ struct LiveQuery {
     last_event_id: Option<String>,
     /// A ticket from `POST /v1/tickets`, for clients that cannot send `Authorization`.
     ticket: Option<String>,
+    /// A token, for clients that can send neither a header nor a cookie. Accepted only with the setting
+    /// `token_in_query`.
+    token: Option<String>,
 }
 
 /// Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
 /// `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
-/// be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
+/// be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked, or whose subject
+/// was banned.
 #[utoipa::path(get, path = "/v1/live", operation_id = "stream_changes", tag = "live updates", params(LiveQuery),
     responses((status = 200, description = "Server-sent events until the client disconnects.", body = String, content_type = "text/event-stream")),
     extensions(("x-problems" = json!(["channel-not-found", "forbidden", "invalid-ticket", "origin-not-allowed", "too-many-connections", "projection-behind", "too-much-at-once"]))))]
@@ -111,6 +116,11 @@ async fn follow(api: QueryApi, request: Request) -> Result<Response, Problem> {
         Body::from_stream(stream.into_stream()),
     )
         .into_response())
+}
+
+/// Returns the last event of a stream whose caller may no longer read it.
+fn auth_expired(reason: &str) -> Bytes {
+    format!("event: auth_expired\ndata: {{\"reason\":\"{reason}\"}}\n\n").into()
 }
 
 /// An open event stream.
@@ -198,12 +208,15 @@ impl Live {
             biased;
             reason = self.handle.closed() => {
                 self.why = reason.as_str();
-                let is_revoked = reason == CloseReason::Revoked;
-                return Err(is_revoked.then(|| Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"revoked\"}\n\n")));
+                return Err(match reason {
+                    CloseReason::Blocked(BlockReason::Revoked) => Some(auth_expired("revoked")),
+                    CloseReason::Blocked(BlockReason::Banned) => Some(auth_expired("banned")),
+                    _ => None,
+                });
             }
             () = sleep_until(self.expires) => {
                 self.why = "expired";
-                return Err(Some(Bytes::from_static(b"event: auth_expired\ndata: {\"reason\":\"expired\"}\n\n")));
+                return Err(Some(auth_expired("expired")));
             }
             next = self.merged.next() => Some(next),
             () = sleep_until(self.comment_at) => None,

@@ -35,7 +35,14 @@ async fn the_archive_unpacks_and_starts() {
     let ready =
         || async { client.get("/health/ready").anonymous().try_send().await.is_ok_and(|answer| answer.status == 200) };
     docket.wait_until(Duration::from_secs(60), ready).await;
-    let token = clean_command(&binary).args(["token", "--sub", "me", "--role", "admin", "--data", &data]).output();
+    // The variable is for clients. Commands that read settings ignore it.
+    let command = || {
+        let mut command = clean_command(&binary);
+        command.env("DOCKET_URL", client.base());
+        command
+    };
+    run_to_end(command().arg("health"));
+    let token = command().args(["token", "--sub", "me", "--role", "admin", "--data", &data]).output();
     let token = String::from_utf8(token.expect("docket starts").stdout).expect("a token");
     let order = json!({"order_id": "o-1", "customer_id": "ada"});
     client.post("/v1/orders").token(token.trim()).json(order).send().await.expect(201);

@@ -113,6 +113,10 @@ export class AuthenticationRequired extends ofType('authentication-required') {}
 export class TokenExpired extends ofType('token-expired') {}
 export class TokenRevoked extends ofType('token-revoked') {}
 export class Forbidden extends ofType('forbidden') {}
+export class BanNotFound extends ofType('ban-not-found') {}
+export class CustomerBanned extends ofType('customer-banned') {}
+export class InvalidBan extends ofType('invalid-ban') {}
+export class SubjectBanned extends ofType('subject-banned') {}
 export class InvalidTicket extends ofType('invalid-ticket') {}
 export class InvalidToken extends ofType('invalid-token') {}
 export class UnknownKey extends ofType('unknown-key') {}
@@ -167,6 +171,7 @@ export class UnusableHeader extends ofType('unusable-header') {}
 
 const CLASSES = new Map<string, typeof Problem>(
   [
+    BanNotFound, CustomerBanned, InvalidBan, SubjectBanned,
     OrderNotFound, OrderExists, OrderNotDraft, OrderEmpty, ItemNotFound, ItemsRejected, PriceMismatch,
     QuantityTooLarge, TooManyLines, TotalTooLarge, InvalidAmount, NotFound, InvalidBody, InvalidId, InvalidQuery,
     BodyTooLarge, TooMuchAtOnce, VersionMismatch, IdempotencyKeyReused, RequestInFlight, CustomerNotFound,

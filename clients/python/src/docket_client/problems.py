@@ -180,6 +180,22 @@ class Forbidden(Problem, type="forbidden"):
     """The problem `/problems/forbidden`."""
 
 
+class BanNotFound(Problem, type="ban-not-found"):
+    """The problem `/problems/ban-not-found`."""
+
+
+class CustomerBanned(Problem, type="customer-banned"):
+    """The problem `/problems/customer-banned`."""
+
+
+class InvalidBan(Problem, type="invalid-ban"):
+    """The problem `/problems/invalid-ban`."""
+
+
+class SubjectBanned(Problem, type="subject-banned"):
+    """The problem `/problems/subject-banned`."""
+
+
 class InvalidTicket(Problem, type="invalid-ticket"):
     """The problem `/problems/invalid-ticket`."""
 

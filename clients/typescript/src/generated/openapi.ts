@@ -36,13 +36,21 @@ export interface paths {
             cookie?: never;
         };
         get?: never;
-        put?: never;
+        /**
+         * Sets the quantity of the line with the SKU in the query
+         * @description Sets the quantity of the line with the SKU in the query.
+         */
+        put: operations["change_item_by_query"];
         /**
          * Adds an item
          * @description Adds an item. If the order has a line with the same SKU and price, the pieces are added to that line.
          */
         post: operations["add_item"];
-        delete?: never;
+        /**
+         * Removes the line with the SKU in the query
+         * @description Removes the line with the SKU in the query.
+         */
+        delete: operations["remove_item_by_query"];
         options?: never;
         head?: never;
         patch?: never;
@@ -203,6 +211,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/customers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Returns the order count and spend of the customer in the query
+         * @description Returns the order count and spend of the customer in the query. Customers may read only their own; staff may read all.
+         */
+        get: operations["find_customer"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/reports/sales": {
         parameters: {
             query?: never;
@@ -309,6 +337,36 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/admin/bans": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Lists all bans that have not ended
+         * @description Lists all bans that have not ended.
+         */
+        get: operations["list_bans"];
+        put?: never;
+        /**
+         * Bans a subject: every token of it is refused, also a token that is issued later
+         * @description Bans a subject: every token of it is refused, also a token that is issued later. Every socket, stream, poll and bulk
+         *     request of the subject ends within two seconds, on every process, and its tickets are refused. A second ban of the
+         *     same subject replaces the first.
+         */
+        post: operations["create_ban"];
+        /**
+         * Ends the ban of a subject
+         * @description Ends the ban of a subject. Tokens that were revoked stay revoked.
+         */
+        delete: operations["delete_ban"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/tickets": {
         parameters: {
             query?: never;
@@ -361,7 +419,8 @@ export interface paths {
          * Streams channels as server-sent events
          * @description Streams channels as server-sent events. A stream starts with a `snapshot`, or with the changes after
          *     `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
-         *     be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked.
+         *     be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked, or whose subject
+         *     was banned.
          */
         get: operations["stream_changes"];
         put?: never;
@@ -490,6 +549,39 @@ export interface components {
              */
             category?: string | null;
         };
+        /** @description A ban. */
+        Ban: {
+            /**
+             * @description The banned subject.
+             * @example c-1
+             */
+            subject: string;
+            /**
+             * @description Reason of the ban.
+             * @example changed my mind
+             */
+            reason: string;
+            /**
+             * Format: date-time
+             * @description Time of the ban, RFC 3339.
+             * @example 2026-01-02T03:04:05.678Z
+             */
+            banned_at: string;
+            /**
+             * @description Time at which the ban ends by itself, RFC 3339; null when it does not.
+             * @example 2026-12-31T00:00:00Z
+             */
+            until?: string | null;
+            /**
+             * @description Subject of the admin who banned.
+             * @example admin-1
+             */
+            actor: string;
+        };
+        /** @description All bans that have not ended, ordered by subject. */
+        Bans: {
+            items: components["schemas"]["Ban"][];
+        };
         /** @description The reason for a cancellation. */
         CancelOrder: {
             /**
@@ -519,7 +611,6 @@ export interface components {
         CommandLine: {
             /**
              * @description Name of the command.
-             * @example ItemAdded
              * @enum {string}
              */
             type: "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
@@ -844,6 +935,25 @@ export interface components {
             /** @description Read models of modules that this process does not have. `docket modules --prune NAME` removes them. */
             unclaimed: components["schemas"]["Unclaimed"][];
         };
+        /** @description The subject to ban. */
+        NewBan: {
+            /**
+             * @description Subject of the tokens to refuse; for a customer, the customer's id.
+             * @example auth0|65f3a0c2
+             */
+            subject: string;
+            /**
+             * @description Reason of the ban, 1 to 500 characters. Only admins can read it.
+             * @example chargeback fraud
+             */
+            reason: string;
+            /**
+             * Format: date-time
+             * @description Time at which the ban ends by itself, RFC 3339. Without it, the ban lasts until the subject is reinstated.
+             * @example 2026-12-31T00:00:00Z
+             */
+            until?: string | null;
+        };
         /** @description An order with its lines. */
         Order: {
             /**
@@ -1165,7 +1275,12 @@ export interface components {
         Revocations: {
             items: components["schemas"]["Revocation"][];
         };
-        /** @description The tokens to revoke. Exactly one member must be set. */
+        /**
+         * @description The tokens to revoke. Exactly one member must be set.
+         * @example {
+         *       "subject": "c-1"
+         *     }
+         */
         Revoke: {
             /**
              * @description Revokes all tokens of this `sub` that were issued until now.
@@ -1390,6 +1505,16 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description `subject-banned`: The subject is banned. */
+        "403.subject-banned": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description `rate-limited`: Too many requests. */
         "429.rate-limited": {
             headers: {
@@ -1442,8 +1567,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `forbidden`: Not allowed. */
-        "403.forbidden": {
+        /** @description `subject-banned`: The subject is banned. `forbidden`: Not allowed. */
+        "403.subject-banned.forbidden": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1493,8 +1618,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `items-rejected`: Some items were refused. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-id`: Invalid id. */
-        "422.invalid-body.idempotency-key-reused.unstorable-value.items-rejected.too-many-lines.total-too-large.invalid-id": {
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `customer-banned`: The customer is banned. `items-rejected`: Some items were refused. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-id`: Invalid id. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.customer-banned.items-rejected.too-many-lines.total-too-large.invalid-id": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1525,8 +1650,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
-        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-query`: The query cannot be used. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1566,8 +1691,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `price-mismatch`: The SKU has another price in the order. `quantity-too-large`: The quantity is too large. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-amount`: The price is not valid in the currency. */
-        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount": {
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `item-not-found`: The order has no such item. `total-too-large`: The total is too large. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1576,8 +1701,18 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `item-not-found`: The order has no such item. `total-too-large`: The total is too large. */
-        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `invalid-body`: Invalid body. `idempotency-key-reused`: The Idempotency-Key belongs to another request. `unstorable-value`: The database cannot store a value. `order-not-draft`: The order is not a draft. `price-mismatch`: The SKU has another price in the order. `quantity-too-large`: The quantity is too large. `too-many-lines`: The order has too many lines. `total-too-large`: The total is too large. `invalid-amount`: The price is not valid in the currency. */
+        "422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1730,6 +1865,26 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description `invalid-body`: Invalid body. `invalid-ban`: The ban cannot be used. */
+        "422.invalid-body.invalid-ban": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description `ban-not-found`: There is no such ban. */
+        "404.ban-not-found": {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description `authentication-required`: Authentication required. `invalid-token`: Invalid token. `token-expired`: Token expired. `token-revoked`: Token revoked. `unknown-key`: Unknown key. `invalid-ticket`: Invalid ticket. */
         "401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket": {
             headers: {
@@ -1741,8 +1896,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `forbidden`: Not allowed. `origin-not-allowed`: Origin not allowed. */
-        "403.forbidden.origin-not-allowed": {
+        /** @description `subject-banned`: The subject is banned. `forbidden`: Not allowed. `origin-not-allowed`: Origin not allowed. */
+        "403.subject-banned.forbidden.origin-not-allowed": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1920,6 +2075,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -1962,12 +2118,78 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight.order-exists"];
             413: components["responses"]["413.body-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
-            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.items-rejected.too-many-lines.total-too-large.invalid-id"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.customer-banned.items-rejected.too-many-lines.total-too-large.invalid-id"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
+        };
+    };
+    change_item_by_query: {
+        parameters: {
+            query: {
+                /**
+                 * @description SKU of the item.
+                 * @example bagel
+                 */
+                sku: string;
+            };
+            header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
+                "If-Match"?: string;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChangeItem"];
+            };
+        };
+        responses: {
+            /** @description The quantity is changed. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Accepted"];
+                };
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2020,6 +2242,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
@@ -2027,6 +2250,68 @@ export interface operations {
             413: components["responses"]["413.body-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.overloaded.disk-low.store-unavailable.order-busy"];
+        };
+    };
+    remove_item_by_query: {
+        parameters: {
+            query: {
+                /**
+                 * @description SKU of the item.
+                 * @example bagel
+                 */
+                sku: string;
+            };
+            header?: {
+                /**
+                 * @description Versions in double quotes, as in ETag. The command is refused if the resource has another one.
+                 * @example "1"
+                 */
+                "If-Match"?: string;
+                /**
+                 * @description 1 to 255 printable ASCII characters, chosen by the client. A request that is repeated with the same key takes effect once and gets the same answer.
+                 * @example 5e2b1c9e-8d7a-4f61-9b3c-2a1d0e9f8c7b
+                 */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /**
+                 * @description Id of the resource.
+                 * @example o-1001
+                 */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The line is removed. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Accepted"];
+                };
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
+            404: components["responses"]["404.order-not-found"];
+            408: components["responses"]["408.request-timeout"];
+            409: components["responses"]["409.request-in-flight"];
+            412: components["responses"]["412.version-mismatch"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2084,6 +2369,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
@@ -2144,6 +2430,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
@@ -2199,6 +2486,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
@@ -2258,6 +2546,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
@@ -2279,7 +2568,7 @@ export interface operations {
             cookie?: never;
         };
         /** @description One command in each line, as a JSON object. */
-        requestBody: {
+        requestBody?: {
             content: {
                 "application/x-ndjson": components["schemas"]["CommandLine"];
             };
@@ -2299,6 +2588,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.unusable-header"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             415: components["responses"]["415.unsupported-content-encoding"];
             429: components["responses"]["429.rate-limited.too-many-bulk-requests"];
             431: components["responses"]["431.headers-too-large"];
@@ -2371,6 +2661,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found.version-not-found"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
@@ -2429,6 +2720,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
@@ -2477,6 +2769,55 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
+            404: components["responses"]["404.customer-not-found"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.projection-behind.store-unavailable"];
+        };
+    };
+    find_customer: {
+        parameters: {
+            query: {
+                /**
+                 * @description Id of the customer: the `sub` of the customer's token.
+                 * @example c-1
+                 */
+                customer_id: string;
+                /**
+                 * @description Wait until the read model has reached this position.
+                 * @example 1
+                 */
+                min_position?: number;
+                /**
+                 * @description Longest wait for `min_position`, in milliseconds, at most 10000. Default: 1000.
+                 * @example 1000
+                 */
+                wait_ms?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The customer. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Docket-Position": components["headers"]["Docket-Position"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Customer"];
+                };
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.customer-not-found"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
@@ -2531,7 +2872,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2580,7 +2921,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2610,7 +2951,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2663,7 +3004,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2693,7 +3034,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2727,7 +3068,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
             413: components["responses"]["413.body-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
@@ -2736,6 +3077,109 @@ export interface operations {
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
             503: components["responses"]["503.connection-limit.body-limit.store-unavailable"];
+        };
+    };
+    list_bans: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All bans that have not ended. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Bans"];
+                };
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned.forbidden"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
+        };
+    };
+    create_ban: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewBan"];
+            };
+        };
+        responses: {
+            /** @description The subject is banned. */
+            201: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Ban"];
+                };
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned.forbidden"];
+            408: components["responses"]["408.request-timeout"];
+            413: components["responses"]["413.body-too-large"];
+            415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
+            422: components["responses"]["422.invalid-body.invalid-ban"];
+            429: components["responses"]["429.rate-limited.too-many-bodies"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.body-limit.store-unavailable"];
+        };
+    };
+    delete_ban: {
+        parameters: {
+            query: {
+                /**
+                 * @description The banned subject.
+                 * @example c-1
+                 */
+                subject: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The subject is no longer banned. */
+            204: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
+            401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned.forbidden"];
+            404: components["responses"]["404.ban-not-found"];
+            429: components["responses"]["429.rate-limited"];
+            431: components["responses"]["431.headers-too-large"];
+            500: components["responses"]["500.internal-error"];
+            503: components["responses"]["503.connection-limit.store-unavailable"];
         };
     };
     create_ticket: {
@@ -2761,6 +3205,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2792,6 +3237,12 @@ export interface operations {
                  * @example 3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA
                  */
                 ticket?: string;
+                /**
+                 * @description A token, for clients that can send neither a header nor a cookie. Accepted only with the setting
+                 *     `token_in_query`.
+                 * @example eyJhbGciOiJIUzI1NiJ9.e30.c2ln
+                 */
+                token?: string;
             };
             header?: never;
             path?: never;
@@ -2813,7 +3264,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket"];
-            403: components["responses"]["403.forbidden.origin-not-allowed"];
+            403: components["responses"]["403.subject-banned.forbidden.origin-not-allowed"];
             404: components["responses"]["404.channel-not-found"];
             422: components["responses"]["422.too-much-at-once"];
             429: components["responses"]["429.rate-limited.too-many-connections"];
@@ -2842,6 +3293,12 @@ export interface operations {
                  * @example 3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAA
                  */
                 ticket?: string;
+                /**
+                 * @description A token, for clients that can send neither a header nor a cookie. Accepted only with the setting
+                 *     `token_in_query`.
+                 * @example eyJhbGciOiJIUzI1NiJ9.e30.c2ln
+                 */
+                token?: string;
             };
             header?: never;
             path?: never;
@@ -2863,7 +3320,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key.invalid-ticket"];
-            403: components["responses"]["403.forbidden.origin-not-allowed"];
+            403: components["responses"]["403.subject-banned.forbidden.origin-not-allowed"];
             404: components["responses"]["404.channel-not-found"];
             422: components["responses"]["422.too-much-at-once"];
             429: components["responses"]["429.rate-limited.too-many-connections"];
@@ -2895,7 +3352,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2929,7 +3386,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
             413: components["responses"]["413.body-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
@@ -2963,6 +3420,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
+            403: components["responses"]["403.subject-banned"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];
@@ -2992,7 +3450,7 @@ export interface operations {
             };
             400: components["responses"]["400.bad-request.duplicate-header.invalid-host"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
-            403: components["responses"]["403.forbidden"];
+            403: components["responses"]["403.subject-banned.forbidden"];
             429: components["responses"]["429.rate-limited"];
             431: components["responses"]["431.headers-too-large"];
             500: components["responses"]["500.internal-error"];

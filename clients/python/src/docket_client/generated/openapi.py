@@ -54,6 +54,41 @@ class AddItem(TypedDict):
     """
 
 
+class Ban(TypedDict):
+    """
+    A ban.
+    """
+
+    subject: str
+    """
+    The banned subject.
+    """
+    reason: str
+    """
+    Reason of the ban.
+    """
+    banned_at: str
+    """
+    Time of the ban, RFC 3339.
+    """
+    until: NotRequired[str | None]
+    """
+    Time at which the ban ends by itself, RFC 3339; null when it does not.
+    """
+    actor: str
+    """
+    Subject of the admin who banned.
+    """
+
+
+class Bans(TypedDict):
+    """
+    All bans that have not ended, ordered by subject.
+    """
+
+    items: list[Ban]
+
+
 class CancelOrder(TypedDict):
     """
     The reason for a cancellation.
@@ -329,6 +364,25 @@ class ModuleView(TypedDict):
     checks: list[str]
     """
     Its health checks.
+    """
+
+
+class NewBan(TypedDict):
+    """
+    The subject to ban.
+    """
+
+    subject: str
+    """
+    Subject of the tokens to refuse; for a customer, the customer's id.
+    """
+    reason: str
+    """
+    Reason of the ban, 1 to 500 characters. Only admins can read it.
+    """
+    until: NotRequired[str | None]
+    """
+    Time at which the ban ends by itself, RFC 3339. Without it, the ban lasts until the subject is reinstated.
     """
 
 

@@ -426,7 +426,7 @@ enum Events {
     ///
     /// Positions are kept. Use this to move from SQLite to PostgreSQL.
     #[command(
-        after_long_help = "Run the command again to resume an interrupted import. No server may run on the store. A server builds the read models from the log when it starts. An export contains no idempotency keys and no snapshots.\n\nExamples:\n  DOCKET_DATABASE_URL=postgres://db/docket docket events import log.ndjson.gz"
+        after_long_help = "Run the command again to resume an interrupted import. No server may run on the store. A server builds the read models from the log when it starts. An export contains no idempotency keys and no snapshots.\n\nExamples:\n  docket events import log.ndjson.gz --config postgres.toml"
     )]
     Import(Restore),
     /// Mark the log as restored from a backup.

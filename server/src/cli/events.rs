@@ -255,7 +255,9 @@ pub async fn import(program: &Program, restore: Restore) -> anyhow::Result<u8> {
     // Checked before a store is created.
     match lines.peek() {
         Some((Ok(line), _)) => drop(parse(Ok(line.clone()), 0).with_context(|| format!("{}, line 1", path.display()))?),
-        Some((Err(error), _)) => bail!("{} cannot be read: {error}. Export the log again.", path.display()),
+        Some((Err(error), _)) => {
+            bail!("{}, line 1: the file is damaged or incomplete; export the log again: {error}", path.display())
+        }
         None => bail!("{} contains no events.", path.display()),
     }
     let (store, _leaderships) = open_exclusively(program, &restore.common).await?;

@@ -41,6 +41,11 @@ fn unpacked(answer: &Answer) -> Vec<u8> {
     whole
 }
 
+/// Whether the response names `Accept-Encoding` in `Vary`, beside the headers that CORS names.
+fn varies(answer: &Answer) -> bool {
+    answer.headers.get_all("vary").iter().any(|value| value == "accept-encoding")
+}
+
 async fn the_root_links_what_a_process_serves(system: TestSystem) {
     for docket in &system.dockets {
         let get = |path: &str| docket.client.get(path).anonymous();
@@ -111,14 +116,14 @@ async fn long_answers_are_compressed(system: TestSystem) {
     let get = |path: &str, accepted: &str| system.get(path).header("accept-encoding", accepted);
 
     let plain = system.get("/v1/orders/long").send().await.expect(200);
-    assert_eq!((plain.header("content-encoding"), plain.header("vary")), (None, Some("accept-encoding")));
+    assert!(plain.header("content-encoding").is_none() && varies(&plain), "{:?}", plain.headers);
     assert_eq!(plain.version(), version);
     for (accepted, coding) in
         [("gzip", "gzip"), ("br", "br"), ("gzip, deflate, br, zstd", "br"), ("gzip, br;q=0.1", "gzip")]
     {
         let packed = get("/v1/orders/long", accepted).send().await.expect(200);
         assert_eq!(packed.header("content-encoding"), Some(coding), "{accepted}");
-        assert_eq!(packed.header("vary"), Some("accept-encoding"));
+        assert!(varies(&packed), "{:?}", packed.headers);
         assert_eq!(packed.header("content-length"), Some(packed.body.len().to_string().as_str()));
         assert!(packed.body.len() * 3 < plain.body.len(), "{} of {}", packed.body.len(), plain.body.len());
         assert_eq!(unpacked(&packed), plain.body);

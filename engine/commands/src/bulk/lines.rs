@@ -27,10 +27,13 @@ pub struct Line {
     pub(crate) id: String,
     pub(crate) resource: &'static Resource,
     pub(crate) status: StatusCode,
+    /// Whether the result says when an aggregate that existed before was created.
+    pub(crate) reports_creation: bool,
 }
 
 impl Line {
-    /// Creates a command to the aggregate with this id. `status` is the HTTP status of a success.
+    /// Creates a command to the aggregate with this id. `status` is the HTTP status of a success. A command with the
+    /// status 201 that finds its aggregate there has 200.
     pub fn new<A: Aggregate>(
         resource: &'static Resource,
         status: StatusCode,
@@ -38,6 +41,13 @@ impl Line {
         command: A::Command,
     ) -> Self {
         let id = id.into();
-        Self { step: Step::<A>::new(id.clone(), command), id, resource, status }
+        Self { step: Step::<A>::new(id.clone(), command), id, resource, status, reports_creation: false }
+    }
+
+    /// Adds `created_at` to the result when the aggregate existed before: a client that compares its own records with
+    /// aggregates can then compare the time, which is not part of a state.
+    pub fn reporting_creation(mut self) -> Self {
+        self.reports_creation = true;
+        self
     }
 }

@@ -12,6 +12,7 @@ mod foreign;
 mod hostile;
 mod idempotency;
 mod import;
+mod import_files;
 mod kept_stores;
 mod live;
 mod load;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use tests::client::token;
 use tests::fold::digits;
 use tests::process::target_directory;
-use tests::system::{TestSystem, token};
+use tests::system::TestSystem;
 use tests::verify::list_orders;
 
 tests::stories![

@@ -680,7 +680,8 @@ impl Draft {
             currency,
             attributes: attributes.collect(),
             occurred_at,
-            status: meaning.status(),
+            // An order without a line cannot be confirmed. With `--partial` it stays an empty draft.
+            status: if self.items.is_empty() && meaning == Meaning::Confirmed { "draft" } else { meaning.status() },
             reason: text(self.cancel_reason).filter(|_| meaning == Meaning::Cancelled),
         };
         Some((self.order_ref, self.line, self.lines, head, self.items))

@@ -244,11 +244,14 @@ impl Sender {
                 match faults.is_empty() {
                     true => {
                         let fields = problem.errors.iter().map(|FieldError { pointer, message }| {
-                            format!(" {}: {message}", pointer.trim_start_matches('/'))
+                            format!("{}: {message}", pointer.trim_start_matches('/').replace('/', "."))
                         });
-                        let detail = problem.detail.clone().unwrap_or_default();
-                        let fields: String = fields.collect();
-                        let text = format!("The server rejected the order ({status} {slug}): {detail}{fields}");
+                        let fields: Vec<String> = fields.collect();
+                        let reason = match fields.is_empty() {
+                            true => problem.detail.clone().unwrap_or_default(),
+                            false => fields.join(" "),
+                        };
+                        let text = format!("The server rejected the order ({status} {slug}): {reason}");
                         self.reject(&order, vec![(order.line, text)]);
                     }
                     false if self.is_partial => {

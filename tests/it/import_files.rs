@@ -548,7 +548,7 @@ async fn import(system: &TestSystem, path: &Path, arguments: &[&str]) -> (i32, V
     let (url, staff) = (system.writer().base().to_owned(), token("import", "staff"));
     let path = path.to_str().expect("UTF-8");
     let common = ["import", path, "--url", &url, "--token", &staff, "--json"];
-    let output = system.try_cli(&[&common, arguments].concat()).await;
+    let output = system.try_cli(&[&common[..], arguments].concat()).await;
     let summary = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap_or(-1), summary, errors)

@@ -50,7 +50,7 @@ async fn measure(peer: Peer, mode: Mode, file: &Path, expected: &Value) -> anyho
     let (url, token) = (system.writer().base().to_owned(), token("bench", "staff"));
     let file = file.to_str().context("the file's name is not UTF-8")?;
     let started = Instant::now();
-    let output = system.try_cli(&["import", file, "--url", &url, "--token", &token, "--json"]).await;
+    let output = system.try_cli(&["import", file, "--partial", "--url", &url, "--token", &token, "--json"]).await;
     let seconds = started.elapsed().as_secs_f64();
     ensure!(
         matches!(output.status.code(), Some(0 | EXIT_REJECTED)),

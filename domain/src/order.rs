@@ -3,6 +3,7 @@
 //! ```text
 //! absent --Create--> draft --Confirm--> confirmed (final)
 //!                    draft --Cancel---> cancelled (final)
+//! absent --Import--> draft, confirmed or cancelled
 //! ```
 
 use kernel::aggregate::{Access, Aggregate, CommandType, EventType, History, Refusal, RefusalClass, RefusalType};
@@ -214,6 +215,44 @@ pub struct NewItem {
     pub category: Option<Category>,
 }
 
+/// An order of another system, as `docket import` reads it from a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// The customer who owns the order.
+    pub customer_id: CustomerId,
+    /// Currency of all prices of the order.
+    pub currency: Currency,
+    /// Free labels. Labels that the stored order has in addition are not compared.
+    pub attributes: Attributes,
+    /// The items, at most [`LINES_MAX`]. A name or category that is absent is not compared.
+    pub items: Vec<NewItem>,
+    /// The status that the order ends in.
+    pub outcome: Outcome,
+    /// Whether a stored draft that differs is changed until it is the same.
+    pub update: bool,
+}
+
+/// The status in which an imported order ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The order stays a draft.
+    Draft,
+    /// The order is confirmed. It needs a line.
+    Confirmed,
+    /// The order is cancelled for a reason.
+    Cancelled(Reason),
+}
+
+impl Outcome {
+    fn status(&self) -> Status {
+        match self {
+            Outcome::Draft => Status::Draft,
+            Outcome::Confirmed => Status::Confirmed,
+            Outcome::Cancelled(_) => Status::Cancelled,
+        }
+    }
+}
+
 /// The commands of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -228,6 +267,9 @@ pub enum Command {
         /// The first items, at most [`LINES_MAX`]. May be empty.
         items: Vec<NewItem>,
     },
+    /// Creates the order in its final status, or compares it with the stored one. Nothing changes when they are the
+    /// same.
+    Import(Box<Import>),
     /// Adds pieces of an item. If the order has a line of the SKU, the price must be the same.
     AddItem(NewItem),
     /// Sets the quantity of a line.
@@ -255,6 +297,7 @@ impl CommandType for Command {
     fn name(&self) -> &'static str {
         match self {
             Command::Create { .. } => "create",
+            Command::Import(_) => "import",
             Command::AddItem(_) => "add_item",
             Command::ChangeQuantity { .. } => "change_quantity",
             Command::RemoveItem { .. } => "remove_item",
@@ -264,7 +307,7 @@ impl CommandType for Command {
     }
 
     fn creates(&self) -> bool {
-        matches!(self, Command::Create { .. })
+        matches!(self, Command::Create { .. } | Command::Import(_))
     }
 }
 
@@ -316,6 +359,9 @@ pub enum Error {
     /// `Create` refused these items: each with its index, from 0, and the reason.
     #[error("refused items: {}{}", .0.len(), first_of(.0))]
     Items(Vec<(usize, Error)>),
+    /// The imported order is not the stored one: a JSON pointer into the import, and a sentence, for each difference.
+    #[error("the stored order differs from the imported one in {} {}", .0.len(), if .0.len() == 1 { "place" } else { "places" })]
+    Differs(Vec<(String, String)>),
 }
 
 fn first_of(items: &[(usize, Error)]) -> String {
@@ -391,8 +437,16 @@ const ITEMS_REJECTED: RefusalType = RefusalType {
     meaning: "Some items of the new order are not allowed; `errors` names each. Nothing was written. Correct them and send the order again.",
 };
 
+const DIFFERS: RefusalType = RefusalType {
+    slug: "order-differs",
+    class: RefusalClass::Conflict,
+    title: "The stored order differs",
+    meaning: "The order is stored with other values; `errors` names each difference. Nothing was written.",
+};
+
 impl Refusal for Error {
     const TYPES: &'static [RefusalType] = &[
+        DIFFERS,
         ALREADY_EXISTS,
         NOT_FOUND,
         NOT_DRAFT,
@@ -423,6 +477,7 @@ impl Refusal for Error {
             Error::TotalTooLarge => &TOTAL_TOO_LARGE,
             Error::Amount(_) => &INVALID_AMOUNT,
             Error::Items(_) => &ITEMS_REJECTED,
+            Error::Differs(_) => &DIFFERS,
         }
     }
 
@@ -436,6 +491,7 @@ impl Refusal for Error {
                 })
                 .collect(),
             Error::Amount(_) => vec![("/unit_price".to_owned(), self.to_string())],
+            Error::Differs(differences) => differences.clone(),
             _ => Vec::new(),
         }
     }
@@ -462,6 +518,7 @@ impl Aggregate for Order {
                 create(Event::OrderCreated { customer_id, currency: *currency, attributes }, items)
             }
             (_, Command::Create { .. }) => Err(Error::AlreadyExists),
+            (_, Command::Import(import)) => self.import(import),
             (Status::Absent, _) => Err(Error::NotFound),
             (Status::Confirmed | Status::Cancelled, _) => Err(Error::NotDraft(self.status)),
             (Status::Draft, Command::AddItem(item)) => Ok(vec![self.add(item)?]),
@@ -572,6 +629,127 @@ impl Order {
         Ok(vec![Event::ItemQuantityChanged { sku: sku.clone(), quantity }])
     }
 
+    /// Decides an `Import`: creates the order, or compares it with the stored one. With `update`, a draft gets the lines
+    /// and the status of the import; what no event can change, such as the customer, remains a difference.
+    fn import(&self, import: &Import) -> Result<Vec<Event>, Error> {
+        let Import { customer_id, currency, attributes, items, outcome, update } = import;
+        let created = Event::OrderCreated {
+            customer_id: customer_id.clone(),
+            currency: *currency,
+            attributes: attributes.clone(),
+        };
+        let mut events = create(created, items)?;
+        let mut wanted = Order::default();
+        events.iter().for_each(|event| wanted.evolve(event));
+        if *outcome == Outcome::Confirmed && wanted.lines.is_empty() {
+            return Err(Error::Empty);
+        }
+        if self.status != Status::Absent {
+            let mut differences = self.fixed_differences(&wanted);
+            let can_update = *update && self.status == Status::Draft && differences.is_empty();
+            differences.extend(self.line_differences(&wanted, items));
+            let status = outcome.status();
+            if self.status != status {
+                differences.push(("/status".to_owned(), differs("The status", self.status, status)));
+            }
+            if differences.is_empty() {
+                return Ok(vec![]);
+            }
+            if !can_update {
+                return Err(Error::Differs(differences));
+            }
+            events = self.line_changes(&wanted).map_err(Error::Amount)?;
+        }
+        match outcome {
+            Outcome::Draft => {}
+            Outcome::Confirmed => events.push(Event::OrderConfirmed { total: wanted.total, currency: *currency }),
+            Outcome::Cancelled(reason) => events.push(Event::OrderCancelled { reason: reason.clone() }),
+        }
+        Ok(events)
+    }
+
+    /// Returns the differences in what is fixed when an order is created.
+    fn fixed_differences(&self, wanted: &Order) -> Vec<(String, String)> {
+        let mut differences = Vec::new();
+        if self.customer_id != wanted.customer_id {
+            differences.push(("/customer_id".to_owned(), differs("The customer", self.owner(), wanted.owner())));
+        }
+        if self.currency != wanted.currency {
+            differences.push(("/currency".to_owned(), differs("The currency", self.currency, wanted.currency)));
+        }
+        for (key, value) in wanted.attributes.iter() {
+            let stored = self.attributes.get(key);
+            if stored != Some(value) {
+                let text = differs(&format!("Attribute {key}"), stored.unwrap_or("absent"), value);
+                differences.push((format!("/attributes/{key}"), text));
+            }
+        }
+        differences
+    }
+
+    /// Returns the differences between the lines. A pointer names the first item of the SKU.
+    fn line_differences(&self, wanted: &Order, items: &[NewItem]) -> Vec<(String, String)> {
+        let mut differences = Vec::new();
+        for line in &wanted.lines {
+            let at = items.iter().position(|item| item.sku == line.sku).unwrap_or_default();
+            let Some(stored) = self.line(&line.sku) else {
+                differences.push((format!("/items/{at}"), format!("SKU {} is not in the stored order.", line.sku)));
+                continue;
+            };
+            let mut add = |field: &str, name: &str, stored: &dyn std::fmt::Display, wanted: &dyn std::fmt::Display| {
+                let text = differs(&format!("SKU {}: {name}", line.sku), stored, wanted);
+                differences.push((format!("/items/{at}/{field}"), text));
+            };
+            if stored.quantity != line.quantity {
+                add("quantity", "the quantity", &stored.quantity, &line.quantity);
+            }
+            if stored.unit_price != line.unit_price {
+                let prices = [(stored, self), (line, wanted)];
+                let [first, second] = prices.map(|(line, order)| format_minor(line.unit_price, order.currency));
+                add("unit_price", "the unit price", &first, &second);
+            }
+            if let Some(name) = line.name.as_ref().filter(|name| stored.name.as_ref() != Some(name)) {
+                add("name", "the name", &stored.name.as_ref().map_or("absent", Name::as_str), name);
+            }
+            if let Some(category) = line.category.as_ref().filter(|name| stored.category.as_ref() != Some(name)) {
+                add("category", "the category", &stored.category.as_ref().map_or("absent", Category::as_str), category);
+            }
+        }
+        let surplus = self.lines.iter().filter(|stored| wanted.line(&stored.sku).is_none());
+        differences.extend(
+            surplus.map(|line| ("/items".to_owned(), format!("SKU {} is in the stored order only.", line.sku))),
+        );
+        differences
+    }
+
+    /// Returns the events that give a draft the lines of `wanted`.
+    fn line_changes(&self, wanted: &Order) -> Result<Vec<Event>, values::Error> {
+        let removed = |line: &Line| Event::ItemRemoved { sku: line.sku.clone() };
+        let surplus = self.lines.iter().filter(|stored| wanted.line(&stored.sku).is_none());
+        let mut events: Vec<Event> = surplus.map(removed).collect();
+        for line in &wanted.lines {
+            let stored = self.line(&line.sku);
+            let (sku, quantity, unit_price) = (line.sku.clone(), Quantity::try_from(line.quantity)?, line.unit_price);
+            // What the import does not say stays as it is.
+            let name = line.name.clone().or_else(|| stored?.name.clone());
+            let category = line.category.clone().or_else(|| stored?.category.clone());
+            match stored {
+                Some(stored)
+                    if stored.unit_price == unit_price && stored.name == name && stored.category == category =>
+                {
+                    if stored.quantity != line.quantity {
+                        events.push(Event::ItemQuantityChanged { sku, quantity });
+                    }
+                }
+                _ => {
+                    events.extend(stored.map(removed));
+                    events.push(Event::ItemAdded { sku, quantity, unit_price, name, category });
+                }
+            }
+        }
+        Ok(events)
+    }
+
     fn check_total(&self, less: i64, more: i64) -> Result<(), Error> {
         let total = self.total.saturating_sub(less).saturating_add(more);
         if total > TOTAL_MAX { Err(Error::TotalTooLarge) } else { Ok(()) }
@@ -592,6 +770,11 @@ impl Order {
             None => self.lines.push(added),
         }
     }
+}
+
+/// Returns a sentence about a value that differs.
+fn differs(what: &str, stored: impl std::fmt::Display, wanted: impl std::fmt::Display) -> String {
+    format!("{what} is {stored} in the stored order, and {wanted} in the import.")
 }
 
 /// Decides a `Create`. Items are applied to a draft one after the other, so that each item is checked against the items
@@ -629,6 +812,81 @@ mod tests {
 
     fn events(events: impl IntoIterator<Item = Event>) -> Vec<StockEvent<Event>> {
         events.into_iter().map(StockEvent).collect()
+    }
+
+    fn import(items: Vec<NewItem>, outcome: Outcome, update: bool) -> Command {
+        Command::Import(Box::new(Import {
+            customer_id: "cy".parse().unwrap(),
+            currency: currency("USD"),
+            attributes: Attributes::default(),
+            items,
+            outcome,
+            update,
+        }))
+    }
+
+    #[test]
+    fn an_import_creates_an_order_in_its_status() {
+        let confirm = import(vec![item("tea", 2, "1.50")], Outcome::Confirmed, false);
+        given([]).when(confirm).then_expect_events(events([created(), added("tea", 2, 150), confirmed(300)]));
+        let reason: Reason = "changed my mind".parse().unwrap();
+        let cancel = import(vec![item("tea", 2, "1.50")], Outcome::Cancelled(reason), false);
+        given([]).when(cancel).then_expect_events(events([created(), added("tea", 2, 150), cancelled()]));
+        given([]).when(import(vec![], Outcome::Draft, false)).then_expect_events(events([created()]));
+        given([]).when(import(vec![], Outcome::Confirmed, false)).then_expect_error(Error::Empty);
+    }
+
+    #[test]
+    fn a_repeated_import_changes_nothing() {
+        let history = [created(), added("tea", 2, 150), confirmed(300)];
+        let pieces = vec![item("tea", 1, "1.50"), item("tea", 1, "1.50")];
+        given(history).when(import(pieces, Outcome::Confirmed, false)).then_expect_events(vec![]);
+    }
+
+    #[test]
+    fn an_import_names_every_difference_of_a_final_order() {
+        let history = [created(), added("tea", 2, 150), added("cup", 1, 100), confirmed(400)];
+        let different = import(vec![item("pot", 1, "9.00"), item("tea", 3, "1.75")], Outcome::Draft, true);
+        given(history).when(different).then_expect_error(Error::Differs(
+            [
+                ("/items/0", "SKU pot is not in the stored order."),
+                ("/items/1/quantity", "SKU tea: the quantity is 2 in the stored order, and 3 in the import."),
+                ("/items/1/unit_price", "SKU tea: the unit price is 1.50 in the stored order, and 1.75 in the import."),
+                ("/items", "SKU cup is in the stored order only."),
+                ("/status", "The status is confirmed in the stored order, and draft in the import."),
+            ]
+            .map(|(pointer, text)| (pointer.to_owned(), text.to_owned()))
+            .to_vec(),
+        ));
+    }
+
+    #[test]
+    fn an_update_completes_a_draft() {
+        let history = || [created(), added("tea", 2, 150), added("cup", 1, 100), added("jar", 1, 100)];
+        let items = || vec![item("tea", 3, "1.50"), item("cup", 1, "2.00"), item("pot", 1, "9.00")];
+        let mut state = Order::default();
+        history().iter().for_each(|event| state.evolve(event));
+        let refused = state.decide(&import(items(), Outcome::Confirmed, false));
+        assert!(matches!(refused, Err(Error::Differs(differences)) if differences.len() == 5));
+        let removed = |text: &str| Event::ItemRemoved { sku: sku(text) };
+        given(history()).when(import(items(), Outcome::Confirmed, true)).then_expect_events(events([
+            removed("jar"),
+            changed("tea", 3),
+            removed("cup"),
+            added("cup", 1, 200),
+            added("pot", 1, 900),
+            confirmed(1550),
+        ]));
+        let foreign = Event::OrderCreated {
+            customer_id: "bo".parse().unwrap(),
+            currency: currency("USD"),
+            attributes: Attributes::default(),
+        };
+        let differences = vec![(
+            "/customer_id".to_owned(),
+            "The customer is bo in the stored order, and cy in the import.".to_owned(),
+        )];
+        given([foreign]).when(import(vec![], Outcome::Draft, true)).then_expect_error(Error::Differs(differences));
     }
 
     fn currency(code: &str) -> Currency {

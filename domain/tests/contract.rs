@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::order::{Command, Error, Event, NewItem, Order, Status, TOTAL_MAX};
+use domain::order::{Command, Error, Event, Import, NewItem, Order, Outcome, Status, TOTAL_MAX};
 use domain::values::{self, Amount, Attributes, Currency, Quantity};
 use kernel::aggregate::{Access, Aggregate, CommandType, Refusal, RefusalClass};
 
@@ -17,7 +17,7 @@ fn item() -> NewItem {
 }
 
 #[test]
-fn commands_have_these_names_and_only_one_creates() {
+fn commands_have_these_names_and_two_create() {
     let (sku, quantity) = (item().sku, item().quantity);
     let create = Command::Create {
         customer_id: "ada".parse().unwrap(),
@@ -25,8 +25,17 @@ fn commands_have_these_names_and_only_one_creates() {
         attributes: Attributes::default(),
         items: vec![item()],
     };
+    let import = Command::Import(Box::new(Import {
+        customer_id: "ada".parse().unwrap(),
+        currency: "USD".parse().unwrap(),
+        attributes: Attributes::default(),
+        items: vec![item()],
+        outcome: Outcome::Confirmed,
+        update: false,
+    }));
     let commands = [
         (create, "create"),
+        (import, "import"),
         (Command::AddItem(item()), "add_item"),
         (Command::ChangeQuantity { sku: sku.clone(), quantity }, "change_quantity"),
         (Command::RemoveItem { sku }, "remove_item"),
@@ -34,7 +43,7 @@ fn commands_have_these_names_and_only_one_creates() {
         (Command::Cancel { reason: "late".parse().unwrap() }, "cancel"),
     ];
     for (command, name) in commands {
-        assert_eq!((command.name(), command.creates()), (name, name == "create"));
+        assert_eq!((command.name(), command.creates()), (name, ["create", "import"].contains(&name)));
     }
 }
 
@@ -61,6 +70,13 @@ fn refusals_have_these_types_classes_titles_and_texts() {
         given: given.to_owned(),
     };
     let refusals = [
+        (
+            Error::Differs(vec![("/items".to_owned(), "SKU tea is in the stored order only.".to_owned())]),
+            "order-differs",
+            Conflict,
+            "The stored order differs",
+            "the stored order differs from the imported one in 1 place",
+        ),
         (
             Error::AlreadyExists,
             "order-exists",

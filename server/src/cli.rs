@@ -26,7 +26,7 @@ use crate::settings::{Settings, Sources, parse_ttl, without_password};
 pub const EXIT_FAILED: u8 = 1;
 /// The command line or the settings are invalid.
 pub const EXIT_USAGE: u8 = 2;
-/// `docket import` finished, but some lines of the file were rejected.
+/// `docket import` finished, but the store does not hold everything that the file says.
 pub const EXIT_REJECTED: u8 = 3;
 
 const EXAMPLES: &str = "Examples:
@@ -42,7 +42,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  success
   1  failure; stderr gives the reason
   2  the command line or the settings are invalid
-  3  `docket import` finished, but some lines were rejected
+  3  `docket import` finished, but some orders were rejected or differ; stdout lists them
 
 `docket verify` exits with 1 when it finds mismatches, `docket health` when the server is not ready.";
 
@@ -88,9 +88,9 @@ enum Command {
     Token(Token),
     /// Import orders from a CSV or NDJSON file through a running server. A repeated import creates no duplicates.
     #[command(
-        after_long_help = "Each line is one item of an order. Columns (CSV) or fields (NDJSON): order_ref, customer_ref, store_id, placed_at, sku, product_name, department, quantity, unit_price. The lines of one order must be adjacent. Each order is created with its valid lines and then confirmed; its invalid lines are listed. An order without a valid line stays an empty draft. A file whose name ends in .gz is decompressed.\n\nExamples:\n  docket import tests/data/grocery-orders-sample.csv --token \"$TOKEN\"\n  docket import orders.csv.gz --url http://127.0.0.1:9000 --dry-run"
+        after_long_help = "Each line is one item of an order. Fields: order_ref, customer_ref, placed_at, status, cancelled_at, cancel_reason, currency, sku, product_name, department, quantity, unit_price or line_total, store_id, attributes.NAME. Required: order_ref, sku, quantity, a price, and customer_ref or --customer.\n\nAn order is imported whole or not at all. A stored order is compared with the file; differences are listed. The exit code is 0 only when the store holds what the file says. docs/import.md describes layouts and faults.\n\nExamples:\n  docket import tests/data/grocery-orders-sample.csv --token \"$TOKEN\"\n  docket import orders_export.csv --preset shopify --dry-run\n  docket import sales.csv.gz --map order_ref=\"Order No\",sku=Article\n  zcat orders.gz | docket import - --url http://127.0.0.1:9000"
     )]
-    Import(Import),
+    Import(Box<import::arguments::Arguments>),
     /// Rebuild read models from the log, then switch to the new generations.
     ///
     /// Servers may run meanwhile.
@@ -200,24 +200,6 @@ enum RoleName {
     Customer,
     Staff,
     Admin,
-}
-
-#[derive(Debug, Args)]
-struct Import {
-    /// CSV or NDJSON file, plain or gzip.
-    file: PathBuf,
-    /// URL of the server.
-    #[arg(long, env = "DOCKET_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// Token with the role staff or admin.
-    #[arg(long, env = "DOCKET_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-    /// Read and check the file, but send nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Print the summary as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -551,7 +533,7 @@ pub async fn main(modules: Vec<Module>) -> u8 {
         Command::Serve(serve) => admin::serve(program, serve).await,
         Command::Migrate(migrate) => admin::migrate(program, migrate).await,
         Command::Token(token) => admin::token(&program, token),
-        Command::Import(import) => import::import(import).await,
+        Command::Import(import) => import::import(*import).await,
         Command::Replay(replay) => operate::replay(program, replay).await,
         Command::Verify(verify) => operate::verify(program, verify).await,
         Command::Projections(listing) => operate::projections(program, listing).await,

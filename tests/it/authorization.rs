@@ -127,6 +127,9 @@ const OPERATIONS: &[Operation] = &[
     row("POST", "/v1/commands", 200, Access::Own(OnForeign::LineNotFound))
         .body(r#"{"type":"add_item","order_id":"{id}","sku":"ink","quantity":1,"unit_price":"1.00"}"#),
     row("POST", "/v1/commands", 200, Access::Own(OnForeign::LineNotFound))
+        .query("?dry_run=true")
+        .body(r#"{"type":"add_item","order_id":"{id}","sku":"ink","quantity":1,"unit_price":"1.00"}"#),
+    row("POST", "/v1/commands", 200, Access::Own(OnForeign::LineNotFound))
         .body(r#"{"type":"confirm_order","order_id":"{id}","expected_version":2}"#),
     row("GET", "/v1/orders", 200, Access::Own(OnForeign::EmptyList)).query("?customer_id={owner}"),
     row("GET", "/v1/orders", 200, Access::Own(OnForeign::EmptyList)).query("?customer_id={owner}&q=pen&sort=total"),

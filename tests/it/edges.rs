@@ -507,7 +507,8 @@ async fn a_browser_shows_the_docs_under_their_security_policy() {
 /// Some programs begin a text with a byte order mark, in files as well as in requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_may_begin_with_a_byte_order_mark() {
-    let system = TestSystem::builder(Mode::Embedded).stopped().await;
+    let system = TestSystem::embedded().await;
+    let (url, staff) = (system.writer().base().to_owned(), token("bom", "staff"));
     let folder = tempfile::tempdir().expect("a temporary directory");
     let csv = "order_ref,customer_ref,store_id,placed_at,sku,product_name,department,quantity,unit_price\n\
                r-1,ada,7,2017-01-01T11:53:26Z,pen,Pen,OFFICE,1,1.00\n";
@@ -516,7 +517,8 @@ async fn a_file_may_begin_with_a_byte_order_mark() {
     for (name, text) in [("orders.csv", csv.to_owned()), ("orders.ndjson", row.to_string())] {
         let path = folder.path().join(name);
         std::fs::write(&path, format!("\u{feff}{text}")).expect("the file is written");
-        let output = system.try_cli(&["import", path.to_str().expect("UTF-8"), "--dry-run", "--json"]).await;
+        let path = path.to_str().expect("UTF-8");
+        let output = system.try_cli(&["import", path, "--dry-run", "--json", "--url", &url, "--token", &staff]).await;
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }

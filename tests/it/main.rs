@@ -18,6 +18,7 @@ mod http;
 mod idempotency;
 mod identity;
 mod import;
+mod import_files;
 mod kept_stores;
 mod live;
 mod load;

@@ -313,7 +313,8 @@ fn micros(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
-fn digits(currency: &str) -> usize {
+/// Returns the number of digits after the point of amounts in a currency.
+pub fn digits(currency: &str) -> usize {
     match currency {
         "JPY" => 0,
         "KWD" => 3,

@@ -419,10 +419,10 @@ impl TestSystem {
         output.unwrap_or_else(|_| panic!("docket {arguments:?} runs for {CLI_DEADLINE:?}")).expect("docket runs")
     }
 
-    /// Imports a file of orders with `docket import`, and returns the exit status and output.
+    /// Imports a file of orders with `docket import --partial`, and returns the exit status and output.
     pub async fn import(&self, file: &Path) -> Output {
         let (url, admin) = (self.writer().base(), token("import", "admin"));
-        self.try_cli(&["import", file.to_str().expect("UTF-8"), "--url", url, "--token", &admin]).await
+        self.try_cli(&["import", file.to_str().expect("UTF-8"), "--partial", "--url", url, "--token", &admin]).await
     }
 
     /// Imports the 2,000 real orders of `tests/data`: about 25,000 events.

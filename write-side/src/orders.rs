@@ -9,7 +9,7 @@ use command_engine::bulk::lines::{BulkLines, Line};
 use command_engine::outcome::Resource;
 use command_engine::problems::{problem_type, refused};
 use command_engine::request::CommandRequest;
-use domain::order::{Command, LINES_MAX, NewItem, Order};
+use domain::order::{Command, Import, LINES_MAX, NewItem, Order, Outcome};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
 use platform::body::{self, Query};
@@ -31,7 +31,7 @@ static RESOURCE: Resource = Resource { id_field: "order_id", path: "/v1/orders/"
 
 /// The commands that clients may send in bulk.
 pub const BULK: BulkLines = BulkLines {
-    types: &["create_order", "add_item", "change_item", "remove_item", "confirm_order", "cancel_order"],
+    types: &["create_order", "import_order", "add_item", "change_item", "remove_item", "confirm_order", "cancel_order"],
     parse: line,
 };
 
@@ -134,6 +134,92 @@ impl From<AddItem> for NewItem {
     }
 }
 
+/// A bulk line that brings an order of another system into Docket, in its final status. Only staff may send it.
+///
+/// An order that is not stored is created. A stored order is compared: the command succeeds and changes nothing when
+/// they are the same, and answers 409 `order-differs` with every difference otherwise.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportOrder {
+    /// Id of the order.
+    #[schema(value_type = String, example = "o-1001")]
+    pub order_id: OrderId,
+    /// The owner.
+    #[schema(value_type = String, example = "c-1")]
+    pub customer_id: CustomerId,
+    /// ISO 4217 code of the currency of all prices.
+    #[serde(default)]
+    #[schema(value_type = String, default = "USD")]
+    pub currency: Currency,
+    /// All items. All wrong items are reported together.
+    #[serde(default)]
+    pub items: Vec<AddItem>,
+    /// Free labels by name, e.g. `store_id`. Labels that only the stored order has are not compared.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    pub attributes: Attributes,
+    /// The status in which the order ends.
+    #[serde(default)]
+    pub status: ImportStatus,
+    /// Reason of a cancellation. Default: `imported as cancelled`.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub reason: Option<Reason>,
+    /// Whether a stored draft gets the lines and the status of this order when it differs.
+    #[serde(default)]
+    pub update: bool,
+}
+
+/// The status in which an imported order ends.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportStatus {
+    /// The order stays a draft.
+    Draft,
+    /// The order is confirmed.
+    #[default]
+    Confirmed,
+    /// The order is cancelled.
+    Cancelled,
+}
+
+impl ImportOrder {
+    /// Returns the id of the order and the command.
+    ///
+    /// # Errors
+    /// 403 for customers; 422 with the place of every wrong item.
+    pub(crate) fn command(self, principal: &Principal) -> Result<(OrderId, Command), Problem> {
+        // The answer shows how a stored order differs.
+        if !principal.is_staff() {
+            return Err(Problem::new(FORBIDDEN).detail("Only staff may import orders. Send create_order instead."));
+        }
+        let Self { order_id, customer_id, currency, items, attributes, status, reason, update } = self;
+        let items = new_items(items)?;
+        let outcome = match status {
+            ImportStatus::Draft => Outcome::Draft,
+            ImportStatus::Confirmed => Outcome::Confirmed,
+            ImportStatus::Cancelled => match reason {
+                Some(reason) => Outcome::Cancelled(reason),
+                None => Outcome::Cancelled(
+                    "imported as cancelled".parse().map_err(|_: domain::values::Error| Problem::internal())?,
+                ),
+            },
+        };
+        Ok((order_id, Command::Import(Box::new(Import { customer_id, currency, attributes, items, outcome, update }))))
+    }
+}
+
+/// Returns the items of a new order.
+///
+/// # Errors
+/// 422 with more items than an order can have.
+fn new_items(items: Vec<AddItem>) -> Result<Vec<NewItem>, Problem> {
+    if items.len() > LINES_MAX {
+        return Err(refused(&domain::order::Error::TooManyLines));
+    }
+    Ok(items.into_iter().map(NewItem::from).collect())
+}
+
 impl CreateOrder {
     /// Returns the id of the order and the command.
     ///
@@ -145,15 +231,12 @@ impl CreateOrder {
                 .detail("A customer can create orders only for their own id. Set customer_id to the sub of the token.")
                 .error("/customer_id", "Must be the sub of the token."));
         }
-        if self.items.len() > LINES_MAX {
-            return Err(refused(&domain::order::Error::TooManyLines));
-        }
         let order_id = match self.order_id {
             Some(id) => id,
             None => Uuid::now_v7().to_string().parse().map_err(|_: domain::values::Error| Problem::internal())?,
         };
         let Self { customer_id, currency, attributes, items, .. } = self;
-        let items = items.into_iter().map(NewItem::from).collect();
+        let items = new_items(items)?;
         Ok((order_id, Command::Create { customer_id, currency, attributes, items }))
     }
 }
@@ -322,6 +405,10 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
         let (id, command) = body.command(principal)?;
         let line = Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command);
         return Ok(line.unless_banned(customer_id, customer_banned));
+    }
+    if kind == "import_order" {
+        let (id, command) = body::from_value::<ImportOrder>(fields.into())?.command(principal)?;
+        return Ok(Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command).reporting_creation());
     }
     let id = match fields.remove("order_id") {
         Some(Value::String(id)) => order_id(&id)?,

@@ -7,6 +7,7 @@
 //! read no further.
 
 pub(crate) mod budget;
+mod dry_run;
 pub mod envelope;
 pub mod lines;
 mod split;
@@ -20,29 +21,36 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Extension, State};
 use axum::http::header::{CONTENT_TYPE, IF_MATCH};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
+use event_store::event::RecordedEvent;
 use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
+use kernel::stream::StreamId;
 use platform::auth::{BlockReason, Principal};
+use platform::body::Query;
 use platform::client_stream::HalfDuplex;
 use platform::limits::CommandPacer;
 use platform::problem::{Problem, REQUEST_TIMEOUT, TOKEN_EXPIRED};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::CommandApi;
 use crate::bulk::budget::Permits;
+use crate::bulk::dry_run::DryRun;
 use crate::bulk::envelope::{Envelope, RequestContext, envelope};
 use crate::bulk::lines::Line;
 use crate::bulk::split::split_lines;
 use crate::bulk::spool::{Reader, Spool};
+use crate::decider::Origin;
 use crate::outcome::{Accepted, Executed, Rejected};
+use crate::problems::unavailable;
 use crate::request::IDEMPOTENCY_KEY;
 
 /// The bytes that a line is charged until its result is in the spool: a fixed amount, and this many for each byte of
@@ -67,7 +75,7 @@ pub fn router() -> OpenApiRouter<CommandApi> {
 }
 
 /// A line of the response: the result of one command.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct LineResult {
     /// Number of the line, from 1.
     line: u64,
@@ -80,10 +88,33 @@ pub struct LineResult {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     #[schema(ignore)]
     accepted: Option<Accepted>,
+    /// True when the command succeeded and had nothing to change.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(required = false)]
+    unchanged: bool,
+    /// Time of the first event of an aggregate that was there before the line, where the command compares it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    created_at: Option<Timestamp>,
     /// The reason for which the command was not executed. The status is that of the problem.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Problem>)]
     problem: Option<Problem>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Parameters of a bulk request.
+#[derive(Debug, Default, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BulkQuery {
+    /// Check every line as a real run would, and change nothing. A line sees the effects of earlier lines of the
+    /// request. The `position` of a result is 0.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// A result, and the permits that its line holds until the result is in the spool.
@@ -116,6 +147,8 @@ struct Task {
 /// id of the aggregate, the members of the command's own body, an optional `id` that the result repeats, an optional
 /// `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
 ///
+/// With `dry_run=true` the same lines get the results of a real run, and nothing changes.
+///
 /// The client may read the response while it sends the request, or after it. Results are buffered for a client that
 /// sends everything first, up to 128 MiB (an eighth of the setting `bulk_results_bytes_max`). When the buffer is full,
 /// the request is read no further until the client reads results. Each line counts as one request of the rate limit.
@@ -124,7 +157,7 @@ struct Task {
 /// The response ends early when the server stops, when the token expires or is revoked, when no line arrives for 120 s,
 /// or when the buffer is full and the client reads too few results for 30 s. Its last result then has the number of the
 /// first line that was not read, and a problem with the reason.
-#[utoipa::path(post, path = "/v1/commands", operation_id = "send_commands", tag = "commands",
+#[utoipa::path(post, path = "/v1/commands", operation_id = "send_commands", tag = "commands", params(BulkQuery),
     request_body(content = CommandLine, content_type = "application/x-ndjson", description = "One command in each line, as a JSON object."),
     responses((status = 200, description = "One result for each line, in their sequence.", body = LineResult, content_type = "application/x-ndjson")),
     extensions(("x-problems" = json!(["unusable-header", "too-many-bulk-requests", "bulk-limit", "unsupported-content-encoding"]))))]
@@ -132,6 +165,7 @@ async fn commands(
     State(api): State<CommandApi>,
     principal: Principal,
     half_duplex: Option<Extension<HalfDuplex>>,
+    Query(BulkQuery { dry_run }): Query<BulkQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -145,7 +179,8 @@ async fn commands(
     let (results, waiting) = mpsc::channel(LINES_IN_FLIGHT_MAX);
     let context = (platform::request_id::current(), platform::request_id::current_trace());
     let pace = api.limiter.pace(&principal);
-    let reading = Reading { api, principal, context, pace, spool: spool.clone(), unread: CancellationToken::new() };
+    let unread = CancellationToken::new();
+    let reading = Reading { api, principal, context, dry_run, pace, spool: spool.clone(), unread };
     tokio::spawn(spool_results(spool.clone(), waiting, reading.unread.clone()));
     tokio::spawn(async move {
         // Suspends the write timeout of the connection while the request is read, because the client may not read the
@@ -185,6 +220,8 @@ struct Reading {
     api: CommandApi,
     principal: Principal,
     context: RequestContext,
+    /// Whether commands are checked only.
+    dry_run: bool,
     pace: CommandPacer,
     spool: Arc<Spool>,
     /// Cancelled when the client leaves too many results unread.
@@ -198,7 +235,7 @@ impl Reading {
             // Lines that were read get their results. The client must send the other lines again.
             let (reply, result) = oneshot::channel();
             let status = problem.status().as_u16();
-            let last = LineResult { line, id: None, status, accepted: None, problem: Some(problem) };
+            let last = LineResult::refused(line, None, status, problem);
             let _ = reply.send((last, None));
             let _ = results.send(result).await;
             drop(results);
@@ -260,7 +297,8 @@ impl Reading {
             };
             let (reply, result) = oneshot::channel();
             permit.send(result);
-            let worker = workers[slot % WORKERS].get_or_insert_with(|| worker(self.api.clone(), self.spool.clone()));
+            let worker = workers[slot % WORKERS]
+                .get_or_insert_with(|| worker(self.api.clone(), self.spool.clone(), self.dry_run));
             if worker.send(Task { envelope, reply, permits }).await.is_err() {
                 return Err((number, Problem::internal()));
             }
@@ -316,37 +354,80 @@ fn stopping() -> Problem {
     Problem::new(STOPPING).detail("This line and the lines after it were not read. Send them again.").retry_after(1)
 }
 
-fn worker(api: CommandApi, spool: Arc<Spool>) -> mpsc::Sender<Task> {
+fn worker(api: CommandApi, spool: Arc<Spool>, is_dry_run: bool) -> mpsc::Sender<Task> {
     let (tasks, mut waiting) = mpsc::channel::<Task>(8);
     tokio::spawn(async move {
+        let mut dry_run = DryRun::default();
         while let Some(Task { envelope, reply, permits }) = waiting.recv().await {
-            let Envelope { number: line, id, command } = envelope;
-            let outcome = match command {
-                Ok((command, origin)) => {
-                    let Line { step, id, resource, status, .. } = command;
+            let Envelope { number, id, command } = envelope;
+            let result = match command {
+                Err(problem) => LineResult::refused(number, id, problem.status().as_u16(), *problem),
+                Ok((line, origin)) => {
                     let _permits = spool.slot().command().await;
-                    let mut steps = [step];
-                    let executed = AssertUnwindSafe(api.decider().execute(&mut steps, &origin)).catch_unwind();
-                    let executed = executed.await.unwrap_or_else(|_| Err(Problem::internal().into()));
-                    executed.map(|Executed { versions, position }| {
-                        let version = versions.first().copied().unwrap_or_default();
-                        (status, Accepted { resource, id, version, position })
-                    })
+                    let dry_run = is_dry_run.then_some(&mut dry_run);
+                    let execution = AssertUnwindSafe(execute(&api, line, &origin, dry_run)).catch_unwind();
+                    match execution.await.unwrap_or_else(|_| Some(LineResult::from(Problem::internal()))) {
+                        Some(result) => LineResult { line: number, id, ..result },
+                        None => continue,
+                    }
                 }
-                Err(problem) => Err(Rejected::Problem(*problem)),
-            };
-            let result = match outcome {
-                Ok((status, accepted)) => {
-                    LineResult { line, id, status: status.as_u16(), accepted: Some(accepted), problem: None }
-                }
-                Err(Rejected::Problem(problem)) => {
-                    LineResult { line, id, status: problem.status().as_u16(), accepted: None, problem: Some(problem) }
-                }
-                // Unreachable: lines have no idempotency key.
-                Err(Rejected::KeyUsed) => continue,
             };
             let _ = reply.send((result, Some(permits)));
         }
     });
     tasks
+}
+
+/// Executes or checks the command of a line. The result has no line number yet. `None` is unreachable: lines have no
+/// idempotency key.
+async fn execute(api: &CommandApi, line: Line, origin: &Origin, dry_run: Option<&mut DryRun>) -> Option<LineResult> {
+    let Line { step, id, resource, status, reports_creation, .. } = line;
+    let mut steps = [step];
+    let outcome = match dry_run {
+        Some(dry_run) => dry_run.execute(api.decider(), steps[0].as_mut(), origin).await,
+        None => api.decider().execute(&mut steps, origin).await,
+    };
+    let (mut result, existed) = match outcome {
+        Ok(Executed { versions, position }) => {
+            let version = versions.first().copied().unwrap_or_default();
+            let unchanged = steps[0].events() == 0;
+            let existed = unchanged || version > steps[0].events() as i64;
+            let status = if existed && status == StatusCode::CREATED { StatusCode::OK } else { status };
+            let accepted = Accepted { resource, id, version, position };
+            let accepted =
+                LineResult { status: status.as_u16(), accepted: Some(accepted), unchanged, ..LineResult::default() };
+            (accepted, existed)
+        }
+        Err(Rejected::Problem(problem)) => {
+            let existed = problem.status() == StatusCode::CONFLICT;
+            (problem.into(), existed)
+        }
+        Err(Rejected::KeyUsed) => return None,
+    };
+    if reports_creation && existed {
+        let StreamId { aggregate_type, aggregate_id } = steps[0].stream();
+        match api.store().read_stream(&aggregate_type, &aggregate_id, 0, 1, 1).await {
+            Ok(events) => result.created_at = events.first().and_then(created_at),
+            Err(error) => return Some(unavailable(error).into()),
+        }
+    }
+    Some(result)
+}
+
+/// Returns when an event happened, to the microsecond.
+fn created_at(event: &RecordedEvent) -> Option<Timestamp> {
+    let at = event.metadata_text("occurred_at").and_then(|text| text.parse::<Timestamp>().ok());
+    at.or_else(|| Timestamp::from_microsecond(event.recorded_at).ok())
+}
+
+impl LineResult {
+    fn refused(line: u64, id: Option<Value>, status: u16, problem: Problem) -> Self {
+        Self { line, id, status, problem: Some(problem), ..Self::default() }
+    }
+}
+
+impl From<Problem> for LineResult {
+    fn from(problem: Problem) -> Self {
+        Self::refused(0, None, problem.status().as_u16(), problem)
+    }
 }

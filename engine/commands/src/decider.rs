@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::metrics;
 use crate::outcome::{Executed, Rejected};
 use crate::problems::{busy, unavailable};
-use crate::repositories::Repositories;
+use crate::repositories::{AnyLoaded, Repositories};
 use crate::step::AnyStep;
 
 /// Attempts to decide a command while appends conflict. Only other processes cause conflicts, because streams are
@@ -212,6 +212,23 @@ impl Decider {
             }
         }
         Err(busy(kind, "Other commands changed the same aggregate at every attempt.").into())
+    }
+
+    /// Decides a command on `pending`, or on the state in the log, and appends nothing.
+    ///
+    /// # Errors
+    /// The refusal, or a failure of the store.
+    pub(crate) async fn check(
+        &self,
+        step: &mut dyn AnyStep,
+        pending: Option<&AnyLoaded>,
+        principal: &Principal,
+    ) -> Result<(), Problem> {
+        match pending {
+            Some(state) => step.load_pending(state),
+            None => step.load(&self.repositories, true).await.map_err(unavailable)?,
+        }
+        step.decide(principal)
     }
 
     /// Loads the aggregate of each step and decides it. The outer error is a failure of the store, the inner error is

@@ -76,6 +76,10 @@ pub trait AnyStep: Send + Sync {
     fn deadlines(&self) -> DeadlineChanges {
         DeadlineChanges::default()
     }
+    /// Returns the approximate size of the loaded state in memory, in bytes.
+    fn weight(&self) -> usize {
+        0
+    }
     /// Returns the cache operations of the aggregate type.
     fn memory(&self) -> Memory;
     /// Caches the state after the events, which are now durable. `version` is the new version of the aggregate.
@@ -175,6 +179,10 @@ impl<A: Aggregate> AnyStep for Step<A> {
             Some(loaded) => Arc::new(evolved(loaded, &self.events)),
             None => Arc::new(Loaded { state: A::default(), version: 0 }),
         }
+    }
+
+    fn weight(&self) -> usize {
+        self.loaded.as_ref().map_or(0, |loaded| loaded.state.weight())
     }
 
     fn memory(&self) -> Memory {

@@ -86,7 +86,7 @@ fn a_folder_or_another_file_in_place_of_the_store_is_named() {
     fs::write(path("file"), "").expect("a writable directory");
     for (data, told) in [
         ("store", "is not a file: give the path of a file in database_url"),
-        ("key", "Cannot read key/jwt-secret: Is a directory"),
+        ("key", "Cannot read key/jwt-secret (Is a directory"),
         ("text", "is not a database of SQLite, or is damaged"),
         ("file", "cannot read the database file/docket.db: Not a directory"),
     ] {

@@ -106,7 +106,7 @@ pub fn secret_path(data: &Path) -> PathBuf {
 pub fn own_secret(data: &Path) -> anyhow::Result<String> {
     let path = secret_path(data);
     let cannot = |what: &str, path: &Path, error| {
-        anyhow!("Cannot {what} {}: {error}. Choose another folder with --data or DOCKET_DATA.", path.display())
+        anyhow!("Cannot {what} {} ({error}). Choose another folder with --data or DOCKET_DATA.", path.display())
     };
     if !path.try_exists().map_err(|error| cannot("read", &path, error))? {
         let is_new = !data.exists();

@@ -62,7 +62,6 @@ fn amount_error() -> values::Error {
 #[test]
 fn refusals_have_these_types_classes_titles_and_texts() {
     use RefusalClass::{Conflict, NotFound, Rule};
-    const RULE: &str = "The order does not allow the command";
     let sku = item().sku;
     let price = |first: &str, given: &str| Error::PriceMismatch {
         sku: item().sku,
@@ -89,38 +88,38 @@ fn refusals_have_these_types_classes_titles_and_texts() {
             Error::NotDraft(Status::Confirmed),
             "order-not-draft",
             Rule,
-            RULE,
+            "The order is not a draft",
             "the order is confirmed and cannot be changed",
         ),
-        (Error::Empty, "order-empty", Rule, RULE, "an order without lines cannot be confirmed"),
+        (Error::Empty, "order-empty", Rule, "The order has no lines", "an order without lines cannot be confirmed"),
         (
             price("1.00", "2.00"),
             "price-mismatch",
             Rule,
-            RULE,
+            "The SKU has another price in the order",
             "SKU tea is in the order at a unit price of 1.00 and cannot be added at 2.00",
         ),
-        (Error::ItemNotFound(sku.clone()), "item-not-found", Rule, RULE, "SKU tea is not in the order"),
+        (Error::ItemNotFound(sku.clone()), "item-not-found", Rule, "The order has no such item", "SKU tea is not in the order"),
         (
             Error::QuantityTooLarge { sku },
             "quantity-too-large",
             Rule,
-            RULE,
+            "The quantity is too large",
             "the line of SKU tea would have more than 1000000 pieces",
         ),
-        (Error::TooManyLines, "too-many-lines", Rule, RULE, "an order can have at most 1000 lines"),
+        (Error::TooManyLines, "too-many-lines", Rule, "The order has too many lines", "an order can have at most 1000 lines"),
         (
             Error::TotalTooLarge,
             "total-too-large",
             Rule,
-            RULE,
+            "The total is too large",
             "the total of the order would exceed 1000000000000000 minor units",
         ),
         (
             Error::Amount(amount_error()),
             "invalid-amount",
             Rule,
-            RULE,
+            "The price is not valid in the currency",
             "an amount in USD must have at most 2 decimals, such as \"2.55\"",
         ),
         (

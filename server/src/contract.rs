@@ -74,11 +74,12 @@ fn example(name: &str) -> Option<Value> {
         "max_total" => json!("99.99"),
         "currency" => json!("USD"),
         "attributes" => json!({"store_id": "17"}),
-        "placed_at" | "updated_at" | "banned_at" | "occurred_at" | "first_order_at" | "last_order_at" => {
+        "placed_at" | "updated_at" | "banned_at" | "created_at" | "occurred_at" | "first_order_at" | "last_order_at" => {
             json!("2026-01-02T03:04:05.678Z")
         }
         "placed_from" => json!("2026-01-01T00:00:00Z"),
         "placed_to" => json!("2026-02-01T00:00:00Z"),
+        "dry_run" => json!(true),
         "timezone" => json!("Europe/Berlin"),
         "from" => json!("2026-01-01"),
         "to" => json!("2026-01-31"),
@@ -458,6 +459,7 @@ fn allows(schema: &Value, value: &Value) -> bool {
         Value::Number(_) => &["number"],
         Value::Object(_) => &["object"],
         Value::Array(_) => &["array"],
+        Value::Bool(_) => &["boolean"],
         _ => return false,
     };
     match &schema["type"] {

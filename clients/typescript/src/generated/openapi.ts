@@ -135,6 +135,8 @@ export interface paths {
          *     id of the aggregate, the members of the command's own body, an optional `id` that the result repeats, an optional
          *     `expected_version` (as `If-Match`), and for staff an optional `occurred_at`. Each line succeeds or fails alone.
          *
+         *     With `dry_run=true` the same lines get the results of a real run, and nothing changes.
+         *
          *     The client may read the response while it sends the request, or after it. Results are buffered for a client that
          *     sends everything first, up to 128 MiB (an eighth of the setting `bulk_results_bytes_max`). When the buffer is full,
          *     the request is read no further until the client reads results. Each line counts as one request of the rate limit.
@@ -241,7 +243,7 @@ export interface paths {
         /**
          * Returns confirmed sales by day, category or store, sorted by key
          * @description Returns confirmed sales by day, category or store, sorted by key. A sale counts on the day on which its order was
-         *     placed.
+         *     placed, in the time zone of the request.
          */
         get: operations["report_sales"];
         put?: never;
@@ -613,7 +615,7 @@ export interface components {
              * @description Name of the command.
              * @enum {string}
              */
-            type: "create_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
+            type: "create_order" | "import_order" | "add_item" | "change_item" | "remove_item" | "confirm_order" | "cancel_order";
             /** @description A string or a whole number that the result repeats. */
             id?: unknown;
             /**
@@ -838,6 +840,14 @@ export interface components {
              * @example 201
              */
             status: number;
+            /** @description True when the command succeeded and had nothing to change. */
+            unchanged?: boolean;
+            /**
+             * Format: date-time
+             * @description Time of the first event of an aggregate that was there before the line, where the command compares it.
+             * @example 2026-01-02T03:04:05.678Z
+             */
+            created_at?: string | null;
             problem?: components["schemas"]["Problem"] | null;
         };
         /** @description An event as stored in the log. Amounts of money are integers in minor units. */
@@ -1557,8 +1567,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-idempotency-key`: Invalid Idempotency-Key. */
-        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-idempotency-key": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `undecodable-body`: The body cannot be decoded. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-idempotency-key": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1598,8 +1608,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `body-too-large`: Body too large. */
-        "413.body-too-large": {
+        /** @description `body-too-large`: Body too large. `body-expands-too-much`: The body expands too much. `window-too-large`: Compression window too large. */
+        "413.body-too-large.body-expands-too-much.window-too-large": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1650,8 +1660,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-query`: The query cannot be used. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
-        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `undecodable-body`: The body cannot be decoded. `invalid-query`: The query cannot be used. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-query.invalid-if-match.invalid-idempotency-key": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1701,8 +1711,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
-        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `undecodable-body`: The body cannot be decoded. `invalid-if-match`: Invalid If-Match header. `invalid-idempotency-key`: Invalid Idempotency-Key. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1751,8 +1761,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `unusable-header`: The header cannot be used here. */
-        "400.bad-request.duplicate-header.invalid-host.unusable-header": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `invalid-query`: The query cannot be used. `unusable-header`: The header cannot be used here. */
+        "400.bad-request.duplicate-header.invalid-host.invalid-query.unusable-header": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -1834,8 +1844,8 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. */
-        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body": {
+        /** @description `bad-request`: Bad request. `duplicate-header`: Duplicate header. `invalid-host`: Invalid Host header. `malformed-json`: Malformed JSON. `unreadable-body`: Unreadable body. `undecodable-body`: The body cannot be decoded. */
+        "400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body": {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
@@ -2004,15 +2014,20 @@ export interface operations {
                  */
                 category?: string;
                 /**
-                 * @description Only orders placed at or after this time, RFC 3339.
+                 * @description Only orders placed at or after this time in RFC 3339, or from this date on.
                  * @example 2026-01-01T00:00:00Z
                  */
                 placed_from?: string;
                 /**
-                 * @description Only orders placed before this time, RFC 3339.
+                 * @description Only orders placed before this time in RFC 3339, or until the end of this date.
                  * @example 2026-02-01T00:00:00Z
                  */
                 placed_to?: string;
+                /**
+                 * @description Time zone of dates, a name of the IANA database such as `Europe/Berlin`. Default: UTC.
+                 * @example Europe/Berlin
+                 */
+                timezone?: string;
                 /**
                  * @description Only orders with at least this total, a decimal string.
                  * @example 0.50
@@ -2116,12 +2131,12 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight.order-exists"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.customer-banned.items-rejected.too-many-lines.total-too-large.invalid-id"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2180,14 +2195,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2240,14 +2255,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.price-mismatch.quantity-too-large.too-many-lines.total-too-large.invalid-amount"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2302,14 +2317,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-query.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2367,14 +2382,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found.total-too-large"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2428,14 +2443,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.item-not-found"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2484,14 +2499,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft.order-empty"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2544,14 +2559,14 @@ export interface operations {
                     "application/json": components["schemas"]["Accepted"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.invalid-if-match.invalid-idempotency-key"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body.invalid-if-match.invalid-idempotency-key"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             404: components["responses"]["404.order-not-found"];
             408: components["responses"]["408.request-timeout"];
             409: components["responses"]["409.request-in-flight"];
             412: components["responses"]["412.version-mismatch"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.idempotency-key-reused.unstorable-value.order-not-draft"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -2562,7 +2577,14 @@ export interface operations {
     };
     send_commands: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Check every line as a real run would, and change nothing. A line sees the effects of earlier lines of the
+                 *     request. The `position` of a result is 0.
+                 * @example true
+                 */
+                dry_run?: boolean;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -2574,7 +2596,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description One result for each line, in the order of the lines. */
+            /** @description One result for each line, in their sequence. */
             200: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -2586,7 +2608,7 @@ export interface operations {
                     "application/x-ndjson": components["schemas"]["LineResult"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.unusable-header"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.invalid-query.unusable-header"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned"];
             415: components["responses"]["415.unsupported-content-encoding"];
@@ -2600,7 +2622,8 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description Version, or time in RFC 3339, of the order state to return. Default: the current state.
+                 * @description Version of the order state to return; or a time in RFC 3339; or a date, whose last state in UTC is returned.
+                 *     Default: the current state.
                  * @example 1
                  */
                 as_of?: string;
@@ -2831,15 +2854,21 @@ export interface operations {
                 /** @description Dimension of the report: `day`, `category` or `store`. */
                 by: "day" | "category" | "store";
                 /**
-                 * @description First day, `YYYY-MM-DD`, UTC.
+                 * @description Start of the period: a date (`2024-03-10`), or a time in RFC 3339 at a quarter of an hour
+                 *     (`2024-03-10T00:00:00+02:00`, with `+` written as `%2B`). Default: the first sale.
                  * @example 2026-01-01
                  */
                 from?: string;
                 /**
-                 * @description Last day, inclusive, `YYYY-MM-DD`, UTC.
+                 * @description End of the period: a date, which is included, or a time, which is excluded. Default: the last sale.
                  * @example 2026-01-31
                  */
                 to?: string;
+                /**
+                 * @description Time zone of days and dates, a name of the IANA database such as `Europe/Berlin`. Default: UTC.
+                 * @example Europe/Berlin
+                 */
+                timezone?: string;
                 /**
                  * @description Wait until the read model has reached this position.
                  * @example 1
@@ -3066,11 +3095,11 @@ export interface operations {
                     "application/json": components["schemas"]["Revocation"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.invalid-revocation"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -3134,11 +3163,11 @@ export interface operations {
                     "application/json": components["schemas"]["Ban"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.invalid-ban"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];
@@ -3384,11 +3413,11 @@ export interface operations {
                     "application/json": components["schemas"]["LogLevel"];
                 };
             };
-            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body"];
+            400: components["responses"]["400.bad-request.duplicate-header.invalid-host.malformed-json.unreadable-body.undecodable-body"];
             401: components["responses"]["401.authentication-required.invalid-token.token-expired.token-revoked.unknown-key"];
             403: components["responses"]["403.subject-banned.forbidden"];
             408: components["responses"]["408.request-timeout"];
-            413: components["responses"]["413.body-too-large"];
+            413: components["responses"]["413.body-too-large.body-expands-too-much.window-too-large"];
             415: components["responses"]["415.unsupported-media-type.unsupported-content-encoding"];
             422: components["responses"]["422.invalid-body.invalid-log-level"];
             429: components["responses"]["429.rate-limited.too-many-bodies"];

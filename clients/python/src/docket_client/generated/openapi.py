@@ -116,7 +116,7 @@ class CommandLine(TypedDict):
     A line of the request: `type` names the command, and the other members are those of the command's own body.
     """
 
-    type: Literal['create_order', 'add_item', 'change_item', 'remove_item', 'confirm_order', 'cancel_order']
+    type: Literal['create_order', 'import_order', 'add_item', 'change_item', 'remove_item', 'confirm_order', 'cancel_order']
     """
     Name of the command.
     """
@@ -849,6 +849,14 @@ class LineResult(TypedDict):
     status: int
     """
     HTTP status that the command would have as a single request.
+    """
+    unchanged: NotRequired[bool]
+    """
+    True when the command succeeded and had nothing to change.
+    """
+    created_at: NotRequired[str | None]
+    """
+    Time of the first event of an aggregate that was there before the line, where the command compares it.
     """
     problem: NotRequired[Problem | None]
 

@@ -168,9 +168,18 @@ export class UnstorableValue extends ofType('unstorable-value') {}
 export class UnsupportedContentEncoding extends ofType('unsupported-content-encoding') {}
 export class UnsupportedMediaType extends ofType('unsupported-media-type') {}
 export class UnusableHeader extends ofType('unusable-header') {}
+/** The body expands to many times its compressed size. */
+export class BodyExpandsTooMuch extends ofType('body-expands-too-much') {}
+/** The body is not in the coding that Content-Encoding names. */
+export class UndecodableBody extends ofType('undecodable-body') {}
+/** The body was compressed with too large a window. */
+export class WindowTooLarge extends ofType('window-too-large') {}
+/** The stored order differs from the imported one. */
+export class OrderDiffers extends ofType('order-differs') {}
 
 const CLASSES = new Map<string, typeof Problem>(
   [
+    BodyExpandsTooMuch, UndecodableBody, WindowTooLarge, OrderDiffers,
     BanNotFound, CustomerBanned, InvalidBan, SubjectBanned,
     OrderNotFound, OrderExists, OrderNotDraft, OrderEmpty, ItemNotFound, ItemsRejected, PriceMismatch,
     QuantityTooLarge, TooManyLines, TotalTooLarge, InvalidAmount, NotFound, InvalidBody, InvalidId, InvalidQuery,

@@ -368,6 +368,22 @@ class UnusableHeader(Problem, type="unusable-header"):
     """The problem `/problems/unusable-header`."""
 
 
+class BodyExpandsTooMuch(Problem, type="body-expands-too-much"):
+    """The body expands to many times its compressed size."""
+
+
+class UndecodableBody(Problem, type="undecodable-body"):
+    """The body is not in the coding that Content-Encoding names."""
+
+
+class WindowTooLarge(Problem, type="window-too-large"):
+    """The body was compressed with too large a window."""
+
+
+class OrderDiffers(Problem, type="order-differs"):
+    """The stored order differs from the imported one."""
+
+
 def problem_from(body: dict[str, Any], retry_after_seconds: float | None = None) -> Problem:
     """Creates the error for a problem. A type that this client does not know becomes a plain `Problem`."""
     kind = Problem._types.get(body["type"].rsplit("/", 1)[-1], Problem)

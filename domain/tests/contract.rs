@@ -99,7 +99,13 @@ fn refusals_have_these_types_classes_titles_and_texts() {
             "The SKU has another price in the order",
             "SKU tea is in the order at a unit price of 1.00 and cannot be added at 2.00",
         ),
-        (Error::ItemNotFound(sku.clone()), "item-not-found", Rule, "The order has no such item", "SKU tea is not in the order"),
+        (
+            Error::ItemNotFound(sku.clone()),
+            "item-not-found",
+            Rule,
+            "The order has no such item",
+            "SKU tea is not in the order",
+        ),
         (
             Error::QuantityTooLarge { sku },
             "quantity-too-large",
@@ -107,7 +113,13 @@ fn refusals_have_these_types_classes_titles_and_texts() {
             "The quantity is too large",
             "the line of SKU tea would have more than 1000000 pieces",
         ),
-        (Error::TooManyLines, "too-many-lines", Rule, "The order has too many lines", "an order can have at most 1000 lines"),
+        (
+            Error::TooManyLines,
+            "too-many-lines",
+            Rule,
+            "The order has too many lines",
+            "an order can have at most 1000 lines",
+        ),
         (
             Error::TotalTooLarge,
             "total-too-large",

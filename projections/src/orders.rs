@@ -23,6 +23,7 @@ pub fn projections() -> Vec<&'static dyn AnyProjection> {
         &details::PROJECTION,
         &customers::PROJECTION,
         &sales::PROJECTION,
+        &sales::QUARTERS_PROJECTION,
         &products::PROJECTION,
     ]
 }

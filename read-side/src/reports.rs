@@ -114,7 +114,9 @@ async fn sales_report(
             }
         }
     };
-    let (position, report) = api.read_at(sales::PROJECTION.name, query.min_position, query.wait_ms, report).await?;
+    let has_quarters = query.by == Dimension::Day && zone != TimeZone::UTC || !period.is_whole_days();
+    let projection = if has_quarters { &sales::QUARTERS_PROJECTION } else { &sales::PROJECTION };
+    let (position, report) = api.read_at(projection.name, query.min_position, query.wait_ms, report).await?;
     Ok(with_position_header(position, axum::Json(report)))
 }
 

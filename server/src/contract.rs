@@ -74,7 +74,8 @@ fn example(name: &str) -> Option<Value> {
         "max_total" => json!("99.99"),
         "currency" => json!("USD"),
         "attributes" => json!({"store_id": "17"}),
-        "placed_at" | "updated_at" | "banned_at" | "created_at" | "occurred_at" | "first_order_at" | "last_order_at" => {
+        "placed_at" | "updated_at" | "banned_at" | "created_at" | "occurred_at" | "first_order_at"
+        | "last_order_at" => {
             json!("2026-01-02T03:04:05.678Z")
         }
         "placed_from" => json!("2026-01-01T00:00:00Z"),

@@ -183,6 +183,11 @@ const UNDOCUMENTED: &[(&str, &[u16])] = &[
     ("/health/ready", &[200]),
     ("/metrics", &[200, 404]),
     ("/asyncapi.json", &[200]),
+    ("/", &[200]),
+    ("/favicon.ico", &[200]),
+    ("/problems", &[200]),
+    // The path contains no known slug.
+    ("/problems/{slug}", &[404]),
     // A token may arrive with the first command, so only the missing upgrade is an error here.
     ("/ws", &[400]),
     ("/ws/admin", &[400]),

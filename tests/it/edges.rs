@@ -487,7 +487,7 @@ async fn a_browser_shows_the_docs_under_their_security_policy() {
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .args(["--virtual-time-budget=15000", "--dump-dom"])
-        .arg(format!("{}/docs/#/commands/create", system.reader().base()))
+        .arg(format!("{}/docs/#/commands/create_order", system.reader().base()))
         .kill_on_drop(true)
         .output();
     let output = tokio::time::timeout(2 * DEADLINE, output)

@@ -16,7 +16,7 @@ use crate::replay::statement;
 
 tests::stories![
     local_days_have_23_and_25_hours,
-    an_older_read_model_is_rebuilt_for_local_days,
+    local_days_are_available_once_their_read_model_is_built,
     a_time_keeps_its_offset_everywhere,
 ];
 
@@ -161,12 +161,12 @@ async fn local_days_have_23_and_25_hours(system: TestSystem) {
     system.cli(&["verify"]).await;
 }
 
-/// Version 1 of the read model had no table for quarters of an hour.
-async fn an_older_read_model_is_rebuilt_for_local_days(mut system: TestSystem) {
+/// Earlier releases did not count by quarters of an hour.
+async fn local_days_are_available_once_their_read_model_is_built(mut system: TestSystem) {
     let orders = sell(&system).await;
     system.terminate().await;
     let older = "drop view sales_quarters; drop table sales_quarters_g1;
-                 update checkpoints set version = 1 where projection = 'sales'";
+                 delete from checkpoints where projection = 'sales_quarters'";
     statement(&system, true, older).await;
     system.start().await;
     let query = json!({"by": "day", "timezone": "Europe/Berlin", "from": null, "to": null});

@@ -12,7 +12,7 @@ use command_engine::request::CommandRequest;
 use domain::order::{Command, Import, LINES_MAX, NewItem, Order, Outcome};
 use domain::values::{Amount, Attributes, Category, Currency, CustomerId, Name, OrderId, Quantity, Reason, Sku};
 use platform::auth::Principal;
-use platform::body::{self, Query};
+use platform::body::{self, Object, Query};
 use platform::problem::{FORBIDDEN, Problem};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -74,7 +74,8 @@ pub struct CreateOrder {
     pub order_id: Option<OrderId>,
     /// The first items. All wrong items are reported together.
     #[serde(default)]
-    pub items: Vec<AddItem>,
+    #[schema(value_type = Vec<AddItem>)]
+    pub items: Vec<Object<AddItem>>,
     /// Free labels by name, e.g. `store_id`.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -153,7 +154,8 @@ pub struct ImportOrder {
     pub currency: Currency,
     /// All items. All wrong items are reported together.
     #[serde(default)]
-    pub items: Vec<AddItem>,
+    #[schema(value_type = Vec<AddItem>)]
+    pub items: Vec<Object<AddItem>>,
     /// Free labels by name, e.g. `store_id`. Labels that only the stored order has are not compared.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -213,11 +215,11 @@ impl ImportOrder {
 ///
 /// # Errors
 /// 422 with more items than an order can have.
-fn new_items(items: Vec<AddItem>) -> Result<Vec<NewItem>, Problem> {
+fn new_items(items: Vec<Object<AddItem>>) -> Result<Vec<NewItem>, Problem> {
     if items.len() > LINES_MAX {
         return Err(refused(&domain::order::Error::TooManyLines));
     }
-    Ok(items.into_iter().map(NewItem::from).collect())
+    Ok(items.into_iter().map(|Object(item)| item.into()).collect())
 }
 
 impl CreateOrder {

@@ -70,15 +70,6 @@ impl Error {
         matches!(self, Self::Database(error) if is_data_error(error))
     }
 
-    /// Returns whether a query names a table that does not exist yet: a newer release added it, and the generation with
-    /// the table is still being built.
-    pub fn is_missing_table(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        error.as_database_error().is_some_and(|error| {
-            error.code().as_deref() == Some("42P01") || error.message().starts_with("no such table")
-        })
-    }
-
     /// Copies the error of a failed batch for each of its appends, reduced to the facts that the caller of an append
     /// needs.
     pub(crate) fn for_append(&self) -> Self {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -15,6 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -111,6 +113,31 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
             Err(rejection) => Err(invalid_query(&rejection)),
         }
+    }
+}
+
+/// A value inside a body that must be a JSON object. Serde also accepts an array as the fields of a struct in order; the
+/// API does not.
+#[derive(Clone, Copy, Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Members(PhantomData))
     }
 }
 
@@ -598,7 +625,7 @@ mod tests {
             owner: String,
             note: String,
             count: u8,
-            lines: Vec<Line>,
+            lines: Vec<Object<Line>>,
             #[serde(default)]
             tags: std::collections::BTreeMap<String, String>,
         }
@@ -611,7 +638,7 @@ mod tests {
             price: String,
         }
         let text = r#"{"count": 999, "colour": "red", "tags": {"a": "b", "c": 1},
-            "lines": [{"sku": "tea", "pieces": 1, "price": "1"}, {"sku": 7, "pieces": -1}, 5, {"weight": 3}]}"#;
+            "lines": [{"sku": "tea", "pieces": 1, "price": "1"}, {"sku": 7, "pieces": -1}, 5, {"weight": 3}, ["tea", 1, "1"]]}"#;
         let problem = serde_json::to_value(parse::<Cart>(text.as_bytes(), "").unwrap_err()).unwrap();
         let pointers: Vec<&str> =
             problem["errors"].as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap()).collect();
@@ -629,6 +656,7 @@ mod tests {
                 "/lines/3/sku",
                 "/lines/3/pieces",
                 "/lines/3/price",
+                "/lines/4",
                 "/owner",
                 "/note",
             ],

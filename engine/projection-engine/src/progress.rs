@@ -271,6 +271,12 @@ impl Progress {
         }
     }
 
+    /// Whether a projection is new in this release and has no rows yet, because its first rebuild has not ended.
+    pub fn is_being_built(&self, projection: &str) -> bool {
+        let known = self.positions.borrow();
+        known.of(projection) == 0 && known.frozen.contains(projection)
+    }
+
     /// Runs a query and returns its rows together with a position. The rows contain every projected event up to that
     /// position, and possibly later ones. The query is repeated when the database may have crashed while it ran.
     ///

@@ -38,7 +38,7 @@ impl QueryApi {
     /// rows are not older than this position.
     ///
     /// # Errors
-    /// 503 `projection-behind` with both positions if the wait times out; 503 `store-unavailable` if the database does
+    /// 503 `projection-behind` with both positions if the wait times out, and while a new read model is built; 503 `store-unavailable` if the database does
     /// not answer; 400 `invalid-query` for an invalid `wait_ms` or a query that the database rejects.
     pub async fn read_at<T, F: Future<Output = Result<T, Error>>>(
         &self,
@@ -48,6 +48,11 @@ impl QueryApi {
         query: impl Fn() -> F,
     ) -> Result<(i64, T), Problem> {
         let until = Instant::now() + wait_limit(wait_ms)?;
+        if self.progress.is_being_built(projection) {
+            return Err(Problem::new(PROJECTION_BEHIND)
+                .detail("The read model is new in this release and is being built. Try again when it is complete.")
+                .retry_after(5));
+        }
         loop {
             if let Some(wanted) = min_position {
                 let left = until.saturating_duration_since(Instant::now());

@@ -24,14 +24,8 @@ problem_types! {
     TOO_MUCH_AT_ONCE = UNPROCESSABLE_ENTITY, "too-much-at-once", "The initial data is too large";
 }
 
-/// Returns a 503 if the database does not answer or the read model is still being built, and a 400 if the database
-/// rejects a value of the request.
+/// Returns a 503 if the database does not answer, and a 400 if the database rejects a value of the request.
 pub fn unavailable(error: Error) -> Problem {
-    if error.is_missing_table() {
-        return Problem::new(PROJECTION_BEHIND)
-            .detail("The read model is being rebuilt for this release. Try again when the rebuild has ended.")
-            .retry_after(5);
-    }
     if error.is_data_error() {
         return Problem::new(INVALID_QUERY)
             .detail("The database rejects a text in the query. Send texts without NUL characters, or shorter texts.");

@@ -1,7 +1,7 @@
 //! The read model of sales: confirmed sales by day, category and store.
 //!
-//! The table `sales` holds sums per day in UTC. The table `sales_quarters` holds the same sums per quarter of an hour,
-//! for days of other time zones: since 1972, the offset of every time zone is a multiple of 15 minutes.
+//! The projection `sales` holds sums per day in UTC. The projection `sales_quarters` holds the same sums per quarter of an
+//! hour, for days of other time zones: since 1972, the offset of every time zone is a multiple of 15 minutes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -59,9 +59,13 @@ static QUARTERS: Table = Table {
     indexes: &[],
 };
 
-/// The projection that fills the tables `sales` and `sales_quarters`.
+/// The projection that fills the table `sales`.
 pub static PROJECTION: Projection<Order> =
-    Projection { name: "sales", version: 2, tables: &[&TABLE, &QUARTERS], fold: Fold::OfState(fold) };
+    Projection { name: "sales", version: 1, tables: &[&TABLE], fold: Fold::OfState(fold_days) };
+
+/// The projection that fills the table `sales_quarters`.
+pub static QUARTERS_PROJECTION: Projection<Order> =
+    Projection { name: "sales_quarters", version: 1, tables: &[&QUARTERS], fold: Fold::OfState(fold_quarters) };
 
 /// The dimension by which a report is grouped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, utoipa::ToSchema)]
@@ -113,23 +117,21 @@ impl<K: Eq + Hash> Sums<K> {
     }
 }
 
-fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
-    let mut days: Sums<(Dimension, String, i64, Currency)> = Sums(HashMap::new());
-    let mut quarters: Sums<(Dimension, i64, String, Currency)> = Sums(HashMap::new());
+/// Sums the sales of newly confirmed orders. `key` receives the dimension, the quarter of an hour since 1970, the category
+/// or store, and the currency.
+fn sums<K: Eq + Hash>(changes: &[Change<Order>], key: impl Fn(Dimension, i64, &str, Currency) -> K) -> Sums<K> {
+    let mut sums = Sums(HashMap::new());
     for Change { before, after } in changes {
         // `Confirmed` is a final status, so an order is counted once: in the batch that confirms it.
         if !after.state.is_confirmed() || before.as_ref().is_some_and(|before| before.state.is_confirmed()) {
             continue;
         }
         let (quarter, currency) = (after.created_at.div_euclid(QUARTER_US), after.state.currency);
-        let day = quarter.div_euclid(QUARTERS_PER_DAY);
-        let (quantity, total) = (after.state.quantity(), after.state.total);
-        days.add((Dimension::Day, String::new(), day, currency), 1, quantity, total);
-        quarters.add((Dimension::Day, quarter, String::new(), currency), 1, quantity, total);
-        let mut add = |dimension, key: &str, orders, quantity, revenue| {
-            days.add((dimension, key.to_owned(), day, currency), orders, quantity, revenue);
-            quarters.add((dimension, quarter, key.to_owned(), currency), orders, quantity, revenue);
+        let mut add = |dimension, of: &str, orders, quantity, revenue| {
+            sums.add(key(dimension, quarter, of, currency), orders, quantity, revenue);
         };
+        let (quantity, total) = (after.state.quantity(), after.state.total);
+        add(Dimension::Day, "", 1, quantity, total);
         add(Dimension::Store, after.state.store_id().unwrap_or_default(), 1, quantity, total);
         let mut seen = BTreeSet::new();
         for line in &after.state.lines {
@@ -138,15 +140,27 @@ fn fold(changes: &[Change<Order>]) -> Vec<Rows> {
             add(Dimension::Category, category, i64::from(seen.insert(category)), quantity, line.total());
         }
     }
-    let days = days.rows(|(dimension, key, day, currency)| {
+    sums
+}
+
+fn fold_days(changes: &[Change<Order>]) -> Vec<Rows> {
+    let sums = sums(changes, |dimension, quarter, of, currency| {
+        (dimension, of.to_owned(), quarter.div_euclid(QUARTERS_PER_DAY), currency)
+    });
+    let rows = sums.rows(|(dimension, of, day, currency)| {
         let day = day_text(day);
-        let key = if dimension == Dimension::Day { day.clone() } else { key };
+        let key = if dimension == Dimension::Day { day.clone() } else { of };
         [dimension.as_str().into(), key.into(), day.into(), currency.to_string().into()]
     });
-    let quarters = quarters.rows(|(dimension, quarter, key, currency)| {
-        [dimension.as_str().into(), quarter.into(), key.into(), currency.to_string().into()]
+    vec![(&TABLE, rows)]
+}
+
+fn fold_quarters(changes: &[Change<Order>]) -> Vec<Rows> {
+    let sums = sums(changes, |dimension, quarter, of, currency| (dimension, quarter, of.to_owned(), currency));
+    let rows = sums.rows(|(dimension, quarter, of, currency)| {
+        [dimension.as_str().into(), quarter.into(), of.into(), currency.to_string().into()]
     });
-    vec![(&TABLE, days), (&QUARTERS, quarters)]
+    vec![(&QUARTERS, rows)]
 }
 
 /// Returns a day, counted from 1970, as YYYY-MM-DD; the first or last day of the supported years if it is outside.

@@ -398,8 +398,6 @@ fn paths(token: &str) -> Family<'_> {
         "/v1/orders/.",
         "//v1/orders",
         "/v1//orders",
-        "/v1/orders/",
-        "/v1/orders/hostile/",
         "/V1/ORDERS",
         "/v1/orders;a=b",
         "/v1/orders/hostile/items/pen/x",

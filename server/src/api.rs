@@ -22,7 +22,7 @@ use crate::program::Program;
 /// The OpenAPI document without paths.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Docket", description = "An event-sourced order backend.", license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    info(title = "Docket", description = "An event-sourced order backend. Requests need a token: `docket dev` prints one, `docket token` prints others, and an identity provider issues those of your users.", license(name = "Apache-2.0", identifier = "Apache-2.0"),
         contact(name = "Docket")),
     modifiers(&Bearer),
     security(("bearer" = [])),

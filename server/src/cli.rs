@@ -65,7 +65,7 @@ enum Command {
     /// Run a server as in production.
     ///
     /// Settings come from docket.toml, DOCKET_… variables and flags; each overrides the one before. The server needs a key
-    /// to verify tokens: jwt_secret, jwt_key_file or jwt_jwks_url. With SQLite and on a loopback address it uses the key
+    /// to verify tokens: oidc_issuer, jwt_jwks_url, jwt_key_file or jwt_secret. With SQLite and on a loopback address it uses the key
     /// that `docket dev` created in the data folder when there is no other.
     #[command(
         after_long_help = "Examples:\n  docket serve --config docket.toml\n  docket serve --roles write --listen 0.0.0.0:8080\n  DOCKET_DATABASE_URL=postgres://docket@db/docket docket serve"

@@ -26,6 +26,7 @@ type Link = (&'static str, &'static str, &'static str, &'static str);
 
 const DOCS: Link = ("docs", "/docs", "API documentation", "Every request with its parameters and answers.");
 const OPENAPI: Link = ("openapi", "/openapi.json", "OpenAPI document", "The HTTP API, for generators of clients.");
+const PROBLEMS: Link = ("problems", "/problems", "Problem types", "Every error that an answer can have.");
 const ASYNCAPI: Link = ("asyncapi", "/asyncapi.json", "AsyncAPI document", "The channels of live updates.");
 const HEALTH: Link = ("health", "/health/ready", "Health", "Whether this process is ready, check by check.");
 const METRICS: Link = ("metrics", "/metrics", "Metrics", "Figures of this process, in the format of Prometheus.");
@@ -33,7 +34,7 @@ const METRICS: Link = ("metrics", "/metrics", "Metrics", "Figures of this proces
 /// Returns the routes `/` and `/favicon.ico`. They need no token. `has_metrics`: whether the process serves `/metrics`
 /// at the same address.
 pub fn router(roles: Roles, has_metrics: bool) -> Router {
-    let mut links = vec![DOCS, OPENAPI];
+    let mut links = vec![DOCS, OPENAPI, PROBLEMS];
     links.extend(roles.read.then_some(ASYNCAPI));
     links.push(HEALTH);
     links.extend(has_metrics.then_some(METRICS));

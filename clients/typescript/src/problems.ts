@@ -67,8 +67,14 @@ export class Problem extends DocketError {
   }
 }
 
-/** Returns the base of the class for a problem type. Its slug is a literal type, so `instanceof` tells classes apart. */
-function ofType<Slug extends string>(slug: Slug) {
+/** The class of a problem type. Its slug is a literal type, so `instanceof` tells classes apart. */
+export interface ProblemClass<Slug extends string = string> {
+  new (body: ProblemBody, retryAfterSeconds?: number): Problem & { readonly slug: Slug };
+  readonly slug: Slug;
+}
+
+/** Returns the base of the class for a problem type. */
+function ofType<Slug extends string>(slug: Slug): ProblemClass<Slug> {
   return class extends Problem {
     static readonly slug: Slug = slug;
     declare readonly slug: Slug;
@@ -177,7 +183,7 @@ export class WindowTooLarge extends ofType('window-too-large') {}
 /** The stored order differs from the imported one. */
 export class OrderDiffers extends ofType('order-differs') {}
 
-const CLASSES = new Map<string, typeof Problem>(
+const CLASSES = new Map<string, ProblemClass>(
   [
     BodyExpandsTooMuch, UndecodableBody, WindowTooLarge, OrderDiffers,
     BanNotFound, CustomerBanned, InvalidBan, SubjectBanned,

@@ -34,7 +34,7 @@ impl Times {
             None => self.guessed(text).ok_or_else(|| {
                 format!(
                     "placed_at: `{text}` is not a time such as 2024-03-10T09:30:00+01:00 or 2024-03-10 09:30. Give its \
-                     format, e.g. --date-format '%d/%m/%Y %H:%M' (day first) or '%m/%d/%Y %H:%M' (month first)."
+                     format, e.g. --date-format '%d.%m.%Y' for 24.12.2025, or '%m/%d/%Y %H:%M' for 12/24/2025 18:30."
                 )
             }),
         }?;

@@ -70,7 +70,8 @@ impl Db {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("begin immediate").await?),
             Self::Postgres { write, primary, .. } => {
-                Tx::Postgres(primary.run_until_failover(write.begin()).await?, primary.clone())
+                let begun = begin_whole(write.clone(), "begin");
+                Tx::Postgres(primary.run_until_failover(begun).await?, primary.clone())
             }
         })
     }
@@ -102,7 +103,7 @@ impl Db {
         Ok(match self {
             Self::Sqlite { read, .. } => Tx::Sqlite(read.begin().await?),
             Self::Postgres { read, primary, .. } => {
-                let begun = read.begin_with("begin isolation level repeatable read read only");
+                let begun = begin_whole(read.clone(), "begin isolation level repeatable read read only");
                 let mut tx = Tx::Postgres(primary.run_until_failover(begun).await?, primary.clone());
                 // The caller may keep the transaction open for a long time while it processes the rows.
                 for setting in ["idle_in_transaction_session_timeout", "statement_timeout"] {
@@ -198,6 +199,14 @@ impl Tx {
         }
         Ok(())
     }
+}
+
+/// Begins a transaction, to the end even if the caller is cancelled. A cancelled `begin` of sqlx leaves the transaction
+/// open on the connection, and the pool does not know it. Later queries on that connection would then see the database
+/// as it was, for as long as they keep coming.
+async fn begin_whole(pool: PgPool, statement: &'static str) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 /// Reads a row of a read model's table.

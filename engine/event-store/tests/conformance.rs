@@ -307,6 +307,7 @@ macro_rules! conformance {
 }
 
 conformance![
+    a_cancelled_snapshot_does_not_freeze_its_connection,
     concurrent_appends_are_dense_and_ordered,
     a_conflict_writes_nothing_and_affects_no_other_append,
     an_idempotency_key_takes_effect_once,
@@ -935,4 +936,35 @@ async fn a_snapshot_waits_for_an_append_in_sqlite(backend: Backend) {
 
 fn at<A>(state: A, version: i64) -> Arc<Loaded<A>> {
     Arc::new(Loaded { state, version })
+}
+
+/// A client that disconnects cancels whatever its request waits for. The connection that it used must not stay in the
+/// snapshot that was begun for it.
+async fn a_cancelled_snapshot_does_not_freeze_its_connection(backend: Backend) {
+    let db = backend.store.db();
+    let count = async || {
+        let rows: Vec<(i64,)> = db.fetch_all("select count(*) from revocations", vec![]).await.unwrap();
+        rows[0].0
+    };
+    for round in 1..=40 {
+        // The future is dropped after some polls, on each connection.
+        for _ in 0..20 {
+            let mut snapshot = std::pin::pin!(db.snapshot());
+            for _ in 0..=round / 5 {
+                if futures::poll!(snapshot.as_mut()).is_ready() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_micros(100)).await;
+            }
+        }
+        let mut tx = db.begin().await.unwrap();
+        let sql = "insert into revocations (kind, value, revoked_at, actor) values ('subject', $1, 0, 'admin')";
+        tx.execute(sql, vec![format!("s-{round}").into()]).await.unwrap();
+        tx.commit().await.unwrap();
+        // More readers than connections, so every connection is used.
+        for _ in 0..20 {
+            let counts = futures::future::join_all((0..20).map(|_| count())).await;
+            assert!(counts.iter().all(|count| *count == round), "{counts:?} after {round} commits");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Reports on confirmed orders, and the channel `reports:sales`, for staff.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use axum::extract::State;
 use axum::response::Response;
 use futures::FutureExt;
@@ -26,6 +28,10 @@ use push::problems::invalid;
 
 /// Most products in one response.
 const LIMIT_MAX: i64 = 1_000;
+
+/// Most periods with one offset in a report. A time zone with summer time has two in a year. Each takes three parameters of
+/// the query, of which SQLite allows 32,766.
+const PERIODS_MAX: usize = 8_192;
 
 /// Name of the channel of confirmed orders, for staff.
 pub const SALES: &str = "reports:sales";
@@ -101,6 +107,9 @@ async fn sales_report(
     let from = query.from.map(|from| quarter("from", from, from.first_us(&zone))).transpose()?;
     let to = query.to.map(|to| quarter("to", to, to.end_us(&zone))).transpose()?;
     let period = Period { from, to };
+    let has_quarters = query.by == Dimension::Day && zone != TimeZone::UTC || !period.is_whole_days();
+    let projection = if has_quarters { &sales::QUARTERS_PROJECTION } else { &sales::PROJECTION };
+    let is_too_long = AtomicBool::new(false);
     let report = || async {
         let db = api.store.db();
         if query.by != Dimension::Day || zone == TimeZone::UTC {
@@ -110,13 +119,19 @@ async fn sales_report(
             None => Ok(Vec::new()),
             Some((first, last)) => {
                 let (from, to) = (from.unwrap_or(first).max(first), to.unwrap_or(last + 1).min(last + 1));
-                sales::by_local_day(db, &offsets(&zone, from, to)).await
+                let periods = offsets(&zone, from, to);
+                if periods.len() > PERIODS_MAX {
+                    is_too_long.store(true, Relaxed);
+                    return Ok(Vec::new());
+                }
+                sales::by_local_day(db, &periods).await
             }
         }
     };
-    let has_quarters = query.by == Dimension::Day && zone != TimeZone::UTC || !period.is_whole_days();
-    let projection = if has_quarters { &sales::QUARTERS_PROJECTION } else { &sales::PROJECTION };
     let (position, report) = api.read_at(projection.name, query.min_position, query.wait_ms, report).await?;
+    if is_too_long.into_inner() {
+        return Err(invalid("to", "The sales span thousands of years in this time zone. Send from and to."));
+    }
     Ok(with_position_header(position, axum::Json(report)))
 }
 
@@ -136,7 +151,7 @@ fn quarter(parameter: &str, bound: DateOrTime, us: i64) -> Result<i64, Problem> 
 fn offsets(zone: &TimeZone, from: i64, to: i64) -> Vec<OffsetPeriod> {
     let mut periods: Vec<OffsetPeriod> = Vec::new();
     let mut from = from;
-    while from < to {
+    while from < to && periods.len() <= PERIODS_MAX {
         let start = Timestamp::from_microsecond(from.saturating_mul(QUARTER_US)).unwrap_or(Timestamp::MAX);
         let next = zone.following(start).next().map(|transition| transition.timestamp().as_microsecond());
         let next = next.map_or(to, |us| -(-us).div_euclid(QUARTER_US)).clamp(from + 1, to);

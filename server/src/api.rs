@@ -29,7 +29,7 @@ use crate::program::Program;
     tags(
         (name = "commands", description = "Commands that change orders."),
         (name = "queries", description = "Queries on read models."),
-        (name = "live updates", description = "Live updates. The WebSocket /ws is described in /asyncapi.json."),
+        (name = "live-updates", description = "Live updates. The WebSocket /ws is described in /asyncapi.json."),
         (name = "operations", description = "Operations, for admins."),
     )
 )]

@@ -14,7 +14,7 @@ use tests::process::target_directory;
 use tests::socket::Socket;
 use tests::system::{Mode, TestSystem};
 use tests::verify::read_models_equal_the_fold;
-use tests::wait::until_within;
+use tests::wait::{until, until_within};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -453,8 +453,11 @@ async fn the_cookie_and_the_query_follow_the_settings() {
     query.expect_problem(401, "authentication-required");
     drop((live, socket));
     let signature = ada.rsplit('.').next().expect("a signature").to_owned();
-    let log = system.dockets[0].log();
-    assert!(log.contains("token=***") && !log.contains(&signature), "the log hides the token");
+    let log = until("the requests are logged", async || {
+        Some(system.dockets[0].log()).filter(|log| log.contains("token=***"))
+    })
+    .await;
+    assert!(!log.contains(&signature), "the log must hide the token");
 }
 
 /// The identity providers of `tests/clients/issuer.py`. They end when the value is dropped.

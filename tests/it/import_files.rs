@@ -420,7 +420,7 @@ const FILES: &[File] = &[
         fault: "a date that can be read in two ways",
         text: "order_ref,customer_ref,placed_at,sku,quantity,unit_price\ndates-1,ada,03/04/2024,tea,1,1.00\n",
         refused: &["dates-1"],
-        says: &["line 2 (order dates-1): placed_at: `03/04/2024` is not a time", "--date-format '%d/%m/%Y"],
+        says: &["line 2 (order dates-1): placed_at: `03/04/2024` is not a time", "--date-format '%d.%m.%Y"],
         exit: 3,
         orders: 0,
         pieces: 0,

@@ -76,7 +76,7 @@ async fn a_rebuild_gives_the_same_rows(mut system: TestSystem) {
     let summary = system.cli(&["replay", "--all", "--json"]).await;
     let done: Value = serde_json::from_str(summary.lines().last().expect("a summary")).expect("the summary is JSON");
     let projections = done["done"]["projections"].as_array().expect("projections");
-    assert_eq!(projections.len(), 5);
+    assert_eq!(projections.len(), 6);
     assert!(projections.iter().all(|projection| projection["differences"] == 0), "{done}");
     system.start().await;
     system.settled().await;

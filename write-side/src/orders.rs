@@ -409,8 +409,11 @@ fn line(kind: &str, mut fields: Map<String, Value>, principal: &Principal) -> Re
         return Ok(line.unless_banned(customer_id, customer_banned));
     }
     if kind == "import_order" {
-        let (id, command) = body::from_value::<ImportOrder>(fields.into())?.command(principal)?;
-        return Ok(Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command).reporting_creation());
+        let body = body::from_value::<ImportOrder>(fields.into())?;
+        let customer_id = body.customer_id.clone();
+        let (id, command) = body.command(principal)?;
+        let line = Line::new::<Order>(&RESOURCE, StatusCode::CREATED, id.as_str(), command).reporting_creation();
+        return Ok(line.unless_banned(customer_id, customer_banned));
     }
     let id = match fields.remove("order_id") {
         Some(Value::String(id)) => order_id(&id)?,

@@ -182,7 +182,11 @@ impl<A: Aggregate> AnyStep for Step<A> {
     }
 
     fn weight(&self) -> usize {
-        self.loaded.as_ref().map_or(0, |loaded| loaded.state.weight())
+        match &self.loaded {
+            Some(loaded) if self.events.is_empty() => loaded.state.weight(),
+            Some(loaded) => evolved(loaded, &self.events).state.weight(),
+            None => 0,
+        }
     }
 
     fn memory(&self) -> Memory {

@@ -31,6 +31,8 @@ use crate::problem::{
 
 /// Most wrong members that a problem names.
 const ERRORS_MAX: usize = 100;
+/// Most bytes of documents that are tried to find the wrong members: some milliseconds of work.
+const SEARCHED_BYTES_MAX: usize = 2 << 20;
 /// Maximum characters of client data or a message in an error response.
 const SHOWN_CHARS_MAX: usize = 500;
 /// Bodies with a declared size up to this limit are not counted while they arrive.
@@ -333,103 +335,130 @@ fn invalid(pointer: String, message: String) -> Problem {
     Problem::new(INVALID_BODY).detail(detail).error(pointer, message)
 }
 
-/// Returns the problem for a text that does not match `T`. It names every wrong member, up to [`ERRORS_MAX`].
+/// Returns the problem for a text that does not match `T`. It names every wrong member, within the limits of [`Search`].
 fn invalid_body<T: DeserializeOwned>(text: &str, prefix: &str, first: &serde_json::Error) -> Problem {
-    let mut found = Vec::new();
+    let mut search = Search { found: Vec::new(), bytes_left: SEARCHED_BYTES_MAX };
     if let Ok(document) = serde_json::from_str(text) {
-        wrong_members::<T>(&document, &|document| document, "", "", &mut found);
+        // `None` means that a limit is reached.
+        let _ = search.members::<T>(&document, &|document| document, "", "");
     }
-    if found.is_empty() {
-        found.push(first_error::<T>(text).unwrap_or_else(|| (String::new(), message(first))));
+    if search.found.is_empty() {
+        search.found.push(first_error::<T>(text).unwrap_or_else(|| (String::new(), message(first))));
     }
-    let mut errors = found.into_iter().map(|(pointer, message)| invalid(format!("{prefix}{pointer}"), message));
+    let found = search.found.into_iter();
+    let mut errors = found.map(|(pointer, message)| invalid(format!("{prefix}{pointer}"), message));
     let problem = errors.next().unwrap_or_else(|| malformed("it does not match"));
     errors.fold(problem, Problem::and)
 }
 
-/// Finds the wrong members of `value`. Serde stops at the first error, so each member is tried alone: `document` returns
-/// a document that contains a value in the place of `value` and nothing beside it. `tried` is the pointer of that place,
-/// and `pointer` the one in the client's document: an element of an array is tried as the only element.
-fn wrong_members<T: DeserializeOwned>(
-    value: &Value,
-    document: &dyn Fn(Value) -> Value,
-    tried: &str,
-    pointer: &str,
-    found: &mut Vec<(String, String)>,
-) {
-    let first = |value: Value| first_error::<T>(&document(value).to_string());
-    match value {
-        Value::Object(members) => {
-            let mut right = Map::new();
-            for (name, member) in members {
-                let alone = |member| Value::Object(Map::from_iter([(name.clone(), member)]));
-                let place = format!("/{}", escape(name));
-                let error = first(alone(member.clone()));
-                match error.filter(|(at, _)| at.strip_prefix(tried).is_some_and(|at| is_within(at, &place))) {
-                    _ if found.len() >= ERRORS_MAX => return,
-                    None => drop(right.insert(name.clone(), member.clone())),
-                    Some((at, message)) => {
-                        let before = found.len();
-                        let (inner, outer) = (format!("{tried}{place}"), format!("{pointer}{place}"));
-                        wrong_members::<T>(member, &|member| document(alone(member)), &inner, &outer, found);
-                        if found.len() == before {
-                            found.push((format!("{pointer}{}", &at[tried.len()..]), message));
-                        }
-                    }
-                }
-            }
-            missing_members::<T>(right, document, tried, pointer, found);
-        }
-        Value::Array(elements) => {
-            for (at, element) in elements.iter().enumerate() {
-                let alone = |element| document(Value::Array(vec![element]));
-                if found.len() < ERRORS_MAX
-                    && first_error::<T>(&alone(element.clone()).to_string())
-                        .is_some_and(|(wrong, _)| wrong.strip_prefix(tried).is_some_and(|wrong| is_within(wrong, "/0")))
-                {
-                    let before = found.len();
-                    let (inner, outer) = (format!("{tried}/0"), format!("{pointer}/{at}"));
-                    wrong_members::<T>(element, &alone, &inner, &outer, found);
-                    if found.len() == before
-                        && let Some((wrong, message)) = first_error::<T>(&alone(element.clone()).to_string())
-                    {
-                        found.push((format!("{outer}{}", &wrong[inner.len()..]), message));
-                    }
-                }
-            }
-        }
-        _ => {}
-    }
+/// Finds the wrong members of a document. Serde stops at the first error, so each member is tried alone: `document`
+/// returns a document that contains a value in the place of the tried one and nothing beside it. `tried` is the pointer of
+/// that place, and `pointer` the one in the client's document: an element of an array is tried as the only element.
+///
+/// A search ends after [`ERRORS_MAX`] wrong members, or when all tried documents together have [`SEARCHED_BYTES_MAX`]
+/// bytes. Its methods then return `None`.
+struct Search {
+    /// Pointers of the wrong members, and what is wrong with each.
+    found: Vec<(String, String)>,
+    bytes_left: usize,
 }
 
-/// Finds the missing members of an object whose other members are right. Serde reports the first one, so each is filled
-/// with a value that it may have, until none is missing.
-fn missing_members<T: DeserializeOwned>(
-    mut right: Map<String, Value>,
-    document: &dyn Fn(Value) -> Value,
-    tried: &str,
-    pointer: &str,
-    found: &mut Vec<(String, String)>,
-) {
-    let first = |members: &Map<String, Value>| first_error::<T>(&document(Value::Object(members.clone())).to_string());
-    while found.len() < ERRORS_MAX
-        && let Some((at, message)) = first(&right)
-        && let Some(name) = named_field(&message).filter(|_| message.starts_with("missing")).map(str::to_owned)
-        && at == format!("{tried}/{}", escape(&name))
-    {
-        let place = format!("{pointer}{}", &at[tried.len()..]);
-        // A wrong member is left out of `right`, so it seems to be missing.
-        if !found.iter().any(|(wrong, _)| is_within(wrong, &place)) {
-            found.push((place, message));
+impl Search {
+    fn members<T: DeserializeOwned>(
+        &mut self,
+        value: &Value,
+        document: &dyn Fn(Value) -> Value,
+        tried: &str,
+        pointer: &str,
+    ) -> Option<()> {
+        match value {
+            Value::Object(members) => {
+                let mut right = Map::new();
+                for (name, member) in members {
+                    let alone = |member| document(Value::Object(Map::from_iter([(name.clone(), member)])));
+                    let place = format!("/{}", escape(name));
+                    let (inner, outer) = (format!("{tried}{place}"), format!("{pointer}{place}"));
+                    if self.member::<T>(member, &alone, &inner, &outer)? {
+                        right.insert(name.clone(), member.clone());
+                    }
+                }
+                self.missing::<T>(right, document, tried, pointer)
+            }
+            Value::Array(elements) => {
+                let (alone, inner) = (|element| document(Value::Array(vec![element])), format!("{tried}/0"));
+                for (at, element) in elements.iter().enumerate() {
+                    self.member::<T>(element, &alone, &inner, &format!("{pointer}/{at}"))?;
+                }
+                Some(())
+            }
+            _ => Some(()),
         }
-        let fits =
-            [json!("1"), json!(1), json!([]), json!({}), json!(true), json!("USD")].into_iter().find(|fitting| {
-                right.insert(name.clone(), fitting.clone());
-                !first(&right).is_some_and(|(wrong, _)| is_within(&wrong, &at))
-            });
-        if fits.is_none() {
-            return;
+    }
+
+    /// Tries one member or element. Returns whether it is right.
+    fn member<T: DeserializeOwned>(
+        &mut self,
+        member: &Value,
+        alone: &dyn Fn(Value) -> Value,
+        tried: &str,
+        pointer: &str,
+    ) -> Option<bool> {
+        let error = self.first_error::<T>(alone(member.clone()))?;
+        let Some((at, message)) = error.filter(|(at, _)| is_within(at, tried)) else { return Some(true) };
+        let before = self.found.len();
+        // The error of the member itself says nothing about its own members.
+        if at != tried {
+            self.members::<T>(member, alone, tried, pointer)?;
         }
+        if self.found.len() == before {
+            self.add(format!("{pointer}{}", &at[tried.len()..]), message)?;
+        }
+        Some(false)
+    }
+
+    /// Finds the missing members of an object whose other members are right. Serde reports the first one, so each is
+    /// filled with a value that it may have, until none is missing.
+    fn missing<T: DeserializeOwned>(
+        &mut self,
+        mut right: Map<String, Value>,
+        document: &dyn Fn(Value) -> Value,
+        tried: &str,
+        pointer: &str,
+    ) -> Option<()> {
+        while let Some((at, message)) = self.first_error::<T>(document(Value::Object(right.clone())))?
+            && let Some(name) = named_field(&message).filter(|_| message.starts_with("missing")).map(str::to_owned)
+            && at == format!("{tried}/{}", escape(&name))
+        {
+            let place = format!("{pointer}{}", &at[tried.len()..]);
+            // A wrong member is left out of `right`, so it seems to be missing.
+            if !self.found.iter().any(|(wrong, _)| is_within(wrong, &place)) {
+                self.add(place, message)?;
+            }
+            let mut fits = false;
+            for fitting in [json!("1"), json!(1), json!([]), json!({}), json!(true), json!("USD")] {
+                right.insert(name.clone(), fitting);
+                let error = self.first_error::<T>(document(Value::Object(right.clone())))?;
+                fits = !error.is_some_and(|(wrong, _)| is_within(&wrong, &at));
+                if fits {
+                    break;
+                }
+            }
+            if !fits {
+                break;
+            }
+        }
+        Some(())
+    }
+
+    fn first_error<T: DeserializeOwned>(&mut self, document: Value) -> Option<Option<(String, String)>> {
+        let text = document.to_string();
+        self.bytes_left = self.bytes_left.checked_sub(text.len())?;
+        Some(first_error::<T>(&text))
+    }
+
+    fn add(&mut self, pointer: String, message: String) -> Option<()> {
+        self.found.push((pointer, message));
+        (self.found.len() < ERRORS_MAX).then_some(())
     }
 }
 
@@ -662,6 +691,13 @@ mod tests {
             ],
             "{problem:#}"
         );
+        // An error of a long array says nothing about its elements, and a search is limited.
+        for long in [r#"{"owner": [{}0]}"#, r#"{"lines": [{}[0]]}"#] {
+            let text = long.replace("{}", &"0,".repeat(500_000));
+            let started = std::time::Instant::now();
+            assert!(parse::<Cart>(text.as_bytes(), "").is_err());
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        }
         let many = format!(r#"{{"lines": [{}0]}}"#, "0,".repeat(1_000));
         let problem = serde_json::to_value(parse::<Cart>(many.as_bytes(), "").unwrap_err()).unwrap();
         assert_eq!(problem["errors"].as_array().unwrap().len(), ERRORS_MAX);

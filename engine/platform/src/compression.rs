@@ -3,8 +3,9 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
 
 use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder};
 use axum::body::{Body, Bytes, HttpBody};
@@ -16,11 +17,11 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http_body_util::BodyExt;
-use tokio::io::AsyncRead;
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::{ReaderStream, StreamReader};
 
-use crate::problem::{BODY_EXPANDS_TOO_MUCH, Problem, UNDECODABLE_BODY, WINDOW_TOO_LARGE};
+use crate::problem::{BODY_EXPANDS_TOO_MUCH, BODY_LIMIT, Problem, UNDECODABLE_BODY, WINDOW_TOO_LARGE};
 
 /// The codings of request bodies, as the value of `Accept-Encoding`.
 pub(crate) const CODINGS: &str = "gzip, br";
@@ -36,6 +37,8 @@ const GZIP_LEVEL: u32 = 4;
 const BROTLI_QUALITY: i32 = 5;
 /// Window of compressed responses, as a power of two. It decides how much memory the compression takes.
 const RESPONSE_WINDOW_BITS: i32 = 18;
+/// Brotli bodies that are decoded at the same time. A decoder holds its window and up to 1.3 MiB of tables.
+static BROTLI_BODIES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(32)));
 /// Largest window of a brotli request body, as a power of two: 4 MiB. The decoder keeps the window in memory.
 const REQUEST_WINDOW_BITS_MAX: u8 = 22;
 /// A request body may expand to this many times its compressed size, plus a fixed number of bytes. The limit stops
@@ -71,14 +74,53 @@ impl Coding {
 
 /// Returns a request whose body is decoded while it is read. The body fails with a [`Problem`] when it does not match
 /// the coding, ends early, or expands too much.
-pub(crate) fn decode(request: Request, coding: Coding) -> Request {
+///
+/// # Errors
+/// 503 (`body-limit`) when too many brotli bodies are being decoded.
+pub(crate) fn decode(request: Request, coding: Coding) -> Result<Request, Problem> {
+    let permit = match coding {
+        Coding::Gzip => None,
+        Coding::Brotli => Some(BROTLI_BODIES.clone().try_acquire_owned().map_err(|_| {
+            Problem::new(BODY_LIMIT)
+                .detail("The server is decoding too many brotli bodies at once. Try again shortly, or use gzip.")
+                .retry_after(1)
+        })?),
+    };
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(CONTENT_ENCODING);
     parts.headers.remove(CONTENT_LENGTH);
-    Request::from_parts(parts, Body::from_stream(decoded(body, coding)))
+    Ok(Request::from_parts(parts, Body::from_stream(decoded(body, coding, permit))))
 }
 
-fn decoded(body: Body, coding: Coding) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> {
+/// A brotli decoder that fails when the body goes on after the end of the stream: the rest would otherwise be dropped.
+struct WholeBrotli<R> {
+    decoder: BrotliDecoder<R>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<R: AsyncBufRead + Unpin> AsyncRead for WholeBrotli<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        std::task::ready!(Pin::new(&mut self.decoder).poll_read(context, buffer))?;
+        if buffer.filled().len() == before {
+            let rest = std::task::ready!(Pin::new(self.decoder.get_mut()).poll_fill_buf(context))?;
+            if !rest.is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn decoded(
+    body: Body,
+    coding: Coding,
+    permit: Option<OwnedSemaphorePermit>,
+) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> {
     let received = Arc::new(AtomicU64::new(0));
     let counter = received.clone();
     let compressed = body.into_data_stream().map(move |chunk| {
@@ -97,7 +139,7 @@ fn decoded(body: Body, coding: Coding) -> impl futures::Stream<Item = Result<Byt
             decoder.multiple_members(true);
             Box::pin(decoder)
         }
-        Coding::Brotli => Box::pin(BrotliDecoder::new(compressed)),
+        Coding::Brotli => Box::pin(WholeBrotli { decoder: BrotliDecoder::new(compressed), _permit: permit }),
     };
     let mut expanded = 0;
     ReaderStream::with_capacity(decoder, DECODED_CHUNK_BYTES).map(move |chunk| {
@@ -283,7 +325,7 @@ mod tests {
         // In small pieces, as a slow client sends them.
         let chunks: Vec<_> = bytes.chunks(7).map(|chunk| Ok::<_, io::Error>(Bytes::copy_from_slice(chunk))).collect();
         let request = Request::new(Body::from_stream(futures::stream::iter(chunks)));
-        let body = decode(request, coding).into_body();
+        let body = decode(request, coding).unwrap().into_body();
         match body.collect().await {
             Ok(whole) => Ok(whole.to_bytes()),
             Err(error) => {

@@ -333,7 +333,10 @@ async fn guard(request: Request, next: Next) -> Response {
 async fn refuse_invalid(request: Request, next: Next) -> Response {
     match check(&request) {
         Ok(None) => next.run(request).await,
-        Ok(Some(coding)) => next.run(decode(request, coding)).await,
+        Ok(Some(coding)) => match decode(request, coding) {
+            Ok(request) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        },
         Err(problem) => problem.into_response(),
     }
 }

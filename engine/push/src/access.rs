@@ -51,7 +51,7 @@ struct Ticket {
 
 /// Issues a ticket that replaces the caller's token where a client cannot send a header. It is valid once, on any
 /// process.
-#[utoipa::path(post, path = "/v1/tickets", operation_id = "create_ticket", tag = "live updates",
+#[utoipa::path(post, path = "/v1/tickets", operation_id = "create_ticket", tag = "live-updates",
     responses((status = 201, description = "The ticket.", body = Ticket)))]
 async fn ticket(State(state): State<QueryApi>, principal: Principal) -> Result<Response, Problem> {
     let ticket = URL_SAFE_NO_PAD.encode([Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat());

@@ -161,7 +161,10 @@ fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
 fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::Array(values) => values.iter().filter(|value| !value.is_array()).flat_map(single).collect(),
-        Value::Object(members) => members.keys().cloned().collect(),
+        Value::Object(members) => {
+            let is_set = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+            members.iter().filter(|(_, value)| is_set(value)).map(|(name, _)| name.clone()).collect()
+        }
         value => {
             let mut texts = single(value);
             texts.extend(value.as_str().into_iter().flat_map(str::split_whitespace).map(str::to_owned));

@@ -70,7 +70,7 @@ struct Polled {
 }
 
 /// Returns the events after the cursor. If there are none, waits up to `wait` seconds for the next change.
-#[utoipa::path(get, path = "/v1/poll", operation_id = "poll_changes", tag = "live updates", params(PollQuery),
+#[utoipa::path(get, path = "/v1/poll", operation_id = "poll_changes", tag = "live-updates", params(PollQuery),
     responses((status = 200, description = "The events after the cursor; none if nothing changed within the wait.", body = Polled)),
     extensions(("x-problems" = json!(["channel-not-found", "forbidden", "invalid-ticket", "origin-not-allowed", "too-many-connections", "projection-behind", "too-much-at-once"]))))]
 async fn poll(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {

@@ -63,7 +63,7 @@ struct LiveQuery {
 /// `Last-Event-ID`. Then each change is a `pub` event. `reset` precedes snapshots that replace changes that could not
 /// be recovered. `auth_expired` precedes the end of a stream whose token has expired or was revoked, or whose subject
 /// was banned.
-#[utoipa::path(get, path = "/v1/live", operation_id = "stream_changes", tag = "live updates", params(LiveQuery),
+#[utoipa::path(get, path = "/v1/live", operation_id = "stream_changes", tag = "live-updates", params(LiveQuery),
     responses((status = 200, description = "Server-sent events until the client disconnects.", body = String, content_type = "text/event-stream")),
     extensions(("x-problems" = json!(["channel-not-found", "forbidden", "invalid-ticket", "origin-not-allowed", "too-many-connections", "projection-behind", "too-much-at-once"]))))]
 async fn live(State(api): State<QueryApi>, request: Request) -> Result<Response, Problem> {

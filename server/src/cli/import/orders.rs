@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use anyhow::bail;
 use compact_str::CompactString;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -379,7 +380,7 @@ pub fn read(
     }
     let sending = Arc::new(Semaphore::new(SENDING_BYTES_MAX));
     let runtime = tokio::runtime::Handle::current();
-    let mut lines = 0;
+    let (mut lines, mut is_first_pass, mut has_changed) = (0, true, false);
     loop {
         let mut records = Records::open(source, shape)?;
         let mut open: HashMap<u32, Draft> = HashMap::new();
@@ -407,7 +408,11 @@ pub fn read(
             };
             let entry = &mut survey.orders[order as usize];
             match entry.state {
-                State::Done => continue,
+                State::Done => {
+                    // Lines that the survey did not see.
+                    has_changed |= is_first_pass;
+                    continue;
+                }
                 State::Refused => {
                     if names.remove(&order).is_some() {
                         reading.faults.push(Fault {
@@ -448,10 +453,19 @@ pub fn read(
                 }
             }
         }
+        is_first_pass = false;
         if !is_deferred {
-            return Ok(reading);
+            break;
         }
     }
+    let is_missing = |entry: &Entry| matches!(entry.state, State::Waiting | State::Open);
+    let missing = survey.orders.iter().filter(|entry| is_missing(entry)).count();
+    if has_changed || missing > 0 {
+        bail!(
+            "the file changed while it was imported: {missing} orders were not sent, and others may lack lines. Import it again when it is complete"
+        );
+    }
+    Ok(reading)
 }
 
 /// The columns of a file.

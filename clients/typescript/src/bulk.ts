@@ -31,7 +31,9 @@ export interface BulkRequestOptions extends RequestOptions {
 }
 
 /** Last lines of an answer with these problems name the first command that the server did not read. */
-const UNREAD = new Set(['stopping', 'request-timeout', 'results-unread', 'token-expired']);
+const UNREAD = new Set([
+  'stopping', 'request-timeout', 'results-unread', 'token-expired', 'token-revoked', 'subject-banned',
+]);
 const TRIES_MAX = 5;
 
 interface LineResult {

@@ -19,7 +19,7 @@ RETRY_AFTER_SECONDS_MAX = 60.0
 REFRESH_SECONDS = 30.0
 """A token is replaced this long before it expires."""
 BULK_TRIES_MAX = 5
-UNREAD = {"stopping", "request-timeout", "results-unread", "token-expired"}
+UNREAD = {"stopping", "request-timeout", "results-unread", "token-expired", "token-revoked", "subject-banned"}
 """Last lines of a bulk answer with these problems name the first command that the server did not read."""
 
 

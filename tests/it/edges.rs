@@ -497,7 +497,9 @@ async fn a_browser_shows_the_docs_under_their_security_policy() {
     let (page, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let paths = page.matches("class=\"opblock-summary-path\"").count();
     assert!(paths > 10 && page.contains("curl") | page.contains("Try it out"), "{paths} paths: {page}");
-    let complaints: Vec<_> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
+    // Swagger UI takes the underscore in the link for an old escape.
+    let is_complaint = |line: &&str| line.contains("CONSOLE") && !line.contains("deep link whitespace");
+    let complaints: Vec<_> = log.lines().filter(is_complaint).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     let answer = system.get("/docs/").send().await.expect(200);
     let policy = answer.header("content-security-policy").expect("the page has a policy");

@@ -292,8 +292,9 @@ async fn orders_of_the_store_accept_commands(system: &TestSystem, recorded: &Val
         let last = history["items"].as_array().and_then(|items| items.last());
         assert_holds(last.expect("an event"), &event, &path);
     }
-    system.settled().await;
-    system.cli(&["verify"]).await;
+    settled(system, recorded).await;
+    let names = list(recorded, "projections").iter().map(|known| text(known, "name"));
+    system.cli(&["verify"].into_iter().chain(names).collect::<Vec<_>>()).await;
 }
 
 /// Returns the dead letters without the fields that depend on the retries: number of attempts, last reason, time.
@@ -327,6 +328,8 @@ async fn a_parked_order_continues_without_its_event(system: &TestSystem, recorde
         system.cli(&["dead-letters", "discard", &letter["position"].to_string()]).await;
     }
     orders_continue_after_discarded_events(system, recorded).await;
+    // The read models that are newer than the store are built now.
+    system.settled().await;
 }
 
 /// Checks that all dead letters are discarded and that their orders contain the later events.

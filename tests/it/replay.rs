@@ -565,6 +565,11 @@ async fn a_new_projection_is_built_while_the_others_serve(mut system: TestSystem
         (sales["state"] == "live" && sales["generation"] == 2).then_some(())
     })
     .await;
+    // The process that answers queries learns of the switch a moment later.
+    until("the report is answered", async || {
+        (system.get("/v1/reports/sales?by=day").send().await.status == 200).then_some(())
+    })
+    .await;
     read_models_equal_the_fold(&system).await;
     system.cli(&["verify"]).await;
 }

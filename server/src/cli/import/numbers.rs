@@ -171,7 +171,7 @@ impl Number {
             return None;
         }
         let milli: u64 = format!("{}{:0<3}", self.whole, self.decimals).parse().ok()?;
-        (milli % pieces == 0).then(|| {
+        milli.is_multiple_of(pieces).then(|| {
             let milli = milli / pieces;
             let decimals = format!("{:03}", milli % 1000);
             Self { whole: (milli / 1000).to_string(), decimals: decimals.trim_end_matches('0').to_owned() }

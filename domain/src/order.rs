@@ -436,7 +436,6 @@ const ITEMS_REJECTED: RefusalType = RefusalType {
     title: "Some items were refused",
     meaning: "Some items of the new order are not allowed; `errors` names each. Nothing was written. Correct them and send the order again.",
 };
-
 const DIFFERS: RefusalType = RefusalType {
     slug: "order-differs",
     class: RefusalClass::Conflict,
@@ -446,7 +445,6 @@ const DIFFERS: RefusalType = RefusalType {
 
 impl Refusal for Error {
     const TYPES: &'static [RefusalType] = &[
-        DIFFERS,
         ALREADY_EXISTS,
         NOT_FOUND,
         NOT_DRAFT,
@@ -458,6 +456,7 @@ impl Refusal for Error {
         TOTAL_TOO_LARGE,
         INVALID_AMOUNT,
         ITEMS_REJECTED,
+        DIFFERS,
     ];
 
     fn not_found() -> Self {

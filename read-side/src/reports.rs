@@ -1,7 +1,5 @@
 //! Reports on confirmed orders, and the channel `reports:sales`, for staff.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use axum::extract::State;
 use axum::response::Response;
 use futures::FutureExt;
@@ -109,29 +107,27 @@ async fn sales_report(
     let period = Period { from, to };
     let has_quarters = query.by == Dimension::Day && zone != TimeZone::UTC || !period.is_whole_days();
     let projection = if has_quarters { &sales::QUARTERS_PROJECTION } else { &sales::PROJECTION };
-    let is_too_long = AtomicBool::new(false);
+    // `None`: the time zone changes its offset too often in the period.
     let report = || async {
         let db = api.store.db();
         if query.by != Dimension::Day || zone == TimeZone::UTC {
-            return sales::report(db, query.by, period).await;
+            return sales::report(db, query.by, period).await.map(Some);
         }
         match sales::quarters(db).await? {
-            None => Ok(Vec::new()),
+            None => Ok(Some(Vec::new())),
             Some((first, last)) => {
                 let (from, to) = (from.unwrap_or(first).max(first), to.unwrap_or(last + 1).min(last + 1));
                 let periods = offsets(&zone, from, to);
-                if periods.len() > PERIODS_MAX {
-                    is_too_long.store(true, Relaxed);
-                    return Ok(Vec::new());
+                match periods.len() {
+                    0..=PERIODS_MAX => sales::by_local_day(db, &periods).await.map(Some),
+                    _ => Ok(None),
                 }
-                sales::by_local_day(db, &periods).await
             }
         }
     };
     let (position, report) = api.read_at(projection.name, query.min_position, query.wait_ms, report).await?;
-    if is_too_long.into_inner() {
-        return Err(invalid("to", "The sales span thousands of years in this time zone. Send from and to."));
-    }
+    let report = report
+        .ok_or_else(|| invalid("to", "The sales span thousands of years in this time zone. Send from and to."))?;
     Ok(with_position_header(position, axum::Json(report)))
 }
 

@@ -22,6 +22,7 @@ pub mod module;
 pub mod modules;
 mod observe;
 mod overview;
+mod page;
 mod problems;
 pub mod program;
 mod root;

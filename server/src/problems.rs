@@ -5,22 +5,19 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, VARY};
+use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderValue};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
 use command_engine::problems::{busy_type, problem_type};
 use platform::problem::{NOT_FOUND, Problem, ProblemType};
 use serde_json::{Value, json};
 
+use crate::page::{escaped, page_or_json};
 use crate::program::Program;
 
 /// Problem types by slug.
 pub type ProblemTypes = BTreeMap<&'static str, ProblemType>;
-
-/// Content security policy of the pages: they load nothing and have one inline style sheet.
-const PAGE_POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Returns every problem type that a program's answers can have.
 pub fn problem_types(program: &Program) -> ProblemTypes {
@@ -84,36 +81,22 @@ fn view(kind: &ProblemType) -> Value {
     })
 }
 
-/// Returns the page to a browser, and the JSON to a program. Both are public and do not depend on the caller.
-fn respond(headers: &HeaderMap, page: impl Fn() -> String, json: impl Fn() -> Value) -> Response {
-    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let mut response = match accept.contains("text/html") {
-        true => Html(page()).into_response(),
-        false => axum::Json(json()).into_response(),
-    };
-    let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
-    headers.insert(VARY, HeaderValue::from_static("accept"));
+/// Answers with a page or JSON. Both are public and do not depend on the caller.
+fn respond(headers: &HeaderMap, page: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> Response {
+    let mut response = page_or_json(headers, page, json);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
     response
 }
 
 fn page(title: &str, body: &str) -> String {
-    let title = escaped(title);
-    format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>{title} · Docket</title><style>:root{{color-scheme:light dark}}body{{font:\
-         1rem/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}}td{{padding:.2rem 1rem .2rem 0;\
-         vertical-align:top}}</style></head><body><h1>{title}</h1>{body}</body></html>"
-    )
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    crate::page::page(&format!("{title} · Docket"), title, body)
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header::ACCEPT;
+    use axum::response::IntoResponse;
+
     use super::*;
 
     fn program() -> Program {

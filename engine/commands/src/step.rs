@@ -76,8 +76,8 @@ pub trait AnyStep: Send + Sync {
     fn deadlines(&self) -> DeadlineChanges {
         DeadlineChanges::default()
     }
-    /// Returns the approximate size of the loaded state in memory, in bytes.
-    fn weight(&self) -> usize {
+    /// Returns the approximate size in memory of a state that [`Self::pending`] returned, in bytes.
+    fn weight(&self, _: &AnyLoaded) -> usize {
         0
     }
     /// Returns the cache operations of the aggregate type.
@@ -181,12 +181,8 @@ impl<A: Aggregate> AnyStep for Step<A> {
         }
     }
 
-    fn weight(&self) -> usize {
-        match &self.loaded {
-            Some(loaded) if self.events.is_empty() => loaded.state.weight(),
-            Some(loaded) => evolved(loaded, &self.events).state.weight(),
-            None => 0,
-        }
+    fn weight(&self, pending: &AnyLoaded) -> usize {
+        pending.downcast_ref::<Loaded<A>>().map_or(0, |loaded| loaded.state.weight())
     }
 
     fn memory(&self) -> Memory {

@@ -343,6 +343,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nothing_after_the_end_of_a_body_is_dropped() {
+        let one = text(5_000);
+        for coding in BOTH {
+            let followed = [encode(&one, coding), b"GET /".to_vec()].concat();
+            let refused = read(followed, coding).await.unwrap_err();
+            assert_eq!((refused.status().as_u16(), refused.slug()), (400, "undecodable-body"), "{coding:?}");
+        }
+        let twice = [encode(&one, Coding::Brotli), encode(&one, Coding::Brotli)].concat();
+        assert_eq!(read(twice, Coding::Brotli).await.unwrap_err().slug(), "undecodable-body");
+    }
+
+    #[tokio::test]
     async fn a_body_arrives_as_it_was_before_compression() {
         for coding in BOTH {
             for bytes in [1, 100, 200_000] {

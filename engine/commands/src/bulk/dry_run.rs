@@ -43,7 +43,9 @@ impl DryRun {
         decider.check(step, pending.as_ref(), &origin.principal).await?;
         let version = step.version() + step.events() as i64;
         if step.events() > 0 {
-            self.keep(stream, step.pending(), step.weight());
+            let pending = step.pending();
+            let weight = step.weight(&pending);
+            self.keep(stream, pending, weight);
         }
         Ok(Executed { versions: vec![version], position: 0 })
     }

@@ -260,6 +260,8 @@ mod tests {
         assert_eq!(role(json!(["offline_access", "shop-clerk"])), Some(Role::Staff));
         assert_eq!(role(json!(["shopper", "shop-admin", "shop-clerk"])), Some(Role::Admin));
         assert_eq!(role(json!("shopper openid")), Some(Role::Customer));
+        assert_eq!(role(json!({"shop-admin": false, "shop-clerk": {"org": "shop"}})), Some(Role::Staff));
+        assert_eq!(role(json!({"shop-admin": null})), None);
         assert_eq!(role(json!("Shop Admin")), Some(Role::Admin));
         assert_eq!(role(json!(true)), Some(Role::Staff));
         assert_eq!(role(json!({"shop-clerk": {"2346": "shop.example"}})), Some(Role::Staff));
